@@ -62,12 +62,14 @@ class Orientation:
         """A view of `array` [..., D, H, W] (the whole volume or a box of it) in canonical order."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return moved[self._steps()]
+        view: np.ndarray = moved[self._steps()]
+        return view
 
     def from_canonical(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_canonical`, a view too."""
         lead = array.ndim - 3
-        return array[self._steps()].transpose(*range(lead), *(lead + self.axes.index(n) for n in range(3)))
+        unflipped: np.ndarray = array[self._steps()]
+        return unflipped.transpose(*range(lead), *(lead + self.axes.index(n) for n in range(3)))
 
     def box_to_canonical(self, box: Box) -> Box:
         """The canonical names of the voxels that `box` names in the volume's own order."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.geometry import Box, Triple
+from volseg.volumes.checks import check_affine
 from volseg.volumes.volume import Space, Volume
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -46,13 +47,6 @@ def open_nifti(path: Path) -> Volume:
     layout = _Layout(file, int(proxy.offset), raw, float(proxy.slope), float(proxy.inter))
     kind = _CompressedNifti if file.name.lower().endswith(".gz") else _PlainNifti
     return kind(path, Space(shape, affine), layout)
-
-
-def check_affine(affine: np.ndarray, path: Path) -> None:
-    """Raise VolumeError unless `affine` (4 x 4) is finite and its three axes span space."""
-    sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
-        raise VolumeError(f"{path}: its affine {affine[:3].round(4).tolist()} maps no voxel grid; repair the header")
 
 
 def rescaled_dtype(raw: np.dtype[Any], bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
@@ -146,7 +140,7 @@ class _CompressedNifti(_Nifti):
     def _seek(self, plane: int) -> None:
         if self._stream is None or self._next > plane:
             self.close()
-            self._stream = gzip.GzipFile(self.layout.file, "rb")  # noqa: SIM115  (closed by close)
+            self._stream = gzip.GzipFile(self.layout.file, "rb")
             self._take(bytearray(self.layout.offset))
             self._next = 0
         while self._next < plane:

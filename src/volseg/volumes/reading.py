@@ -33,15 +33,16 @@ def open_volume(path: str | Path) -> Volume:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def is_zarr(path: Path) -> bool:
-    """Whether a folder is a zarr store, by its name or by its metadata."""
-    return path.is_dir() and (
-        path.suffix.lower() == ".zarr" or any((path / n).is_file() for n in ("zarr.json", ".zgroup", ".zarray"))
-    )
+def is_zarr_store(path: Path) -> bool:
+    """Whether a folder holds zarr metadata, or has nothing but the name."""
+    if not path.is_dir():
+        return False
+    metadata = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+    return metadata or (path.suffix.lower() == ".zarr" and not any(path.iterdir()))
 
 
 def _open_folder(path: Path) -> Volume:
-    if is_zarr(path):
+    if path.suffix.lower() == ".zarr" or is_zarr_store(path):
         from volseg.volumes.zarr_store import open_zarr
 
         return open_zarr(path)

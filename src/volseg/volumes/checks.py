@@ -1,0 +1,36 @@
+"""Checks that every volume must pass, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from volseg.errors import VolumeError
+from volseg.geometry import Box, format_triple
+
+
+def check_affine(affine: np.ndarray, path: Path) -> None:
+    """Raise VolumeError unless `affine` (4 x 4) is finite and its three axes span space."""
+    sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
+        raise VolumeError(f"{path}: its affine {affine[:3].round(4).tolist()} maps no voxel grid; repair the header")
+
+
+def check_finite(array: np.ndarray, box: Box, path: str | Path) -> None:
+    """Raise VolumeError where `array`, the voxels of `box` read from `path`, holds NaN or infinity.
+
+    The message counts them and names the first, in D, H, W indices of the whole volume.
+    """
+    if array.dtype.kind not in "fc":
+        return
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    first = np.unravel_index(int(np.argmin(finite)), array.shape)
+    voxel = tuple(int(n) + start for n, start in zip(first[-3:], box.start, strict=True))
+    what = "NaN" if np.isnan(array[first]) else "infinite"
+    raise VolumeError(
+        f"{path}: {array.size - int(finite.sum())} voxels are NaN or infinite in slices {box.start[0]}:{box.stop[0]}, "
+        f"the first ({what}) at D x H x W {format_triple(voxel)}; replace them, with -1024 for air in CT"
+    )

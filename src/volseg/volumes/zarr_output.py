@@ -1,0 +1,135 @@
+"""Writing OME-Zarr 0.5 from many ranks: each shard is written once, whole, by the one rank that owns it.
+
+zarr loses data where two writers share a shard (zarr-python #3683), so a shard is the unit of work.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.geometry import Box, Triple
+from volseg.volumes.volume import Space
+from volseg.volumes.writing import Output, Unit, flush_to_disk
+
+CHUNK = 32
+SMALL_SHARD, LARGE_SHARD = 64, 128
+MANY_VOXELS = 512**3
+LEVEL = "0"
+
+
+class ZarrOutput(Output):
+    """A group with one multiscale of one level; axes z, y, x, with c first where there are channels."""
+
+    def __init__(self, space: Space, dtype: np.dtype[Any], channels: int | None, names: tuple[str, ...]) -> None:
+        self._space, self._dtype, self._channels, self._names = space, dtype, channels, names
+        self._side = shard_side(space.shape)
+        self.units = shard_units(space.shape, channels)
+        self._temporary = Path()
+        self._array: Any = None
+        self._written: list[Path] = []
+
+    def create(self, temporary: Path) -> None:
+        import zarr
+        from zarr.codecs import ZstdCodec
+
+        temporary.mkdir()
+        lead, names = ((), ()) if self._channels is None else ((self._channels,), ("c",))
+        ones = (1,) * len(lead)
+        zarr.create_array(
+            store=str(temporary),
+            name=LEVEL,
+            shape=lead + self._space.shape,
+            chunks=ones + (CHUNK,) * 3,
+            shards=ones + (self._side,) * 3,
+            dtype=self._dtype,
+            compressors=ZstdCodec(level=3),
+            fill_value=0,
+            dimension_names=(*names, "z", "y", "x"),
+        )
+
+    def open(self, temporary: Path) -> None:
+        import zarr
+
+        self._temporary = temporary
+        # Empty shards are written too: a shard that is not there is then a loss, and never read as air.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._array = zarr.open_array(str(temporary), path=LEVEL, mode="r+")
+
+    def encode(self, unit: Unit, voxels: np.ndarray) -> np.ndarray:
+        return voxels.astype(self._dtype, casting="same_kind", copy=False)
+
+    def store(self, unit: Unit | None, piece: np.ndarray, before: int, total: int) -> None:
+        if unit is None:
+            return
+        lead: tuple[int, ...] = () if unit.channel is None else (unit.channel,)
+        self._array[(*lead, *unit.box.slices)] = piece
+        shard = (*lead, *(start // self._side for start in unit.box.start))
+        self._written.append(self._temporary.joinpath(LEVEL, "c", *(str(n) for n in shard)))
+
+    def finish(self) -> None:
+        for shard in self._written:
+            flush_to_disk(shard)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        # The group's metadata comes last: without it the folder is no OME-Zarr.
+        metadata = {"zarr_format": 3, "node_type": "group", "attributes": self._attributes(path.name)}
+        (temporary / "zarr.json").write_text(json.dumps(metadata, indent=2) + "\n")
+        for written in (temporary / LEVEL / "zarr.json", temporary / "zarr.json", temporary):
+            flush_to_disk(written)
+        former = temporary.with_suffix(".former")
+        if path.exists():
+            path.rename(former)
+        temporary.rename(path)
+        flush_to_disk(path.parent)
+        shutil.rmtree(former, ignore_errors=True)
+
+    def _attributes(self, name: str) -> dict[str, Any]:
+        d, h, w = (float(side) for side in self._space.spacing)
+        x, y, z = (float(side) for side in self._space.affine[:3, 3])
+        channel: list[dict[str, str]] = []
+        scale, translation = [d, h, w], [z, y, x]
+        if self._channels is not None:
+            channel, scale, translation = [{"name": "c", "type": "channel"}], [1.0, *scale], [0.0, *translation]
+        space = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+        transformations = [
+            {"type": "scale", "scale": scale},
+            {"type": "translation", "translation": translation},
+        ]
+        multiscale = {
+            "name": name.removesuffix(".zarr"),
+            "axes": channel + space,
+            "datasets": [{"path": LEVEL, "coordinateTransformations": transformations}],
+        }
+        # OME-Zarr 0.5 knows no rotation and no patient, so the affine is kept whole beside it.
+        own: dict[str, Any] = {
+            "affine": np.asarray(self._space.affine, dtype=np.float64).tolist(),
+            "affine_maps": "(x, y, z, 1) voxel indices to RAS+ millimetres",
+            "every_shard_is_stored": True,
+        }
+        if self._names:
+            own["channels"] = list(self._names)
+        return {"ome": {"version": "0.5", "multiscales": [multiscale]}, "volseg": own}
+
+
+def shard_side(shape: Triple) -> int:
+    """Voxels along each side of a shard: small enough to share out, large enough not to make too many files."""
+    d, h, w = shape
+    return SMALL_SHARD if d * h * w <= MANY_VOXELS else LARGE_SHARD
+
+
+def shard_units(shape: Triple, channels: int | None) -> list[Unit]:
+    """One unit for each shard, cut off at the volume's end; channel by channel, then in array order."""
+    side = shard_side(shape)
+    whole = Box.whole(shape)
+    boxes = [
+        Box((d, h, w), (d + side, h + side, w + side)).intersect(whole)
+        for d, h, w in product(*(range(0, n, side) for n in shape))
+    ]
+    names: list[int | None] = [None] if channels is None else list(range(channels))
+    return [Unit(channel, box) for channel in names for box in boxes]
