@@ -1,0 +1,76 @@
+"""``volseg generate``: a synthetic data set to train on."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volseg.cli.job import job
+from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.errors import ConfigError
+
+
+class FileFormat(StrEnum):
+    """How volumes are stored."""
+
+    nifti = "nifti"
+    zarr = "zarr"
+
+
+def generate(
+    out: Annotated[Path, typer.Argument(help="The data set's folder; it must not exist yet.")] = Path("ellipsoids"),
+    shape: Annotated[str, typer.Option(help="Voxels of each case, D x H x W.")] = "64x64x64",
+    cases: Annotated[int, typer.Option(help="Number of cases.")] = 8,
+    ellipsoids: Annotated[str, typer.Option(help="Fewest and most ellipsoids in a case.")] = "1:6",
+    classes: Annotated[int, typer.Option(help="Foreground classes, labelled 1 to K.")] = 2,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise; classes are 1 apart.")] = 0.2,
+    blur: Annotated[float, typer.Option(help="Sigma of the Gaussian blur, in voxels; 0 for none.")] = 0.7,
+    bias: Annotated[float, typer.Option(help="Largest relative shading by the bias field; 0 for none.")] = 0.15,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes, on any number of ranks.")] = 0,
+    format: Annotated[FileFormat, typer.Option(help="nifti (.nii.gz) or zarr, block by block.")] = FileFormat.nifti,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
+) -> None:
+    """Make a data set of random ellipsoids, in nnU-Net's folder layout, to train on.
+
+    Each case holds ellipsoids of random place, size and rotation; every class has its own intensity. Works on many
+    ranks (mpirun -n 4 volseg generate ...) and, with --format zarr, for volumes larger than memory.
+    """
+    with job(quiet, no_progress, debug) as work:
+        from volseg.events import Message
+        from volseg.volumes.generation import Recipe, generate_dataset
+
+        recipe = Recipe(
+            shape=_shape(shape),
+            cases=cases,
+            ellipsoids=_span(ellipsoids),
+            classes=classes,
+            noise=noise,
+            blur=blur,
+            bias=bias,
+            seed=seed,
+        )
+        generate_dataset(out, recipe, work.communicator, format=format.value, overwrite=overwrite, listen=work.listen)
+        work.listen(Message(f"{cases} case{'s' if cases != 1 else ''} of {shape} voxels, {classes} classes: {out}"))
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """``64x48x32`` as three sizes. Raises ConfigError for anything else."""
+    if not re.fullmatch(r"\d+x\d+x\d+", text):
+        raise ConfigError(f"--shape {text}: give three sizes D x H x W, such as 64x64x64")
+    d, h, w = (int(n) for n in text.split("x"))
+    return d, h, w
+
+
+def _span(text: str) -> tuple[int, int]:
+    """``1:6`` as (1, 6); a single number is both. Raises ConfigError for anything else."""
+    if not re.fullmatch(r"\d+(:\d+)?", text):
+        raise ConfigError(f"--ellipsoids {text}: give FEWEST:MOST, such as 1:6")
+    fewest, _, most = text.partition(":")
+    return int(fewest), int(most or fewest)

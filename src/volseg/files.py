@@ -1,0 +1,37 @@
+"""Small files written whole or not at all: a temporary name in the same folder, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from volseg.errors import VolsegError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; on leaving it is synced and takes the name `path`, on an error it is removed.
+
+    The temporary name keeps `path`'s suffix, for writers that go by it. Raises VolsegError where the folder is
+    missing or cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VolsegError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all. Raises VolsegError where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,216 @@
+"""How well a mask agrees with its reference: Dice, IoU and volumes, and nnU-Net's summary of them.
+
+Both masks are streamed slab by slab into one confusion matrix, so neither is ever held whole.
+Schema: nnU-Net v2, nnunetv2/evaluation/evaluate_predictions.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.errors import VolumeError
+from volseg.files import write_text
+from volseg.geometry import format_triple
+from volseg.volumes.dataset import FILE_ENDINGS
+from volseg.volumes.volume import Volume
+
+LABEL_LIMIT = 1024  # a value beyond it is an image's, not a mask's
+SLAB = 16  # slices compared at a time
+Metrics = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One pair of masks, compared.
+
+    confusion   int64 [N, N]: voxels by reference label (row) and predicted label (column)
+    voxel_ml    one voxel's volume in millilitres
+    """
+
+    prediction: Path
+    reference: Path
+    confusion: np.ndarray
+    voxel_ml: float
+
+    @property
+    def found_labels(self) -> set[int]:
+        """Labels that either mask holds, background included."""
+        return {int(k) for k in np.nonzero(self.confusion.sum(axis=0) + self.confusion.sum(axis=1))[0]}
+
+    def metrics(self, label: int) -> Metrics:
+        """nnU-Net's figures for one label; Dice and IoU are NaN where neither mask holds it."""
+        matrix = self.confusion
+        known = label < len(matrix)
+        tp = int(matrix[label, label]) if known else 0
+        fp = int(matrix[:, label].sum()) - tp if known else 0
+        fn = int(matrix[label].sum()) - tp if known else 0
+        tn = int(matrix.sum()) - tp - fp - fn
+        either = tp + fp + fn
+        return {
+            "Dice": 2 * tp / (2 * tp + fp + fn) if either else nan,
+            "IoU": tp / either if either else nan,
+            "FP": fp,
+            "TP": tp,
+            "FN": fn,
+            "TN": tn,
+            "n_pred": fp + tp,
+            "n_ref": fn + tp,
+        }
+
+
+def compare(prediction: Volume, reference: Volume) -> CaseResult:
+    """Count how the labels of two masks on one grid meet.
+
+    Raises VolumeError where the grids differ or a volume is no mask (fractions, values outside 0..1023).
+    """
+    check_same_grid(prediction, reference)
+    confusion = np.zeros((1, 1), dtype=np.int64)
+    for (_, predicted), (_, true) in zip(prediction.slabs(SLAB), reference.slabs(SLAB), strict=True):
+        p, t = _as_labels(predicted, prediction.path), _as_labels(true, reference.path)
+        n = max(len(confusion), int(p.max()) + 1, int(t.max()) + 1)
+        if n > len(confusion):
+            confusion = np.pad(confusion, (0, n - len(confusion)))
+        confusion += np.bincount((t * n + p).ravel(), minlength=n * n).reshape(n, n)
+    return CaseResult(prediction.path, reference.path, confusion, reference.space.voxel_ml)
+
+
+def check_same_grid(prediction: Volume, reference: Volume) -> None:
+    """Raises VolumeError where the two masks do not lie on one grid."""
+    if prediction.shape != reference.shape:
+        raise VolumeError(
+            f"{prediction.path} has {format_triple(prediction.shape)} voxels, its reference {reference.path} "
+            f"{format_triple(reference.shape)}; compare masks of the same scan"
+        )
+    if not prediction.space.matches(reference.space):
+        raise VolumeError(
+            f"{prediction.path} and its reference {reference.path} have the same shape, but lie at different places "
+            "(their affines differ); compare masks of the same scan"
+        )
+
+
+def pair_masks(
+    prediction: str | Path, reference: str | Path, *, partial: bool = False
+) -> list[tuple[Path, Path]]:  # fmt: skip
+    """(prediction, reference) paths: of two files, or of two folders by name.
+
+    In folders a prediction belongs to the reference of the same name, file ending aside; ``_mask`` and a channel
+    suffix ``_0000`` at its end are passed over, so that volseg's default names fit nnU-Net's labelsTr.
+
+    Raises VolumeError where a path is missing, one is a file and the other a folder, a prediction has no reference,
+    or (unless `partial`) a reference has no prediction.
+    """
+    prediction, reference = Path(prediction), Path(reference)
+    for path in (prediction, reference):
+        if not path.exists():
+            raise VolumeError(f"{path}: no such file or folder")
+    if not (_is_folder_of_masks(prediction) and _is_folder_of_masks(reference)):
+        if _is_folder_of_masks(prediction) or _is_folder_of_masks(reference):
+            raise VolumeError(f"{prediction} and {reference}: give two masks or two folders of masks")
+        return [(prediction, reference)]
+    references = _masks(reference)
+    pairs: dict[str, Path] = {}
+    for stem, path in sorted(_masks(prediction).items()):
+        name = next((n for n in _names_for(stem) if n in references), None)
+        if name is None:
+            raise VolumeError(f"{path}: no reference of that name in {reference}")
+        if name in pairs:
+            raise VolumeError(f"{path} and {pairs[name]}: both belong to {references[name]}; keep one")
+        pairs[name] = path
+    missing = sorted(set(references) - set(pairs))
+    if not pairs:
+        raise VolumeError(f"{prediction}: holds no mask ({', '.join(FILE_ENDINGS)})")
+    if missing and not partial:
+        raise VolumeError(
+            f"{prediction}: no prediction for {len(missing)} of {len(references)} references, the first is "
+            f"{missing[0]}; add them, or give --partial to evaluate what is there"
+        )
+    return [(path, references[name]) for name, path in sorted(pairs.items())]
+
+
+def foreground_labels(cases: Sequence[CaseResult]) -> list[int]:
+    """Labels other than 0 that any mask of any case holds."""
+    return sorted(set().union(*(case.found_labels for case in cases)) - {0})
+
+
+def summarise(cases: Sequence[CaseResult], labels: Sequence[int]) -> dict[str, Any]:
+    """nnU-Net's ``summary.json``: ``foreground_mean``, ``mean`` by label and ``metric_per_case``.
+
+    Means pass over NaN: a label that neither mask of a case holds says nothing about that case.
+    """
+    per_case = [
+        {
+            "metrics": {str(label): case.metrics(label) for label in labels},
+            "prediction_file": str(case.prediction),
+            "reference_file": str(case.reference),
+        }
+        for case in cases
+    ]
+    keys = list(cases[0].metrics(0))
+    means: dict[str, Metrics] = {}
+    for label in labels:
+        values = [case.metrics(label) for case in cases]
+        means[str(label)] = {key: _mean([v[key] for v in values]) for key in keys}
+    foreground = [means[str(label)] for label in labels if label != 0]
+    overall = {key: _mean([m[key] for m in foreground]) for key in keys}
+    return {"foreground_mean": overall, "mean": means, "metric_per_case": per_case}
+
+
+def write_summary(path: str | Path, summary: Mapping[str, Any]) -> None:
+    """Write a summary as nnU-Net does: JSON with sorted keys, NaN spelled NaN; whole or not at all."""
+    write_text(Path(path), summary_text(summary))
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The text of a ``summary.json``."""
+    return json.dumps(summary, indent=4, sort_keys=True) + "\n"
+
+
+def _mean(values: Sequence[float]) -> float:
+    numbers = [v for v in values if v == v]
+    return float(sum(numbers) / len(numbers)) if numbers else nan
+
+
+def _as_labels(slab: np.ndarray, path: Path) -> np.ndarray:
+    """The slab as int64 labels, once it is sure that it holds nothing else."""
+    low, high = slab.min(), slab.max()
+    if not (low >= 0 and high < LABEL_LIMIT):
+        raise VolumeError(
+            f"{path}: values from {low:g} to {high:g}; a mask holds labels 0 to {LABEL_LIMIT - 1}. Is this an image?"
+        )
+    labels = slab.astype(np.int64)
+    if slab.dtype.kind == "f" and not np.array_equal(labels, slab):
+        raise VolumeError(f"{path}: holds fractions; a mask holds whole numbers. Is this an image or a probability?")
+    return labels
+
+
+def _is_folder_of_masks(path: Path) -> bool:
+    return path.is_dir() and path.suffix != ".zarr"
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    """Masks of a folder by name without ending."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        ending = next((e for e in FILE_ENDINGS if path.name.endswith(e)), None)
+        if ending is None or path.name.startswith("."):
+            continue
+        stem = path.name.removesuffix(ending)
+        if stem.endswith("_probabilities"):
+            continue
+        if stem in found:
+            raise VolumeError(f"{path} and {found[stem]}: two masks of one name; keep one")
+        found[stem] = path
+    return found
+
+
+def _names_for(stem: str) -> list[str]:
+    """The reference names a prediction may go by, the likeliest first."""
+    bare = stem.removesuffix("_mask")
+    return [stem, bare, bare.removesuffix("_0000")]

@@ -1,0 +1,188 @@
+"""Synthetic data sets on disk: random scenes of ellipsoids in nnU-Net's layout."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from volseg.distributed.communicator import Communicator
+from volseg.errors import ConfigError, VolumeError
+from volseg.events import Listener, Progress, ignore
+from volseg.geometry import Box, Triple
+from volseg.volumes.dataset import IMAGES, LABELS, image_name, write_dataset_json
+from volseg.volumes.synthetic import Scene
+from volseg.volumes.volume import Space
+from volseg.volumes.writing import Unit, flush_to_disk, write_volume
+
+Format = Literal["nifti", "zarr"]
+FILE_ENDING: dict[str, str] = {"nifti": ".nii.gz", "zarr": ".zarr"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a synthetic data set is made of; see `Scene.random` for the parts of a scene.
+
+    shape        (D, H, W) voxels of every case
+    cases        how many
+    ellipsoids   fewest and most in a case, inclusive
+    classes      foreground labels
+    noise        standard deviation; neighbouring classes are 1 apart
+    blur         sigma of the point spread in voxels
+    bias         largest relative shading
+    spacing      voxel sides in mm, D, H, W
+    """
+
+    shape: Triple = (64, 64, 64)
+    cases: int = 8
+    ellipsoids: tuple[int, int] = (1, 6)
+    classes: int = 2
+    noise: float = 0.2
+    blur: float = 0.7
+    bias: float = 0.15
+    seed: int = 0
+    spacing: tuple[float, float, float] = field(default=(1.0, 1.0, 1.0))
+
+    def scene(self, case: int) -> Scene:
+        """Case number `case`. Raises ConfigError where the recipe is out of range."""
+        return Scene.random(
+            self.shape,
+            seed=self.seed,
+            case=case,
+            ellipsoids=self.ellipsoids,
+            classes=self.classes,
+            noise=self.noise,
+            blur=self.blur,
+            bias=self.bias,
+        )
+
+    @property
+    def space(self) -> Space:
+        """The grid of every case: its first voxel at the origin, RAS+."""
+        d, h, w = self.spacing
+        return Space(self.shape, np.diag([w, h, d, 1.0]))
+
+
+def generate_dataset(
+    out: str | Path,
+    recipe: Recipe,
+    communicator: Communicator,
+    *,
+    format: Format = "nifti",
+    overwrite: bool = False,
+    listen: Listener = ignore,
+) -> None:
+    """Write the data set `recipe` into the folder `out`. Collective; the same bytes on any number of ranks.
+
+    The folder appears when it is complete: it is written beside `out` under a hidden name and renamed by the root.
+
+    Raises ConfigError for a recipe out of range; VolumeError where `out` is there already (with `overwrite`: unless
+    it is a data set, which is replaced) or cannot be written.
+    """
+    out = Path(out)
+    if recipe.cases < 1:
+        raise ConfigError(f"cases {recipe.cases}: give 1 or more")
+    scenes = [recipe.scene(case) for case in range(recipe.cases)]  # every argument is checked before a file is made
+    partial = _begin(out, communicator, overwrite)
+    try:
+        _write_cases(partial, recipe, scenes, FILE_ENDING[format], communicator, listen)
+        _on_root(communicator, lambda: _finish(partial, out))
+    except BaseException:
+        if communicator.is_root:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_cases(
+    folder: Path, recipe: Recipe, scenes: Sequence[Scene], ending: str, communicator: Communicator, listen: Listener
+) -> None:
+    digits = max(3, len(str(len(scenes) - 1)))
+    listen(Progress("generate", 0, len(scenes), "cases"))
+    for number, scene in enumerate(scenes):
+        name = f"ellipsoids_{number:0{digits}d}"
+        files = (
+            (folder / IMAGES / image_name(name, 0, ending), np.dtype(np.float32), scene.render_image),
+            (folder / LABELS / f"{name}{ending}", np.dtype(np.uint8), scene.render_labels),
+        )
+        for path, dtype, render in files:
+            write_volume(path, recipe.space, dtype, _producer(render, communicator), communicator)
+        listen(Progress("generate", number + 1, len(scenes), "cases"))
+    labels = {"background": 0} | {f"class_{k}": k for k in range(1, recipe.classes + 1)}
+    _on_root(
+        communicator,
+        lambda: write_dataset_json(
+            folder, channel_names=("synthetic",), labels=labels, cases=len(scenes), file_ending=ending
+        ),
+    )
+
+
+def _producer(
+    render: Callable[[Box], np.ndarray], communicator: Communicator
+) -> Callable[[list[Unit | None]], np.ndarray | None]:
+    """Each rank renders its own unit; nothing needs to be exchanged."""
+
+    def produce(units: list[Unit | None]) -> np.ndarray | None:
+        unit = units[communicator.rank]
+        return None if unit is None else render(unit.box)
+
+    return produce
+
+
+def _begin(out: Path, communicator: Communicator, overwrite: bool) -> Path:
+    """The hidden folder to write into, made by the root."""
+    partial = out.with_name(communicator.broadcast(f".{out.name}.{secrets.token_hex(4)}.partial"))
+
+    def make() -> None:
+        _check_target(out, overwrite)
+        try:
+            for folder in (IMAGES, LABELS):
+                (partial / folder).mkdir(parents=True)
+        except OSError as error:
+            raise VolumeError(f"{out}: cannot be made: {error.strerror}; choose a folder you can write to") from error
+
+    _on_root(communicator, make)
+    return partial
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not overwrite:
+        raise VolumeError(f"{out}: is there already; give another name, or --overwrite to replace it")
+    if not (out / "dataset.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise VolumeError(f"{out}: is not a data set, so --overwrite leaves it alone; give another name")
+
+
+def _finish(partial: Path, out: Path) -> None:
+    """Give the folder its name; what was there is moved aside first, so that a failure loses neither."""
+    for path in (partial / IMAGES, partial / LABELS, partial):
+        flush_to_disk(path)
+    aside = out.with_name(f"{partial.name}.old")
+    replaced = out.exists()
+    try:
+        if replaced:
+            os.replace(out, aside)
+        os.replace(partial, out)
+    except OSError as error:
+        if replaced and aside.exists() and not out.exists():
+            os.replace(aside, out)
+        raise VolumeError(f"{out}: cannot be written: {error.strerror}; choose a folder you can write to") from error
+    if replaced:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _on_root(communicator: Communicator, action: Callable[[], None]) -> None:
+    """Run `action` on the root; its error is raised on every rank."""
+    error: Exception | None = None
+    if communicator.is_root:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    communicator.raise_together(error)
