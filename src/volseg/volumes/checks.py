@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,20 @@ def check_affine(affine: np.ndarray, path: Path) -> None:
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
         raise VolumeError(f"{path}: its affine {affine[:3].round(4).tolist()} maps no voxel grid; repair the header")
+
+
+def exact_dtype(bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
+    """The smallest of int16, int32, int64 that holds ``n * slope + intercept`` for all whole n in `bounds` exactly.
+
+    float32 where slope or intercept are no whole numbers, or nothing is wide enough.
+    """
+    if not (float(slope).is_integer() and float(intercept).is_integer()):
+        return np.dtype(np.float32)
+    ends = [bound * int(slope) + int(intercept) for bound in bounds]
+    for candidate in (np.int16, np.int32, np.int64):
+        if np.iinfo(candidate).min <= min(ends) and max(ends) <= np.iinfo(candidate).max:
+            return np.dtype(candidate)
+    return np.dtype(np.float32)
 
 
 def check_finite(array: np.ndarray, box: Box, path: str | Path) -> None:

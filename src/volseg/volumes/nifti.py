@@ -17,7 +17,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.geometry import Box, Triple
-from volseg.volumes.checks import check_affine
+from volseg.volumes.checks import check_affine, exact_dtype
 from volseg.volumes.volume import Space, Volume
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
@@ -49,31 +49,18 @@ def open_nifti(path: Path) -> Volume:
     return kind(path, Space(shape, affine), layout)
 
 
-def rescaled_dtype(raw: np.dtype[Any], bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
-    """What ``raw * slope + intercept`` is read as: exact integers where `bounds` (of raw) allow, else float32."""
-    if raw.kind == "f":
-        return np.dtype(np.float32)
-    if slope == 1 and intercept == 0:
-        return raw.newbyteorder("=")
-    if not (float(slope).is_integer() and float(intercept).is_integer()):
-        return np.dtype(np.float32)
-    ends = [bound * int(slope) + int(intercept) for bound in bounds]
-    for candidate in (np.int16, np.int32, np.int64):
-        if np.iinfo(candidate).min <= min(ends) and max(ends) <= np.iinfo(candidate).max:
-            return np.dtype(candidate)
-    return np.dtype(np.float32)
-
-
 class _Layout:
     """Where the voxels of one file lie and how they are scaled."""
 
     def __init__(self, file: Path, offset: int, raw: np.dtype[Any], slope: float, intercept: float) -> None:
         self.file, self.offset, self.raw = file, offset, raw
         self.slope, self.intercept = slope, intercept
-        bounds = (0, 0)
-        if raw.kind in "iu":
-            bounds = (int(np.iinfo(raw).min), int(np.iinfo(raw).max))
-        self.dtype = rescaled_dtype(raw, bounds, slope, intercept)
+        if raw.kind == "f":
+            self.dtype = np.dtype(np.float32)
+        elif slope == 1 and intercept == 0:
+            self.dtype = raw.newbyteorder("=")
+        else:
+            self.dtype = exact_dtype((int(np.iinfo(raw).min), int(np.iinfo(raw).max)), slope, intercept)
 
     def rescale(self, raw: np.ndarray, out: np.ndarray) -> None:
         """Scaled voxels of `raw` into `out`."""
