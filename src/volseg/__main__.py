@@ -1,0 +1,5 @@
+"""``python -m volseg``."""
+
+from volseg.cli.app import main
+
+main()

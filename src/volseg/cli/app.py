@@ -1,0 +1,110 @@
+"""The program ``volseg``: its commands, and the one place where errors become exit codes.
+
+Each command lives in a module of its own, imported when it is called, so ``volseg --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from volseg import __version__
+from volseg.cli.failure import describe
+from volseg.distributed.launch import launched_rank
+
+# In the order in which they are used; what each does, as `volseg --help` shows it.
+COMMANDS = {
+    "generate": "Make a data set of random ellipsoids to train on.",
+    "ingest": "Bring a CT (NIfTI or a DICOM folder) into one volume file.",
+    "info": "Show a volume's shape, spacing, orientation, values and labels.",
+    "plan-partition": "Plan how a volume is split over ranks, and the memory each needs.",
+    "train": "Train a 3D U-Net on whole volumes.",
+    "segment": "Segment a scan; the mask lies on the scan's own grid.",
+    "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
+    "verify-partition": "Show that this job's ranks compute what one rank computes.",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported only when it is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, short_help=summary) for name, summary in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name in COMMANDS else command, rest
+
+
+def load(name: str) -> Any:
+    """The command `name`, ready to be invoked: ``train`` is the function ``volseg.cli.train.train``."""
+    module = name.replace("-", "_")
+    function = getattr(import_module(f"volseg.cli.{module}"), module)
+    single = typer.Typer(add_completion=False)
+    single.command(name)(function)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    name="volseg",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"volseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def volseg(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train and run 3D U-Nets on whole volumes, split over MPI ranks: the same answer on any number of ranks.
+
+    Start a job on 4 ranks with: mpirun -n 4 volseg train
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+
+    Under a launcher only the first rank prints: help, usage errors and everything before the ranks are connected.
+    """
+    first = launched_rank() == 0
+    with contextlib.ExitStack() as stack:
+        if not first:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            code = app(args=list(arguments), prog_name="volseg", standalone_mode=False)
+        except (Exception, KeyboardInterrupt) as error:
+            failure = describe(error, debug="--debug" in arguments)
+            if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
+                return failure.code
+            if first:
+                print(failure.message, file=sys.stderr, flush=True)
+            else:
+                # Some launchers end a job at its first non-zero exit: let the rank that speaks finish.
+                time.sleep(1.0)
+            return failure.code
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""How an error ends the program: its exit code and the one or two lines that the user sees."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+
+import typer
+
+from volseg.errors import VolsegError
+
+FAILED = 1  # while running
+WRONG_INPUT = 2  # the user can put it right
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exit code and what to print on standard error."""
+
+    code: int
+    message: str
+
+
+def describe(error: BaseException, debug: bool = False) -> Failure:
+    """What `error` means to the user; with `debug` the traceback comes first."""
+    failure = _describe(error)
+    if debug and failure.code != INTERRUPTED:
+        return Failure(failure.code, "".join(traceback.format_exception(error)) + failure.message)
+    return failure
+
+
+def _describe(error: BaseException) -> Failure:
+    if isinstance(error, VolsegError):
+        return Failure(WRONG_INPUT, f"error: {error}")
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Failure(INTERRUPTED, "interrupted")
+    # typer's usage errors have no public base class: they are told by what they can do.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return Failure(int(error.exit_code), _usage(error))
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        text = f"error: out of memory: {_one_line(error)}\nMore ranks need less each: see volseg plan-partition"
+        return Failure(FAILED, text)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "; free some space or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return Failure(FAILED, f"error: {where}{error.strerror}{remedy}")
+    return Failure(FAILED, f"internal error: {type(error).__name__}: {_one_line(error)} (run again with --debug)")
+
+
+def _usage(error: BaseException) -> str:
+    message = " ".join(str(error.format_message()).split())  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    hint = f"\nTry: {context.command_path} --help" if context is not None else ""
+    return f"error: {message}{hint}"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

@@ -1,0 +1,71 @@
+"""What a command that may run on many ranks needs: the ranks, somebody who draws, and a clean end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from volseg.cli.failure import describe
+from volseg.distributed.launch import connect, cores_per_rank
+from volseg.events import Listener, ignore
+
+if TYPE_CHECKING:
+    from volseg.cli.render import Screen
+    from volseg.distributed.communicator import Communicator
+
+
+class Job:
+    """One command at work on all its ranks.
+
+    communicator  the ranks; a single one without a launcher
+    listen        takes the core's events and draws them, on the root rank only
+    """
+
+    def __init__(self, communicator: Communicator, screen: Screen | None) -> None:
+        self.communicator = communicator
+        self.listen: Listener = ignore if screen is None else screen.draw
+        self._screen = screen
+
+    def print(self, renderable: Any) -> None:
+        """Print a result on standard output, on the root rank only; a `str` goes out exactly as it is."""
+        if self._screen is not None:
+            self._screen.print(renderable)
+
+
+@contextmanager
+def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> Iterator[Job]:
+    """Connect the ranks for the body of a ``with``; an error in it ends the whole job with one message.
+
+    Raises
+    ------
+    LaunchError
+        The MPI launcher and library do not belong together.
+    SystemExit
+        The body raised: 2 for a VolsegError, 1 for other errors, 130 for Ctrl-C.
+    """
+    # Before torch and numpy start their thread pools: ranks on one machine share its cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
+    communicator = connect()
+    screen = None
+    if communicator.is_root:
+        from volseg.cli.render import Screen
+
+        screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
+    try:
+        yield Job(communicator, screen)
+    except typer.Exit:
+        raise  # a command's own choice of exit code, made on every rank
+    except (Exception, KeyboardInterrupt) as error:
+        if screen is not None:
+            screen.close()
+        from volseg.distributed.ending import end_failed_job
+
+        failure = describe(error, debug)
+        end_failed_job(communicator, failure.code, failure.message)
+    finally:
+        if screen is not None:
+            screen.close()

@@ -1,0 +1,176 @@
+"""Drawing events and results: progress and messages on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from volseg import events
+from volseg.cli.terminal import terminal_columns
+
+_PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
+_PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
+
+
+class Screen:
+    """Draws events as bars on a terminal and as plain lines elsewhere, and prints results.
+
+    quiet     no messages; warnings and results stay
+    progress  whether progress is shown at all
+    """
+
+    def __init__(self, *, quiet: bool = False, progress: bool = True) -> None:
+        self.quiet = quiet
+        columns = terminal_columns()
+        self.errors = Console(
+            stderr=True, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH, highlight=False
+        )
+        self.results = Console(width=columns or _PLAIN_WIDTH, highlight=False)
+        self._bars: Bars | Lines | None = None
+        if progress:
+            self._bars = Bars(self.errors) if columns is not None else Lines(self.errors)
+
+    def draw(self, event: events.Event) -> None:
+        """Show one event."""
+        match event:
+            case events.Progress():
+                if self._bars is not None:
+                    self._bars.update(event)
+            case events.Caution(text):
+                self._write(f"warning: {text}", style="yellow")
+            case events.Message(text):
+                if not self.quiet:
+                    self._write(text)
+
+    def print(self, renderable: Any) -> None:
+        """Print a result; a `str` goes out exactly as it is."""
+        self.close()
+        if isinstance(renderable, str):
+            print(renderable, flush=True)
+        else:
+            self.results.print(renderable)
+
+    def close(self) -> None:
+        """Stop drawing; the next progress event starts it again."""
+        if self._bars is not None:
+            self._bars.close()
+
+    def _write(self, text: str, style: str | None = None) -> None:
+        # Off a terminal a line stays one line, whatever its length, so that it can be searched for.
+        self.errors.print(text, style=style, markup=False, soft_wrap=not self.errors.is_terminal)
+
+
+class Bars:
+    """Progress as rich bars: percentage, elapsed and remaining time, figures."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def update(self, event: events.Progress) -> None:
+        """Move the bar of `event.task`, starting it where it is new."""
+        progress = self._started()
+        task = self._tasks.get(event.task)
+        if task is None:
+            task = self._tasks[event.task] = progress.add_task(event.task, total=event.total, figures="")
+        progress.update(task, completed=event.done, total=event.total, figures=figure_text(event.figures))
+        if event.done >= event.total:
+            del self._tasks[event.task]  # the same name again is a new task
+            if not self._tasks:
+                self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they are and give the terminal back."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            self._tasks.clear()
+
+    def _started(self) -> Progress:
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+                refresh_per_second=4,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._progress.start()
+        return self._progress
+
+
+class Lines:
+    """Progress as plain lines: at the start, at each tenth, after half a minute of silence, and at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started: dict[str, float] = {}
+        self._last: dict[str, tuple[int, float]] = {}  # tenth shown last, and when
+
+    def update(self, event: events.Progress) -> None:
+        """Print a line where one is due."""
+        now = time.monotonic()
+        start = self._started.setdefault(event.task, now)
+        share = event.done / event.total if event.total else 1.0
+        tenth, shown = self._last.get(event.task, (-1, start))
+        if int(share * 10) <= tenth and now - shown < _PLAIN_SILENCE and share < 1.0:
+            return
+        self._last[event.task] = (int(share * 10), now)
+        text = f"{event.task} {share:4.0%} ({event.done:g}/{event.total:g}{' ' + event.unit if event.unit else ''})"
+        if event.done:
+            text += f"  elapsed {duration(now - start)}"
+        if event.done and share < 1.0:
+            text += f"  remaining {duration((now - start) * (1 / share - 1))}"
+        self._console.print(f"{text}  {figure_text(event.figures)}".rstrip(), markup=False, soft_wrap=True)
+        if share >= 1.0:
+            del self._started[event.task], self._last[event.task]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def figure_text(figures: Mapping[str, str]) -> str:
+    """``{"loss": "0.41"}`` as ``loss 0.41``."""
+    return "  ".join(f"{name} {value}" for name, value in figures.items())
+
+
+def gibibytes(count: float) -> str:
+    """Bytes as GiB: three digits that count, at least to a hundredth."""
+    size = count / 2**30
+    return f"{size:.0f} GiB" if size >= 100 else f"{size:.1f} GiB" if size >= 10 else f"{size:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Table:
+    """A table whose first `text_columns` columns are text and whose others are figures, set to the right."""
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index < text_columns else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(str(cell) for cell in row))
+    return drawn

@@ -1,0 +1,95 @@
+"""Ending a job in which something failed: soon, with one message, on every rank.
+
+A rank that fails cannot know whether the others failed too, or wait for it in MPI. It enters a non-blocking barrier
+on a communicator kept for nothing else: if all arrive, all failed, and the root can speak for them; if not, the
+failed rank speaks for itself and aborts the job, which frees the others from whatever they wait in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from volseg.distributed.communicator import Communicator, MpiCommunicator
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+PATIENCE = 2.0  # seconds for the other ranks to fail too
+FINALIZE_LIMIT = 5.0  # seconds for MPI to shut down after a failure of all ranks
+
+
+class JobCommunicator(MpiCommunicator):
+    """The whole job's ranks, with a second communicator on which failed ranks meet."""
+
+    def __init__(self, comm: MPI.Comm, farewell: MPI.Comm) -> None:
+        super().__init__(comm)
+        self.farewell = farewell
+
+
+def end_failed_job(communicator: Communicator, code: int, message: str) -> NoReturn:
+    """Print `message` once and end every rank of the job with exit status `code`.
+
+    To be called by each rank that failed, and by nothing else. Where all ranks failed, each different message is
+    printed once, by rank 0, and the lowest code is everyone's. Otherwise this rank's message is printed with its
+    number, and the job is aborted within about `PATIENCE` seconds.
+
+    Raises SystemExit.
+    """
+    if not isinstance(communicator, JobCommunicator):
+        _say(message)
+        raise SystemExit(code)
+    if not _all_arrive(communicator):
+        _say(f"rank {communicator.rank}: {message}" if communicator.size > 1 else message)
+        _abort(code)
+    endings = communicator.farewell.allgather((code, message))
+    code = min(code for code, _ in endings)
+    if communicator.is_root:
+        for text in dict.fromkeys(text for _, text in endings):
+            _say(text)
+    _finalize(code)
+    raise SystemExit(code)
+
+
+def _all_arrive(communicator: JobCommunicator) -> bool:
+    # Where a few of many ranks failed, the lowest loses patience first and is the only one to speak.
+    deadline = time.monotonic() + PATIENCE + 0.1 * min(communicator.rank, 20)
+    try:
+        barrier = communicator.farewell.Ibarrier()
+        while not barrier.Test():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+    except Exception:  # MPI itself is what failed
+        return False
+    return True
+
+
+def _abort(code: int) -> NoReturn:
+    from mpi4py import MPI
+
+    sys.stdout.flush()
+    # MPI libraries add a line of their own about the abort; the message above is the one to read.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # The world's, not a duplicate's: on that MPICH's mpiexec often returns 9 (its own SIGKILL) and not the code.
+    MPI.COMM_WORLD.Abort(code)
+    raise SystemExit(code)
+
+
+def _finalize(code: int) -> None:
+    from mpi4py import MPI
+
+    # Messages that the failure left in flight may keep MPI from shutting down: then leave without it.
+    watchdog = threading.Timer(FINALIZE_LIMIT, os._exit, (code,))
+    watchdog.daemon = True
+    watchdog.start()
+    MPI.Finalize()
+    watchdog.cancel()
+
+
+def _say(message: str) -> None:
+    if message:
+        print(message, file=sys.stderr, flush=True)

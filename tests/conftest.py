@@ -1,0 +1,150 @@
+"""What all tests share: one thread per process, the real CT, a communicator, and programs run on many ranks.
+
+With VOLSEG_TEST_OUTCOMES set to a folder, each process also notes there what became of each of its tests, so that
+`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# What launchers set; a program that a test starts must not take this test's launcher for its own.
+LAUNCHER_PREFIXES = ("PMI", "PMIX", "MPI_LOCAL", "HYD", "OMPI_", "PRTE_", "SLURM_")
+
+_outcomes: TextIO | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _outcomes
+    folder = os.environ.pop("VOLSEG_TEST_OUTCOMES", None)
+    if folder:
+        _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    if _outcomes is not None:
+        _outcomes.write(f"unfinished\t{nodeid}\n")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _outcomes is None:
+        return
+    if report.failed or report.skipped or report.when == "call":
+        _outcomes.write(f"{report.outcome}\t{report.nodeid}\n")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _outcomes is not None:
+        _outcomes.write("finished\t\n")
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real CT scans: VOLSEG_TEST_DATA, or shared/data beside the repository."""
+    folder = Path(os.environ.get("VOLSEG_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "abdomen_ct" / "ct.nii.gz").is_file():
+        pytest.skip(f"no real CT at {folder} (VOLSEG_TEST_DATA names another folder)")
+    return folder
+
+
+@pytest.fixture
+def communicator():
+    """All ranks of this test run: MPI's where mpiexec started it, a single one otherwise."""
+    from volseg.distributed.communicator import MpiCommunicator, SerialCommunicator
+    from volseg.distributed.launch import under_launcher
+
+    if not under_launcher():
+        return SerialCommunicator()
+    from mpi4py import MPI
+
+    return MpiCommunicator(MPI.COMM_WORLD)
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without its launcher's variables, one thread per process, and with `changes`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}
+    return kept | {"OMP_NUM_THREADS": "1"} | changes
+
+
+def run_program(
+    command: Sequence[str | Path], *, timeout: float = 60.0, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program and everything it starts; all of it is killed, and the test fails, after `timeout` seconds."""
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=clean_environment(**(env or {})),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        out, err = _kill(process)
+        pytest.fail(f"still running after {timeout:g} s: {' '.join(map(str, command))}\n{out}\n{err}")
+    except BaseException:
+        _kill(process)
+        raise
+    return subprocess.CompletedProcess(list(map(str, command)), process.returncode, out, err)
+
+
+def _kill(process: subprocess.Popen[str]) -> tuple[str, str]:
+    # The launcher gets a moment to end its ranks, which may be in other process groups.
+    for signal_number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, signal_number)
+            return process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            break
+    return "", ""
+
+
+@pytest.fixture
+def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``mpirun(ranks, command, timeout=60, cwd=None, env=None)``: run a command on that many ranks.
+
+    `command` without a program of its own is given to this Python: ``["-m", "volseg", "info"]``, ``[script]``.
+    """
+    launcher = Path(sys.executable).with_name("mpiexec")
+    if not launcher.exists():
+        pytest.skip("no mpiexec beside this Python (pip install mpich)")
+
+    def start(ranks: int, command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
+        limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | (env or {})
+        program = [launcher, "-n", str(ranks), sys.executable, *command]
+        return run_program(program, timeout=timeout, cwd=cwd, env=limits)
+
+    return start
+
+
+@pytest.fixture
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python(command, timeout=60, cwd=None, env=None)``: the same in a single process without a launcher."""
+
+    def start(command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
+        return run_program([sys.executable, *command], timeout=timeout, cwd=cwd, env=env)
+
+    return start
