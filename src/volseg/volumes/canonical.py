@@ -32,7 +32,7 @@ class Orientation:
     @classmethod
     def of(cls, space: Space) -> Orientation:
         """The orientation of `space`; an oblique one goes to the closest."""
-        towards, backwards = _nearest_axes(np.asarray(space.affine, dtype=np.float64)[:3, :3])
+        towards, backwards = nearest_axes(np.asarray(space.affine, dtype=np.float64)[:3, :3])
         # In NIfTI's order own axis n runs along world axis towards[n]; D, H, W is that order read backwards.
         own = [2 - towards.index(2 - axis) for axis in range(3)]
         flips = [backwards[2 - axis] for axis in own]
@@ -95,10 +95,24 @@ class Orientation:
 def canonical(volume: Volume) -> Volume:
     """`volume` read in canonical order; itself where it already is."""
     orientation = Orientation.of(volume.space)
-    return volume if orientation.is_canonical else _CanonicalView(volume, orientation)
+    return volume if orientation.is_canonical else _ReorderedView(volume, orientation)
 
 
-class _CanonicalView(Volume):
+def in_order_of(volume: Volume, space: Space) -> Volume:
+    """`volume` with its voxels in the order of `space`; itself where it is in that order already.
+
+    Two grids of the same voxels, stored in different orders, become the same grid so.
+    """
+    there, here = Orientation.of(space), Orientation.of(volume.space)
+    axes, flips = [0, 0, 0], [False, False, False]
+    for axis in range(3):  # of the canonical order, in which both meet
+        axes[there.axes[axis]] = here.axes[axis]
+        flips[there.axes[axis]] = here.flips[axis] != there.flips[axis]
+    change = Orientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]), volume.shape)
+    return volume if change.is_canonical else _ReorderedView(volume, change)
+
+
+class _ReorderedView(Volume):
     def __init__(self, volume: Volume, orientation: Orientation) -> None:
         self.path, self.dtype = volume.path, volume.dtype
         self.format, self.whole_slices = volume.format, volume.whole_slices
@@ -112,13 +126,13 @@ class _CanonicalView(Volume):
     def slabs(self, depth: int = 16) -> Iterator[tuple[Box, np.ndarray]]:
         """Slabs in the order of the file, `depth` of *its* slices at a time, so that it is still inflated once.
 
-        Their boxes are canonical and tile the volume, but need not be slabs along D, nor come in rising order.
+        Their boxes are in the new order and tile the volume, but need not be slabs along D, nor come in rising order.
         """
         for box, array in self._volume.slabs(depth):
             yield self._orientation.box_to_canonical(box), np.ascontiguousarray(self._orientation.to_canonical(array))
 
 
-def _nearest_axes(matrix: np.ndarray) -> tuple[list[int], list[bool]]:
+def nearest_axes(matrix: np.ndarray) -> tuple[list[int], list[bool]]:
     """For each NIfTI voxel axis the world axis it runs along, and whether backwards.
 
     The rotation nearest to the affine (polar decomposition) decides, as in nibabel's `io_orientation`.

@@ -10,9 +10,9 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.geometry import Box
+from volseg.volumes.checks import exact_dtype
 from volseg.volumes.dicom_geometry import place_slices
 from volseg.volumes.dicom_series import Slice, find_series
-from volseg.volumes.checks import exact_dtype
 from volseg.volumes.volume import Space, Volume
 
 AIR_HU = -1024

@@ -7,6 +7,7 @@ same folder, flushed to disk, and renamed.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -56,8 +57,8 @@ def write_volume(
     channels  K makes a volume of K channels: classes last in NIfTI (i, j, k, c), first in zarr (c, z, y, x)
     names     of the channels, kept in the file
 
-    Raises VolumeError, on all ranks, before any work where the output cannot be (see `check_output`), and where the
-    disk is full. Where `produce` raises on one rank, that error is raised on all and nothing is left behind.
+    Raises VolumeError, on all ranks, before any work where the output cannot be (see `check_output`), and OSError
+    where the disk is full. Where `produce` raises on one rank, that error is raised on all and nothing is left behind.
     """
     path, size = Path(path), communicator.size
     output = _output(path, space, np.dtype(dtype), channels, tuple(names))
@@ -214,6 +215,8 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the user's input
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise VolumeError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 

@@ -1,0 +1,113 @@
+"""``volseg info``: what a volume, or a run folder, is. Imports neither torch nor mpi4py."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from volseg.cli.options import Debug, JsonOutput
+from volseg.errors import ConfigError
+
+
+def info(
+    path: Annotated[Path, typer.Argument(help="A NIfTI file, a .zarr or DICOM folder, or a run folder of train.")],
+    header_only: Annotated[
+        bool, typer.Option("--header-only", help="Read no voxels: no value range, no labels.")
+    ] = False,
+    json_output: JsonOutput = False,
+    debug: Debug = False,
+) -> None:
+    """Show a volume's shape, spacing, orientation, type, range of values and, for a mask, its labels.
+
+    For a run folder: its configuration and report.
+    """
+    if path.is_dir() and (path / "config.toml").is_file():
+        run = run_facts(path)
+        _print(json.dumps(run, indent=2) if json_output else _run_table(path, run))
+        return
+    from volseg.volumes.reading import open_volume
+    from volseg.volumes.summary import header_facts, value_facts
+
+    volume = open_volume(path)
+    facts = header_facts(volume) | ({} if header_only else value_facts(volume))
+    if json_output:
+        _print(json.dumps(facts, indent=2))
+        return
+    _print(_facts_table(facts))
+    if facts.get("labels"):
+        _print(_labels_table(facts))
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """config.toml and, where there is one, report.json of a run folder.
+
+    Raises ConfigError where one of them is damaged.
+    """
+    facts: dict[str, Any] = {"path": str(folder)}
+    report = folder / "report.json"
+    try:
+        facts["config"] = tomllib.loads((folder / "config.toml").read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{folder / 'config.toml'}: damaged ({error})") from error
+    try:
+        facts["report"] = json.loads(report.read_text()) if report.is_file() else None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{report}: damaged ({error})") from error
+    return facts
+
+
+def _facts_table(facts: dict[str, Any]) -> Any:
+    from volseg.cli.render import table
+
+    rows = [
+        ("path", facts["path"]),
+        ("format", facts["format"]),
+        ("voxels D x H x W", " x ".join(str(n) for n in facts["shape"])),
+        ("spacing mm", " x ".join(f"{side:.4g}" for side in facts["spacing_mm"])),
+        ("orientation D, H, W", ", ".join(facts["orientation_dhw"])),
+        ("type", facts["dtype"]),
+    ]
+    if "minimum" in facts:
+        none = facts["minimum"] is None
+        rows.append(("values", "none finite" if none else f"{facts['minimum']:g} to {facts['maximum']:g}"))
+        if facts["not_finite"]:
+            rows.append(("NaN or infinite", f"{facts['not_finite']:,} voxels"))
+    return table("volume", ["", "value"], rows, text_columns=2)
+
+
+def _labels_table(facts: dict[str, Any]) -> Any:
+    from volseg.cli.render import table
+
+    rows = [(label, f"{voxels:,}", f"{voxels * facts['voxel_ml']:,.2f}") for label, voxels in facts["labels"].items()]
+    return table("labels", ["label", "voxels", "ml"], rows)
+
+
+def _run_table(path: Path, run: dict[str, Any]) -> Any:
+    from volseg.cli.render import table
+
+    rows = [*_flat(run["config"]), *(("report." + name, value) for name, value in _flat(run["report"] or {}))]
+    return table("run", ["", "value"], [("path", str(path)), *rows], text_columns=2)
+
+
+def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """Nested tables as dotted names; a list of numbers or words as one line, longer things by their length."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{before}{name}.")
+        elif isinstance(value, list):
+            text = ", ".join(str(item) for item in value)
+            rows.append((before + name, text if len(text) <= 60 else f"{len(value)} entries"))
+        else:
+            rows.append((before + name, f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _print(result: Any) -> None:
+    from volseg.cli.render import Screen
+
+    Screen(progress=False).print(result)
