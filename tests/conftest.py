@@ -27,6 +27,8 @@ _outcomes: TextIO | None = None
 
 def pytest_configure(config: pytest.Config) -> None:
     global _outcomes
+    for ranks in (1, 2, 3, 4, 8):  # so that a run may ask for a number of ranks that no collected test has
+        config.addinivalue_line("markers", f"parallel[{ranks}]: runs on this many ranks")
     folder = os.environ.pop("VOLSEG_TEST_OUTCOMES", None)
     if folder:
         _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
