@@ -39,8 +39,9 @@ def generate(
 ) -> None:
     """Make a data set of random ellipsoids, in nnU-Net's folder layout, to train on.
 
-    Each case holds ellipsoids of random place, size and rotation; every class has its own intensity. Works on many
-    ranks (mpirun -n 4 volseg generate ...) and, with --format zarr, for volumes larger than memory.
+    Each case holds ellipsoids of random place, size and rotation; every class has its own intensity.
+
+    With --format zarr a volume may be larger than memory. Ranks share the work: mpirun -n 4 volseg generate.
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.events import Message
