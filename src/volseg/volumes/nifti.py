@@ -44,6 +44,8 @@ def open_nifti(path: Path) -> Volume:
         raise VolumeError(f"{path}: voxels are {what}; give an image of integers or real numbers")
     check_affine(affine, path)
     file = Path(proxy.file_like)
+    if not file.is_file():
+        raise VolumeError(f"{path}: its other half, {file.name}, is missing; put both files into one folder")
     layout = _Layout(file, int(proxy.offset), raw, float(proxy.slope), float(proxy.inter))
     kind = _CompressedNifti if file.name.lower().endswith(".gz") else _PlainNifti
     return kind(path, Space(shape, affine), layout)

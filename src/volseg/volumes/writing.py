@@ -34,6 +34,7 @@ class Unit:
     box: Box
 
 
+SUFFIXES = (".nii.gz", ".nii", ".zarr")
 Produce = Callable[[list[Unit | None]], np.ndarray | None]
 
 
@@ -115,7 +116,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
 
 def volume_suffix(path: Path) -> str:
     """``.nii.gz``, ``.nii`` or ``.zarr``. Raises VolumeError for any other name."""
-    for suffix in (".nii.gz", ".nii", ".zarr"):
+    for suffix in SUFFIXES:
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return suffix
     raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr")
