@@ -1,0 +1,76 @@
+"""Boxes of voxels: the only way volseg names a part of a volume.
+
+Axes are D, H, W everywhere: the order of a C-contiguous numpy array, slices x rows x columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open box of voxels, ``start <= index < stop`` on each of the axes D, H, W."""
+
+    start: Triple
+    stop: Triple
+
+    @classmethod
+    def whole(cls, shape: Triple) -> Box:
+        """The box that covers a volume of `shape`."""
+        return cls((0, 0, 0), shape)
+
+    @property
+    def shape(self) -> Triple:
+        """Sides in voxels; 0 on an axis where the box is empty."""
+        d, h, w = (max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+        return d, h, w
+
+    @property
+    def size(self) -> int:
+        """Number of voxels."""
+        return prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """The index that cuts this box from an array of the whole volume."""
+        d, h, w = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return d, h, w
+
+    def intersect(self, other: Box) -> Box:
+        """The common part; its size is 0 where the two do not meet."""
+        start = _triple(max(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = _triple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return Box(start, _triple(max(a, b) for a, b in zip(start, stop, strict=True)))
+
+    def shift(self, offset: Triple) -> Box:
+        """The box moved by `offset` voxels."""
+        return Box(
+            _triple(a + o for a, o in zip(self.start, offset, strict=True)),
+            _triple(b + o for b, o in zip(self.stop, offset, strict=True)),
+        )
+
+    def relative_to(self, other: Box) -> Box:
+        """The same voxels, counted from `other`'s first one."""
+        d, h, w = other.start
+        return self.shift((-d, -h, -w))
+
+    def contains(self, other: Box) -> bool:
+        """Whether every voxel of `other` lies in this box."""
+        return self.intersect(other).size == other.size
+
+    def __str__(self) -> str:
+        return "x".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
+
+
+def _triple(values: object) -> Triple:
+    d, h, w = values  # type: ignore[misc]
+    return d, h, w
+
+
+def format_triple(values: tuple[object, ...]) -> str:
+    """``(64, 48, 32)`` as ``64x48x32``."""
+    return "x".join(str(v) for v in values)

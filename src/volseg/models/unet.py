@@ -1,0 +1,89 @@
+"""The 3D U-Net: a plain torch module, the same code on one rank or many.
+
+Ronneberger, Fischer & Brox, "U-Net" (MICCAI 2015); Cicek et al., "3D U-Net" (MICCAI 2016): two convolutions with norm
+and activation per level, max-pooling down, up-convolution, skip connections by concatenation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from volseg.config import ModelConfig
+
+
+class UNet(nn.Module):
+    """A 3D U-Net of `config.levels` halvings.
+
+    x       [N, in_channels, D, H, W]  sides multiples of 2^levels
+    logits  [N, classes, D, H, W]
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.widths
+        below = (config.in_channels, *width[:-1])
+        self.encoder = nn.ModuleList(_double_convolution(a, b, config) for a, b in zip(below, width, strict=True))
+        self.down = nn.ModuleList(nn.MaxPool3d(2) for _ in range(config.levels))
+        self.up = nn.ModuleList(_up(width[n + 1], width[n], config) for n in range(config.levels))
+        self.decoder = nn.ModuleList(_double_convolution(2 * width[n], width[n], config) for n in range(config.levels))
+        self.head = nn.Conv3d(width[0], config.classes, 1)
+        self.apply(_initialise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head reads: [N, in_channels, D, H, W] to [N, base_channels, D, H, W]."""
+        skips = []
+        for level in range(self.config.levels):
+            x = self.encoder[level](x)
+            skips.append(x)
+            x = self.down[level](x)
+        x = self.encoder[self.config.levels](x)
+        for level in reversed(range(self.config.levels)):
+            x = self.up[level](x)
+            x = torch.cat([skips.pop(), x], dim=1)
+            x = self.decoder[level](x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def _double_convolution(inputs: int, outputs: int, config: ModelConfig) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [
+            nn.Conv3d(channels, outputs, config.kernel_size, padding="same", bias=config.norm == "none"),
+            _norm(outputs, config),
+            _activation(config),
+        ]
+    if config.dropout > 0:
+        layers.append(nn.Dropout3d(config.dropout))
+    return nn.Sequential(*layers)
+
+
+def _norm(channels: int, config: ModelConfig) -> nn.Module:
+    if config.norm == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if config.norm == "group":
+        return nn.GroupNorm(min(8, channels), channels)
+    return nn.BatchNorm3d(channels) if config.norm == "batch" else nn.Identity()
+
+
+def _activation(config: ModelConfig) -> nn.Module:
+    return nn.LeakyReLU(0.01) if config.activation == "leaky_relu" else nn.ReLU()
+
+
+def _up(inputs: int, outputs: int, config: ModelConfig) -> nn.Module:
+    if config.up == "transpose":
+        return nn.ConvTranspose3d(inputs, outputs, 2, stride=2)
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode=config.up))
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation (He et al., ICCV 2015) of the convolutions, for leaky ReLU."""
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

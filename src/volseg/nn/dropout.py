@@ -1,0 +1,72 @@
+"""Partitioned dropout: a voxel is kept or dropped by its place in the whole volume, so the grid does not matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from volseg.nn.layer import LayerPlan, PartitionedLayer
+from volseg.partition.layout import Layout
+from volseg.partition.window import plan_halo
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 64-bit finaliser (splitmix64: Steele, Lea & Flood, OOPSLA 2014) on int64, which wraps as uint64 does."""
+    x = (x ^ _shift(x, 30)) * -4658895280553007687
+    x = (x ^ _shift(x, 27)) * -7723592293110705685
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class _PartitionedDropout(PartitionedLayer):
+    p: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.p >= 1:
+            return x * 0
+        seed = self._seed()
+        kept = torch.cat([self._kept(x, seed, n) for n in range(x.shape[0])])
+        return x * kept.to(x.dtype).div_(1 - self.p)
+
+    def _seed(self) -> int:
+        """One number from the root's random state, the same on every rank. Collective."""
+        drawn = int(torch.randint(2**62, (1,)).item())
+        return int(self.context.grid.communicator.broadcast(drawn))
+
+    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
+        raise NotImplementedError
+
+    def _uniform(self, key: Tensor) -> Tensor:
+        """Uniform numbers in [0, 1) with 24 bits from int64 keys."""
+        return _shift(_mix(_mix(key)), 40).to(torch.float32) * 2.0**-24
+
+    def _plan(self, layout: Layout) -> LayerPlan:
+        return LayerPlan(plan_halo(layout, self.context.grid.coords, (0, 0, 0)), layout, layout)
+
+
+class PartitionedDropout(_PartitionedDropout, nn.Dropout):
+    """nn.Dropout: each value is dropped on its own; the mask is the same on every grid for the same torch seed."""
+
+    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
+        layout = self.plan(x).inputs if sample == 0 else self._last
+        self._last = layout
+        box = layout.block(self.context.grid.coords)
+        d, h, w = (torch.arange(a, b, device=x.device) for a, b in zip(box.start, box.stop, strict=True))
+        index = (d.view(-1, 1, 1) * layout.shape[1] + h.view(-1, 1)) * layout.shape[2] + w
+        streams = torch.arange(x.shape[1], device=x.device) + sample * x.shape[1]
+        keys = _mix(streams * 0x5851F42D4C957F2D + seed)
+        return torch.stack([self._uniform(index + key) >= self.p for key in keys]).unsqueeze(0)
+
+
+class PartitionedDropout3d(_PartitionedDropout, nn.Dropout3d):
+    """nn.Dropout3d: whole channels are dropped; the mask is the same on every grid for the same torch seed."""
+
+    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
+        streams = torch.arange(x.shape[1], device=x.device) + sample * x.shape[1]
+        return (self._uniform(streams * 0x5851F42D4C957F2D + seed) >= self.p).view(1, -1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""Arithmetic on one rank's tensors: no communication, no layouts."""

@@ -1,0 +1,167 @@
+"""3D convolution, its transpose and its weight gradient, without padding, as fast and as reproducible as torch allows.
+
+On CPU in float32 the forward goes to oneDNN directly (`torch.ops.aten.mkldnn_convolution`): `F.conv3d` leaves oneDNN
+for a kernel 17 times slower when N = 1 and C*D*H <= 20480, which partitioned blocks and coarse levels are.
+
+Reproducible means: a voxel's bits do not depend on the size of the tensor it was computed in. oneDNN chooses its
+blocking by shape, and some choices change the order of the sum over a long kernel. 5000 random pairs (whole, part)
+with channels 1..256, kernels 1..7, strides, dilations, sides from 1 and 1 or 2 threads gave equal bits under this
+rule, which `tests/nn/test_kernels.py` samples again:
+
+- kernel 1: channels-last memory; one input channel is a plain product (oneDNN's own differs)
+- kernel >= 3 with up to 1728 = 64 * 3^3 terms per output: channels-last memory (1.4 to 1.7 times faster, no reorder)
+- longer sums: contiguous memory, where oneDNN reorders to its blocked format and sums in one fixed order
+
+Gradients need not have equal bits. The gradient of the input is a transposed convolution: a few forward convolutions
+again. The gradient of the weight has no direct entry in torch; `convolution_backward` reaches oneDNN when N >= 2, so
+a small N = 1 problem is folded in two along D.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Triple = tuple[int, int, int]
+
+_LONG_SUM = 1728
+_ONEDNN_SIZE = 20480
+
+
+def _onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int) -> Tensor:
+    """Unpadded 3D convolution.
+
+    x       [N, C, D, H, W]
+    weight  [K, C / groups, kd, kh, kw]
+    bias    [K] or None
+    y       [N, K, (D - dilation * (kd - 1) - 1) // stride + 1, ...], channels-last
+    """
+    if not _onednn(x):
+        return F.conv3d(x, weight, bias, stride, 0, dilation, groups)
+    kernel = tuple(weight.shape[2:])
+    if kernel == (1, 1, 1):
+        if stride != (1, 1, 1):
+            x = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
+        if weight.shape[1] == 1 and groups == 1:
+            y = _last(x) * weight.view(1, -1, 1, 1, 1)
+            return y if bias is None else y.add_(bias.view(1, -1, 1, 1, 1))
+        stride, dilation = (1, 1, 1), (1, 1, 1)
+    long_sum = weight[0].numel() > _LONG_SUM and kernel != (1, 1, 1)
+    x = x.contiguous() if long_sum else _last(x)
+    y = torch.ops.aten.mkldnn_convolution(x, weight, bias, (0, 0, 0), stride, dilation, groups)
+    return _last(y)
+
+
+def transposed_convolve(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple) -> Tensor:
+    """Unpadded transposed 3D convolution: the adjoint of `convolve` in its input.
+
+    x       [N, K, d, h, w]
+    weight  [K, C / groups, kd, kh, kw], as in `convolve` (and as in nn.ConvTranspose3d)
+    shape   (D, H, W) of the result; voxels that no output of `convolve` touched are zero
+    y       [N, C, D, H, W]
+    """
+    if not _onednn(x):
+        full = F.conv_transpose3d(x, weight, None, stride, 0, 0, groups, dilation)
+        missing = [n - m for n, m in zip(shape, full.shape[2:], strict=True)]
+        return F.pad(full, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else full
+    kernel: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
+    turned = _turn(weight, groups)
+    if stride == kernel and groups == 1 and tuple(n * s for n, s in zip(x.shape[2:], stride, strict=True)) == shape:
+        return _depth_to_space(x, weight, stride)
+    if stride == (1, 1, 1):
+        return _full_convolve(x, turned, dilation, groups)
+    if dilation != (1, 1, 1):
+        return _full_convolve(_spread(x, stride, shape, kernel, dilation), turned, dilation, groups)
+    return _by_phases(x, turned, stride, groups, shape)
+
+
+def _turn(weight: Tensor, groups: int) -> Tensor:
+    """[K, C / g, ...] to [C, K / g, ...], flipped: the weight whose full convolution is the adjoint."""
+    k, c = weight.shape[:2]
+    grouped = weight.reshape(groups, k // groups, c, *weight.shape[2:])
+    return grouped.transpose(1, 2).reshape(groups * c, k // groups, *weight.shape[2:]).flip(2, 3, 4)
+
+
+def _full_convolve(x: Tensor, weight: Tensor, dilation: Triple, groups: int) -> Tensor:
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    padded = F.pad(x, [reach[2], reach[2], reach[1], reach[1], reach[0], reach[0]]) if any(reach) else x
+    return convolve(padded, weight, None, (1, 1, 1), dilation, groups)
+
+
+def _depth_to_space(x: Tensor, weight: Tensor, stride: Triple) -> Tensor:
+    """Kernel = stride: every input voxel makes a tile of its own; one 1x1x1 convolution, then tiles side by side."""
+    n, _, d, h, w = x.shape
+    c = weight.shape[1]
+    tiles = weight.permute(2, 3, 4, 1, 0).reshape(-1, weight.shape[0], 1, 1, 1)
+    y = convolve(x, tiles, None, (1, 1, 1), (1, 1, 1), 1)
+    y = y.permute(0, 2, 3, 4, 1).reshape(n, d, h, w, *stride, c).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return y.reshape(n, d * stride[0], h * stride[1], w * stride[2], c).permute(0, 4, 1, 2, 3)
+
+
+def _spread(x: Tensor, stride: Triple, shape: Triple, kernel: Triple, dilation: Triple) -> Tensor:
+    """`x` with stride - 1 zeros between its voxels and what `shape` wants behind them."""
+    sides = [n - d * (k - 1) for n, d, k in zip(shape, dilation, kernel, strict=True)]
+    spread = x.new_zeros((*x.shape[:2], *sides))
+    spread[:, :, :: stride[0], :: stride[1], :: stride[2]] = x
+    return spread
+
+
+def _by_phases(x: Tensor, turned: Tensor, stride: Triple, groups: int, shape: Triple) -> Tensor:
+    """Output voxel s*q + r sees only the kernel taps r, r + s, ...: one small stride-1 convolution per phase r."""
+    y = x.new_zeros((x.shape[0], turned.shape[0], *shape)).contiguous(memory_format=torch.channels_last_3d)
+    plain = turned.flip(2, 3, 4)
+    for phase in product(*(range(min(s, k)) for s, k in zip(stride, plain.shape[2:], strict=True))):
+        r, s = phase, stride
+        taps = plain[:, :, r[0] :: s[0], r[1] :: s[1], r[2] :: s[2]].flip(2, 3, 4).contiguous()
+        part = _full_convolve(x, taps, (1, 1, 1), groups)
+        place = y[:, :, r[0] :: s[0], r[1] :: s[1], r[2] :: s[2]]
+        size = [min(a, b) for a, b in zip(part.shape[2:], place.shape[2:], strict=True)]
+        place[:, :, : size[0], : size[1], : size[2]] = part[:, :, : size[0], : size[1], : size[2]]
+    return y
+
+
+def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> Tensor:
+    """Gradient of `convolve` in its weight.
+
+    x     [N, C, D, H, W]  its input
+    grad  [N, K, d, h, w]  gradient of its output
+    out   [K, C / groups, kd, kh, kw]
+    """
+    if _onednn(x):
+        if tuple(weight.shape[2:]) == (1, 1, 1) and groups == 1:
+            x = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
+            rows = _last(x).permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
+            return (_last(grad).permute(0, 2, 3, 4, 1).reshape(-1, grad.shape[1]).T @ rows).view_as(weight)
+        if x.shape[0] == 1 and groups == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= _ONEDNN_SIZE:
+            x, grad = _fold(x, grad, weight.shape[2], stride[0], dilation[0])
+        x, grad = _last(x), _last(grad)
+    mask = (False, True, False)
+    args = (grad, x, weight, None, stride, (0, 0, 0), dilation, False, (0, 0, 0), groups, mask)
+    gradient: Tensor = torch.ops.aten.convolution_backward(*args)[1]
+    return gradient
+
+
+def _fold(x: Tensor, grad: Tensor, kernel: int, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """One problem with N = 1 as one with N = 2: the upper and the lower half of the outputs along D."""
+    half = -(-grad.shape[2] // 2)
+    depth = (half - 1) * stride + dilation * (kernel - 1) + 1
+    start = half * stride
+    xs = x.new_zeros((2, x.shape[1], depth, *x.shape[3:]))
+    gs = grad.new_zeros((2, grad.shape[1], half, *grad.shape[3:]))
+    xs[0] = x[0, :, :depth]
+    gs[0] = grad[0, :, :half]
+    rest = x[0, :, start : start + depth]
+    xs[1, :, : rest.shape[1]] = rest
+    gs[1, :, : grad.shape[2] - half] = grad[0, :, half:]
+    return xs, gs

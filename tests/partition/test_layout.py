@@ -1,0 +1,86 @@
+"""Blocks tile the volume exactly, for any shape, grid and depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from volseg.errors import PartitionError
+from volseg.geometry import Box
+from volseg.partition.layout import Layout, padded_shape, split
+from volseg.partition.window import axis_window, overlap
+
+sides = st.tuples(*[st.integers(1, 40)] * 3)
+grids = st.tuples(*[st.integers(1, 5)] * 3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sides, grids, st.integers(0, 4))
+def test_blocks_tile_the_padded_volume(shape, dims, levels):
+    multiple = 2**levels
+    padded = padded_shape(shape, multiple)
+    assert all(0 <= p - n < multiple and p % multiple == 0 for n, p in zip(shape, padded, strict=True))
+    if any(p * multiple > n for p, n in zip(dims, padded, strict=True)):
+        with pytest.raises(PartitionError, match="largest grid is"):
+            Layout.even(padded, dims, multiple)
+        return
+    layout = Layout.even(padded, dims, multiple)
+    covered = np.zeros(padded, dtype=np.int8)
+    blocks = list(layout.blocks())
+    assert len(blocks) == np.prod(dims)
+    for box in blocks:
+        assert box.size > 0
+        covered[box.slices] += 1
+        assert all(v % multiple == 0 for v in (*box.start, *box.stop))
+    assert (covered == 1).all()
+    for axis in range(3):
+        lengths = {box.shape[axis] for box in blocks}
+        assert max(lengths) - min(lengths) <= multiple
+        assert max(lengths) == layout.largest_block[axis]
+    assert layout.at_level(levels).shape == tuple(n // multiple for n in padded)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 8))
+def test_split_of_any_length(length, parts, multiple):
+    if -(-length // multiple) < parts:
+        with pytest.raises(PartitionError, match="at most"):
+            split(length, parts, multiple)
+        return
+    cuts = split(length, parts, multiple)
+    assert cuts[0] == 0
+    assert cuts[-1] == length
+    assert len(cuts) == parts + 1
+    assert all(b > a for a, b in zip(cuts, cuts[1:], strict=False))
+    assert all(b % multiple == 0 for b in cuts[:-1])
+    assert max(np.diff(cuts)) <= multiple * -(-(-(-length // multiple)) // parts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 9), st.integers(0, 9))
+def test_what_one_rank_sends_another_receives_and_windows_are_complete(length, parts, low, high):
+    if length < parts:
+        return
+    cuts = split(length, parts)
+    windows = [(a - low, b + high) for a, b in zip(cuts, cuts[1:], strict=False)]
+    plans = [axis_window(cuts, windows, c) for c in range(parts)]
+    for c, plan in enumerate(plans):
+        inside = overlap(plan.window, (0, length))
+        seen = sorted([r for _, r in plan.receives] + [overlap(plan.window, plan.owned)])
+        assert seen[0][0] == inside[0]
+        assert seen[-1][1] == inside[1]
+        assert all(a[1] == b[0] for a, b in zip(seen, seen[1:], strict=False))
+        for other, r in plan.sends:
+            assert (c, r) in plans[other].receives
+
+
+def test_boxes():
+    box = Box((0, 2, 4), (4, 6, 8))
+    assert box.shape == (4, 4, 4)
+    assert box.intersect(Box((2, 0, 6), (9, 9, 9))) == Box((2, 2, 6), (4, 6, 8))
+    assert box.intersect(Box((5, 0, 0), (9, 9, 9))).size == 0
+    assert box.relative_to(box) == Box((0, 0, 0), (4, 4, 4))
+    assert Box.whole((9, 9, 9)).contains(box)
+    assert not box.contains(Box.whole((9, 9, 9)))
