@@ -62,7 +62,7 @@ def test_the_blur_is_scipys_gaussian():
     blurred = Scene.random(shape, blur=0.9, **kept).render_image(Box.whole(shape))
     inner = (slice(4, -4),) * 3  # what lies beyond the faces is known to the scene, not to scipy
     expected = ndimage.gaussian_filter(sharp, 0.9, truncate=4.0 / 0.9)
-    np.testing.assert_allclose(blurred[inner], expected[inner], atol=2e-4)
+    np.testing.assert_allclose(blurred[inner], expected[inner], atol=4e-4)
 
 
 def test_noise_is_white_gaussian_and_differs_by_case():
@@ -119,9 +119,9 @@ def test_rotations_are_rotations(scene):
         assert np.linalg.det(r) == pytest.approx(1)
 
 
-def test_class_intensities_are_a_unit_apart():
-    values = sorted(class_intensities(5))
-    assert np.diff(values).min() == 1.0
+def test_class_intensities_are_one_contrast_apart():
+    assert class_intensities(2) == (0.0, 2.0, -2.0)
+    assert np.diff(sorted(class_intensities(5))).tolist() == [2.0] * 5
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 2.0])

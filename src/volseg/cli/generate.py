@@ -27,7 +27,7 @@ def generate(
     cases: Annotated[int, typer.Option(help="Number of cases.")] = 8,
     ellipsoids: Annotated[str, typer.Option(help="Fewest and most ellipsoids in a case.")] = "1:6",
     classes: Annotated[int, typer.Option(help="Foreground classes, labelled 1 to K.")] = 2,
-    noise: Annotated[float, typer.Option(help="Standard deviation of the noise; classes are 1 apart.")] = 0.2,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise; classes are 2 apart.")] = 0.2,
     blur: Annotated[float, typer.Option(help="Sigma of the Gaussian blur, in voxels; 0 for none.")] = 0.7,
     bias: Annotated[float, typer.Option(help="Largest relative shading by the bias field; 0 for none.")] = 0.15,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes, on any number of ranks.")] = 0,

@@ -33,7 +33,7 @@ class Recipe:
     cases        how many
     ellipsoids   fewest and most in a case, inclusive
     classes      foreground labels
-    noise        standard deviation; neighbouring classes are 1 apart
+    noise        standard deviation; neighbouring classes are 2 apart
     blur         sigma of the point spread in voxels
     bias         largest relative shading
     spacing      voxel sides in mm, D, H, W

@@ -17,6 +17,7 @@ from volseg.errors import ConfigError
 from volseg.geometry import Box, Triple
 
 RADII = (0.12, 0.30)  # semi-axes as a fraction of the volume's sides
+CONTRAST = 2.0  # intensity from one class to the next
 PLACEMENT_TRIES = 64  # places tried before an ellipsoid is made smaller
 PLACEMENT_ROUNDS = 40  # times it is made smaller before the scene counts as full
 NOISE_TILE = 64  # rows and columns of one plane that share a random stream
@@ -186,9 +187,12 @@ class Scene:
 
 
 def class_intensities(classes: int) -> tuple[float, ...]:
-    """Ground 0, then 1, -1, 2, -2, ...: a whole unit apart, with no class on the way from another to the ground
-    until there are three, so that a blurred edge of one class does not look like the next."""
-    return (0.0, *(float((k + 1) // 2) * (1 if k % 2 else -1) for k in range(1, classes + 1)))
+    """Ground 0, then 2, -2, 4, -4, ...: `CONTRAST` apart, ten times the default noise.
+
+    Two classes lie on either side of the ground, so that the blurred edge of one does not look like the other. The
+    contrast also keeps noise apart from a class in a case of one ellipsoid, once intensities are scaled case by case.
+    """
+    return (0.0, *(CONTRAST * ((k + 1) // 2) * (1 if k % 2 else -1) for k in range(1, classes + 1)))
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
