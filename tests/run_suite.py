@@ -60,7 +60,7 @@ def run(ranks: int, pytest_arguments: list[str]) -> tuple[Counter[str], list[str
         # An error outside any test (at collection, in a killed process) must not pass for success.
         counts["failed"] += 1
         failed.append(f"the run on {ranks} ranks (exit code {code})")
-    print(f"== {ranks} ranks took {time.monotonic() - start:.0f} s", flush=True)
+    print(f"== {ranks} rank{'s' if ranks > 1 else ''} took {time.monotonic() - start:.0f} s", flush=True)
     return counts, failed
 
 
