@@ -223,6 +223,9 @@ def test_real_ct(data):
 
 
 def test_other_files_are_refused_with_a_remedy(tmp_path):
+    (tmp_path / "scan.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(VolumeError, match="unpack it"):
+        open_volume(tmp_path / "scan.zip")
     (tmp_path / "scan.png").write_bytes(b"\x89PNG")
     with pytest.raises(VolumeError, match=r"give \.nii"):
         open_volume(tmp_path / "scan.png")

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes import nifti_output, writing
+from volseg.volumes import nifti_output, writing, zarr_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import check_output, write_volume
@@ -247,6 +247,21 @@ def test_an_error_on_one_rank_is_raised_on_all_and_leaves_nothing(shared, commun
 def test_an_output_that_cannot_be_is_told_on_all_ranks(shared, communicator):
     with pytest.raises(VolumeError, match="no folder"):
         write_volume(shared / "no" / "scan.nii", turned(), "i2", lambda units: pytest.fail("work"), communicator)
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("suffix", [".nii", ".zarr"])
+def test_an_error_of_opening_on_one_rank_is_raised_on_all(shared, communicator, suffix, monkeypatch):
+    def lost(self, temporary):
+        raise PermissionError(13, "Permission denied")
+
+    if communicator.rank == 1:
+        monkeypatch.setattr(nifti_output.NiftiOutput, "open", lost)
+        monkeypatch.setattr(zarr_output.ZarrOutput, "open", lost)
+    with pytest.raises(VolumeError, match=r"cannot be written .Permission denied"):
+        write(shared / f"scan{suffix}", voxels(), communicator)
+    communicator.barrier()
+    assert list(shared.iterdir()) == []
 
 
 @pytest.mark.parallel([2])

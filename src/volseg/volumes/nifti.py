@@ -104,7 +104,10 @@ class _PlainNifti(_Nifti):
 
 
 class _CompressedNifti(_Nifti):
-    """A gzip file. Its stream stays where the last read left it, so that reads going forward inflate it once."""
+    """A gzip file. Its stream stays where the last read left it, so that reads going forward inflate it once.
+
+    One thread at a time may read it.
+    """
 
     format = "NIfTI, gzip"
     whole_slices = True

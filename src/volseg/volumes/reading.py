@@ -59,5 +59,8 @@ def _refuse_file(path: Path) -> NoReturn:
     with path.open("rb") as file:
         start = file.read(132)
     if start[128:] == b"DICM":
-        raise VolumeError(f"{path}: one DICOM file; give the folder that holds its series, {path.parent}")
+        what = "a DICOMDIR" if path.name.upper().startswith("DICOMDIR") else "one DICOM file"
+        raise VolumeError(f"{path}: {what}; give the folder that holds its series, such as {path.parent}")
+    if start[:4] == b"PK\x03\x04":
+        raise VolumeError(f"{path}: a zip archive; unpack it and give the folder of one series")
     raise VolumeError(f"{path}: of no format that volseg reads; give .nii, .nii.gz, a .zarr folder or a DICOM folder")

@@ -75,7 +75,7 @@ class Volume(ABC):
         """
 
     def slabs(self, depth: int = 16) -> Iterator[tuple[Box, np.ndarray]]:
-        """The whole volume in order, `depth` slices at a time; a compressed file is inflated once."""
+        """The whole volume in the file's order, `depth` of its slices at a time; a compressed file is inflated once."""
         d, h, w = self.shape
         for start in range(0, d, depth):
             box = Box((start, 0, 0), (min(d, start + depth), h, w))

@@ -75,8 +75,7 @@ def write_volume(
     try:
         communicator.raise_together(error)
         temporary = communicator.broadcast(temporary)
-        with _faults(path):
-            output.open(temporary)
+        error = _attempt(path, lambda: output.open(temporary))  # shared in the first round
         for first in range(0, len(output.units), size):
             units: list[Unit | None] = list(output.units[first : first + size])
             units += [None] * (size - len(units))
