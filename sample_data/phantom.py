@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHAPE = (64, 80, 96)
-SPACING = (5.0, 4.0, 4.0)  # mm, D, H, W
+SHAPE = (48, 64, 80)
+SPACING = (6.5, 5.0, 5.0)  # mm, D, H, W
 LABELS = {"background": 0, "lungs": 1, "spine": 2, "liver": 3, "spleen": 4}
 
 AIR, LUNG, FAT, MUSCLE, SKIN = -1000.0, -820.0, -105.0, 55.0, 10.0

@@ -63,7 +63,7 @@ def test_the_series_is_the_phantom_that_was_never_trained_on(phantom):
     assert np.abs(read(SERIES).astype(int) - image).max() <= 1  # another libm may round another way
     assert np.count_nonzero(read(SERIES_LABELS) != labels) < 20
     for case in read_dataset(SAMPLES / "phantom").cases:
-        assert np.count_nonzero(read(case.label) != labels) > 10_000
+        assert np.count_nonzero(read(case.label) != labels) > 5_000
 
 
 def test_tissues_have_their_hounsfield_units(phantom):
