@@ -18,8 +18,8 @@ MAX_CHANNELS = 320
 class ModelConfig:
     """A 3D U-Net.
 
-    in_channels    image channels
-    classes        output classes, the background included
+    in_channels    image channels; 0: as many as the data set has
+    classes        output classes, the background included; 0: as many as the data set has
     base_channels  channels at full resolution; doubled at each level up to 320
     levels         halvings of the resolution (levels + 1 resolutions)
     kernel_size    side of the convolutions, odd
@@ -29,8 +29,8 @@ class ModelConfig:
     dropout        probability of dropping a channel at the end of each level's convolutions
     """
 
-    in_channels: int = 1
-    classes: int = 2
+    in_channels: int = 0
+    classes: int = 0
     base_channels: int = 16
     levels: int = 3
     kernel_size: int = 3
@@ -49,9 +49,18 @@ class ModelConfig:
         """Channels per resolution, finest first."""
         return tuple(min(MAX_CHANNELS, self.base_channels * 2**n) for n in range(self.levels + 1))
 
+    def for_data(self, in_channels: int, classes: int) -> ModelConfig:
+        """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
+        for name, asked, found in (("in_channels", self.in_channels, in_channels), ("classes", self.classes, classes)):
+            if asked not in (0, found):
+                raise ConfigError(
+                    f"model.{name} = {asked}, but the data set has {found}; leave it out, or use another data set"
+                )
+        return dataclasses.replace(self, in_channels=in_channels, classes=classes)
+
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
-        _check_range("model", self, in_channels=(1, 64), classes=(2, 254), base_channels=(1, 320), levels=(0, 8))
+        _check_range("model", self, in_channels=(0, 64), classes=(0, 254), base_channels=(1, 320), levels=(0, 8))
         _check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99))
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size = {self.kernel_size} is even; use an odd one, such as 3")
@@ -68,7 +77,7 @@ class TrainingConfig:
     learning_rate  at the start; falls to 0 by the polynomial rule (1 - step / steps)^0.9
     weight_decay   of the optimizer
     seed           of the initial weights and of the order of the cases
-    validation     number of cases held out, whole volumes, evaluated at the end of each epoch
+    validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
     """
 
     epochs: int = 40
@@ -76,12 +85,12 @@ class TrainingConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-5
     seed: int = 0
-    validation: int = 1
+    validation: int = -1
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
         _check_range("training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0))
-        _check_range("training", self, seed=(0, 2**62), validation=(0, 10**6))
+        _check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,17 @@ def parse_config(tables: dict[str, Any], where: str) -> Config:
     )
     config.check()
     return config
+
+
+def override(config: Config, **changes: dict[str, Any]) -> Config:
+    """`config` with the given values of each section in place of its own; None leaves one as it is.
+
+    Raises ConfigError where the result has a value out of range.
+    """
+    tables = config_tables(config)
+    for section, values in changes.items():
+        tables[section] |= {name: value for name, value in values.items() if value is not None}
+    return parse_config(tables, "command line")
 
 
 def config_tables(config: Config) -> dict[str, Any]:

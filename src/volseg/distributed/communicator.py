@@ -7,7 +7,8 @@ only when an `MpiCommunicator` is made, which happens only under a launcher (see
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -68,6 +69,20 @@ class Communicator(ABC):
         errors = [e for e in self.gather_all(error) if e is not None]
         if errors:
             raise error if error is not None and self.rank == 0 else errors[0]
+
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A step that may fail on one rank only: at its end all ranks go on, or all raise the first rank's error.
+
+        The step itself must not communicate.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.raise_together(error)
 
 
 class SerialCommunicator(Communicator):

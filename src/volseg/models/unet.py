@@ -31,8 +31,8 @@ class UNet(nn.Module):
         self.head = nn.Conv3d(width[0], config.classes, 1)
         self.apply(_initialise)
 
-    def features(self, x: Tensor) -> Tensor:
-        """What the head reads: [N, in_channels, D, H, W] to [N, base_channels, D, H, W]."""
+    def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
+        """Logits; with `features_only` what the head reads, [N, base_channels, D, H, W]."""
         skips = []
         for level in range(self.config.levels):
             x = self.encoder[level](x)
@@ -43,11 +43,7 @@ class UNet(nn.Module):
             x = self.up[level](x)
             x = torch.cat([skips.pop(), x], dim=1)
             x = self.decoder[level](x)
-        return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        return x if features_only else self.head(x)
 
 
 def _double_convolution(inputs: int, outputs: int, config: ModelConfig) -> nn.Sequential:

@@ -1,0 +1,76 @@
+"""``volseg train``: train a 3D U-Net on whole volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from volseg.cli.job import job
+from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder in nnU-Net's layout.")] = Path("ellipsoids"),
+    run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
+    config: Annotated[Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")] = None,
+    partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.003]")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
+    base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
+    levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
+    norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
+    validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
+    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
+) -> None:
+    """Train a 3D U-Net on whole volumes, each split over all ranks: mpirun -n 4 volseg train.
+
+    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
+    """
+    with job(quiet, no_progress, debug) as work:
+        from volseg.cli.render import duration, gibibytes
+        from volseg.config import Config, override, read_config
+        from volseg.errors import ConfigError
+        from volseg.events import Caution
+        from volseg.training.loop import CONFIG, TrainingJob
+        from volseg.training.loop import train as train_run
+
+        if proceed and config is None:
+            if not (run / CONFIG).is_file():
+                raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
+            settings = read_config(run / CONFIG)
+        else:
+            settings = read_config(config) if config is not None else Config()
+        settings = override(
+            settings,
+            model={"base_channels": base_channels, "levels": levels, "norm": norm},
+            training={
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "optimizer": optimizer,
+                "validation": validation,
+                "seed": seed,
+            },
+        )
+        report = train_run(
+            TrainingJob(dataset, run, settings, partition, proceed, overwrite), work.communicator, work.listen
+        )
+        ratio = report.planned / max(report.peaks)
+        work.print(
+            f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
+            + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
+        )
+        work.print(
+            f"peak memory a rank {', '.join(gibibytes(p) for p in report.peaks)}; planned {gibibytes(report.planned)} "
+            f"({ratio:.2f} of the largest)"
+        )
+        if not 0.9 <= ratio <= 1.1:
+            work.listen(Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
+        work.print(f"model: {report.run}")

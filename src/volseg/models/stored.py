@@ -1,0 +1,128 @@
+"""A trained model on disk: safetensors with a JSON description, nothing that is executed when it is opened.
+
+`weights.safetensors` is what `segment` needs and opens with no MPI at all; its tensors have the plain module's names,
+whatever grid they were trained on. `checkpoint.safetensors` has the optimizer's state besides, to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from volseg import __version__
+from volseg.config import Config, config_tables, parse_config
+from volseg.errors import CheckpointError, ConfigError
+from volseg.files import replacing
+from volseg.models.unet import UNet
+from volseg.volumes.intensity import ChannelScheme
+
+SCHEMA = 1
+WEIGHTS = "weights.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+_KEY = "volseg"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a stored model says of itself.
+
+    labels   name -> value, background first
+    schemes  normalisation of each image channel
+    spacing  (D, H, W) in mm of the training volumes in canonical order (their median)
+    step     optimizer steps taken
+    """
+
+    config: Config
+    labels: dict[str, int]
+    schemes: tuple[ChannelScheme, ...]
+    spacing: tuple[float, float, float]
+    step: int
+
+    def as_json(self) -> str:
+        """The text kept in the file's metadata."""
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "volseg": __version__,
+                "config": config_tables(self.config),
+                "labels": self.labels,
+                "channels": [scheme.as_json() for scheme in self.schemes],
+                "spacing_mm": list(self.spacing),
+                "step": self.step,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> ModelCard:
+        """The inverse of `as_json`. Raises CheckpointError for another schema or a malformed description."""
+        try:
+            values = json.loads(text)
+            if values["schema"] != SCHEMA:
+                raise CheckpointError(
+                    f"{path}: written with schema {values['schema']} by volseg {values.get('volseg')}; this is volseg "
+                    f"{__version__}, which reads schema {SCHEMA}: use that version, or train again"
+                )
+            d, h, w = (float(side) for side in values["spacing_mm"])
+            labels = {str(name): int(value) for name, value in values["labels"].items()}
+            schemes = tuple(ChannelScheme.from_json(channel) for channel in values["channels"])
+            return cls(parse_config(values["config"], str(path)), labels, schemes, (d, h, w), int(values["step"]))
+        except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write tensors and card, whole or not at all. Raises VolsegError where the folder cannot be written."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, str(temporary), metadata={_KEY: card.as_json()})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Tensors and card of a file that `save_tensors` wrote.
+
+    Raises CheckpointError where it is missing, damaged, or was not written by volseg.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; `volseg train` makes one, or name its run folder with --model")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
+    if _KEY not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`")
+    return tensors, ModelCard.from_json(metadata[_KEY], path)
+
+
+def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fill `model` from `tensors`. Raises CheckpointError where they do not fit it."""
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        first = str(error).partition("\n\t")[2].partition("\n")[0] or str(error)
+        raise CheckpointError(f"{path}: its tensors do not fit its own description ({first}); train again") from None
+
+
+def load_model(run: Path) -> tuple[UNet, ModelCard]:
+    """The trained model of a run folder (or of a weights file), on this process alone: no MPI.
+
+    Raises CheckpointError.
+    """
+    if not run.exists():
+        raise CheckpointError(f"{run}: no such run; train one first with: volseg train -o {run}, or name it with --model")
+    path = run / WEIGHTS if run.is_dir() else run
+    tensors, card = load_tensors(path)
+    model = UNet(card.config.model)
+    load_into(model, tensors, path)
+    model.eval()
+    return model, card

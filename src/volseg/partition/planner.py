@@ -1,0 +1,131 @@
+"""Choosing the process grid: least halo surface, and what fits into memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from volseg.config import ModelConfig
+from volseg.errors import PartitionError
+from volseg.geometry import Triple, format_triple
+from volseg.partition.layout import Layout, padded_shape, round_up
+from volseg.partition.memory import MemoryPlan, segmenting_memory, training_memory
+
+
+def grids_of(ranks: int) -> Iterator[Triple]:
+    """Every (Pz, Py, Px) with Pz * Py * Px = ranks."""
+    divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
+    for z in divisors:
+        for y in (n for n in divisors if (ranks // z) % n == 0):
+            yield z, y, ranks // z // y
+
+
+def halo_voxels(layout: Layout, width: int = 1) -> int:
+    """Voxels that the busiest rank receives in one exchange of a halo of `width`: ghosts on cut sides only."""
+    inner = layout.largest_block
+    ghosts = [width * min(2, p - 1) for p in layout.dims]
+    return prod(n + g for n, g in zip(inner, ghosts, strict=True)) - prod(inner)
+
+
+def choose_grid(shape: Triple, ranks: int, multiple: int) -> Triple:
+    """The grid of `ranks` over `shape` whose largest block is smallest, and among those the one with the least halo.
+
+    Ties go to the grid that cuts D first, so that blocks are runs of whole slices.
+
+    Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
+    """
+    padded = padded_shape(shape, multiple)
+    fitting = [g for g in grids_of(ranks) if _fits(padded, g, multiple)]
+    if not fitting:
+        most = most_ranks(padded, ranks, multiple)
+        largest = format_triple(tuple(n // multiple for n in padded))
+        raise PartitionError(
+            f"{format_triple(shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of {multiple}: "
+            f"the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
+        )
+
+    def cost(dims: Triple) -> tuple[int, int, int, int]:
+        layout = Layout.even(padded, dims, multiple)
+        return prod(layout.largest_block), halo_voxels(layout), dims[2], dims[1]
+
+    return min(fitting, key=cost)
+
+
+def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
+    return all(p * multiple <= n for p, n in zip(dims, padded, strict=True))
+
+
+def most_ranks(padded: Triple, below: int, multiple: int) -> int:
+    """The largest number of ranks up to `below` for which some grid fits; 1 always does."""
+    return next(n for n in range(below, 0, -1) if any(_fits(padded, g, multiple) for g in grids_of(n)))
+
+
+def parse_grid(text: str, ranks: int) -> Triple:
+    """``1x2x2`` as a grid. Raises PartitionError where it is none, or does not match the ranks."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise PartitionError(f"--partition {text}: give auto, or a grid Pz x Py x Px such as 1x2x2")
+    z, y, x = (int(n) for n in match.groups())
+    if z * y * x != ranks:
+        raise PartitionError(
+            f"--partition {text} needs {z * y * x} ranks, this job has {ranks}: start it with mpirun -n {z * y * x}, "
+            "or use --partition auto"
+        )
+    return z, y, x
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is split, and what each rank needs.
+
+    memory        of the rank with the largest block
+    halo_bytes    what that rank receives in one forward pass, over all its convolutions
+    """
+
+    shape: Triple
+    layout: Layout
+    memory: MemoryPlan
+    halo_bytes: int
+
+
+def make_plan(shape: Triple, model: ModelConfig, ranks: int, task: str, optimizer: str, dims: Triple | None = None) -> Plan:
+    """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
+
+    Raises PartitionError where the volume cannot be split so.
+    """
+    dims = dims or choose_grid(shape, ranks, model.multiple)
+    layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
+    memory = training_memory(model, optimizer, layout) if task == "train" else segmenting_memory(model, layout)
+    return Plan(shape, layout, memory, forward_halo_bytes(model, layout))
+
+
+def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
+    """Bytes the busiest rank receives for the halos of all k > 1 convolutions of one forward pass."""
+    width = model.kernel_size // 2
+    below = (model.in_channels or 1, *model.widths[:-1])
+    total = 0
+    for level, channels in enumerate(model.widths):
+        ghosts = halo_voxels(layout.at_level(level), width)
+        inputs = [below[level], channels]
+        if level < model.levels:
+            inputs += [2 * channels, channels]
+        total += 4 * ghosts * sum(inputs)
+    return total
+
+
+def fewest_ranks(shape: Triple, model: ModelConfig, task: str, optimizer: str, limit: int) -> Plan | None:
+    """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
+
+    Raises nothing for numbers of ranks the volume cannot be split over; those are passed by.
+    """
+    padded = padded_shape(shape, model.multiple)
+    most = prod(round_up(n, model.multiple) // model.multiple for n in padded)
+    for ranks in range(1, most + 1):
+        if not any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
+            continue
+        plan = make_plan(shape, model, ranks, task, optimizer)
+        if plan.memory.peak <= limit:
+            return plan
+    return None

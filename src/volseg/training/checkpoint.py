@@ -1,0 +1,56 @@
+"""The state of a training run: weights, optimizer, random state and step, written from the root rank, whole or not at all.
+
+Everything in it is the same on all ranks, so a run continues on any other number of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from volseg.errors import CheckpointError
+from volseg.models.stored import CHECKPOINT, WEIGHTS, ModelCard, load_into, load_tensors, save_tensors
+from volseg.models.unet import UNet
+
+
+def save_checkpoint(run: Path, model: UNet, optimizer: Optimizer, card: ModelCard) -> None:
+    """Write the checkpoint, then the weights alone. On the root rank."""
+    weights = model.state_dict()
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in weights.items()}
+    tensors["random_state"] = torch.get_rng_state()
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{number}.{name}"] = value
+    save_tensors(run / CHECKPOINT, tensors, card)
+    save_tensors(run / WEIGHTS, weights, card)
+
+
+def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
+    """Put model, optimizer and random state back as `save_checkpoint` found them.
+
+    Raises CheckpointError where the checkpoint is missing, damaged, or of another model.
+    """
+    path = run / CHECKPOINT
+    tensors, card = load_tensors(path)
+    if card.config.model != model.config:
+        raise CheckpointError(
+            f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "
+            "continue with its own configuration, or train into another folder"
+        )
+    load_into(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    known = optimizer.state_dict()
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
+        torch.set_rng_state(tensors["random_state"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its optimizer state does not fit ({error}); train again") from None
+    return card

@@ -1,0 +1,132 @@
+"""The cases of a data set, each rank its own blocks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import VolumeError
+from volseg.nn.losses import IGNORE
+from volseg.volumes.canonical import canonical, in_order_of
+from volseg.volumes.dataset import Case, Dataset, check_labels, check_pair
+from volseg.volumes.intensity import ChannelScheme, Normalization, is_ct, measure_foreground
+from volseg.volumes.reading import open_volume
+from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization
+from volseg.volumes.volume import Volume
+
+CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One case, ready to train on: this rank's block of it.
+
+    image   [1, C, d, h, w] float32, channels-last
+    target  [1, d, h, w] uint8, IGNORE in the padding
+    voxels  of the whole padded volume
+    """
+
+    image: Tensor
+    target: Tensor
+    voxels: int
+
+
+class CaseBlocks:
+    """This rank's blocks of the cases, checked and kept in memory as stored while they fit `CACHE_BYTES`."""
+
+    def __init__(self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int) -> None:
+        self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
+        self.schemes: tuple[ChannelScheme, ...] = ()
+        self._scans: dict[str, Scan] = {}
+        self._labels: dict[str, Volume] = {}
+        self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
+        self._own: dict[str, list[Normalization | None]] = {}
+        self._room = CACHE_BYTES
+        with grid.communicator.together():
+            for case in cases:
+                self._open(case)
+
+    @property
+    def cached_bytes(self) -> int:
+        """What is kept in memory on this rank."""
+        return CACHE_BYTES - self._room
+
+    def _open(self, case: Case) -> None:
+        assert case.label is not None
+        channels = open_channels(case.images)
+        label = in_order_of(open_volume(case.label), channels[0].space)
+        check_pair(channels[0], label)
+        self._scans[case.name] = lay_out(channels, self.grid, self.multiple)
+        self._labels[case.name] = canonical(label)
+
+    def scan(self, case: Case) -> Scan:
+        """The case's images, laid out."""
+        return self._scans[case.name]
+
+    def read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+        """This rank's image channels and labels as stored. Collective; checked on all ranks together."""
+        if case.name in self._cache:
+            return self._cache[case.name]
+        images: list[np.ndarray] = []
+        label = np.zeros(0, dtype=np.uint8)
+        with self.grid.communicator.together():
+            scan = self._scans[case.name]
+            images = scan.read()
+            stored = self._labels[case.name].read(scan.inside)
+            check_labels(stored, self.dataset.labels, self._labels[case.name].path)
+            label = stored.astype(np.uint8)
+        size = sum(array.nbytes for array in (*images, label))
+        if size <= self._room:
+            self._room -= size
+            self._cache[case.name] = images, label
+        return images, label
+
+    def measure(self) -> None:
+        """Find how each channel is normalised, from the foreground of all cases where it is CT. Collective."""
+        schemes = []
+        for number, name in enumerate(self.dataset.channel_names):
+            fixed = None
+            if is_ct(name):
+                fixed = measure_foreground(lambda n=number: self._foreground(n), self.grid.communicator)  # type: ignore[misc]
+            schemes.append(ChannelScheme(name, fixed))
+        self.schemes = tuple(schemes)
+
+    def _foreground(self, channel: int) -> Iterator[np.ndarray]:
+        for case in self.cases:
+            images, label = self.read(case)
+            yield images[channel][label > 0]
+
+    def load(self, case: Case) -> Sample:
+        """The case as tensors. Collective."""
+        images, label = self.read(case)
+        scan = self._scans[case.name]
+        if case.name not in self._own:
+            self._own[case.name] = own_normalization(images, self.schemes, self.grid)
+        target = torch.full((1, *scan.block.shape), IGNORE, dtype=torch.uint8)
+        target[(0, *scan.inside.relative_to(scan.block).slices)] = torch.from_numpy(label)
+        d, h, w = scan.layout.shape
+        block = torch.from_numpy(normalized_block(images, scan, self.schemes, self._own[case.name])).unsqueeze(0)
+        return Sample(block.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)
+
+
+def split_cases(dataset: Dataset, validation: int, seed: int) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases: `validation` of them held out, drawn by `seed`; -1 holds out one in eight.
+
+    Raises VolumeError where nothing would be left to train on.
+    """
+    count = len(dataset.cases) // 8 if validation < 0 else validation
+    if count >= len(dataset.cases):
+        raise VolumeError(
+            f"{dataset.folder}: training.validation = {count} of {len(dataset.cases)} cases leaves none to train on"
+        )
+    order = np.random.default_rng(seed).permutation(len(dataset.cases))
+    held_out = {int(n) for n in order[:count]}
+    return (
+        [case for n, case in enumerate(dataset.cases) if n not in held_out],
+        [case for n, case in enumerate(dataset.cases) if n in held_out],
+    )
