@@ -65,7 +65,9 @@ class ModelConfig:
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size = {self.kernel_size} is even; use an odd one, such as 3")
         if self.norm == "group" and any(w % min(8, w) for w in self.widths):
-            raise ConfigError(f"model.norm = 'group' needs channels in multiples of 8, not {self.widths}; set base_channels")
+            raise ConfigError(
+                f"model.norm = 'group' needs channels in multiples of 8, not {self.widths}; set base_channels"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import GRIDS, assert_adjoint
 
+from oracles import GRIDS, assert_adjoint
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window, exchange_window_adjoint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import GRIDS, assert_matches_serial
 from torch import nn
 
+from oracles import GRIDS, assert_matches_serial
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
@@ -138,6 +138,4 @@ def test_stack_of_layers(name: str, communicator: Communicator) -> None:
                 shape = (32, 32, 32)
             layout = grid.layout(shape, 4)
             for multiple in (1, 4):
-                assert_matches_serial(
-                    randomised(STACKS[name]()), grid, layout, 1, multiple_of=multiple, tolerance=2e-5
-                )
+                assert_matches_serial(randomised(STACKS[name]()), grid, layout, 1, multiple_of=multiple, tolerance=2e-5)

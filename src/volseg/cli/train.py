@@ -14,7 +14,9 @@ from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
 def train(
     dataset: Annotated[Path, typer.Argument(help="Data set folder in nnU-Net's layout.")] = Path("ellipsoids"),
     run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
+    ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.003]")] = None,

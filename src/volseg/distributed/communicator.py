@@ -70,7 +70,6 @@ class Communicator(ABC):
         if errors:
             raise error if error is not None and self.rank == 0 else errors[0]
 
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """A step that may fail on one rank only: at its end all ranks go on, or all raise the first rank's error.

@@ -84,7 +84,7 @@ def _cut(buffer: Tensor, hulls: list[Range], ranges: list[Range]) -> Tensor:
     return buffer
 
 
-class _sections:  # noqa: N801  (a closure with a name: sections(range) is a view of the buffer)
+class _sections:
     """Views of `buffer` over `extent`, cut to a range on one axis."""
 
     def __init__(self, buffer: Tensor, hulls: list[Range], extent: list[Range], axis: int) -> None:

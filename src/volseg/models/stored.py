@@ -100,7 +100,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
     if _KEY not in metadata:
-        raise CheckpointError(f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`")
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
+        )
     return tensors, ModelCard.from_json(metadata[_KEY], path)
 
 
@@ -119,7 +121,9 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
     Raises CheckpointError.
     """
     if not run.exists():
-        raise CheckpointError(f"{run}: no such run; train one first with: volseg train -o {run}, or name it with --model")
+        raise CheckpointError(
+            f"{run}: no such run; train one first with: volseg train -o {run}, or name it with --model"
+        )
     path = run / WEIGHTS if run.is_dir() else run
     tensors, card = load_tensors(path)
     model = UNet(card.config.model)

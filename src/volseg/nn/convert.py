@@ -112,7 +112,9 @@ def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
         return
     if isinstance(module, VOXELWISE):
         if isinstance(module, (nn.Softmax, nn.LogSoftmax)) and module.dim != 1:
-            raise PartitionError(f"layer {name} ({type(module).__name__}): only dim=1, the channels, can be partitioned")
+            raise PartitionError(
+                f"layer {name} ({type(module).__name__}): only dim=1, the channels, can be partitioned"
+            )
         return
     children = list(module.named_children())
     own = [n for n, _ in module.named_parameters(recurse=False)]

@@ -88,7 +88,9 @@ def expanded_outputs(layout: Layout, shape: Triple, scale: Triple) -> Layout:
 
 def _check_shape(layout: Layout, shape: Triple) -> None:
     if min(shape) < 1:
-        raise PartitionError(f"an input of {format_triple(layout.shape)} voxels gives an empty output {format_triple(shape)}")
+        raise PartitionError(
+            f"an input of {format_triple(layout.shape)} voxels gives an empty output {format_triple(shape)}"
+        )
 
 
 def _checked(layout: Layout, shape: Triple, place: Any) -> Layout:

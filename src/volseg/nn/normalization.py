@@ -111,7 +111,9 @@ class _PartitionedNorm(PartitionedLayer):
     def _plan(self, layout: Layout) -> LayerPlan:
         return LayerPlan(plan_halo(layout, self.context.grid.coords, (0, 0, 0)), layout, layout)
 
-    def _over_volume(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, pooling: _Pooling, eps: float) -> Tensor:
+    def _over_volume(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, pooling: _Pooling, eps: float
+    ) -> Tensor:
         x = channels_last(x)
         mean, rstd, _, count = self._statistics(x, pooling, eps)
         if self.training and count == 1:

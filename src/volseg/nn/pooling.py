@@ -14,7 +14,13 @@ from volseg.partition.window import Range, plan_window
 
 
 def _plan_pooling(
-    layer: PartitionedLayer, layout: Layout, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple, ceil: bool
+    layer: PartitionedLayer,
+    layout: Layout,
+    kernel: Triple,
+    stride: Triple,
+    padding: Triple,
+    dilation: Triple,
+    ceil: bool,
 ) -> LayerPlan:
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     room = [n + 2 * p - r - 1 for n, p, r in zip(layout.shape, padding, reach, strict=True)]

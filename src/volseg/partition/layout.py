@@ -35,7 +35,9 @@ def split(length: int, parts: int, multiple: int = 1) -> tuple[int, ...]:
     pieces = -(-length // multiple)
     if parts < 1 or pieces < parts:
         unit = "voxel" if multiple == 1 else f"piece of {multiple} voxels"
-        raise PartitionError(f"{length} voxels cannot be cut into {parts} blocks of at least one {unit}: at most {pieces}")
+        raise PartitionError(
+            f"{length} voxels cannot be cut into {parts} blocks of at least one {unit}: at most {pieces}"
+        )
     return tuple(min(length, multiple * (i * pieces // parts)) for i in range(parts + 1))
 
 
@@ -51,7 +53,9 @@ class Layout:
     def __post_init__(self) -> None:
         for axis, cuts in zip(AXES, self.boundaries, strict=True):
             if any(b <= a for a, b in zip(cuts, cuts[1:], strict=False)):
-                raise PartitionError(f"a block would be empty on axis {axis}: boundaries {list(cuts)}; use fewer ranks there")
+                raise PartitionError(
+                    f"a block would be empty on axis {axis}: boundaries {list(cuts)}; use fewer ranks there"
+                )
 
     @classmethod
     def even(cls, shape: Triple, dims: Triple, multiple: int = 1) -> Layout:

@@ -92,7 +92,9 @@ class _Walk:
         book.live["image"] = book.live.pop("x")
         name = "image"
         for level in range(top):
-            name = self._double(f"encoder {level}", name, level, (self.inputs, *self.widths)[level], keep_input=level == 0)
+            name = self._double(
+                f"encoder {level}", name, level, (self.inputs, *self.widths)[level], keep_input=level == 0
+            )
             book.operation = f"pooling {level}"
             book.make(f"pooled {level}", level + 1, self.widths[level] * self.voxels[level + 1])
             if self.training:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import prod
 
 from volseg.config import ModelConfig
-from volseg.errors import PartitionError
+from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
-from volseg.partition.layout import Layout, padded_shape, round_up
+from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import MemoryPlan, segmenting_memory, training_memory
 
 
@@ -90,7 +90,9 @@ class Plan:
     halo_bytes: int
 
 
-def make_plan(shape: Triple, model: ModelConfig, ranks: int, task: str, optimizer: str, dims: Triple | None = None) -> Plan:
+def make_plan(
+    shape: Triple, model: ModelConfig, ranks: int, task: str, optimizer: str, dims: Triple | None = None
+) -> Plan:
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
 
     Raises PartitionError where the volume cannot be split so.
@@ -116,16 +118,27 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
 
 
 def fewest_ranks(shape: Triple, model: ModelConfig, task: str, optimizer: str, limit: int) -> Plan | None:
-    """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
-
-    Raises nothing for numbers of ranks the volume cannot be split over; those are passed by.
-    """
+    """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does."""
     padded = padded_shape(shape, model.multiple)
-    most = prod(round_up(n, model.multiple) // model.multiple for n in padded)
-    for ranks in range(1, most + 1):
-        if not any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            continue
-        plan = make_plan(shape, model, ranks, task, optimizer)
-        if plan.memory.peak <= limit:
-            return plan
+    most = prod(n // model.multiple for n in padded)
+    alone = make_plan(shape, model, 1, task, optimizer).memory
+    room = limit - alone.process - alone.weights
+    if room <= 0:
+        return None
+    # Halos are at most half of what one rank holds in all, so fewer ranks than this cannot do.
+    first = max(1, int(alone.activations / 2 / room))
+    for ranks in range(first, most + 1):
+        if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
+            plan = make_plan(shape, model, ranks, task, optimizer)
+            if plan.memory.peak <= limit:
+                return plan
     return None
+
+
+def parse_memory(text: str) -> int:
+    """``24GiB``, ``512 MiB`` or ``24`` (GiB) in bytes. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB|G|M)?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ConfigError(f"--memory {text}: give an amount such as 24GiB or 512MiB")
+    units = {"g": 2**30, "gib": 2**30, "m": 2**20, "mib": 2**20, "gb": 10**9, "mb": 10**6}
+    return int(float(match[1]) * units[(match[2] or "GiB").lower()])

@@ -72,7 +72,9 @@ class WindowPlan:
         return all(a.owned == a.window and not a.sends for a in self.axes)
 
 
-def plan_window(layout: Layout, coords: tuple[int, int, int], needs: Callable[[int, Range], Range], outputs: Layout) -> WindowPlan:
+def plan_window(
+    layout: Layout, coords: tuple[int, int, int], needs: Callable[[int, Range], Range], outputs: Layout
+) -> WindowPlan:
     """The plan for a layer whose outputs lie in `outputs` and whose output range r on axis a needs ``needs(a, r)``."""
     planned = []
     for axis in range(3):

@@ -49,9 +49,13 @@ class TrainingLog:
         loss_axes.set_title("loss: cross-entropy + 1 - soft Dice", fontsize=10, loc="left")
         loss_axes.set_ylim(bottom=0)
         _curve(dice_axes, steps, [float(row["dice"]) for row in self.rows], "#2e86c1", "training, soft")
-        held_out = [(int(row["step"]), float(row["validation_dice"])) for row in self.rows if row.get("validation_dice")]
+        held_out = [
+            (int(row["step"]), float(row["validation_dice"])) for row in self.rows if row.get("validation_dice")
+        ]
         if held_out:
-            dice_axes.plot(*zip(*held_out, strict=True), color="#1e8449", marker="o", markersize=3, lw=1.4, label="held out")
+            dice_axes.plot(
+                *zip(*held_out, strict=True), color="#1e8449", marker="o", markersize=3, lw=1.4, label="held out"
+            )
         dice_axes.set_title("mean foreground Dice", fontsize=10, loc="left")
         dice_axes.set_ylim(0, 1)
         for axes in (loss_axes, dice_axes):

@@ -145,7 +145,9 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     if card.step >= steps and np.isnan(loss_value):
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
     elapsed = time.monotonic() - started
-    return make_report(job, config, grid, planned, blocks.cached_bytes, elapsed, loss_value, dice_value, validation, card.step)
+    return make_report(
+        job, config, grid, planned, blocks.cached_bytes, elapsed, loss_value, dice_value, validation, card.step
+    )
 
 
 def check_run_folder(job: TrainingJob) -> None:
@@ -158,7 +160,9 @@ def check_run_folder(job: TrainingJob) -> None:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run}: is a file; give another run folder with -o")
     if run.is_dir() and any(run.iterdir()) and not job.overwrite:
-        raise ConfigError(f"{run}: exists already; go on with --continue, replace it with --overwrite, or give another -o")
+        raise ConfigError(
+            f"{run}: exists already; go on with --continue, replace it with --overwrite, or give another -o"
+        )
     parent = next(p for p in (run, *run.absolute().parents) if p.exists())
     import os
 
@@ -230,7 +234,12 @@ def _same_weights(model: nn.Module, communicator: Communicator) -> None:
 
 
 def _describe(
-    config: Config, dataset: Dataset, cases: Sequence[Case], held_out: Sequence[Case], grid: ProcessGrid, largest: Triple
+    config: Config,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    held_out: Sequence[Case],
+    grid: ProcessGrid,
+    largest: Triple,
 ) -> str:
     ranks = grid.communicator.size
     return (

@@ -57,7 +57,9 @@ class ChannelScheme:
         """The inverse of `as_json`. Raises CheckpointError where something is missing."""
         try:
             fixed = value["fixed"]
-            return cls(str(value["name"]), None if fixed is None else Normalization(**{k: float(v) for k, v in fixed.items()}))
+            return cls(
+                str(value["name"]), None if fixed is None else Normalization(**{k: float(v) for k, v in fixed.items()})
+            )
         except (TypeError, KeyError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint's normalization is malformed: {value!r}; train again") from None
 

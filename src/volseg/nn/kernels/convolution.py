@@ -63,7 +63,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dil
     return _last(y)
 
 
-def transposed_convolve(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple) -> Tensor:
+def transposed_convolve(
+    x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple
+) -> Tensor:
     """Unpadded transposed 3D convolution: the adjoint of `convolve` in its input.
 
     x       [N, K, d, h, w]

@@ -33,7 +33,11 @@ def moments(x: Tensor, brick: tuple[int, int, int], bricks: int, communicator: C
     """
     tables = [sample.permute(1, 2, 3, 0) for sample in x]
     if brick == (1, 1, 1):
-        rows = torch.stack([t.reshape(-1, x.shape[1]) for t in tables]) if len(tables) > 1 else tables[0].reshape(1, -1, x.shape[1])
+        rows = (
+            torch.stack([t.reshape(-1, x.shape[1]) for t in tables])
+            if len(tables) > 1
+            else tables[0].reshape(1, -1, x.shape[1])
+        )
         low, high = rows.amin(1).double(), rows.amax(1).double()
         largest = torch.maximum(-low, high)
         largest = torch.stack([largest, largest * largest], dim=1)

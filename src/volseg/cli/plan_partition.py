@@ -1,0 +1,175 @@
+"""``volseg plan-partition``: grid, blocks, halos and memory before anything runs. Imports neither torch nor mpi4py."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from volseg.cli.options import Debug, JsonOutput
+from volseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from volseg.config import Config
+    from volseg.partition.planner import Plan
+
+
+class Task(StrEnum):
+    """What the ranks are to do."""
+
+    train = "train"
+    segment = "segment"
+
+
+def plan_partition(
+    volume: Annotated[Path | None, typer.Argument(help="A scan whose size to plan for.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Or its size in voxels, D x H x W, such as 512x512x512.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Ranks to plan for.  [default: 1, or the fewest that fit]")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory a rank may use, such as 24GiB.")] = None,
+    task: Annotated[Task | None, typer.Option("--for", help="Only this task; it decides the fewest ranks.")] = None,
+    partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="TOML file with [model].")] = None,
+    model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
+    json_output: JsonOutput = False,
+    debug: Debug = False,
+) -> None:
+    """Plan how a volume is split over ranks, and the memory each rank needs to train and to segment.
+
+    With --memory also the fewest ranks that fit.
+    """
+    from volseg.partition.planner import fewest_ranks, make_plan, parse_grid, parse_memory
+
+    settings = _settings(config, model)
+    size = _size(volume, shape)
+    limit = parse_memory(memory) if memory is not None else None
+    if ranks is not None and ranks < 1:
+        raise ConfigError(f"--ranks {ranks}: give at least 1")
+    tasks = [task] if task is not None else list(Task)
+    optimizer = settings.training.optimizer
+    fewest = {t: fewest_ranks(size, settings.model, t, optimizer, limit) if limit else None for t in tasks}
+    if ranks is None:
+        found = [plan.layout.dims for plan in fewest.values() if plan is not None]
+        ranks = max((d * h * w for d, h, w in found), default=1)
+    dims = None if partition == "auto" else parse_grid(partition, ranks)
+    plans = {t: make_plan(size, settings.model, ranks, t, optimizer, dims) for t in tasks}
+    if json_output:
+        import json
+
+        print(json.dumps(_facts(plans, fewest, limit, settings), indent=2))
+    else:
+        _show(plans, fewest, limit, settings)
+    # A limit that no plan meets is an answer, but one that a script must not overlook.
+    if limit is not None and any(plan.memory.peak > limit for plan in plans.values()):
+        raise typer.Exit(1)
+
+
+def _settings(config: Path | None, run: Path | None) -> Config:
+    from volseg.config import Config, read_config
+
+    if config is not None and run is not None:
+        raise ConfigError("give --config or --model, not both")
+    if run is not None:
+        return read_config(run / "config.toml")
+    return read_config(config) if config is not None else Config()
+
+
+def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
+    if (volume is None) == (shape is None):
+        raise ConfigError("give a volume, or its size with --shape 512x512x512")
+    if volume is not None:
+        from volseg.volumes.canonical import canonical
+        from volseg.volumes.reading import open_volume
+
+        return canonical(open_volume(volume)).shape
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape or ""):
+        raise ConfigError(f"--shape {shape}: give three sizes D x H x W, such as 512x512x512")
+    d, h, w = (int(n) for n in (shape or "").split("x"))
+    return d, h, w
+
+
+def _facts(
+    plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int | None, settings: Config
+) -> dict[str, Any]:
+    """Everything the plan says, as plain values; sizes in bytes, axes D, H, W."""
+    import dataclasses
+
+    first = next(iter(plans.values()))
+    return {
+        "shape": list(first.shape),
+        "padded_shape": list(first.layout.shape),
+        "ranks": first.layout.dims[0] * first.layout.dims[1] * first.layout.dims[2],
+        "grid": list(first.layout.dims),
+        "boundaries": [list(cuts) for cuts in first.layout.boundaries],
+        "largest_block": list(first.layout.largest_block),
+        "halo_bytes_per_forward": first.halo_bytes,
+        "memory_limit_bytes": limit,
+        "model": dataclasses.asdict(settings.model),
+        "tasks": {
+            str(task): {
+                "peak_bytes_per_rank": plan.memory.peak,
+                "process_bytes": plan.memory.process,
+                "weights_bytes": plan.memory.weights,
+                "activations_bytes": plan.memory.activations,
+                "activations_bytes_by_level": list(plan.memory.by_level),
+                "peak_at": plan.memory.peak_at,
+                "fits": None if limit is None else plan.memory.peak <= limit,
+                "fewest_ranks": _ranks(fewest[task]),
+                "fewest_ranks_grid": None if fewest[task] is None else list(fewest[task].layout.dims),  # type: ignore[union-attr]
+            }
+            for task, plan in plans.items()
+        },
+    }
+
+
+def _ranks(plan: Plan | None) -> int | None:
+    return None if plan is None else plan.layout.dims[0] * plan.layout.dims[1] * plan.layout.dims[2]
+
+
+def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int | None, settings: Config) -> None:
+    from rich.console import Console
+
+    from volseg.cli.render import gibibytes, table
+    from volseg.geometry import format_triple
+
+    console = Console()
+    first = next(iter(plans.values()))
+    layout = first.layout
+    lengths = [sorted({b - a for a, b in zip(cuts, cuts[1:], strict=False)}) for cuts in layout.boundaries]
+    rows = [
+        ("voxels D x H x W", format_triple(first.shape)),
+        ("padded to", format_triple(layout.shape)),
+        ("U-Net channels", format_triple(settings.model.widths)),
+        ("ranks", _ranks(first)),
+        ("grid Pz x Py x Px", format_triple(layout.dims)),
+        ("block sides", ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True))),
+        ("halo received a forward pass", gibibytes(first.halo_bytes)),
+    ]
+    console.print(table("plan", ("", "value"), rows, text_columns=2))
+    columns = ["memory a rank", "peak", "activations", "weights", "process", "peak at"]
+    body = [
+        (task, gibibytes(p.memory.peak), gibibytes(p.memory.activations), gibibytes(p.memory.weights),
+         gibibytes(p.memory.process), p.memory.peak_at)
+        for task, p in plans.items()
+    ]  # fmt: skip
+    console.print(table("", columns, body))
+    levels = [
+        (f"level {n}", *(gibibytes(p.memory.by_level[n]) for p in plans.values()))
+        for n in range(len(first.memory.by_level))
+    ]
+    console.print(table("activations at the peak", ("", *map(str, plans)), levels))
+    if limit is None:
+        return
+    for task, plan in plans.items():
+        best = fewest[task]
+        if best is None:
+            console.print(f"{task}: no number of ranks fits {gibibytes(limit)} a rank; fewer channels or levels may")
+        else:
+            console.print(
+                f"{task}: the fewest ranks within {gibibytes(limit)} are {_ranks(best)}, as "
+                f"{format_triple(best.layout.dims)}, with {gibibytes(best.memory.peak)} a rank"
+            )
+        if plan.memory.peak > limit:
+            console.print(f"{task}: {_ranks(plan)} ranks need {gibibytes(plan.memory.peak)} a rank, which does not fit")

@@ -1,0 +1,101 @@
+"""Whole-volume inference on this rank's block: features once, then the head slab by slab, so logits never exist whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import VolumeError
+from volseg.models.stored import ModelCard
+from volseg.models.unet import UNet
+from volseg.nn.convert import partition_module
+from volseg.nn.kernels.convolution import convolve
+from volseg.volumes.scan import Scan, normalized_block, own_normalization
+
+_ONE = (1, 1, 1)
+_SLAB_VALUES = 2**20
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a rank found in its block, without the padding.
+
+    mask           [d, h, w] uint8
+    probabilities  [K, d, h, w] float32, or None where they were not asked for
+    image          [d, h, w] the first channel as stored, for pictures
+    """
+
+    mask: np.ndarray
+    probabilities: np.ndarray | None
+    image: np.ndarray
+
+
+def read_input(scan: Scan, card: ModelCard, grid: ProcessGrid) -> tuple[Tensor, np.ndarray]:
+    """The network's input [1, C, d, h, w] on this rank, and the first channel as stored. Collective.
+
+    Raises VolumeError, on all ranks, where the model wants another number of channels or voxels are not finite.
+    """
+    wanted = card.config.model.in_channels
+    if len(scan.channels) != wanted:
+        raise VolumeError(
+            f"{scan.channels[0].path}: {len(scan.channels)} image channel(s), but the model was trained with {wanted} "
+            f"({', '.join(scheme.name for scheme in card.schemes)}); name the first of files CASE_0000, CASE_0001, ..."
+        )
+    arrays: list[np.ndarray] = []
+    with grid.communicator.together():
+        arrays = scan.read()
+    block = normalized_block(arrays, scan, card.schemes, own_normalization(arrays, card.schemes, grid))
+    return torch.from_numpy(block).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d), arrays[0]
+
+
+def logit_slabs(model: UNet, twin: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """First plane and logits [1, K, depth, h, w] of one slab of this rank's block after another. Collective.
+
+    twin  the partitioned `model`; the head is 1x1x1, so it needs neither neighbours nor the slab next to it
+    """
+    features = twin(x, features_only=True)
+    depth = max(1, _SLAB_VALUES // (features.shape[1] * features.shape[3] * features.shape[4]))
+    for start in range(0, features.shape[2], depth):
+        slab = features[:, :, start : start + depth]
+        yield start, convolve(slab, model.head.weight, model.head.bias, _ONE, _ONE, 1)
+
+
+@torch.inference_mode()
+def segment_block(
+    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
+) -> BlockResult:
+    """Segment this rank's block of a scan. Collective. The bits do not depend on the grid."""
+    x, image = read_input(scan, card, grid)
+    twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
+    twin.eval()
+    d, h, w = scan.inside.shape
+    mask = np.empty((d, h, w), dtype=np.uint8)
+    kept = np.empty((card.config.model.classes, d, h, w), dtype=np.float32) if probabilities else None
+    for start, logits in logit_slabs(model, twin, x):
+        inside = logits[0, :, : max(0, d - start), :h, :w]
+        if not inside.numel():
+            continue
+        stop = start + inside.shape[1]
+        mask[start:stop] = inside.argmax(0).numpy()
+        if kept is not None:
+            kept[:, start:stop] = softmax(inside.contiguous().numpy())
+    return BlockResult(mask, kept, image)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over axis 0, of float32 [K, ...].
+
+    In numpy, whose exponential gives a value the same bits wherever it lies in the array; torch's vectorised softmax
+    does not promise that. The sum runs over the classes in their order.
+    """
+    powers = np.exp(logits - logits.max(axis=0))
+    total = powers[0].copy()
+    for power in powers[1:]:
+        total += power
+    powers /= total
+    return powers

@@ -1,0 +1,57 @@
+"""From the ranks' blocks to one file on the scan's own grid: no rank ever holds the whole mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.redistribute import redistribute
+from volseg.geometry import Box
+from volseg.volumes.canonical import Orientation
+from volseg.volumes.scan import Scan
+from volseg.volumes.volume import Space
+from volseg.volumes.writing import Unit, write_volume
+
+
+def write_stitched(
+    path: Path,
+    block: np.ndarray,
+    scan: Scan,
+    native: Space,
+    grid: ProcessGrid,
+    *,
+    overwrite: bool,
+    names: Sequence[str] = (),
+) -> None:
+    """Write the ranks' blocks as one volume on the `native` grid. Collective.
+
+    block   [d, h, w] or [K, d, h, w]: this rank's block without padding, in canonical order
+    native  the scan's own space, to whose voxel order the blocks are turned back
+    """
+    orientation = Orientation.of(native)
+    whole = Box.whole(scan.space.shape)
+    boxes = [box.intersect(whole) for box in scan.layout.blocks()]
+
+    def produce(units: list[Unit | None]) -> np.ndarray | None:
+        wanted = [None if unit is None else orientation.box_to_canonical(unit.box) for unit in units]
+        mine: np.ndarray | None = None
+        if block.ndim == 3:
+            mine = redistribute(block, boxes, wanted, grid.communicator)
+        else:
+            # The units of one round may belong to different channels; each is moved on its own.
+            for channel in sorted({unit.channel or 0 for unit in units if unit is not None}):
+                chosen = [
+                    box if unit is not None and unit.channel == channel else None
+                    for unit, box in zip(units, wanted, strict=True)
+                ]
+                part = redistribute(block[channel], boxes, chosen, grid.communicator)
+                mine = part if part is not None else mine
+        return None if mine is None else np.ascontiguousarray(orientation.from_canonical(mine))
+
+    channels = block.shape[0] if block.ndim == 4 else None
+    write_volume(
+        path, native, block.dtype, produce, grid.communicator, channels=channels, overwrite=overwrite, names=names
+    )

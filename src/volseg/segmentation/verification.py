@@ -1,0 +1,77 @@
+"""Does this job's partition compute what one rank computes? Logits and labels, voxel by voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from volseg.distributed.communicator import Communicator, SerialCommunicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.redistribute import redistribute
+from volseg.geometry import Box, Triple
+from volseg.models.stored import ModelCard, load_model
+from volseg.models.unet import UNet
+from volseg.nn.convert import partition_module
+from volseg.segmentation.inference import logit_slabs, read_input
+from volseg.segmentation.segment import open_scan
+from volseg.volumes.scan import Scan
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the logits of this job's grid are from those of one rank.
+
+    largest_difference  max |delta logit| over all voxels and classes
+    mismatches          voxels whose label differs
+    voxels              compared
+    identical           whether every logit has the same bits
+    """
+
+    grid: Triple
+    largest_difference: float
+    mismatches: int
+    voxels: int
+    identical: bool
+
+
+def verify_partition(model_path: Path, scan_path: Path, partition: str, communicator: Communicator) -> Verification:
+    """Compute a scan's logits on this job's grid and on the root rank alone, and compare. Collective.
+
+    The root rank holds the whole volume for its part, as one rank does.
+    """
+    model, card = load_model(model_path)
+    scan, grid = open_scan(scan_path, card, partition, communicator)
+    mine = block_logits(model, scan, card, grid)
+    expected = np.empty((card.config.model.classes, 0, 0, 0), dtype=np.float32)
+    with communicator.together():
+        if communicator.is_root:
+            alone, single = open_scan(scan_path, card, "1x1x1", SerialCommunicator())
+            expected = block_logits(model, alone, card, single)
+    whole = Box.whole(scan.space.shape)
+    nothing = Box((0, 0, 0), (0, 0, 0))
+    held = [whole if rank == 0 else nothing for rank in range(communicator.size)]
+    wanted = [box.intersect(whole) for box in scan.layout.blocks()]
+    expected_here = redistribute(expected, held, wanted, communicator)
+    assert expected_here is not None
+    difference = float(np.abs(mine - expected_here).max(initial=0.0))
+    largest = communicator.reduce_all(np.array([difference, float(not np.array_equal(mine, expected_here))]), "max")
+    wrong = int((mine.argmax(0) != expected_here.argmax(0)).sum()) if mine.size else 0
+    counts = communicator.reduce_all(np.array([wrong, mine[0].size]))
+    return Verification(grid.dims, float(largest[0]), int(counts[0]), int(counts[1]), not largest[1])
+
+
+@torch.inference_mode()
+def block_logits(model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid) -> np.ndarray:
+    """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
+    x, _ = read_input(scan, card, grid)
+    twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
+    twin.eval()
+    d, h, w = scan.inside.shape
+    out = np.empty((card.config.model.classes, d, h, w), dtype=np.float32)
+    for start, logits in logit_slabs(model, twin, x):
+        inside = logits[0, :, : max(0, d - start), :h, :w]
+        out[:, start : start + inside.shape[1]] = inside.numpy()
+    return out
