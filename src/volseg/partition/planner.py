@@ -29,21 +29,23 @@ def halo_voxels(layout: Layout, width: int = 1) -> int:
     return prod(n + g for n, g in zip(inner, ghosts, strict=True)) - prod(inner)
 
 
-def choose_grid(shape: Triple, ranks: int, multiple: int) -> Triple:
+def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | None = None) -> Triple:
     """The grid of `ranks` over `shape` whose largest block is smallest, and among those the one with the least halo.
 
-    Ties go to the grid that cuts D first, so that blocks are runs of whole slices.
+    Ties go to the grid that cuts D first, so that blocks are runs of whole slices. `narrowest` are the shortest sides
+    of all volumes that the same grid must hold; `shape` alone where it is left out.
 
     Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
     """
     padded = padded_shape(shape, multiple)
-    fitting = [g for g in grids_of(ranks) if _fits(padded, g, multiple)]
+    holding = padded_shape(narrowest or shape, multiple)
+    fitting = [g for g in grids_of(ranks) if _fits(holding, g, multiple)]
     if not fitting:
-        most = most_ranks(padded, ranks, multiple)
-        largest = format_triple(tuple(n // multiple for n in padded))
+        most = most_ranks(holding, ranks, multiple)
+        largest = format_triple(tuple(n // multiple for n in holding))
         raise PartitionError(
-            f"{format_triple(shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of {multiple}: "
-            f"the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
+            f"{format_triple(narrowest or shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of "
+            f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
         )
 
     def cost(dims: Triple) -> tuple[int, int, int, int]:
@@ -59,6 +61,7 @@ def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
 
 def most_ranks(padded: Triple, below: int, multiple: int) -> int:
     """The largest number of ranks up to `below` for which some grid fits; 1 always does."""
+    below = min(below, prod(n // multiple for n in padded))
     return next(n for n in range(below, 0, -1) if any(_fits(padded, g, multiple) for g in grids_of(n)))
 
 

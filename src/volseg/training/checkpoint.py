@@ -1,4 +1,4 @@
-"""The state of a training run: weights, optimizer, random state and step, written from the root rank, whole or not at all.
+"""The state of a training run: weights, optimizer, random state and step; the root rank writes it, whole or not at all.
 
 Everything in it is the same on all ranks, so a run continues on any other number of them.
 """
@@ -32,10 +32,15 @@ def save_checkpoint(run: Path, model: UNet, optimizer: Optimizer, card: ModelCar
 def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
     """Put model, optimizer and random state back as `save_checkpoint` found them.
 
-    Raises CheckpointError where the checkpoint is missing, damaged, or of another model.
+    Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
     path = run / CHECKPOINT
     tensors, card = load_tensors(path)
+    if card.config.training.optimizer != type(optimizer).__name__.lower():
+        raise CheckpointError(
+            f"{path}: holds the state of {card.config.training.optimizer}, not of {type(optimizer).__name__.lower()}; "
+            "continue with the same --optimizer, or train into another folder"
+        )
     if card.config.model != model.config:
         raise CheckpointError(
             f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "

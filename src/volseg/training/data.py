@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import VolumeError
+from volseg.errors import PartitionError, VolumeError
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import canonical, in_order_of
 from volseg.volumes.dataset import Case, Dataset, check_labels, check_pair
@@ -49,7 +49,10 @@ class CaseBlocks:
         self._room = CACHE_BYTES
         with grid.communicator.together():
             for case in cases:
-                self._open(case)
+                try:
+                    self._open(case)
+                except PartitionError as error:
+                    raise PartitionError(f"case {case.name}: {error}") from None
 
     @property
     def cached_bytes(self) -> int:
@@ -85,6 +88,11 @@ class CaseBlocks:
             self._room -= size
             self._cache[case.name] = images, label
         return images, label
+
+    def check(self) -> None:
+        """Read every case once, so that one that cannot be used is found before training begins. Collective."""
+        for case in self.cases:
+            self.read(case)
 
     def measure(self) -> None:
         """Find how each channel is normalised, from the foreground of all cases where it is CT. Collective."""

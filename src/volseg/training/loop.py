@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from volseg.errors import ConfigError, VolumeError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.files import write_text
 from volseg.geometry import Triple, format_triple
-from volseg.models.stored import CHECKPOINT, ModelCard
+from volseg.models.stored import CHECKPOINT, WEIGHTS, ModelCard
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
@@ -30,8 +32,8 @@ from volseg.partition.memory import training_memory
 from volseg.partition.planner import choose_grid, parse_grid
 from volseg.training.checkpoint import load_checkpoint, save_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
-from volseg.training.log import TrainingLog
-from volseg.training.report import TrainingReport, make_report
+from volseg.training.log import PICTURE, TrainingLog
+from volseg.training.report import REPORT, TrainingReport, make_report
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 
 CONFIG = "config.toml"
@@ -70,8 +72,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             check_run_folder(job)
     cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
     shapes = canonical_shapes(dataset)
-    largest = padded_shape(max(shapes, key=lambda s: s[0] * s[1] * s[2]), config.model.multiple)
-    grid = ProcessGrid(communicator, _dims(job.partition, communicator.size, largest, config.model.multiple))
+    largest = padded_shape(max(shapes, key=math.prod), config.model.multiple)
+    grid = ProcessGrid(communicator, _dims(job.partition, communicator.size, shapes, config.model.multiple))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, config.model.multiple)
     planned = training_memory(config.model, config.training.optimizer, grid.layout(largest, config.model.multiple))
     listen(Message(_describe(config, dataset, cases, held_out, grid, largest)))
@@ -82,6 +84,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     optimizer = make_optimizer(model, config.training)
     steps = config.training.epochs * len(cases)
     card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0)
+    blocks.check()
     if job.proceed:
         with communicator.together():
             card = dataclasses.replace(load_checkpoint(job.run, model, optimizer), config=config)
@@ -94,6 +97,9 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     with communicator.together():
         if communicator.is_root:
             job.run.mkdir(parents=True, exist_ok=True)
+            if not job.proceed:  # an earlier run's checkpoint must not be taken for this one's
+                for name in (CHECKPOINT, WEIGHTS, REPORT, PICTURE):
+                    (job.run / name).unlink(missing_ok=True)
             write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))
             log = TrainingLog(job.run, card.step)
     _same_weights(model, communicator)
@@ -141,7 +147,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         if validation is not None:
             figures["held out"] = f"{validation:.3f}"
         figures["voxels/s"] = f"{sample.voxels / seconds / 1e6:.2f} M"
-        listen(Progress(f"epoch {epoch + 1}/{config.training.epochs}", step + 1 - 0, steps, "steps", figures))
+        listen(Progress(f"epoch {epoch + 1}/{config.training.epochs}", step + 1, steps, "steps", figures))
     if card.step >= steps and np.isnan(loss_value):
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
     elapsed = time.monotonic() - started
@@ -155,7 +161,7 @@ def check_run_folder(job: TrainingJob) -> None:
     run = job.run
     if job.proceed:
         if not (run / CHECKPOINT).is_file():
-            raise ConfigError(f"{run}: no {CHECKPOINT} to continue from; leave out --continue to start anew")
+            raise ConfigError(f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue")
         return
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run}: is a file; give another run folder with -o")
@@ -164,8 +170,6 @@ def check_run_folder(job: TrainingJob) -> None:
             f"{run}: exists already; go on with --continue, replace it with --overwrite, or give another -o"
         )
     parent = next(p for p in (run, *run.absolute().parents) if p.exists())
-    import os
-
     if not os.access(parent, os.W_OK):
         raise ConfigError(f"{run}: {parent} is not writable; give another run folder with -o")
 
@@ -218,8 +222,12 @@ def validate(twin: nn.Module, blocks: CaseBlocks, cases: Sequence[Case], classes
     return float(np.nanmean(scores))
 
 
-def _dims(partition: str, ranks: int, shape: Triple, multiple: int) -> Triple:
-    return choose_grid(shape, ranks, multiple) if partition == "auto" else parse_grid(partition, ranks)
+def _dims(partition: str, ranks: int, shapes: Sequence[Triple], multiple: int) -> Triple:
+    """The best grid for the largest case, among those that every case can hold."""
+    if partition != "auto":
+        return parse_grid(partition, ranks)
+    d, h, w = (min(sides) for sides in zip(*shapes, strict=True))
+    return choose_grid(max(shapes, key=math.prod), ranks, multiple, narrowest=(d, h, w))
 
 
 def _spacing(blocks: CaseBlocks, cases: Sequence[Case]) -> tuple[float, float, float]:
@@ -243,7 +251,8 @@ def _describe(
 ) -> str:
     ranks = grid.communicator.size
     return (
-        f"{dataset.folder}: {len(cases)} cases to train on, {len(held_out)} held out, labels {', '.join(dataset.label_names)}\n"
+        f"{dataset.folder}: {len(cases)} cases to train on, {len(held_out)} held out, "
+        f"labels {', '.join(dataset.label_names)}\n"
         f"U-Net of {format_triple(config.model.widths)} channels; {format_triple(largest)} voxels on "
         f"{ranks} rank{'s' if ranks > 1 else ''} as {format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
     )

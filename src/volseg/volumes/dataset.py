@@ -24,6 +24,7 @@ from volseg.volumes.volume import Volume
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
 IMAGES, LABELS = "imagesTr", "labelsTr"
+OUTPUT_ENDS = ("_mask", "_mask_probabilities")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def _find_cases(folder: Path, channels: int, ending: str) -> tuple[Case, ...]:
         cases.append(
             Case(name, tuple(folder / IMAGES / (file + ending) for file in files), folder / LABELS / (name + ending))
         )
+    unused = {name for name in unused if not _is_own_output(name, images)}
     if unused:
         orphan = sorted(unused)[0]
         raise VolumeError(
@@ -234,6 +236,11 @@ def _find_cases(folder: Path, channels: int, ending: str) -> tuple[Case, ...]:
             "add its labels or move it away"
         )
     return tuple(cases)
+
+
+def _is_own_output(name: str, images: set[str]) -> bool:
+    """Whether `volseg segment` wrote this beside an image: CASE_0000_mask, CASE_0000_mask_probabilities."""
+    return any(name.endswith(end) and name.removesuffix(end) in images for end in OUTPUT_ENDS)
 
 
 def _names(folder: Path, ending: str) -> set[str]:
