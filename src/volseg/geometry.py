@@ -5,6 +5,7 @@ Axes are D, H, W everywhere: the order of a C-contiguous numpy array, slices x r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -66,8 +67,8 @@ class Box:
         return "x".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
 
 
-def _triple(values: object) -> Triple:
-    d, h, w = values  # type: ignore[misc]
+def _triple(values: Iterable[int]) -> Triple:
+    d, h, w = values
     return d, h, w
 
 

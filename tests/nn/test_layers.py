@@ -83,13 +83,16 @@ def test_layer_equals_its_serial_twin_or_is_refused_by_name(name: str, communica
             model = randomised(LAYERS[name]())
             layout = Layout.even(shape, dims)
             samples = 2 if "norm" in name else 1
+            refusal = None
             try:
                 assert_matches_serial(model, grid, layout, input_channels(model), samples=samples)
                 matched += 1
             except PartitionError as error:
-                assert type(model).__name__ in str(error), error
-                assert "without output" in str(error) or "empty output" in str(error), error
-                assert min(layout.largest_block) <= 4, f"refused without need: {error}"
+                refusal = str(error)
+            if refusal is not None:
+                assert type(model).__name__ in refusal
+                assert "without output" in refusal or "empty output" in refusal
+                assert min(layout.largest_block) <= 4, f"refused without need: {refusal}"
     assert matched >= 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from volseg.errors import PartitionError
 from volseg.geometry import Box
-from volseg.partition.layout import Layout, padded_shape, split
+from volseg.partition.layout import Layout, padded_shape, round_up, split
 from volseg.partition.window import axis_window, overlap
 
 sides = st.tuples(*[st.integers(1, 40)] * 3)
@@ -53,9 +55,9 @@ def test_split_of_any_length(length, parts, multiple):
     assert cuts[0] == 0
     assert cuts[-1] == length
     assert len(cuts) == parts + 1
-    assert all(b > a for a, b in zip(cuts, cuts[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(cuts))
     assert all(b % multiple == 0 for b in cuts[:-1])
-    assert max(np.diff(cuts)) <= multiple * -(-(-(-length // multiple)) // parts)
+    assert max(np.diff(cuts)) <= round_up(round_up(length, multiple) // multiple, parts) // parts * multiple
 
 
 @settings(max_examples=200, deadline=None)
@@ -64,14 +66,14 @@ def test_what_one_rank_sends_another_receives_and_windows_are_complete(length, p
     if length < parts:
         return
     cuts = split(length, parts)
-    windows = [(a - low, b + high) for a, b in zip(cuts, cuts[1:], strict=False)]
+    windows = [(a - low, b + high) for a, b in itertools.pairwise(cuts)]
     plans = [axis_window(cuts, windows, c) for c in range(parts)]
     for c, plan in enumerate(plans):
         inside = overlap(plan.window, (0, length))
         seen = sorted([r for _, r in plan.receives] + [overlap(plan.window, plan.owned)])
         assert seen[0][0] == inside[0]
         assert seen[-1][1] == inside[1]
-        assert all(a[1] == b[0] for a, b in zip(seen, seen[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(seen))
         for other, r in plan.sends:
             assert (c, r) in plans[other].receives
 

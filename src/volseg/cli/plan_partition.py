@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -137,7 +138,7 @@ def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int |
     console = Console()
     first = next(iter(plans.values()))
     layout = first.layout
-    lengths = [sorted({b - a for a, b in zip(cuts, cuts[1:], strict=False)}) for cuts in layout.boundaries]
+    lengths = [sorted({b - a for a, b in itertools.pairwise(cuts)}) for cuts in layout.boundaries]
     rows = [
         ("voxels D x H x W", format_triple(first.shape)),
         ("padded to", format_triple(layout.shape)),

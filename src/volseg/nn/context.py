@@ -86,7 +86,8 @@ class PartitionContext:
         slots = self.grid.communicator.reduce_all(slots, "max")
         if (slots[0] != -slots[1]).any():
             raise PartitionError(
-                "the blocks of the ranks do not fit together: ranks at the same place on an axis must have the same side"
+                "the blocks of the ranks do not fit together: "
+                "ranks at the same place on an axis must have the same side"
             )
         boundaries = []
         for axis, lengths in enumerate(np.split(slots[0], [dims[0], dims[0] + dims[1]])):

@@ -126,8 +126,8 @@ def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
         )
     if own:
         raise PartitionError(
-            f"module {name or 'itself'} ({type(module).__name__}) has parameters of its own ({', '.join(own)}) whose use "
-            "cannot be seen; put them into a torch.nn layer"
+            f"module {name or 'itself'} ({type(module).__name__}) has parameters of its own ({', '.join(own)}) whose "
+            "use cannot be seen; put them into a torch.nn layer"
         )
     for child_name, child in children:
         _convert(child, f"{name}.{child_name}" if name else child_name, context)
@@ -163,4 +163,4 @@ def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
         finally:
             context.end_pass()
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward

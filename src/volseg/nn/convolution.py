@@ -29,9 +29,11 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        stride, dilation, groups = ctx.settings
         shape = (x.shape[2], x.shape[3], x.shape[4])
-        grad_x = transposed_convolve(grad, weight, *ctx.settings, shape) if ctx.needs_input_grad[0] else None
-        grad_w = weight_gradient(x, grad, weight, *ctx.settings) if ctx.needs_input_grad[1] else None
+        wanted_x, wanted_w = ctx.needs_input_grad[:2]
+        grad_x = transposed_convolve(grad, weight, stride, dilation, groups, shape) if wanted_x else None
+        grad_w = weight_gradient(x, grad, weight, stride, dilation, groups) if wanted_w else None
         grad_b = grad.sum((0, 2, 3, 4)) if ctx.has_bias and ctx.needs_input_grad[2] else None
         return grad_x, grad_w, grad_b, None, None, None
 

@@ -31,16 +31,21 @@ class _PartitionedDropout(PartitionedLayer):
         if self.p >= 1:
             return x * 0
         seed = self._seed()
-        kept = torch.cat([self._kept(x, seed, n) for n in range(x.shape[0])])
-        return x * kept.to(x.dtype).div_(1 - self.p)
+        return x * self._kept(x, seed).to(x.dtype).div_(1 - self.p)
 
     def _seed(self) -> int:
         """One number from the root's random state, the same on every rank. Collective."""
         drawn = int(torch.randint(2**62, (1,)).item())
         return int(self.context.grid.communicator.broadcast(drawn))
 
-    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
+    def _kept(self, x: Tensor, seed: int) -> Tensor:
+        """The mask, in the shape of `x` or broadcastable to it."""
         raise NotImplementedError
+
+    def _keys(self, x: Tensor, seed: int) -> Tensor:
+        """A key for each sample and channel, [N * C]."""
+        streams = torch.arange(x.shape[0] * x.shape[1], device=x.device)
+        return streams * 0x5851F42D4C957F2D + seed
 
     def _uniform(self, key: Tensor) -> Tensor:
         """Uniform numbers in [0, 1) with 24 bits from int64 keys."""
@@ -53,20 +58,17 @@ class _PartitionedDropout(PartitionedLayer):
 class PartitionedDropout(_PartitionedDropout, nn.Dropout):
     """nn.Dropout: each value is dropped on its own; the mask is the same on every grid for the same torch seed."""
 
-    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
-        layout = self.plan(x).inputs if sample == 0 else self._last
-        self._last = layout
+    def _kept(self, x: Tensor, seed: int) -> Tensor:
+        layout = self.plan(x).inputs
         box = layout.block(self.context.grid.coords)
         d, h, w = (torch.arange(a, b, device=x.device) for a, b in zip(box.start, box.stop, strict=True))
         index = (d.view(-1, 1, 1) * layout.shape[1] + h.view(-1, 1)) * layout.shape[2] + w
-        streams = torch.arange(x.shape[1], device=x.device) + sample * x.shape[1]
-        keys = _mix(streams * 0x5851F42D4C957F2D + seed)
-        return torch.stack([self._uniform(index + key) >= self.p for key in keys]).unsqueeze(0)
+        keys = _mix(self._keys(x, seed))
+        return torch.stack([self._uniform(index + key) >= self.p for key in keys]).view(x.shape)
 
 
 class PartitionedDropout3d(_PartitionedDropout, nn.Dropout3d):
     """nn.Dropout3d: whole channels are dropped; the mask is the same on every grid for the same torch seed."""
 
-    def _kept(self, x: Tensor, seed: int, sample: int) -> Tensor:
-        streams = torch.arange(x.shape[1], device=x.device) + sample * x.shape[1]
-        return (self._uniform(streams * 0x5851F42D4C957F2D + seed) >= self.p).view(1, -1, 1, 1, 1)
+    def _kept(self, x: Tensor, seed: int) -> Tensor:
+        return (self._uniform(self._keys(x, seed)) >= self.p).view(*x.shape[:2], 1, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +97,7 @@ def _check_shape(layout: Layout, shape: Triple) -> None:
 def _checked(layout: Layout, shape: Triple, place: Any) -> Layout:
     def map_axis(axis: int, cuts: tuple[int, ...]) -> tuple[int, ...]:
         mapped = (*(place(axis, b) for b in cuts[:-1]), shape[axis])
-        if any(b <= a for a, b in zip(mapped, mapped[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(mapped)):
             raise PartitionError(
                 f"blocks {list(cuts)} on axis {AXES[axis]} leave a rank without output ({list(mapped)}): "
                 f"use fewer than {len(cuts) - 1} ranks on axis {AXES[axis]}"

@@ -158,8 +158,8 @@ class PartitionedBatchNorm3d(_PartitionedNorm, nn.BatchNorm3d):
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)

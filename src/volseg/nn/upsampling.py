@@ -32,7 +32,7 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
 
     def _interpolate(self, x: Tensor, plan: LayerPlan, axis: int, scale: int) -> Tensor:
         """Linear interpolation along one axis, at torch's source coordinates counted in the whole volume."""
-        start, stop = plan.window.axes[axis].window
+        start = plan.window.axes[axis].window[0]
         coordinate = self.context.grid.coords[axis]
         first, last = plan.outputs.boundaries[axis][coordinate : coordinate + 2]
         low, high, weight = _sources(first, last, plan.inputs.shape[axis], scale, bool(self.align_corners))
@@ -45,9 +45,10 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
 
     def _scale(self) -> Triple:
         factors = self.scale_factor if isinstance(self.scale_factor, tuple) else (self.scale_factor,) * 3
-        if self.size is not None or any(f is None or f != int(f) or f < 1 for f in factors):
+        whole = [int(f) for f in factors if f is not None and f == int(f) and f >= 1]
+        if self.size is not None or len(whole) < 3:
             raise self.refuse("only whole scale_factors can be partitioned, not `size` or fractions")
-        return triple([int(f) for f in factors])
+        return triple(whole)
 
     def _plan(self, layout: Layout) -> LayerPlan:
         if self.mode not in ("nearest", "trilinear"):

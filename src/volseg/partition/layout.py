@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 
 from volseg.errors import PartitionError
 from volseg.geometry import Box, Triple, format_triple
@@ -52,7 +52,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         for axis, cuts in zip(AXES, self.boundaries, strict=True):
-            if any(b <= a for a, b in zip(cuts, cuts[1:], strict=False)):
+            if any(b <= a for a, b in pairwise(cuts)):
                 raise PartitionError(
                     f"a block would be empty on axis {axis}: boundaries {list(cuts)}; use fewer ranks there"
                 )
@@ -98,7 +98,7 @@ class Layout:
     @cached_property
     def largest_block(self) -> Triple:
         """The longest side on each axis: the shape of the largest block."""
-        d, h, w = (max(b - a for a, b in zip(cuts, cuts[1:], strict=False)) for cuts in self.boundaries)
+        d, h, w = (max(b - a for a, b in pairwise(cuts)) for cuts in self.boundaries)
         return d, h, w
 
     def map_axes(self, mapping: Callable[[int, tuple[int, ...]], Sequence[int]]) -> Layout:

@@ -7,6 +7,7 @@ strides that do not divide a block, and windows wider than the neighbour's block
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def axis_window(cuts: tuple[int, ...], windows: list[Range], coordinate: int) ->
     cuts     boundaries of the blocks on the axis
     windows  the window of every coordinate
     """
-    owned = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    owned = [(a, b) for a, b in itertools.pairwise(cuts)]
     others = [c for c in range(len(owned)) if c != coordinate]
     sends = ((c, overlap(windows[c], owned[coordinate])) for c in others)
     receives = ((c, overlap(windows[coordinate], owned[c])) for c in others)
@@ -79,7 +80,7 @@ def plan_window(
     planned = []
     for axis in range(3):
         cuts = outputs.boundaries[axis]
-        windows = [needs(axis, (a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+        windows = [needs(axis, (a, b)) for a, b in itertools.pairwise(cuts)]
         planned.append(axis_window(layout.boundaries[axis], windows, coords[axis]))
     return WindowPlan((planned[0], planned[1], planned[2]))
 

@@ -1,4 +1,4 @@
-"""Whole-volume inference on this rank's block: features once, then the head slab by slab, so logits never exist whole."""
+"""Whole-volume inference on this rank's block: features once, then the head by slabs, so logits never exist whole."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     In numpy, whose exponential gives a value the same bits wherever it lies in the array; torch's vectorised softmax
     does not promise that. The sum runs over the classes in their order.
     """
-    powers = np.exp(logits - logits.max(axis=0))
+    powers: np.ndarray = np.exp(logits - logits.max(axis=0))
     total = powers[0].copy()
     for power in powers[1:]:
         total += power

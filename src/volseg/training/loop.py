@@ -161,7 +161,9 @@ def check_run_folder(job: TrainingJob) -> None:
     run = job.run
     if job.proceed:
         if not (run / CHECKPOINT).is_file():
-            raise ConfigError(f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue")
+            raise ConfigError(
+                f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue"
+            )
         return
     if run.exists() and not run.is_dir():
         raise ConfigError(f"{run}: is a file; give another run folder with -o")

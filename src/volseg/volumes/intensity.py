@@ -29,7 +29,7 @@ class Normalization:
     std: float
 
     def apply(self, values: np.ndarray) -> np.ndarray:
-        """[...] of any type to float32 [...]. Each step is rounded once, so a voxel's bits do not depend on the rest."""
+        """[...] of any type to float32 [...]. Each step is rounded once: a voxel's bits do not depend on the rest."""
         out = values.astype(np.float32)
         if np.isfinite(self.low) or np.isfinite(self.high):
             np.clip(out, np.float32(self.low), np.float32(self.high), out=out)

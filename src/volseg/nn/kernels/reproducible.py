@@ -59,7 +59,7 @@ def order_free_sum(values: Tensor, count: int, communicator: Communicator) -> np
 def _order_free(
     rows: Tensor, expand: Callable[[Tensor, Tensor], Tensor], largest: Tensor, count: int, communicator: Communicator
 ) -> np.ndarray:
-    """The sum of ``expand(rows)``, whose largest magnitude on this rank is `largest` [N, ...], in cache-sized pieces."""
+    """The sum of ``expand(rows)``, largest magnitude on this rank `largest` [N, ...], in cache-sized pieces."""
     bound = communicator.reduce_all(largest.cpu().numpy(), "max")
     total = torch.zeros_like(largest)
     step = max(1, _PIECE // (largest[0].numel() * rows.shape[0]))
@@ -105,7 +105,7 @@ def _brick_sums(x: Tensor, brick: tuple[int, int, int]) -> Tensor:
 def _add_up(x: Tensor, dim: int, together: int) -> Tensor:
     """Sums of `together` neighbours along `dim`, first to last."""
     parts = x.unflatten(dim, (-1, together)).unbind(dim + 1)
-    total = parts[0].clone()
+    total: Tensor = parts[0].clone()
     for part in parts[1:]:
         total += part
     return total
