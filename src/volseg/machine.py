@@ -51,3 +51,25 @@ def _cgroup_room(folder: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(0, int(limit) - used)
+
+
+def tune_allocator() -> None:
+    """Let large tensors come straight from the system in huge pages, and go straight back. Call before importing torch.
+
+    Fresh memory costs a page fault for every 4 KiB, which took a third of a training step; with huge pages it does
+    not (torch asks for them where THP_MEM_ALLOC_ENABLE is set). glibc raises its threshold for direct allocation as it
+    goes, and then keeps freed tensors in its heap: a peak 13 % higher, and one that no plan can foretell; a fixed
+    threshold keeps it from doing so. What the user has set stays. Without glibc nothing is changed.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")):
+        return
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in malloc.h
+    mallopt(mmap_threshold, 2**20)
+    mallopt(trim_threshold, 2**28)

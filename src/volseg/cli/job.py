@@ -12,6 +12,7 @@ import typer
 from volseg.cli.failure import describe
 from volseg.distributed.launch import connect, cores_per_rank
 from volseg.events import Listener, ignore
+from volseg.machine import tune_allocator
 
 if TYPE_CHECKING:
     from volseg.cli.render import Screen
@@ -49,6 +50,7 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
     """
     # Before torch and numpy start their thread pools: ranks on one machine share its cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
+    tune_allocator()
     communicator = connect()
     screen = None
     if communicator.is_root:
