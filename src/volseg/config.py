@@ -84,7 +84,7 @@ class TrainingConfig:
 
     epochs: int = 40
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 1e-5
     seed: int = 0
     validation: int = -1

@@ -25,7 +25,7 @@ def generate(
     out: Annotated[Path, typer.Argument(help="The data set's folder; it must not exist yet.")] = Path("ellipsoids"),
     shape: Annotated[str, typer.Option(help="Voxels of each case, D x H x W.")] = "64x64x64",
     cases: Annotated[int, typer.Option(help="Number of cases.")] = 8,
-    ellipsoids: Annotated[str, typer.Option(help="Fewest and most ellipsoids in a case.")] = "1:6",
+    ellipsoids: Annotated[str, typer.Option(help="Fewest and most ellipsoids in a case.")] = "2:6",
     classes: Annotated[int, typer.Option(help="Foreground classes, labelled 1 to K.")] = 2,
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise; classes are 2 apart.")] = 0.2,
     blur: Annotated[float, typer.Option(help="Sigma of the Gaussian blur, in voxels; 0 for none.")] = 0.7,

@@ -23,6 +23,7 @@ def segment(
     ] = False,
     statistics: Annotated[bool, typer.Option("--statistics", help="Also MASK_statistics.csv: voxels and ml.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also MASK_preview.png: three planes.")] = False,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -37,7 +38,9 @@ def segment(
         from volseg.segmentation.segment import SegmentationJob
         from volseg.segmentation.segment import segment as segment_scan
 
-        settings = SegmentationJob(scan, model, output, partition, save_probabilities, statistics, preview, overwrite)
+        settings = SegmentationJob(
+            scan, model, output, partition, save_probabilities, statistics, preview, report_file, overwrite
+        )
         report = segment_scan(settings, work.communicator, work.listen)
         rows = [(row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}") for row in report.statistics]
         work.print(table(scan.name, ("label", "value", "voxels", "ml"), rows))

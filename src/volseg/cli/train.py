@@ -19,7 +19,7 @@ def train(
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.003]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,

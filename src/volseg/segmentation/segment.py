@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class SegmentationJob:
     probabilities  also MASK_probabilities.nii.gz, float32, classes last
     statistics     also MASK_statistics.csv
     preview        also MASK_preview.png
+    report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
     """
 
     scan: Path
@@ -50,6 +52,7 @@ class SegmentationJob:
     probabilities: bool = False
     statistics: bool = False
     preview: bool = False
+    report: Path | None = None
     overwrite: bool = False
 
 
@@ -63,6 +66,7 @@ class SegmentationReport:
 
     files: tuple[Path, ...]
     statistics: tuple[LabelStatistics, ...]
+    grid: Triple
     seconds: float
     peaks: tuple[int, ...]
     planned: int
@@ -110,7 +114,12 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         write_preview(outputs["preview"], result, scan, grid, card.labels, job.scan.name)
     listen(Progress("segment", STEPS, STEPS, "steps", {}))
     peaks = tuple(communicator.gather_all(peak_memory()))
-    return SegmentationReport(tuple(outputs.values()), rows, time.monotonic() - started, peaks, planned.peak)
+    seconds = time.monotonic() - started
+    report = SegmentationReport(tuple(outputs.values()), rows, grid.dims, seconds, peaks, planned.peak)
+    with communicator.together():
+        if job.report is not None and communicator.is_root:
+            write_report(job.report, report)
+    return report
 
 
 def open_scan(path: Path, card: ModelCard, partition: str, communicator: Communicator) -> tuple[Scan, ProcessGrid]:
@@ -145,12 +154,12 @@ def channel_files(path: Path, channels: int) -> list[Path]:
 
 def plan_outputs(job: SegmentationJob) -> tuple[Path, dict[str, Path]]:
     """The mask's path, and all paths that will be written, the mask first."""
-    scan = job.scan
+    scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
     stem = scan.name
     for suffix in (*SUFFIXES, ".hdr", ".img"):
         stem = stem.removesuffix(suffix)
-    mask = job.output or scan.absolute().with_name(f"{stem}_mask.nii.gz")
-    base = mask.name.removesuffix(volume_suffix(mask))
+    mask = job.output or scan.with_name(f"{stem}_mask.nii.gz")
+    base = mask.name[: -len(volume_suffix(mask))]
     outputs = {"mask": mask}
     if job.probabilities:
         outputs["probabilities"] = mask.with_name(f"{base}_probabilities{volume_suffix(mask)}")
@@ -158,12 +167,16 @@ def plan_outputs(job: SegmentationJob) -> tuple[Path, dict[str, Path]]:
         outputs["statistics"] = mask.with_name(f"{base}_statistics.csv")
     if job.preview:
         outputs["preview"] = mask.with_name(f"{base}_preview.png")
+    if job.report is not None:
+        outputs["report"] = job.report
     return mask, outputs
 
 
 def check_outputs(job: SegmentationJob, outputs: dict[str, Path]) -> None:
     """Raise VolumeError where an output exists (without `overwrite`) or cannot be written."""
     for kind, path in outputs.items():
+        if path.exists() and job.scan.exists() and path.samefile(job.scan):
+            raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with -o")
         if kind in ("mask", "probabilities"):
             check_output(path, job.overwrite)
         elif path.exists() and not job.overwrite:
@@ -190,6 +203,8 @@ def write_report(path: Path, report: SegmentationReport) -> None:
     content = {
         "command": "segment",
         "files": [str(file) for file in report.files],
+        "ranks": len(report.peaks),
+        "grid": list(report.grid),
         "seconds": round(report.seconds, 3),
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,

@@ -41,7 +41,7 @@ class Recipe:
 
     shape: Triple = (64, 64, 64)
     cases: int = 8
-    ellipsoids: tuple[int, int] = (1, 6)
+    ellipsoids: tuple[int, int] = (2, 6)
     classes: int = 2
     noise: float = 0.2
     blur: float = 0.7

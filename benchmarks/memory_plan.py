@@ -1,0 +1,67 @@
+"""Predicted and measured peak memory per rank: the real program, training and segmenting, on several rank counts.
+
+    python benchmarks/memory_plan.py [--side 160] [--ranks 1,2,4] [--base-channels 16] [--levels 3]
+
+Each row runs `volseg train` (2 steps on one case) or `volseg segment` under mpirun and reads its report. Ranks beyond
+the cores show memory, not speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=160)
+    parser.add_argument("--ranks", default="1,2,4")
+    parser.add_argument("--base-channels", type=int, default=16)
+    parser.add_argument("--levels", type=int, default=3)
+    given = parser.parse_args()
+    side = f"{given.side}x{given.side}x{given.side}"
+    print(f"{side} voxels, base {given.base_channels}, levels {given.levels}")
+    print("| task | ranks | measured GiB a rank | planned GiB | planned / measured |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="volseg-memory-") as name:
+        folder = Path(name)
+        volseg(1, ["generate", "data", "--shape", side, "--cases", "1", "-q"], folder)
+        size = ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
+        for ranks in map(int, given.ranks.split(",")):
+            volseg(ranks, ["train", "data", "-o", f"run{ranks}", "--epochs", "2", "-q", *size], folder)
+            memory = json.loads((folder / f"run{ranks}" / "report.json").read_text())["memory"]
+            row("train", ranks, memory["peak_bytes_by_rank"], memory["planned_bytes"])
+        scan = next((folder / "data" / "imagesTr").iterdir())
+        for ranks in map(int, given.ranks.split(",")):
+            mask = f"mask{ranks}.nii.gz"
+            volseg(ranks, ["segment", str(scan), "-o", mask, "--model", "run1", "-q", "--report", f"s{ranks}.json"], folder)
+            report = json.loads((folder / f"s{ranks}.json").read_text())
+            row("segment", ranks, report["peak_bytes_by_rank"], report["planned_bytes"])
+
+
+def row(task: str, ranks: int, peaks: list[int], planned: int) -> None:
+    measured = ", ".join(f"{p / GIB:.2f}" for p in peaks)
+    print(f"| {task} | {ranks} | {measured} | {planned / GIB:.2f} | {planned / max(peaks):.2f} |", flush=True)
+
+
+def volseg(ranks: int, arguments: list[str], folder: Path) -> str:
+    """Run one command on `ranks` ranks and return what it printed."""
+    beside = Path(sys.executable).with_name("mpirun")
+    launcher = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks)] if ranks > 1 else []
+    command = [*launcher, sys.executable, "-m", "volseg", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
