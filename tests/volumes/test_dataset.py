@@ -63,6 +63,15 @@ def test_hidden_files_are_no_cases(folder):
     assert len(read_dataset(folder).cases) == 2
 
 
+def test_masks_that_segment_wrote_beside_the_images_are_no_cases(folder):
+    for end in ("_mask", "_mask_probabilities"):
+        (folder / "imagesTr" / f"a_0000{end}.nii.gz").touch()
+    assert [case.name for case in read_dataset(folder).cases] == ["a", "b"]
+    (folder / "imagesTr" / "c_mask.nii.gz").touch()  # of no image here: perhaps somebody's case
+    with pytest.raises(VolumeError, match=r"c_mask.nii.gz: belongs to no case"):
+        read_dataset(folder)
+
+
 def test_zarr_folders_are_cases(folder):
     for path in list(folder.glob("*Tr/*")):
         path.unlink()

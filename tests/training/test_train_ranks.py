@@ -1,0 +1,137 @@
+"""Training over ranks: the loss curve of one rank on any number of them, and going on on another number."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny import SERIAL, losses, tiny_config, tiny_dataset
+from volseg.training.loop import TrainingJob, train
+from volseg.volumes.volume import Volume
+
+
+@pytest.fixture
+def shared(tmp_path, communicator):
+    """One folder for all ranks."""
+    folder = Path(communicator.broadcast(str(tmp_path)))
+    communicator.barrier()
+    return folder
+
+
+def curve_of_one_rank(shared, config, communicator):
+    """The losses of the root alone, on every rank; makes the data set where there is none."""
+    found = None
+    with communicator.together():
+        if communicator.is_root:
+            if not (shared / "data").is_dir():
+                tiny_dataset(shared / "data")
+            train(TrainingJob(shared / "data", shared / "alone", config), SERIAL)
+            found = losses(shared / "alone")
+    return communicator.broadcast(found)
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimizer):
+    # Where rounding turns a maximum of pooling over, the gradient jumps by one voxel's share: the coarsest level needs
+    # some hundred voxels, or that share alone is above 1e-5 of the loss.
+    with communicator.together():
+        if communicator.is_root:
+            tiny_dataset(shared / "data", shape=(27, 22, 30))
+    config = tiny_config(epochs=10, optimizer=optimizer, learning_rate=1e-3)
+    alone = curve_of_one_rank(shared, config, communicator)
+    report = train(TrainingJob(shared / "data", shared / "many", config), communicator)
+    many = losses(shared / "many")
+    assert len(many) == len(alone) == report.steps == 20
+    assert len(report.peaks) == communicator.size
+    np.testing.assert_allclose(many, alone, rtol=1e-5)
+    assert alone[-1] < alone[0]
+
+
+@pytest.mark.parallel(4)
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_other_norms_give_the_loss_of_one_rank_too(shared, communicator, norm):
+    config = tiny_config(epochs=3)
+    config = replace(config, model=replace(config.model, norm=norm, base_channels=8, dropout=0.1))
+    alone = curve_of_one_rank(shared, config, communicator)
+    train(TrainingJob(shared / "data", shared / "many", config, partition="2x1x2"), communicator)
+    np.testing.assert_allclose(losses(shared / "many"), alone, rtol=1e-5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_goes_on_on_another_number_of_ranks(shared, communicator, optimizer, monkeypatch):
+    """From 1 rank on N, and from N ranks on 1; the curve is that of a run without a break."""
+    monkeypatch.setattr("volseg.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)  # after each step, otherwise
+    config = tiny_config(epochs=4, optimizer=optimizer, learning_rate=1e-3)
+    whole = curve_of_one_rank(shared, config, communicator)
+
+    def stop_after(step):
+        def listen(event):
+            if getattr(event, "done", None) == step:
+                raise Interrupted
+
+        return listen
+
+    def many(listen=lambda event: None, proceed=False):
+        train(TrainingJob(shared / "data", shared / "many", config, proceed=proceed), communicator, listen)
+
+    def one(listen=lambda event: None, proceed=False):
+        train(TrainingJob(shared / "data", shared / "one", config, proceed=proceed), SERIAL, listen)
+
+    with pytest.raises(Interrupted):
+        many(stop_after(3))
+    with communicator.together():
+        if communicator.is_root:
+            with pytest.raises(Interrupted):
+                one(stop_after(3))
+            os.rename(shared / "many", shared / "swapped")
+            os.rename(shared / "one", shared / "many")
+            os.rename(shared / "swapped", shared / "one")
+    assert len(losses(shared / "many")) == len(losses(shared / "one")) == 3
+    many(proceed=True)
+    with communicator.together():
+        if communicator.is_root:
+            one(proceed=True)
+    for name in ("many", "one"):
+        np.testing.assert_allclose(losses(shared / name), whole, rtol=1e-5)
+
+
+@pytest.mark.parallel([2, 4])
+def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
+    with communicator.together():
+        if communicator.is_root:
+            tiny_dataset(shared / "data")
+    boxes = []
+    spy_on_reads(monkeypatch, boxes)
+    train(TrainingJob(shared / "data", shared / "run", tiny_config(epochs=1)), communicator)
+    d, h, w = (13, 18, 15)
+    largest = communicator.gather_all(max(box.size for box in boxes))
+    # Blocks end on multiples of 4, so no block is the mean size exactly.
+    assert max(largest) <= d * h * w * 1.4 / communicator.size
+    assert len({(box.start, box.stop) for box in boxes}) == 1
+
+
+def spy_on_reads(monkeypatch, boxes):
+    """Note the box of every read of a NIfTI file."""
+    for kind in nifti_kinds():
+        original = kind.read
+
+        def read(self, box, original=original):
+            boxes.append(box)
+            return original(self, box)
+
+        monkeypatch.setattr(kind, "read", read)
+
+
+def nifti_kinds() -> list[type[Volume]]:
+    from volseg.volumes import nifti
+
+    return [nifti._CompressedNifti, nifti._PlainNifti]
