@@ -6,6 +6,7 @@ only when an `MpiCommunicator` is made, which happens only under a launcher (see
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,9 +67,10 @@ class Communicator(ABC):
 
         The error of the lowest failing rank is raised everywhere, so the message is one and the same.
         """
-        errors = [e for e in self.gather_all(error) if e is not None]
-        if errors:
-            raise error if error is not None and self.rank == 0 else errors[0]
+        errors = self.gather_all(None if error is None else _portable(error))
+        first = next((rank for rank, e in enumerate(errors) if e is not None), None)
+        if first is not None:
+            raise error if error is not None and self.rank == first else errors[first]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -82,6 +84,15 @@ class Communicator(ABC):
         except Exception as raised:
             error = raised
         self.raise_together(error)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """`error`, or where it does not survive pickling (a failure that would leave the other ranks waiting) its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class SerialCommunicator(Communicator):

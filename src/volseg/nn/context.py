@@ -49,7 +49,7 @@ class PartitionContext:
         if not self._in_pass or self._entry is None:
             return self._ask(sides)
         call = self._calls[id(layer)] = self._calls.get(id(layer), -1) + 1
-        key = (self._entry, id(layer), call, self._entry.shape)
+        key = (self._entry, id(layer), call, sides)
         if key not in self._known:
             self._known[key] = self._ask(sides)
         return self._known[key]

@@ -7,15 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.nn.context import PartitionContext
 from volseg.nn.convolution import PartitionedConv3d, PartitionedConvTranspose3d
 from volseg.nn.dropout import PartitionedDropout, PartitionedDropout3d
+from volseg.nn.guard import Guard
 from volseg.nn.layer import PartitionedLayer
-from volseg.nn.normalization import PartitionedBatchNorm3d, PartitionedGroupNorm, PartitionedInstanceNorm3d
+from volseg.nn.normalization import (
+    PartitionedBatchNorm3d,
+    PartitionedGroupNorm,
+    PartitionedInstanceNorm3d,
+    PartitionedNorm,
+)
 from volseg.nn.pooling import PartitionedAvgPool3d, PartitionedMaxPool3d
 from volseg.nn.upsampling import PartitionedUpsample
 
@@ -38,40 +43,6 @@ VOXELWISE = (
 )  # fmt: skip
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
-# Functions that couple voxels: called by a network's own forward they would see one block and be silently wrong.
-_COUPLING = {
-    getattr(owner, name)
-    for owner, names in (
-        (torch.nn.functional, """conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d unfold fold pad
-         interpolate upsample grid_sample max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
-         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool3d instance_norm group_norm
-         batch_norm layer_norm dropout dropout3d alpha_dropout feature_alpha_dropout pixel_shuffle linear
-         scaled_dot_product_attention local_response_norm"""),
-        (torch, """mean sum std var amax amin roll flip rot90 flatten norm matmul einsum conv3d max_pool3d
-         cumsum sort topk median"""),
-        (torch.Tensor, "mean sum std var amax amin roll flip flatten norm matmul __matmul__ cumsum sort"),
-    )
-    for name in names.split()
-    if hasattr(owner, name)
-}  # fmt: skip
-
-
-class _Guard(TorchFunctionMode):
-    """Refuses coupling functions in the code between the layers, so that nothing is silently wrong."""
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _COUPLING:
-            name = getattr(func, "__name__", str(func))
-            raise PartitionError(
-                f"{self.label}: its forward calls {name}() between layers, which would see one block only; "
-                "use the torch.nn layer instead, or reduce after gathering"
-            )
-        return func(*args, **(kwargs or {}))
-
 
 def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: int = 1) -> nn.Module:
     """The partitioned twin of `model`: same parameters, same state dict, its layers swapped for partitioned ones.
@@ -83,13 +54,15 @@ def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: int = 1) 
     multiple_of  the number that the blocks' boundaries at the input are multiples of, on every grid the network is to
                  give the same bits on (2^levels for a U-Net); it only makes the reproducible statistics faster
 
+    The output has the same bits on every grid, but for activations made of exponentials (sigmoid, tanh, SiLU, ...),
+    whose last bit torch lets depend on a value's place in the array.
+
     Raises PartitionError naming the layer that cannot be partitioned.
     """
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, memo)
     context = PartitionContext(grid, multiple_of)
     _convert(twin, "", context)
-    _fuse_activations(twin)
     _watch(twin, context, type(model).__name__)
     return twin
 
@@ -104,6 +77,8 @@ def partition_context(model: nn.Module) -> PartitionContext:
 
 def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
     """Turn `module` and everything below it, in place; each keeps its parameters, buffers, hooks and settings."""
+    if isinstance(module, PartitionedLayer) and getattr(module, "context", None) is context:
+        return  # a layer with several names, turned under its first
     twin = TWINS.get(type(module))
     if twin is not None:
         module.__class__ = twin
@@ -129,24 +104,52 @@ def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
             f"module {name or 'itself'} ({type(module).__name__}) has parameters of its own ({', '.join(own)}) whose "
             "use cannot be seen; put them into a torch.nn layer"
         )
+    if type(module) is nn.Sequential:
+        module.__class__ = _FusedSequential
     for child_name, child in children:
         _convert(child, f"{name}.{child_name}" if name else child_name, context)
 
 
-def _fuse_activations(model: nn.Module) -> None:
-    """In each nn.Sequential let a norm do the (leaky) ReLU behind it: one pass less, one tensor less kept."""
-    for module in model.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for index, (norm, activation) in enumerate(zip(list(module), list(module)[1:], strict=False)):
-            if isinstance(norm, (PartitionedInstanceNorm3d, PartitionedGroupNorm, PartitionedBatchNorm3d)):
-                if type(activation) is nn.LeakyReLU and activation.negative_slope > 0:
-                    norm.slope = float(activation.negative_slope)
-                elif type(activation) is nn.ReLU:
-                    norm.slope = 0.0
-                else:
-                    continue
-                module[index + 1] = nn.Identity()
+class _FusedSequential(nn.Sequential):
+    """nn.Sequential that lets a norm do the (leaky) ReLU behind it: one pass less, one tensor less kept.
+
+    Decided at each call, so a norm that is used elsewhere as well, or taken out by index or slice, is left as it was.
+    """
+
+    def forward(self, input: Any) -> Any:
+        modules = list(self)
+        skip = False
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            if skip:
+                skip = False
+                continue
+            slope = _fusable_slope(module, following)
+            if slope is None:
+                input = module(input)
+            else:
+                skip = True
+                input = _call_with_slope(module, slope, input)
+        return input
+
+
+def _fusable_slope(norm: nn.Module, activation: nn.Module | None) -> float | None:
+    """The slope below zero with which `norm` can do `activation` as well; None where it cannot."""
+    if not isinstance(norm, PartitionedNorm) or norm._forward_hooks or activation is None:
+        return None
+    if activation._forward_hooks or activation._forward_pre_hooks:
+        return None
+    if type(activation) is nn.LeakyReLU and activation.negative_slope > 0:
+        return float(activation.negative_slope)
+    return 0.0 if type(activation) is nn.ReLU else None
+
+
+def _call_with_slope(norm: nn.Module, slope: float, x: Any) -> Any:
+    assert isinstance(norm, PartitionedNorm)
+    norm.slope = slope
+    try:
+        return norm(x)
+    finally:
+        norm.slope = 1.0
 
 
 def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
@@ -158,7 +161,7 @@ def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
         try:
             if isinstance(model, PartitionedLayer):
                 return plain(x, *args, **kwargs)
-            with _Guard(label):
+            with Guard(label):
                 return plain(x, *args, **kwargs)
         finally:
             context.end_pass()

@@ -20,6 +20,9 @@ from volseg.nn.layer import LayerPlan, PartitionedLayer
 from volseg.partition.layout import Layout
 from volseg.partition.window import plan_halo
 
+_CANCELLED = 100.0
+"""Above this ratio of mean^2 to variance, E[x^2] - E[x]^2 from float32 sums loses too much: centre first, sum again."""
+
 
 @dataclass(frozen=True)
 class _Pooling:
@@ -78,7 +81,7 @@ class _Normalize(torch.autograd.Function):
         return grad_x, grad_w, grad_b, *[None] * 6
 
 
-class _PartitionedNorm(PartitionedLayer):
+class PartitionedNorm(PartitionedLayer):
     """The part that instance, group and batch norm share.
 
     x  [N, C, D, H, W]  this rank's block
@@ -91,12 +94,17 @@ class _PartitionedNorm(PartitionedLayer):
         """Mean, 1 / sqrt(var + eps), var (biased), each [N, C] float64, and how many voxels share them. Collective."""
         layout = self.plan(x).inputs
         brick, bricks = self.context.brick(layout)
-        sums = moments(x.detach(), brick, bricks, self.context.grid.communicator)
         count = layout.shape[0] * layout.shape[1] * layout.shape[2] * (x.shape[1] // pooling.groups)
         count *= x.shape[0] if pooling.over_batch else 1
-        sums = pooling.spread(sums) / count
-        mean = sums[:, 0]
-        var = np.maximum(sums[:, 1] - mean * mean, 0)
+
+        def about(centre: np.ndarray, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+            sums = pooling.spread(moments(x, brick, bricks, self.context.grid.communicator)) / count
+            return centre + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] * sums[:, 0], 0)
+
+        mean, var = about(np.zeros(x.shape[:2]), x.detach())
+        if (var * _CANCELLED < mean * mean).any():  # the same answer on every rank: these bits are
+            centre = torch.from_numpy(mean).to(x)
+            mean, var = about(centre.double().cpu().numpy(), x.detach() - centre.view(*centre.shape, 1, 1, 1))
         tensors = (torch.from_numpy(t).to(x.device) for t in (mean, 1 / np.sqrt(var + eps), var))
         return *tensors, count  # type: ignore[return-value]
 
@@ -121,7 +129,7 @@ class _PartitionedNorm(PartitionedLayer):
         return self._normalize(x, weight, bias, mean, rstd, pooling, count)
 
 
-class PartitionedInstanceNorm3d(_PartitionedNorm, nn.InstanceNorm3d):
+class PartitionedInstanceNorm3d(PartitionedNorm, nn.InstanceNorm3d):
     """nn.InstanceNorm3d with the statistics of the whole volume."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,14 +138,14 @@ class PartitionedInstanceNorm3d(_PartitionedNorm, nn.InstanceNorm3d):
         return self._over_volume(x, self.weight, self.bias, _Pooling(x.shape[1], over_batch=False), self.eps)
 
 
-class PartitionedGroupNorm(_PartitionedNorm, nn.GroupNorm):
+class PartitionedGroupNorm(PartitionedNorm, nn.GroupNorm):
     """nn.GroupNorm with the statistics of the whole volume."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._over_volume(x, self.weight, self.bias, _Pooling(self.num_groups, over_batch=False), self.eps)
 
 
-class PartitionedBatchNorm3d(_PartitionedNorm, nn.BatchNorm3d):
+class PartitionedBatchNorm3d(PartitionedNorm, nn.BatchNorm3d):
     """nn.BatchNorm3d with the statistics of the whole volumes of the batch; running statistics as torch keeps them."""
 
     def forward(self, x: Tensor) -> Tensor:

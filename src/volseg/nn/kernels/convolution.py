@@ -8,7 +8,8 @@ blocking by shape, and some choices change the order of the sum over a long kern
 with channels 1..256, kernels 1..7, strides, dilations, sides from 1 and 1 or 2 threads gave equal bits under this
 rule, which `tests/nn/test_kernels.py` samples again:
 
-- kernel 1: channels-last memory; one input channel is a plain product (oneDNN's own differs)
+- kernel 1: channels-last memory; one input channel is a plain product, and one voxel with a bias is computed as two
+  (oneDNN's own differ)
 - kernel >= 3 with up to 1728 = 64 * 3^3 terms per output: channels-last memory (1.4 to 1.7 times faster, no reorder)
 - longer sums: contiguous memory, where oneDNN reorders to its blocked format and sums in one fixed order
 
@@ -56,6 +57,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dil
         if weight.shape[1] == 1 and groups == 1:
             y = _last(x) * weight.view(1, -1, 1, 1, 1)
             return y if bias is None else y.add_(bias.view(1, -1, 1, 1, 1))
+        if bias is not None and x.shape[2:].numel() == 1:
+            return convolve(x.expand(-1, -1, 1, 1, 2), weight, bias, (1, 1, 1), (1, 1, 1), groups)[..., :1]
         stride, dilation = (1, 1, 1), (1, 1, 1)
     long_sum = weight[0].numel() > _LONG_SUM and kernel != (1, 1, 1)
     x = x.contiguous() if long_sum else _last(x)
