@@ -70,7 +70,13 @@ class ModelCard:
             d, h, w = (float(side) for side in values["spacing_mm"])
             labels = {str(name): int(value) for name, value in values["labels"].items()}
             schemes = tuple(ChannelScheme.from_json(channel) for channel in values["channels"])
-            return cls(parse_config(values["config"], str(path)), labels, schemes, (d, h, w), int(values["step"]))
+            config = parse_config(values["config"], str(path))
+            if (config.model.in_channels, config.model.classes) != (len(schemes), len(labels)):
+                raise ValueError(
+                    f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
+                    f"{len(schemes)} and {len(labels)}"
+                )
+            return cls(config, labels, schemes, (d, h, w), int(values["step"]))
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
 
@@ -116,7 +122,7 @@ def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_model(run: Path) -> tuple[UNet, ModelCard]:
-    """The trained model of a run folder (or of a weights file), on this process alone: no MPI.
+    """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
 
     Raises CheckpointError.
     """
@@ -126,6 +132,8 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
         )
     path = run / WEIGHTS if run.is_dir() else run
     tensors, card = load_tensors(path)
+    if any(name.startswith("model.") for name in tensors):  # a checkpoint, with the optimizer's state besides
+        tensors = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     model = UNet(card.config.model)
     load_into(model, tensors, path)
     model.eval()

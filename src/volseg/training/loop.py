@@ -172,8 +172,9 @@ def check_run_folder(job: TrainingJob) -> None:
             f"{run}: exists already; go on with --continue, replace it with --overwrite, or give another -o"
         )
     parent = next(p for p in (run, *run.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"{run}: {parent} is not writable; give another run folder with -o")
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "not writable" if parent.is_dir() else "a file"
+        raise ConfigError(f"{run}: {parent} is {what}; give another run folder with -o")
 
 
 def canonical_shapes(dataset: Dataset) -> list[Triple]:
@@ -190,7 +191,9 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
         return torch.optim.SGD(
             model.parameters(), config.learning_rate, momentum=0.99, nesterov=True, weight_decay=config.weight_decay
         )
-    return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    # Adam's first steps divide each gradient by its own size: at torch's eps of 1e-8 rounding noise, which depends on
+    # the ranks, becomes a step of full length there. 1e-5 is above the noise and far below the gradients.
+    return torch.optim.AdamW(model.parameters(), config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, start: float, step: int, steps: int) -> float:
