@@ -33,21 +33,23 @@ def curve_of_one_rank(shared, config, communicator):
 
 
 @pytest.mark.parallel([2, 3, 4])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimizer):
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 3e-4), ("sgd", 1e-3)])
+def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimizer, rate):
+    # Adam divides each gradient by its own size, and so makes rounding noise of small ones into steps: a rate of 3e-3
+    # would let the curves drift apart to 1e-4 within 20 steps of a network as small as this.
     # Where rounding turns a maximum of pooling over, the gradient jumps by one voxel's share: the coarsest level needs
     # some hundred voxels, or that share alone is above 1e-5 of the loss.
     with communicator.together():
         if communicator.is_root:
             tiny_dataset(shared / "data", shape=(27, 22, 30))
-    config = tiny_config(epochs=10, optimizer=optimizer, learning_rate=1e-3)
+    config = tiny_config(epochs=10, optimizer=optimizer, learning_rate=rate)
     alone = curve_of_one_rank(shared, config, communicator)
     report = train(TrainingJob(shared / "data", shared / "many", config), communicator)
     many = losses(shared / "many")
     assert len(many) == len(alone) == report.steps == 20
     assert len(report.peaks) == communicator.size
     np.testing.assert_allclose(many, alone, rtol=1e-5)
-    assert alone[-1] < alone[0]
+    assert alone[-6:].mean() < alone[:6].mean()
 
 
 @pytest.mark.parallel(4)
