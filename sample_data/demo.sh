@@ -16,7 +16,7 @@ step() { # the command, shown as one would type it, then run
 
 step volseg generate ellipsoids --shape 48x48x48 --cases 4
 step volseg plan-partition --shape 64x80x96 --ranks 2 --for train
-step mpirun -n 2 volseg train "$samples/phantom" -o run
+step mpirun -n 2 volseg train "$samples/phantom" -o run --epochs 60 --validation 0
 step mpirun -n 2 volseg segment "$samples/phantom_dicom" -o mask.nii.gz --model run --statistics --preview
 step volseg evaluate mask.nii.gz "$samples/phantom_dicom_labels.nii.gz" --labels "$samples/phantom/dataset.json"
 
