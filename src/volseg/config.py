@@ -56,12 +56,18 @@ class ModelConfig:
                 raise ConfigError(
                     f"model.{name} = {asked}, but the data set has {found}; leave it out, or use another data set"
                 )
+        if classes < 2:
+            raise ConfigError(
+                "the data set has only one class, the background; name at least one more in dataset.json's labels"
+            )
         return dataclasses.replace(self, in_channels=in_channels, classes=classes)
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
         _check_range("model", self, in_channels=(0, 64), classes=(0, 254), base_channels=(1, 320), levels=(0, 8))
         _check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99))
+        if self.classes == 1:
+            raise ConfigError("model.classes = 1 leaves only the background; use 2 or more, or leave it out")
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size = {self.kernel_size} is even; use an odd one, such as 3")
         if self.norm == "group" and any(w % min(8, w) for w in self.widths):

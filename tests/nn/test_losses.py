@@ -1,0 +1,96 @@
+"""Dice + cross-entropy against plain torch and its autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oracles import GRIDS, relative_error
+from volseg.distributed.communicator import Communicator, SerialCommunicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.losses import IGNORE, dice_cross_entropy, dice_from_counts
+
+SHAPE = (6, 9, 7)
+
+
+def plain(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The same loss in a few lines of torch."""
+    valid = target != IGNORE
+    entropy = F.cross_entropy(logits, target.long(), ignore_index=IGNORE)
+    classes = logits.shape[1]
+    truth = F.one_hot(torch.where(valid, target, 0).long(), classes).movedim(-1, 1) * valid.unsqueeze(1)
+    found = logits.softmax(1) * valid.unsqueeze(1)
+    axes = (0, 2, 3, 4)
+    dice = (2 * (found * truth).sum(axes) + 1e-5) / (found.sum(axes) + truth.sum(axes) + 1e-5)
+    return entropy + 1 - dice[1:].mean(), dice
+
+
+def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    classes = 2 if name == "two classes" else 4
+    logits = torch.randn((2, classes, *SHAPE), generator=generator).to(dtype) * 2
+    target = torch.randint(classes, (2, *SHAPE), generator=generator).to(torch.uint8)
+    if name == "ignored voxels":
+        target[:, 2:4] = IGNORE
+        target[0, :, :, 5:] = IGNORE
+    elif name == "an absent class":
+        target[target == 2] = 0
+    elif name == "background only":
+        target[:] = 0
+    return logits, target
+
+
+CASES = ["all classes", "two classes", "ignored voxels", "an absent class", "background only"]
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradient_equal_plain_torch(name: str, communicator: Communicator) -> None:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        logits, target = case(name, dtype)
+        logits.requires_grad_()
+        expected, expected_dice = plain(logits, target)
+        (3 * expected).backward()
+        assert logits.grad is not None
+        for dims in GRIDS[communicator.size]:
+            grid = ProcessGrid(communicator, dims)
+            layout = grid.layout(SHAPE)
+            block = take_block(logits.detach(), grid, layout).requires_grad_()
+            part = take_block(target.unsqueeze(1), grid, layout).squeeze(1)
+            loss, dice = dice_cross_entropy(block, part, communicator)
+            (3 * loss).backward()
+            assert block.grad is not None
+            losses = communicator.gather_all(float(loss.detach()))
+            assert losses == [losses[0]] * communicator.size
+            assert abs(losses[0] - float(expected.detach())) <= tolerance * abs(float(expected.detach()))
+            assert relative_error(dice, expected_dice.detach().double()) <= tolerance
+            gathered = gather_blocks(block.grad, grid)
+            assert relative_error(gathered, logits.grad, floor=1e-12) <= 10 * tolerance
+
+
+def test_gradient_against_finite_differences() -> None:
+    logits, target = case("ignored voxels", torch.float64)
+    logits, target = logits[:1, :3, :2, :4, 4:6].clone().requires_grad_(), target[:1, :2, :4, 4:6].clamp(max=IGNORE)
+    target[target == 3] = 1
+    assert (target == IGNORE).any()
+    assert (target != IGNORE).any()
+    assert torch.autograd.gradcheck(lambda x: dice_cross_entropy(x, target, SerialCommunicator())[0], (logits,))
+
+
+def test_a_volume_without_any_label_has_no_loss_and_no_gradient() -> None:
+    logits = case("all classes")[0].requires_grad_()
+    loss, _ = dice_cross_entropy(logits, torch.full((2, *SHAPE), IGNORE, dtype=torch.uint8), SerialCommunicator())
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) == 0
+
+
+def test_dice_from_counts() -> None:
+    dice = dice_from_counts(np.array([10, 4, 0]), np.array([10, 0, 0]), np.array([10, 0, 0]))
+    assert dice[:2].tolist() == [1.0, 0.0]
+    assert np.isnan(dice[2])
