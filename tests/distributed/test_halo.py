@@ -78,6 +78,25 @@ def test_adjoint_of_windows_that_leave_out_own_voxels(communicator: Communicator
         )
 
 
+@pytest.mark.parallel([2, 4, 8])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_block_of_one_voxel_beside_larger_ones(memory, communicator: Communicator) -> None:
+    """Such a block is contiguous and channels-last at once; its messages must still be read as its neighbours write."""
+    for dims in GRIDS[communicator.size]:
+        if max(dims) > 2:
+            continue
+        grid = ProcessGrid(communicator, dims)
+        first, second, third = ((0, 1, 4) if p == 2 else (0, 1) for p in dims)
+        layout = Layout((first, second, third))
+        box = grid.block(layout)
+        whole = numbered(layout.shape)
+        block = whole[(..., *box.slices)].contiguous(memory_format=memory)
+        window = exchange_window(block, plan_halo(layout, grid.coords, (1, 1, 1)), grid)
+        padded = torch.nn.functional.pad(whole, (1,) * 6)
+        expected = padded[(..., *(slice(a, b + 2) for a, b in zip(box.start, box.stop, strict=True)))]
+        assert all(communicator.gather_all(torch.equal(window, expected)))
+
+
 @pytest.mark.parallel([2])
 def test_a_grid_that_does_not_match_the_ranks_is_refused(communicator: Communicator) -> None:
     with pytest.raises(PartitionError, match="needs 4 ranks, this job has 2"):

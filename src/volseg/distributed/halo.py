@@ -95,8 +95,12 @@ class _sections:
 
 
 def _packed_order(section: Tensor) -> Tensor:
-    """The section with its fastest-running dimension last, so that packing copies runs, not single values."""
-    return section.permute(0, 2, 3, 4, 1) if section.stride(1) == 1 else section
+    """The section with its channels last, as activations mostly lie in memory, so that packing copies whole runs.
+
+    The order must not follow the memory of `section`: both sides of a message have to agree on it, and a block of one
+    voxel or one channel is contiguous and channels-last at once.
+    """
+    return section.permute(0, 2, 3, 4, 1)
 
 
 def _empty_packed(section: Tensor) -> Tensor:
