@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
 
 # (input channels, output channels, side of the output block): a 16-channel U-Net's levels and small blocks of them
-SHAPES = [(1, 16, 64), (16, 16, 64), (32, 16, 64), (16, 16, 32), (16, 16, 16), (32, 32, 32), (64, 64, 16), (128, 128, 8)]
+SHAPES = [
+    (1, 16, 64),
+    (16, 16, 64),
+    (32, 16, 64),
+    (16, 16, 32),
+    (16, 16, 16),
+    (32, 32, 32),
+    (64, 64, 16),
+    (128, 128, 8),
+]
 ONE = (1, 1, 1)
 
 

@@ -41,7 +41,9 @@ def main() -> None:
         scan = next((folder / "data" / "imagesTr").iterdir())
         for ranks in map(int, given.ranks.split(",")):
             mask = f"mask{ranks}.nii.gz"
-            volseg(ranks, ["segment", str(scan), "-o", mask, "--model", "run1", "-q", "--report", f"s{ranks}.json"], folder)
+            volseg(
+                ranks, ["segment", str(scan), "-o", mask, "--model", "run1", "-q", "--report", f"s{ranks}.json"], folder
+            )
             report = json.loads((folder / f"s{ranks}.json").read_text())
             row("segment", ranks, report["peak_bytes_by_rank"], report["planned_bytes"])
 
@@ -57,7 +59,9 @@ def volseg(ranks: int, arguments: list[str], folder: Path) -> str:
     launcher = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks)] if ranks > 1 else []
     command = [*launcher, sys.executable, "-m", "volseg", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
     return done.stdout

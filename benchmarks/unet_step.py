@@ -16,6 +16,7 @@ import argparse  # noqa: E402
 import copy  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
+from functools import partial  # noqa: E402
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -46,16 +47,19 @@ def main() -> None:
     x = torch.randn(1, 1, given.side, given.side, given.side)
     target = torch.randint(0, CLASSES, (1, given.side, given.side, given.side), dtype=torch.uint8)
     rivals = {"contiguous": (plain, x), "channels-last": (last, x.contiguous(memory_format=torch.channels_last_3d))}
-    print(f"torch {torch.__version__}, {given.threads} threads, {given.side}^3, base {given.base_channels}, levels {given.levels}")
+    print(
+        f"torch {torch.__version__}, {given.threads} threads, {given.side}^3, base {given.base_channels}, "
+        f"levels {given.levels}"
+    )
     print("| pass | torch contiguous s | torch channels-last s | volseg s | best torch / volseg |")
     print("|---|---|---|---|---|")
     for name, training in (("forward", False), ("training step", True)):
         times: dict[str, list[float]] = {key: [] for key in (*rivals, "volseg")}
         for turn in range(given.repeats + 1):
             for key, (model, image) in rivals.items():
-                taken = timed(lambda m=model, i=image: plain_step(m, i, target, training))
+                taken = timed(partial(plain_step, model, image, target, training))
                 times[key] += [taken] * bool(turn)
-            taken = timed(lambda: our_step(ours, x, target, training))
+            taken = timed(partial(our_step, ours, x, target, training))
             times["volseg"] += [taken] * bool(turn)
         ratio = statistics.median(
             min(times[key][n] for key in rivals) / times["volseg"][n] for n in range(given.repeats)

@@ -23,7 +23,9 @@ def segment(
     ] = False,
     statistics: Annotated[bool, typer.Option("--statistics", help="Also MASK_statistics.csv: voxels and ml.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also MASK_preview.png: three planes.")] = False,
-    report_file: Annotated[Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
