@@ -82,7 +82,8 @@ class TrainingConfig:
 
     epochs         passes over the training cases
     optimizer      adamw or sgd (Nesterov momentum 0.99, as nnU-Net)
-    learning_rate  at the start; falls to 0 by the polynomial rule (1 - step / steps)^0.9
+    learning_rate  the largest; falls to 0 by the polynomial rule (1 - step / steps)^0.9
+    warmup         steps over which the learning rate rises to that
     weight_decay   of the optimizer
     seed           of the initial weights and of the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
@@ -91,13 +92,16 @@ class TrainingConfig:
     epochs: int = 40
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-2
+    warmup: int = 50
     weight_decay: float = 1e-5
     seed: int = 0
     validation: int = -1
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
-        _check_range("training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0))
+        _check_range(
+            "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
+        )
         _check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
 
 

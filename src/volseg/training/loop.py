@@ -112,7 +112,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         epoch, position = divmod(step, len(cases))
         case = cases[case_order(config.training.seed, epoch, len(cases))[position]]
         sample = blocks.load(case)
-        rate = set_learning_rate(optimizer, config.training.learning_rate, step, steps)
+        rate = set_learning_rate(optimizer, config.training, step, steps)
 
         twin.train()
         loss, dice = dice_cross_entropy(twin(sample.image), sample.target, communicator)
@@ -196,9 +196,10 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return torch.optim.AdamW(model.parameters(), config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, start: float, step: int, steps: int) -> float:
-    """The polynomial decay of nnU-Net: start * (1 - step / steps)^0.9."""
-    rate = float(start * (1 - step / steps) ** 0.9)
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, steps: int) -> float:
+    """Linear warm-up over the first steps, times the polynomial decay of nnU-Net, (1 - step / steps)^0.9."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    rate = float(config.learning_rate * warm * (1 - step / steps) ** 0.9)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
