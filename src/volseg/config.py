@@ -92,7 +92,7 @@ class TrainingConfig:
     epochs: int = 40
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-2
-    warmup: int = 50
+    warmup: int = 0
     weight_decay: float = 1e-5
     seed: int = 0
     validation: int = -1
