@@ -71,5 +71,5 @@ def tune_allocator() -> None:
     except (OSError, AttributeError):
         return
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD in malloc.h
-    mallopt(mmap_threshold, 2**20)
-    mallopt(trim_threshold, 2**28)
+    mallopt(mmap_threshold, 4 * 2**20)
+    mallopt(trim_threshold, 64 * 2**20)
