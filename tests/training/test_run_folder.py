@@ -20,7 +20,8 @@ from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeEr
 from volseg.events import Caution
 from volseg.models.stored import CHECKPOINT, WEIGHTS, load_model
 from volseg.models.unet import UNet
-from volseg.training.loop import TrainingJob, train
+from volseg.training.job import TrainingJob
+from volseg.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tiny import SERIAL, losses, tiny_config, tiny_dataset
-from volseg.training.loop import TrainingJob, train
+from volseg.training.job import TrainingJob
+from volseg.training.loop import train
 from volseg.volumes.volume import Volume
 
 

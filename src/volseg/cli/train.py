@@ -41,7 +41,7 @@ def train(
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
         from volseg.events import Caution
-        from volseg.training.loop import CONFIG, TrainingJob
+        from volseg.training.job import CONFIG, TrainingJob
         from volseg.training.loop import train as train_run
 
         if proceed and config is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.geometry import Triple
 from volseg.partition.layout import Layout
 
 FLOAT = 4
@@ -75,13 +76,13 @@ class Ledger:
 class _Walk:
     """The U-Net's steps on one block; `training` keeps what backward needs."""
 
-    def __init__(self, model: ModelConfig, layout: Layout, training: bool) -> None:
+    def __init__(self, model: ModelConfig, layout: Layout, training: bool, halos: bool = True) -> None:
         self.model, self.training = model, training
         self.widths = model.widths
         self.inputs = model.in_channels or 1
         self.classes = model.classes or 2
         self.ledger = Ledger()
-        halo = model.kernel_size // 2
+        halo = model.kernel_size // 2 if halos else 0
         sides = [layout.at_level(level).largest_block for level in range(model.levels + 1)]
         self.voxels = [prod(side) for side in sides]
         self.haloed = [prod(n + 2 * halo for n in side) for side in sides]
@@ -233,6 +234,16 @@ def segmenting_memory(model: ModelConfig, layout: Layout) -> MemoryPlan:
     walk = _Walk(model, layout, training=False)
     walk.forward()
     return _finish(walk, SEGMENTING_PROCESS, parameter_count(model) * FLOAT)
+
+
+def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> int:
+    """Bytes of activations of a whole volume as if windows had no halos: P ranks hold at least 1/P of it each."""
+    walk = _Walk(model, Layout.even(padded, (1, 1, 1), model.multiple), task == "train", halos=False)
+    walk.forward()
+    if task == "train":
+        walk.loss()
+        walk.backward()
+    return walk.ledger.peak
 
 
 def _finish(walk: _Walk, process: int, weights: int) -> MemoryPlan:

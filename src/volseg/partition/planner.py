@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
 
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import MemoryPlan, segmenting_memory, training_memory
+from volseg.partition.memory import MemoryPlan, activations_without_halos, segmenting_memory, training_memory
 
 
 def grids_of(ranks: int) -> Iterator[Triple]:
     """Every (Pz, Py, Px) with Pz * Py * Px = ranks."""
-    divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
+    small = [n for n in range(1, isqrt(ranks) + 1) if ranks % n == 0]
+    divisors = small + [ranks // n for n in reversed(small) if n * n != ranks]
     for z in divisors:
         for y in (n for n in divisors if (ranks // z) % n == 0):
             yield z, y, ranks // z // y
@@ -30,10 +31,12 @@ def halo_voxels(layout: Layout, width: int = 1) -> int:
 
 
 def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | None = None) -> Triple:
-    """The grid of `ranks` over `shape` whose largest block is smallest, and among those the one with the least halo.
+    """The grid of `ranks` over `shape` with the least halo, among those whose blocks are balanced.
 
-    Ties go to the grid that cuts D first, so that blocks are runs of whole slices. `narrowest` are the shortest sides
-    of all volumes that the same grid must hold; `shape` alone where it is left out.
+    Balanced: the largest block is at most a sixteenth larger than the best grid's; a grid with less halo but much
+    larger blocks would cost more time and memory than it saves. Ties go to the grid that cuts D first, so that blocks
+    are runs of whole slices. `narrowest` are the shortest sides of all volumes that the same grid must hold; `shape`
+    alone where it is left out.
 
     Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
     """
@@ -48,11 +51,10 @@ def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | No
             f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
         )
 
-    def cost(dims: Triple) -> tuple[int, int, int, int]:
-        layout = Layout.even(padded, dims, multiple)
-        return prod(layout.largest_block), halo_voxels(layout), dims[2], dims[1]
-
-    return min(fitting, key=cost)
+    layouts = {dims: Layout.even(padded, dims, multiple) for dims in fitting}
+    limit = min(prod(layout.largest_block) for layout in layouts.values()) * 17 // 16
+    balanced = [dims for dims, layout in layouts.items() if prod(layout.largest_block) <= limit]
+    return min(balanced, key=lambda dims: (halo_voxels(layouts[dims]), dims[2], dims[1]))
 
 
 def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
@@ -128,8 +130,8 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, optimizer: str, l
     room = limit - alone.process - alone.weights
     if room <= 0:
         return None
-    # Halos are at most half of what one rank holds in all, so fewer ranks than this cannot do.
-    first = max(1, int(alone.activations / 2 / room))
+    # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
+    first = max(1, -(-activations_without_halos(model, padded, task) // room))
     for ranks in range(first, most + 1):
         if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
             plan = make_plan(shape, model, ranks, task, optimizer)

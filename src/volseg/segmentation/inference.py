@@ -27,12 +27,10 @@ class BlockResult:
 
     mask           [d, h, w] uint8
     probabilities  [K, d, h, w] float32, or None where they were not asked for
-    image          [d, h, w] the first channel as stored, for pictures
     """
 
     mask: np.ndarray
     probabilities: np.ndarray | None
-    image: np.ndarray
 
 
 def read_input(scan: Scan, card: ModelCard, grid: ProcessGrid) -> tuple[Tensor, np.ndarray]:
@@ -67,10 +65,9 @@ def logit_slabs(model: UNet, twin: nn.Module, x: Tensor) -> Iterator[tuple[int, 
 
 @torch.inference_mode()
 def segment_block(
-    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
+    model: UNet, x: Tensor, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
 ) -> BlockResult:
-    """Segment this rank's block of a scan. Collective. The bits do not depend on the grid."""
-    x, image = read_input(scan, card, grid)
+    """Segment this rank's block of a scan, read by `read_input`. Collective. The bits do not depend on the grid."""
     twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
     twin.eval()
     d, h, w = scan.inside.shape
@@ -84,7 +81,7 @@ def segment_block(
         mask[start:stop] = inside.argmax(0).numpy()
         if kept is not None:
             kept[:, start:stop] = softmax(inside.contiguous().numpy())
-    return BlockResult(mask, kept, image)
+    return BlockResult(mask, kept)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

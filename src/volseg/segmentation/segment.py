@@ -21,7 +21,7 @@ from volseg.machine import peak_memory
 from volseg.models.stored import ModelCard, load_model
 from volseg.partition.memory import segmenting_memory
 from volseg.partition.planner import choose_grid, parse_grid
-from volseg.segmentation.inference import segment_block
+from volseg.segmentation.inference import read_input, segment_block
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.statistics import LabelStatistics, count_labels, label_statistics, write_statistics
 from volseg.segmentation.stitching import write_stitched
@@ -87,6 +87,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     native = open_volume(job.scan).space
     planned = segmenting_memory(card.config.model, scan.layout)
     ranks = communicator.size
+    x, image = read_input(scan, card, grid)
     listen(
         Message(
             f"{job.scan}: {format_triple(native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
@@ -96,7 +97,8 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     _warn_of_spacing(scan, card, listen)
 
     listen(Progress("segment", 0, STEPS, "steps", {"now": "network"}))
-    result = segment_block(model, scan, card, grid, probabilities=job.probabilities)
+    result = segment_block(model, x, scan, card, grid, probabilities=job.probabilities)
+    del x
     listen(Progress("segment", 1, STEPS, "steps", {"now": "mask"}))
     write_stitched(mask_path, result.mask, scan, native, grid, overwrite=job.overwrite)
     listen(Progress("segment", 2, STEPS, "steps", {"now": "probabilities" if job.probabilities else "statistics"}))
@@ -111,7 +113,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         if job.statistics and communicator.is_root:
             write_statistics(outputs["statistics"], rows)
     if job.preview:
-        write_preview(outputs["preview"], result, scan, grid, card.labels, job.scan.name)
+        write_preview(outputs["preview"], image, result.mask, scan, grid, card.labels, job.scan.name)
     listen(Progress("segment", STEPS, STEPS, "steps", {}))
     peaks = tuple(communicator.gather_all(peak_memory()))
     seconds = time.monotonic() - started

@@ -11,9 +11,10 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box
 from volseg.volumes.canonical import Orientation
+from volseg.volumes.output import Unit
 from volseg.volumes.scan import Scan
 from volseg.volumes.volume import Space
-from volseg.volumes.writing import Unit, write_volume
+from volseg.volumes.writing import write_volume
 
 
 def write_stitched(

@@ -13,6 +13,11 @@ LOG = "log.csv"
 PICTURE = "progress.png"
 COLUMNS = ("step", "epoch", "loss", "dice", "learning_rate", "seconds", "voxels_per_second", "case", "validation_dice")
 
+FORMATS = {
+    "loss": "{:.9g}", "dice": "{:.6f}", "learning_rate": "{:.6g}", "seconds": "{:.3f}", "voxels_per_second": "{:.0f}",
+    "validation_dice": "{:.6f}",
+}  # fmt: skip
+
 
 class TrainingLog:
     """One row a step, on the root rank; rows after `step` of an earlier run are dropped when training goes on."""
@@ -30,8 +35,9 @@ class TrainingLog:
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append one row at once, so that a killed run keeps its log."""
+    def add(self, **figures: Any) -> None:
+        """Append one row at once, so that a killed run keeps its log; the names are those of `COLUMNS`."""
+        row = {name: FORMATS.get(name, "{}").format(v) for name, v in figures.items() if v is not None}
         self.rows.append(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="").writerow(row)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from volseg import __version__
-from volseg.config import Config, config_tables
-from volseg.distributed.communicator import Communicator
-from volseg.distributed.grid import ProcessGrid
+from volseg.config import config_tables
 from volseg.files import write_text
 from volseg.machine import peak_memory
-from volseg.partition.memory import MemoryPlan
-
-if TYPE_CHECKING:
-    from volseg.training.loop import TrainingJob
-
-REPORT = "report.json"
+from volseg.training.job import REPORT, TrainingJob
+from volseg.training.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -45,39 +40,37 @@ class TrainingReport:
 
 
 def make_report(
-    job: TrainingJob,
-    config: Config,
-    grid: ProcessGrid,
-    planned: MemoryPlan,
-    cached: int,
-    seconds: float,
-    loss: float,
-    dice: float,
-    validation: float | None,
-    steps: int,
+    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None
 ) -> TrainingReport:
     """Gather the ranks' peaks and write the report on the root rank. Collective."""
-    peaks = tuple(grid.communicator.gather_all(peak_memory()))
-    report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned.peak + cached)
+    communicator = setup.grid.communicator
+    peaks = tuple(communicator.gather_all(peak_memory()))
+    planned = setup.planned.peak + setup.blocks.cached_bytes
+    report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned)
     content: dict[str, Any] = {
         "command": "train",
         "dataset": str(job.dataset),
-        "ranks": grid.communicator.size,
-        "grid": list(grid.dims),
+        "ranks": communicator.size,
+        "grid": list(setup.grid.dims),
         "threads_per_rank": torch.get_num_threads(),
         "steps": steps,
         "seconds": round(seconds, 3),
-        "loss": loss,
-        "dice": dice,
+        "loss": _number(loss),
+        "dice": _number(dice),
         "validation_dice": validation,
-        "memory": memory_facts(peaks, report.planned) | {"peak_at": planned.peak_at},
-        "config": config_tables(config),
+        "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
+        "config": config_tables(setup.config),
         "versions": versions(),
     }
-    with grid.communicator.together():
-        if grid.communicator.is_root:
+    with communicator.together():
+        if communicator.is_root:
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
     return report
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: None where no step was taken."""
+    return value if math.isfinite(value) else None
 
 
 def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:
@@ -98,8 +91,3 @@ def versions() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}",
         "executable": Path(sys.executable).name,
     }
-
-
-def gather_peaks(communicator: Communicator) -> tuple[int, ...]:
-    """Peak memory of every rank. Collective."""
-    return tuple(communicator.gather_all(peak_memory()))

@@ -15,11 +15,13 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError, VolumeError
 from volseg.events import Listener, Progress, ignore
+from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
 from volseg.volumes.dataset import IMAGES, LABELS, image_name, write_dataset_json
+from volseg.volumes.output import Unit
 from volseg.volumes.synthetic import Scene
 from volseg.volumes.volume import Space
-from volseg.volumes.writing import Unit, flush_to_disk, write_volume
+from volseg.volumes.writing import write_volume
 
 Format = Literal["nifti", "zarr"]
 FILE_ENDING: dict[str, str] = {"nifti": ".nii.gz", "zarr": ".zarr"}

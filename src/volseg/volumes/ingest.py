@@ -14,9 +14,10 @@ from volseg.events import Caution, Listener, Progress, ignore
 from volseg.geometry import Box, Triple, format_triple
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_finite
+from volseg.volumes.output import Unit
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Volume
-from volseg.volumes.writing import Unit, check_output, volume_suffix, write_volume
+from volseg.volumes.writing import check_output, volume_suffix, write_volume
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from volseg.errors import VolumeError
+from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
+from volseg.volumes.output import Output, Unit
 from volseg.volumes.volume import Space
-from volseg.volumes.writing import Output, Unit, flush_to_disk
 
 UNIT_BYTES = 1 << 20
 COMPRESSION_LEVEL = 4

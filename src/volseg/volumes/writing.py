@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,8 @@ import numpy.typing as npt
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
-from volseg.geometry import Box
+from volseg.volumes.output import Output, Unit
 from volseg.volumes.volume import Space
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one rank hands over at a time: a box of one channel, or of a volume without channels."""
-
-    channel: int | None
-    box: Box
-
 
 SUFFIXES = (".nii.gz", ".nii", ".zarr")
 Produce = Callable[[list[Unit | None]], np.ndarray | None]
@@ -121,42 +110,6 @@ def volume_suffix(path: Path) -> str:
     raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr")
 
 
-class Output(ABC):
-    """One file format, as `write_volume` drives it. `units` are in the order of the file."""
-
-    units: Sequence[Unit]
-
-    @abstractmethod
-    def create(self, temporary: Path) -> None:
-        """On the root rank: make the temporary file or folder, and what describes the volume."""
-
-    @abstractmethod
-    def open(self, temporary: Path) -> None:
-        """On every rank, after `create`."""
-
-    @abstractmethod
-    def encode(self, unit: Unit, voxels: np.ndarray) -> Any:
-        """A sized piece of the file for one unit."""
-
-    @abstractmethod
-    def store(self, unit: Unit | None, piece: Any, before: int, total: int) -> None:
-        """Put this rank's piece in its place. Local.
-
-        In this round the ranks below this one hold pieces of `before` in all, and all ranks together of `total`.
-        """
-
-    @abstractmethod
-    def finish(self) -> None:
-        """On every rank: flush what was stored to disk."""
-
-    @abstractmethod
-    def publish(self, temporary: Path, path: Path) -> None:
-        """On the root rank, after all have finished: give it its name."""
-
-    def abandon(self) -> None:  # noqa: B027
-        """Let go of open files after a failure."""
-
-
 def _output(path: Path, space: Space, dtype: np.dtype[Any], channels: int | None, names: tuple[str, ...]) -> Output:
     suffix = volume_suffix(path)
     stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype
@@ -218,15 +171,6 @@ def _faults(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the user's input
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise VolumeError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(temporary: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
+from volseg.volumes.output import Output, Unit
 from volseg.volumes.volume import Space
-from volseg.volumes.writing import Output, Unit, flush_to_disk
 
 CHUNK = 32
 SMALL_SHARD, LARGE_SHARD = 64, 128

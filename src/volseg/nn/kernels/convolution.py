@@ -174,9 +174,7 @@ def _onednn_weight_gradient(
     return _weight_gradient(_last(x), _last(grad), weight, stride, dilation, groups)
 
 
-def _weight_gradient(
-    x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int
-) -> Tensor:
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> Tensor:
     mask = (False, True, False)
     args = (grad, x, weight, None, stride, (0, 0, 0), dilation, False, (0, 0, 0), groups, mask)
     gradient: Tensor = torch.ops.aten.convolution_backward(*args)[1]

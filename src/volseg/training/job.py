@@ -1,0 +1,64 @@
+"""What a training run is asked to do, and the folder it is done in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from volseg.config import Config, config_tables
+from volseg.errors import ConfigError
+from volseg.files import write_text
+from volseg.models.stored import CHECKPOINT, WEIGHTS
+from volseg.training.log import PICTURE
+
+CONFIG = "config.toml"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What to train, on what, and where to.
+
+    partition  "auto" or a grid such as "1x2x2"
+    proceed    go on from the run folder's checkpoint
+    """
+
+    dataset: Path
+    run: Path
+    config: Config
+    partition: str = "auto"
+    proceed: bool = False
+    overwrite: bool = False
+
+
+def check_run_folder(job: TrainingJob) -> None:
+    """Raise ConfigError unless the run folder can be trained into as asked."""
+    run = job.run
+    if job.proceed:
+        if not (run / CHECKPOINT).is_file():
+            raise ConfigError(
+                f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue"
+            )
+        return
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run}: is a file; give another run folder with -o")
+    if run.is_dir() and any(run.iterdir()) and not job.overwrite:
+        raise ConfigError(
+            f"{run}: exists already; go on with --continue, replace it with --overwrite, or give another -o"
+        )
+    parent = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "not writable" if parent.is_dir() else "a file"
+        raise ConfigError(f"{run}: {parent} is {what}; give another run folder with -o")
+
+
+def open_run_folder(job: TrainingJob, config: Config) -> None:
+    """Make the folder and write its configuration. On the root rank, once everything else has been checked."""
+    job.run.mkdir(parents=True, exist_ok=True)
+    if not job.proceed:  # an earlier run's checkpoint must not be taken for this one's
+        for name in (CHECKPOINT, WEIGHTS, REPORT, PICTURE):
+            (job.run / name).unlink(missing_ok=True)
+    write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))

@@ -1,0 +1,132 @@
+"""Everything that is settled before the first step: data, grid, model, where to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from volseg.config import Config
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.events import Listener, Message
+from volseg.geometry import Triple, format_triple
+from volseg.models.stored import ModelCard
+from volseg.models.unet import UNet
+from volseg.nn.convert import partition_module
+from volseg.partition.layout import padded_shape
+from volseg.partition.memory import MemoryPlan, training_memory
+from volseg.partition.planner import choose_grid, parse_grid
+from volseg.training.checkpoint import load_checkpoint
+from volseg.training.data import CaseBlocks, split_cases
+from volseg.training.job import TrainingJob, check_run_folder
+from volseg.training.optimization import make_optimizer
+from volseg.volumes.dataset import Case, Dataset, read_dataset
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to begin, or to go on after `card.step` steps.
+
+    model    the plain U-Net; `twin` is its partitioned twin, which shares its parameters
+    planned  memory of the rank with the largest block of the largest case
+    """
+
+    config: Config
+    dataset: Dataset
+    cases: tuple[Case, ...]
+    held_out: tuple[Case, ...]
+    grid: ProcessGrid
+    blocks: CaseBlocks
+    planned: MemoryPlan
+    model: UNet
+    twin: nn.Module
+    optimizer: torch.optim.Optimizer
+    card: ModelCard
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.training.epochs * len(self.cases)
+
+
+def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> Setup:
+    """Read, check and build all that a run needs; writes nothing. Collective.
+
+    Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
+    """
+    dataset = read_dataset(job.dataset)
+    model_config = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
+    config = dataclasses.replace(job.config, model=model_config)
+    config.check()
+    with communicator.together():
+        if communicator.is_root:
+            check_run_folder(job)
+    cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
+    shapes, multiple = canonical_shapes(dataset), model_config.multiple
+    largest = padded_shape(max(shapes, key=math.prod), multiple)
+    grid = ProcessGrid(communicator, _dims(job.partition, communicator.size, shapes, multiple))
+    blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple)
+    planned = training_memory(model_config, config.training.optimizer, grid.layout(largest, multiple))
+    blocks.check()
+
+    torch.manual_seed(config.training.seed)
+    model = UNet(model_config)
+    optimizer = make_optimizer(model, config.training)
+    card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0)
+    if job.proceed:
+        with communicator.together():
+            card = dataclasses.replace(load_checkpoint(job.run, model, optimizer), config=config)
+        blocks.schemes = card.schemes
+    else:
+        blocks.measure()
+        card = dataclasses.replace(card, schemes=blocks.schemes)
+    _same_weights(model, communicator)
+    twin = partition_module(model, grid, multiple_of=multiple)
+    setup = Setup(config, dataset, tuple(cases), tuple(held_out), grid, blocks, planned, model, twin, optimizer, card)
+    listen(Message(_describe(setup, largest)))
+    if job.proceed:
+        listen(Message(f"going on from step {card.step} of {setup.steps}"))
+    return setup
+
+
+def canonical_shapes(dataset: Dataset) -> list[Triple]:
+    """(D, H, W) of every case in canonical order; only headers are read."""
+    from volseg.volumes.canonical import canonical
+    from volseg.volumes.reading import open_volume
+
+    return [canonical(open_volume(case.images[0])).shape for case in dataset.cases]
+
+
+def _dims(partition: str, ranks: int, shapes: Sequence[Triple], multiple: int) -> Triple:
+    """The best grid for the largest case, among those that every case can hold."""
+    if partition != "auto":
+        return parse_grid(partition, ranks)
+    d, h, w = (min(sides) for sides in zip(*shapes, strict=True))
+    return choose_grid(max(shapes, key=math.prod), ranks, multiple, narrowest=(d, h, w))
+
+
+def _spacing(blocks: CaseBlocks, cases: Sequence[Case]) -> tuple[float, float, float]:
+    d, h, w = np.median([blocks.scan(case).space.spacing for case in cases], axis=0)
+    return float(d), float(h), float(w)
+
+
+def _same_weights(model: nn.Module, communicator: Communicator) -> None:
+    """Every rank starts from the root's weights, bit for bit."""
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.from_numpy(communicator.broadcast(tensor.numpy())))
+
+
+def _describe(setup: Setup, largest: Triple) -> str:
+    ranks, dataset = setup.grid.communicator.size, setup.dataset
+    return (
+        f"{dataset.folder}: {len(setup.cases)} cases to train on, {len(setup.held_out)} held out, "
+        f"labels {', '.join(dataset.label_names)}\n"
+        f"U-Net of {format_triple(setup.config.model.widths)} channels; {format_triple(largest)} voxels on {ranks} "
+        f"rank{'s' if ranks > 1 else ''} as {format_triple(setup.grid.dims)}, {torch.get_num_threads()} threads each"
+    )
