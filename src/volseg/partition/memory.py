@@ -15,17 +15,20 @@ from volseg.geometry import Triple
 from volseg.partition.layout import Layout
 
 FLOAT = 4
-TRAINING_PROCESS = 400 * 2**20
+TRAINING_PROCESS = 420 * 2**20
 SEGMENTING_PROCESS = 300 * 2**20
 """Python, torch, MPI and their libraries, measured by running on 16^3 voxels (see docs/memory.md). Training has torch's
 optimizers, which bring its compiler along, and the pictures."""
+
+FREED_HEAP = 64 * 2**20
+"""What glibc may keep of freed memory (`machine.tune_allocator`); small tensors leave up to a tenth of themselves there."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Predicted memory of the rank with the largest block, in bytes.
 
-    process      the program itself
+    process      the program itself, and freed memory that the allocator keeps
     weights      weights, and in training gradients, their message buffer and the optimizer's state
     activations  tensors at the moment of the peak
     by_level     of the activations, by level of the U-Net, finest first
@@ -249,4 +252,5 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
 def _finish(walk: _Walk, process: int, weights: int) -> MemoryPlan:
     book = walk.ledger
     by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.model.levels + 1))
-    return MemoryPlan(process, weights, book.peak, by_level, book.peak_at)
+    kept = min(FREED_HEAP, book.peak // 10)
+    return MemoryPlan(process + kept, weights, book.peak, by_level, book.peak_at)
