@@ -67,14 +67,6 @@ def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: int = 1) 
     return twin
 
 
-def partition_context(model: nn.Module) -> PartitionContext:
-    """The context that the layers of a partitioned model share."""
-    for module in model.modules():
-        if isinstance(module, PartitionedLayer):
-            return module.context
-    raise PartitionError(f"{type(model).__name__} has no partitioned layer")
-
-
 def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
     """Turn `module` and everything below it, in place; each keeps its parameters, buffers, hooks and settings."""
     if isinstance(module, PartitionedLayer) and getattr(module, "context", None) is context:
