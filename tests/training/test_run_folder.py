@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,15 @@ from safetensors import safe_open
 from conftest import clean_environment
 from tiny import MODEL, SERIAL, listing, losses, tiny_config, tiny_dataset
 from volseg.config import read_config
+from volseg.distributed.grid import ProcessGrid
 from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeError
 from volseg.events import Caution
 from volseg.models.stored import CHECKPOINT, WEIGHTS, load_model
 from volseg.models.unet import UNet
+from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
+from volseg.volumes.dataset import read_dataset
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +125,54 @@ def test_rows_after_the_checkpoint_are_dropped_when_going_on(tmp_path, data):
     before = losses(tmp_path / "run")
     with (tmp_path / "run" / "log.csv").open("a") as file:
         file.write("5,3,9.9,0.1,0.1,1,1,x,\n6,3,9")  # a torn line, as a killed run may leave
-    events = []
-    train(TrainingJob(data, tmp_path / "run", config, proceed=True), SERIAL, events.append)
-    assert losses(tmp_path / "run").tolist() == before.tolist()
+    train(TrainingJob(data, tmp_path / "run", tiny_config(epochs=3), proceed=True), SERIAL)
+    after = losses(tmp_path / "run")
+    assert after[: len(before)].tolist() == before.tolist()
+    assert len(after) == len(before) + 2
+    assert after.max() < 9
+
+
+def test_a_finished_run_is_left_as_it_is(finished, data):
+    before, events = listing(finished), []
+    report = train(TrainingJob(data, finished, tiny_config(validation=1), proceed=True), SERIAL, events.append)
     assert any(isinstance(event, Caution) and "nothing to do" in event.text for event in events)
+    assert report.loss is None
+    assert listing(finished) == before
+
+
+def test_going_on_with_other_data_is_refused(tmp_path, data, finished):
+    swapped = shutil.copytree(data, tmp_path / "swapped")
+    description = json.loads((swapped / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "class_2": 1, "class_1": 2}
+    (swapped / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="labels"):
+        train(TrainingJob(swapped, finished, tiny_config(epochs=3, validation=1), proceed=True), SERIAL)
+    with pytest.raises(CheckpointError, match=r"training\.seed"):
+        train(TrainingJob(data, finished, tiny_config(epochs=3, seed=1, validation=1), proceed=True), SERIAL)
+
+
+def test_a_volume_of_one_voxel_at_the_deepest_level_is_refused_before_anything_is_written(tmp_path):
+    small = tiny_dataset(tmp_path / "small", shape=(4, 4, 4))
+    with pytest.raises(ConfigError, match="one voxel after 2 halvings"):
+        train(TrainingJob(small, tmp_path / "run", tiny_config()), SERIAL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parallel(2)
+def test_ranks_agree_on_what_they_keep_in_memory(communicator, tmp_path_factory, monkeypatch):
+    """Uneven blocks and a cache that only the smaller one would fit into: all ranks must decide alike, or hang."""
+    folder = None
+    if communicator.is_root:
+        folder = tiny_dataset(tmp_path_factory.mktemp("uneven") / "set", shape=(12, 16, 16))
+    folder = communicator.broadcast(folder)
+    dataset = read_dataset(folder)
+    grid = ProcessGrid(communicator, (2, 1, 1))
+    monkeypatch.setattr("volseg.training.data.CACHE_BYTES", 5 * 6 * 16 * 16)
+    blocks = CaseBlocks(dataset, dataset.cases, grid, 4)  # 4 and 8 slices of 16 x 16 voxels of 5 bytes
+    blocks.check()
+    blocks.measure()
+    assert blocks.cached_bytes == 0
+    assert communicator.gather_all(blocks.load(dataset.cases[0]).image.shape[2]) == [4, 8]
 
 
 def test_a_used_folder_is_kept_unless_told_otherwise(tmp_path, data, finished):
@@ -168,10 +216,6 @@ def test_going_on_with_another_optimizer_or_model_is_refused(finished, data):
 
 
 def test_a_case_that_cannot_hold_the_grid_is_named(tmp_path, communicator):
-    from volseg.distributed.grid import ProcessGrid
-    from volseg.training.data import CaseBlocks
-    from volseg.volumes.dataset import read_dataset
-
     class Four(type(SERIAL)):
         size = 4
 

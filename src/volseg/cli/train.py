@@ -64,6 +64,8 @@ def train(
         report = train_run(
             TrainingJob(dataset, run, settings, partition, proceed, overwrite), work.communicator, work.listen
         )
+        if report.loss is None:
+            return
         ratio = report.planned / max(report.peaks)
         work.print(
             f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"

@@ -21,7 +21,10 @@ SEGMENTING_PROCESS = 300 * 2**20
 optimizers, which bring its compiler along, and the pictures."""
 
 FREED_HEAP = 64 * 2**20
-"""What glibc may keep of freed memory (`machine.tune_allocator`); small tensors leave up to a tenth of themselves there."""
+"""What glibc may keep of freed memory (`machine.tune_allocator`); small tensors leave a tenth of the whole there."""
+
+_WEIGHT_COPIES = {"sgd": 4, "adamw": 5}
+"""Weights, gradients, their message buffer, and the optimizer's state."""
 
 
 @dataclass(frozen=True)
@@ -228,15 +231,14 @@ def training_memory(model: ModelConfig, optimizer: str, layout: Layout) -> Memor
     walk.forward()
     walk.loss()
     walk.backward()
-    copies = 4 if optimizer == "sgd" else 5  # weights, gradients, message buffer, optimizer state
-    return _finish(walk, TRAINING_PROCESS, copies * parameter_count(model) * FLOAT)
+    return _finish(walk, TRAINING_PROCESS, fixed_memory(model, optimizer, "train") - TRAINING_PROCESS)
 
 
 def segmenting_memory(model: ModelConfig, layout: Layout) -> MemoryPlan:
     """What a rank needs to segment one scan of `layout`."""
     walk = _Walk(model, layout, training=False)
     walk.forward()
-    return _finish(walk, SEGMENTING_PROCESS, parameter_count(model) * FLOAT)
+    return _finish(walk, SEGMENTING_PROCESS, fixed_memory(model, "", "segment") - SEGMENTING_PROCESS)
 
 
 def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> int:
@@ -247,6 +249,13 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk.loss()
         walk.backward()
     return walk.ledger.peak
+
+
+def fixed_memory(model: ModelConfig, optimizer: str, task: str) -> int:
+    """Bytes that more ranks do not lessen: the process and the weights with what belongs to them."""
+    copies = _WEIGHT_COPIES.get(optimizer, 5) if task == "train" else 1
+    process = TRAINING_PROCESS if task == "train" else SEGMENTING_PROCESS
+    return process + copies * parameter_count(model) * FLOAT
 
 
 def _finish(walk: _Walk, process: int, weights: int) -> MemoryPlan:

@@ -11,7 +11,13 @@ from volseg.config import ModelConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import MemoryPlan, activations_without_halos, segmenting_memory, training_memory
+from volseg.partition.memory import (
+    MemoryPlan,
+    activations_without_halos,
+    fixed_memory,
+    segmenting_memory,
+    training_memory,
+)
 
 
 def grids_of(ranks: int) -> Iterator[Triple]:
@@ -126,8 +132,7 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, optimizer: str, l
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does."""
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
-    alone = make_plan(shape, model, 1, task, optimizer).memory
-    room = limit - alone.process - alone.weights
+    room = limit - fixed_memory(model, optimizer, task)
     if room <= 0:
         return None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class CaseBlocks:
 
     @property
     def cached_bytes(self) -> int:
-        """What is kept in memory on this rank."""
+        """What is kept in memory on the rank with the largest blocks."""
         return CACHE_BYTES - self._room
 
     def _open(self, case: Case) -> None:
@@ -80,10 +81,15 @@ class CaseBlocks:
         with self.grid.communicator.together():
             scan = self._scans[case.name]
             images = scan.read()
-            stored = self._labels[case.name].read(scan.inside)
-            check_labels(stored, self.dataset.labels, self._labels[case.name].path)
+            labels = self._labels[case.name]
+            stored = labels.read(scan.inside)
+            labels.close()
+            check_labels(stored, self.dataset.labels, labels.path)
             label = stored.astype(np.uint8)
-        size = sum(array.nbytes for array in (*images, label))
+        # By the largest block, so that all ranks decide alike: a read is collective, a cached one is not.
+        scan = self._scans[case.name]
+        bytes_per_voxel = 1 + sum(volume.dtype.itemsize for volume in scan.channels)
+        size = math.prod(scan.layout.largest_block) * bytes_per_voxel
         if size <= self._room:
             self._room -= size
             self._cache[case.name] = images, label

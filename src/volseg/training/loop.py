@@ -17,7 +17,7 @@ from volseg.training.data import Sample
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.log import TrainingLog
 from volseg.training.optimization import case_order, set_learning_rate
-from volseg.training.report import TrainingReport, make_report
+from volseg.training.report import TrainingReport, gather_peaks, make_report
 from volseg.training.setup import Setup, prepare
 from volseg.training.validation import validate
 
@@ -32,13 +32,14 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     """
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
+    if card.step >= steps:
+        listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
+        return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
     log: TrainingLog | None = None
     with communicator.together():
         if communicator.is_root:
             open_run_folder(job, setup.config)
             log = TrainingLog(job.run, card.step)
-    if card.step >= steps:
-        listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
 
     started = saved = time.monotonic()
     loss = dice = float("nan")
@@ -52,7 +53,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         loss, dice = training_step(setup, sample)
         if not np.isfinite(loss):
             raise VolumeError(
-                f"the loss became {loss} at step {step + 1}, case {case.name}: lower --learning-rate "
+                f"loss or gradients became {loss} at step {step + 1}, case {case.name}: lower --learning-rate "
                 f"(now {settings.learning_rate:g}), or look for outliers in that image"
             )
         seconds = time.monotonic() - begun
@@ -78,12 +79,17 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
 
 
 def training_step(setup: Setup, sample: Sample) -> tuple[float, float]:
-    """One step on one case: loss and mean soft foreground Dice before it. Collective."""
+    """One step on one case: loss and mean soft foreground Dice before it. Collective.
+
+    Where the gradients are not finite no step is made, and the loss returned is NaN; on all ranks alike.
+    """
     communicator = setup.grid.communicator
     setup.twin.train()
     loss, dice = dice_cross_entropy(setup.twin(sample.image), sample.target, communicator)
     setup.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     sum_gradients(setup.model.parameters(), communicator)
+    if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in setup.model.parameters()):
+        return float("nan"), float("nan")
     setup.optimizer.step()
     return float(loss.detach()), float(dice[1:].mean())

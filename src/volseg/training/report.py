@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from volseg import __version__
 from volseg.config import config_tables
+from volseg.distributed.communicator import Communicator
 from volseg.files import write_text
 from volseg.machine import peak_memory
 from volseg.training.job import REPORT, TrainingJob
@@ -26,14 +26,15 @@ class TrainingReport:
 
     peaks             measured peak memory by rank, bytes
     planned           predicted peak of the busiest rank, bytes
+    loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
     """
 
     run: Path
     steps: int
     seconds: float
-    loss: float
-    dice: float
+    loss: float | None
+    dice: float | None
     validation_dice: float | None
     peaks: tuple[int, ...]
     planned: int
@@ -44,7 +45,7 @@ def make_report(
 ) -> TrainingReport:
     """Gather the ranks' peaks and write the report on the root rank. Collective."""
     communicator = setup.grid.communicator
-    peaks = tuple(communicator.gather_all(peak_memory()))
+    peaks = gather_peaks(communicator)
     planned = setup.planned.peak + setup.blocks.cached_bytes
     report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned)
     content: dict[str, Any] = {
@@ -55,8 +56,8 @@ def make_report(
         "threads_per_rank": torch.get_num_threads(),
         "steps": steps,
         "seconds": round(seconds, 3),
-        "loss": _number(loss),
-        "dice": _number(dice),
+        "loss": loss,
+        "dice": dice,
         "validation_dice": validation,
         "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
         "config": config_tables(setup.config),
@@ -68,9 +69,9 @@ def make_report(
     return report
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN: None where no step was taken."""
-    return value if math.isfinite(value) else None
+def gather_peaks(communicator: Communicator) -> tuple[int, ...]:
+    """Peak memory of every rank, bytes. Collective."""
+    return tuple(communicator.gather_all(peak_memory()))
 
 
 def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:

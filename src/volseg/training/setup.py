@@ -14,6 +14,7 @@ from torch import nn
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.errors import CheckpointError, ConfigError
 from volseg.events import Listener, Message
 from volseg.geometry import Triple, format_triple
 from volseg.models.stored import ModelCard
@@ -72,7 +73,10 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     largest = padded_shape(max(shapes, key=math.prod), multiple)
     grid = ProcessGrid(communicator, _dims(job.partition, communicator.size, shapes, multiple))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple)
-    planned = training_memory(model_config, config.training.optimizer, grid.layout(largest, multiple))
+    layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
+    plans = [training_memory(model_config, config.training.optimizer, layout) for layout in layouts]
+    planned = max(plans, key=lambda plan: plan.peak)
+    _check_depth(dataset, shapes, config)
     blocks.check()
 
     torch.manual_seed(config.training.seed)
@@ -81,7 +85,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0)
     if job.proceed:
         with communicator.together():
-            card = dataclasses.replace(load_checkpoint(job.run, model, optimizer), config=config)
+            stored = load_checkpoint(job.run, model, optimizer)
+            check_same_run(stored, config, dataset, job)
+            card = dataclasses.replace(stored, config=config)
         blocks.schemes = card.schemes
     else:
         blocks.measure()
@@ -101,6 +107,33 @@ def canonical_shapes(dataset: Dataset) -> list[Triple]:
     from volseg.volumes.reading import open_volume
 
     return [canonical(open_volume(case.images[0])).shape for case in dataset.cases]
+
+
+def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: TrainingJob) -> None:
+    """Raise CheckpointError where a run would go on with other data than it began with."""
+    before, now = card.config.training, config.training
+    for what, old, new in (
+        ("labels", card.labels, dataset.labels),
+        ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
+        ("training.seed", before.seed, now.seed),
+        ("training.validation", before.validation, now.validation),
+    ):
+        if old != new:
+            raise CheckpointError(
+                f"{job.run}: was trained with {what} {old}, but {job.dataset} or the options give {new}; "
+                "continue with the run's own, or train into another folder"
+            )
+
+
+def _check_depth(dataset: Dataset, shapes: Sequence[Triple], config: Config) -> None:
+    """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
+    multiple = config.model.multiple
+    for case, shape in zip(dataset.cases, shapes, strict=True):
+        if config.model.norm != "none" and math.prod(padded_shape(shape, multiple)) == multiple**3:
+            raise ConfigError(
+                f"{case.images[0]}: {format_triple(shape)} voxels are one voxel after {config.model.levels} halvings; "
+                "use fewer --levels"
+            )
 
 
 def _dims(partition: str, ranks: int, shapes: Sequence[Triple], multiple: int) -> Triple:

@@ -14,8 +14,8 @@ from volseg.volumes.dataset import Case
 
 
 @torch.no_grad()
-def validate(twin: nn.Module, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float:
-    """Mean foreground Dice of the whole-volume masks of `cases`. Collective."""
+def validate(twin: nn.Module, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
+    """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective."""
     twin.eval()
     scores = []
     for case in cases:
@@ -27,5 +27,8 @@ def validate(twin: nn.Module, blocks: CaseBlocks, cases: Sequence[Case], classes
             [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
         ).numpy()
         counts = blocks.grid.communicator.reduce_all(counts)
-        scores.append(np.nanmean(dice_from_counts(*counts)[1:]))
-    return float(np.nanmean(scores))
+        found_here = dice_from_counts(*counts)[1:]
+        found_here = found_here[~np.isnan(found_here)]
+        if found_here.size:
+            scores.append(float(found_here.mean()))
+    return sum(scores) / len(scores) if scores else None

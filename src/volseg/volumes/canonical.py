@@ -119,6 +119,9 @@ class _ReorderedView(Volume):
         self.space = orientation.canonical_space(volume.space)
         self._volume, self._orientation = volume, orientation
 
+    def close(self) -> None:
+        self._volume.close()
+
     def read(self, box: Box) -> np.ndarray:
         own = self._volume.read(self._orientation.box_from_canonical(box))
         return np.ascontiguousarray(self._orientation.to_canonical(own))

@@ -43,6 +43,7 @@ class Scan:
         arrays = []
         for volume in self.channels:
             array = volume.read(self.inside)
+            volume.close()  # a data set of many cases would run out of file descriptors
             check_finite(array, self.inside, volume.path)
             arrays.append(array)
         return arrays

@@ -74,6 +74,9 @@ class Volume(ABC):
         Raises VolumeError where the file is truncated, damaged or cannot be decoded.
         """
 
+    def close(self) -> None:  # noqa: B027  (most formats keep nothing open)
+        """Let go of open files; a later read opens them again."""
+
     def slabs(self, depth: int = 16) -> Iterator[tuple[Box, np.ndarray]]:
         """The whole volume in the file's order, `depth` of its slices at a time; a compressed file is inflated once."""
         d, h, w = self.shape
