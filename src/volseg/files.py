@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from pathlib import Path
 
 from volseg.errors import VolsegError
 
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no fault of the user's input: they stay OSErrors, exit code 1
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on leaving it is synced and takes the name `path`, on an error it is removed.
 
     The temporary name keeps `path`'s suffix, for writers that go by it. Raises VolsegError where the folder is
-    missing or cannot be written.
+    missing or cannot be written, OSError where the disk is full or fails.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -23,7 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_to_disk(path.parent)
     except OSError as error:
+        if error.errno in DISK_FAULTS:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise VolsegError(
             f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
         ) from error
@@ -32,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all. Raises VolsegError where it cannot be written."""
+    """Write `text` as UTF-8, whole or not at all. Raises as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,12 +1,10 @@
-"""What this process and its machine use and have: memory and cores, from the operating system."""
+"""Memory of this process: its measured peak, and how it is allocated."""
 
 from __future__ import annotations
 
 import os
 import resource
 import sys
-
-GIB = 2**30
 
 
 def peak_memory() -> int:
