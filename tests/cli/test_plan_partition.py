@@ -85,6 +85,11 @@ def test_the_table_names_grid_and_memory(plan):
         assert word in out
 
 
+def test_a_grid_says_how_many_ranks(plan):
+    _, found = facts(plan, "--shape=64x64x64", "--partition=1x2x2")
+    assert (found["ranks"], found["grid"]) == (4, [1, 2, 2])
+
+
 def test_a_file_and_a_configuration(plan, tmp_path):
     turned = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
     scan = save_nifti(tmp_path / "scan.nii", ct_like((13, 18, 15)), turned)
@@ -122,6 +127,7 @@ def test_neither_torch_nor_mpi_is_imported(python, tmp_path, file):
         (["--shape=64x64x64", "--ranks=11"], "the largest grid is 8x8x8; 10 ranks would work"),
         (["--shape=64x64x64", "--ranks=4", "--partition=2x1x1"], "needs 2 ranks, this job has 4"),
         (["--shape=64x64x64", "--ranks=16", "--partition=16x1x1"], "the largest grid is 8x8x8"),
+        (["--shape=64x64x64", "--partition=2by2"], "give auto, or a grid"),
         (["--shape=64x64x64", "--memory=lots"], "give an amount such as 24GiB"),
         (["--shape=64x64x64", "--memory=0"], "give an amount such as 24GiB"),
         (["--shape=64x64x64", "--for=dream"], "--for"),

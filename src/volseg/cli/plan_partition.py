@@ -28,7 +28,9 @@ class Task(StrEnum):
 def plan_partition(
     volume: Annotated[Path | None, typer.Argument(help="A scan whose size to plan for.")] = None,
     shape: Annotated[str | None, typer.Option(help="Or its size in voxels, D x H x W, such as 512x512x512.")] = None,
-    ranks: Annotated[int | None, typer.Option(help="Ranks to plan for.  [default: 1, or the fewest that fit]")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Ranks to plan for.  [default: those of --partition, the fewest that fit, or 1]")
+    ] = None,
     memory: Annotated[str | None, typer.Option(help="Memory a rank may use, such as 24GiB.")] = None,
     task: Annotated[Task | None, typer.Option("--for", help="Only this task; it decides the fewest ranks.")] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
@@ -52,6 +54,8 @@ def plan_partition(
     optimizer = settings.training.optimizer
     fewest = {t: fewest_ranks(size, settings.model, t, optimizer, limit) if limit else None for t in tasks}
     if ranks is None:
+        ranks = _ranks_of(partition)
+    if ranks is None:
         found = [plan.layout.dims for plan in fewest.values() if plan is not None]
         ranks = max((d * h * w for d, h, w in found), default=1)
     dims = None if partition == "auto" else parse_grid(partition, ranks)
@@ -65,6 +69,14 @@ def plan_partition(
     # A limit that no plan meets is an answer, but one that a script must not overlook.
     if limit is not None and any(plan.memory.peak > limit for plan in plans.values()):
         raise typer.Exit(1)
+
+
+def _ranks_of(partition: str) -> int | None:
+    """How many ranks a grid such as 1x2x2 has; None where `partition` is no grid."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", partition):
+        return None
+    z, y, x = (int(n) for n in partition.split("x"))
+    return z * y * x
 
 
 def _settings(config: Path | None, run: Path | None) -> Config:
