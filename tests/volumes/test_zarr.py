@@ -187,3 +187,9 @@ def test_a_store_without_its_last_written_file_is_refused(tmp_path):
     with pytest.raises(VolumeError, match="not a readable zarr"):
         open_volume(path)
     shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("attribute", [{}, {"affine": [1, 2]}, {"affine": None}, "text"])
+def test_another_program_s_volseg_attribute_is_refused(tmp_path, attribute):
+    with pytest.raises(VolumeError, match="holds no affine"):
+        open_volume(foreign(tmp_path / "a.zarr", ome() | {"volseg": attribute}))

@@ -85,7 +85,12 @@ def _full_resolution(node: Any, path: Path) -> tuple[Any, dict[str, Any]]:
 
 def _affine(attributes: dict[str, Any], ndim: int, path: Path) -> np.ndarray:
     if "volseg" in attributes:
-        return np.asarray(attributes["volseg"]["affine"], dtype=np.float64).reshape(4, 4)
+        try:
+            return np.asarray(attributes["volseg"]["affine"], dtype=np.float64).reshape(4, 4)
+        except (KeyError, TypeError, ValueError) as error:
+            raise VolumeError(
+                f"{path}: its attribute volseg holds no affine of 4 x 4 numbers; remove the attribute"
+            ) from error
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
         return np.eye(4)
