@@ -303,3 +303,57 @@ for suffix in (".nii.gz", ".nii", ".zarr"):
     for suffix in writing.SUFFIXES:
         assert not (tmp_path / f"scan{suffix}").exists()
         write(tmp_path / f"scan{suffix}", voxels())
+
+
+def test_a_killed_run_s_leftover_of_the_same_process_number_is_no_hindrance(tmp_path):
+    (tmp_path / f".scan.nii.{os.getpid()}.part").touch()
+    (tmp_path / f".scan.zarr.{os.getpid()}.part").mkdir()
+    for suffix in (".nii", ".zarr"):
+        write(tmp_path / f"scan{suffix}", voxels())
+
+
+class Unpicklable(VolumeError):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_that_cannot_be_sent_still_reaches_all_ranks(shared, communicator, failing):
+    def produce(units):
+        if communicator.rank == failing:
+            raise Unpicklable("bad", "voxels")
+        return None if units[communicator.rank] is None else np.zeros(units[communicator.rank].box.shape, "i2")
+
+    with pytest.raises((Unpicklable, RuntimeError), match="bad voxels"):
+        write_volume(shared / "scan.nii", turned(), "i2", produce, communicator)
+    communicator.barrier()
+    assert list(shared.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_between_messages_ends_the_job_and_leaves_nothing(tmp_path, mpirun, failing):
+    """The other rank waits inside `produce` for a message that never comes."""
+    script = tmp_path / "script.py"
+    folder = tmp_path / "out"
+    folder.mkdir()
+    script.write_text(f"""
+import numpy as np
+from volseg.cli.job import job
+from volseg.errors import VolumeError
+from volseg.volumes.volume import Space
+from volseg.volumes.writing import write_volume
+
+with job() as running:
+    communicator = running.communicator
+    def produce(units):
+        if communicator.rank == {failing}:
+            raise VolumeError("lost a block")
+        communicator.send_receive([], [({failing}, np.zeros(4))])
+    write_volume({str(folder / "scan.nii")!r}, Space((8, 8, 8), np.eye(4)), "f4", produce, communicator,
+                 produce_communicates=True)
+""")
+    run = mpirun(2, [script], timeout=30)
+    assert run.returncode == 2
+    assert "lost a block" in run.stderr
+    assert list(folder.iterdir()) == []

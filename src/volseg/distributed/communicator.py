@@ -67,7 +67,7 @@ class Communicator(ABC):
 
         The error of the lowest failing rank is raised everywhere, so the message is one and the same.
         """
-        errors = self.gather_all(None if error is None else _portable(error))
+        errors = self.gather_all(None if error is None else portable(error))
         first = next((rank for rank, e in enumerate(errors) if e is not None), None)
         if first is not None:
             raise error if error is not None and self.rank == first else errors[first]
@@ -86,7 +86,7 @@ class Communicator(ABC):
         self.raise_together(error)
 
 
-def _portable(error: BaseException) -> BaseException:
+def portable(error: BaseException) -> BaseException:
     """`error`, or where it does not survive pickling (a failure that would leave the other ranks waiting) its text."""
     try:
         pickle.loads(pickle.dumps(error))

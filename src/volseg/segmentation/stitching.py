@@ -54,5 +54,13 @@ def write_stitched(
 
     channels = block.shape[0] if block.ndim == 4 else None
     write_volume(
-        path, native, block.dtype, produce, grid.communicator, channels=channels, overwrite=overwrite, names=names
+        path,
+        native,
+        block.dtype,
+        produce,
+        grid.communicator,
+        channels=channels,
+        overwrite=overwrite,
+        names=names,
+        produce_communicates=True,
     )

@@ -7,8 +7,8 @@ same folder, flushed to disk, and renamed.
 
 from __future__ import annotations
 
-import errno
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from volseg.distributed.communicator import Communicator
+from volseg.distributed.communicator import Communicator, portable
 from volseg.errors import VolumeError
+from volseg.files import DISK_FAULTS
 from volseg.volumes.output import Output, Unit
 from volseg.volumes.volume import Space
 
@@ -37,6 +38,7 @@ def write_volume(
     channels: int | None = None,
     overwrite: bool = False,
     names: Sequence[str] = (),
+    produce_communicates: bool = False,
 ) -> None:
     """Write a volume on `space` to `path` (.nii, .nii.gz or .zarr). Collective.
 
@@ -46,14 +48,18 @@ def write_volume(
 
     channels  K makes a volume of K channels: classes last in NIfTI (i, j, k, c), first in zarr (c, z, y, x)
     names     of the channels, kept in the file
+    produce_communicates  `produce` exchanges data with other ranks. Where it fails on one rank, the others may wait in
+              it for ever, so the error is raised there at once: the program must then end the job, and so the others
 
     Raises VolumeError, on all ranks, before any work where the output cannot be (see `check_output`), and OSError
-    where the disk is full. Where `produce` raises on one rank, that error is raised on all and nothing is left behind.
+    where the disk is full. Where a `produce` that does not communicate raises on one rank, that error is raised on all.
+    Nothing is left behind.
     """
     path, size = Path(path), communicator.size
     output = _output(path, space, np.dtype(dtype), channels, tuple(names))
     error: Exception | None = None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Not the process's number: in containers a killed run and the next one often have the same.
+    temporary = path.with_name(communicator.broadcast(f".{path.name}.{secrets.token_hex(4)}.part"))
     if communicator.is_root:
         try:
             check_output(path, overwrite)
@@ -63,12 +69,11 @@ def write_volume(
             error = raised
     try:
         communicator.raise_together(error)
-        temporary = communicator.broadcast(temporary)
         error = _attempt(path, lambda: output.open(temporary))  # shared in the first round
         for first in range(0, len(output.units), size):
             units: list[Unit | None] = list(output.units[first : first + size])
             units += [None] * (size - len(units))
-            error = _round(path, output, units, produce, communicator, error)
+            error = _round(path, output, units, produce, communicator, error, produce_communicates)
         communicator.raise_together(error or _attempt(path, output.finish))
         error = None
         if communicator.is_root:
@@ -76,7 +81,7 @@ def write_volume(
         communicator.raise_together(error)
     except BaseException:
         output.abandon()
-        if communicator.is_root:
+        if communicator.is_root or produce_communicates:  # where it does, the root may never get here
             _remove(temporary)
         raise
 
@@ -85,11 +90,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
     """Raise VolumeError unless a volume can be written to `path`: its suffix, its folder, and what is there already."""
     path = Path(path)
     suffix = volume_suffix(path)
-    folder = path.parent
-    if not folder.is_dir():
-        raise VolumeError(f"{path}: no folder {folder}; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise VolumeError(f"{path}: the folder {folder} is not writable; choose another")
+    _check_folder(path)
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -100,6 +101,23 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
         raise VolumeError(f"{path}: exists and is no zarr store, so it is not overwritten; give another name")
     if suffix != ".zarr" and path.is_dir():
         raise VolumeError(f"{path}: exists and is a folder; give another name")
+
+
+def check_small_output(path: Path, overwrite: bool = False) -> None:
+    """Raise VolumeError unless a small file, such as a report, can be written to `path`."""
+    _check_folder(path)
+    if path.is_dir():
+        raise VolumeError(f"{path}: exists and is a folder; give another name")
+    if path.exists() and not overwrite:
+        raise VolumeError(f"{path}: exists already; give --overwrite, or another name")
+
+
+def _check_folder(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise VolumeError(f"{path}: no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise VolumeError(f"{path}: the folder {folder} is not writable; choose another")
 
 
 def volume_suffix(path: Path) -> str:
@@ -129,21 +147,24 @@ def _round(
     produce: Produce,
     communicator: Communicator,
     earlier: Exception | None,
+    produce_communicates: bool,
 ) -> Exception | None:
     """One round. An error of storing is returned and shared in the next round, where all ranks meet anyway."""
     mine = units[communicator.rank]
     error = earlier
     piece: Any = b""
+    voxels = produce(units) if produce_communicates else None
     try:
-        voxels = produce(units)
+        if not produce_communicates:
+            voxels = produce(units)
         if mine is not None and error is None:
             piece = output.encode(mine, _checked(mine, voxels))
     except Exception as raised:
         error = error or raised
-    outcomes = communicator.gather_all((error, len(piece)))
-    errors = [e for e, _ in outcomes if e is not None]
-    if errors:
-        raise errors[0]
+    outcomes = communicator.gather_all((None if error is None else portable(error), len(piece)))
+    first = next((rank for rank, (e, _) in enumerate(outcomes) if e is not None), None)
+    if first is not None:
+        raise error if error is not None and first == communicator.rank else outcomes[first][0]
     sizes = [size for _, size in outcomes]
     return _attempt(path, lambda: output.store(mine, piece, sum(sizes[: communicator.rank]), sum(sizes)))
 
@@ -168,7 +189,7 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # no fault of the user's input
+        if error.errno in DISK_FAULTS:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise VolumeError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
