@@ -70,6 +70,16 @@ def test_folders_with_names_and_a_summary(made, tmp_path, capsys):
     assert exit_code([*command, "--overwrite"]) == 0
 
 
+def test_an_output_that_cannot_be_is_told_before_any_comparison(made, tmp_path, capsys, monkeypatch):
+    from volseg.segmentation import evaluation
+
+    monkeypatch.setattr(evaluation, "compare", lambda *masks: pytest.fail("compared"))
+    for output, message in ((tmp_path / "none" / "s.json", "make it first"), (tmp_path, "is a folder")):
+        folder = str(made / "pred")
+        assert exit_code(["evaluate", folder, folder, "--no-progress", "--overwrite", "-o", str(output)]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_json_is_the_summary(made, capsys):
     assert exit_code(["evaluate", str(made / "pred"), str(made / "data" / "labelsTr"), "--json", "--no-progress"]) == 0
     summary = json.loads(capsys.readouterr().out)

@@ -271,6 +271,31 @@ def test_the_scan_itself_is_never_overwritten(tmp_path, run):
     assert digest(scan) == before
 
 
+def test_outputs_of_one_name_and_impossible_reports_are_refused(tmp_path, run):
+    scan = save_nifti(tmp_path / "scan.nii", ct_like())
+    mask = tmp_path / "m.nii.gz"
+    for report, message in (
+        (mask, "would hold both mask and report"),
+        (tmp_path / "m_statistics.csv", "would hold both statistics and report"),
+        (tmp_path / "none" / "r.json", "make it first"),
+        (tmp_path / "run", "is a folder"),
+        (scan, "is the scan itself"),
+    ):
+        job = SegmentationJob(scan, run, mask, statistics=True, report=report, overwrite=True)
+        with pytest.raises(VolumeError, match=message):
+            segment(job, SERIAL)
+    assert not mask.exists()
+
+
+def test_no_channel_of_the_scan_is_overwritten(tmp_path):
+    run = untrained_run(tmp_path / "run", channels=("CT", "PET"))
+    first, second = (save_nifti(tmp_path / f"case_000{channel}.nii", ct_like(seed=channel)) for channel in (0, 1))
+    before = digest(second)
+    with pytest.raises(VolumeError, match="is the scan itself"):
+        segment(SegmentationJob(first, run, second, overwrite=True), SERIAL)
+    assert digest(second) == before
+
+
 def test_another_spacing_than_in_training_is_warned_of(tmp_path, run):
     events = []
     segment(SegmentationJob(save_nifti(tmp_path / "a.nii", ct_like()), run), SERIAL, events.append)

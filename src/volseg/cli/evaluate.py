@@ -45,9 +45,11 @@ def evaluate(
             write_summary,
         )
         from volseg.volumes.dataset import read_label_names
+        from volseg.volumes.writing import check_small_output
 
-        if output is not None and output.exists() and not overwrite:
-            raise VolumeError(f"{output}: is there already; give another name, or --overwrite to replace it")
+        with work.communicator.together():
+            if output is not None and work.communicator.is_root:
+                check_small_output(output, overwrite)
         given = read_label_names(labels) if labels is not None else None
         results = _compare_all(pair_masks(prediction, reference, partial=partial), work)
         found = foreground_labels(results)

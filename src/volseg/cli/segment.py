@@ -19,7 +19,8 @@ def segment(
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     save_probabilities: Annotated[
-        bool, typer.Option("--save-probabilities", help="Also MASK_probabilities, float32, classes last.")
+        bool,
+        typer.Option("--save-probabilities", help="Also MASK_probabilities, float32; classes last (.zarr: first)."),
     ] = False,
     statistics: Annotated[bool, typer.Option("--statistics", help="Also MASK_statistics.csv: voxels and ml.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also MASK_preview.png: three planes.")] = False,
@@ -37,6 +38,7 @@ def segment(
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import duration, gibibytes, table
+        from volseg.events import Caution
         from volseg.segmentation.segment import SegmentationJob
         from volseg.segmentation.segment import segment as segment_scan
 
@@ -46,9 +48,12 @@ def segment(
         report = segment_scan(settings, work.communicator, work.listen)
         rows = [(row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}") for row in report.statistics]
         work.print(table(scan.name, ("label", "value", "voxels", "ml"), rows))
+        ratio = report.planned / max(report.peaks)
         work.print(
             f"{duration(report.seconds)}; peak memory a rank {', '.join(gibibytes(p) for p in report.peaks)}; planned "
-            f"{gibibytes(report.planned)} ({report.planned / max(report.peaks):.2f} of the largest)"
+            f"{gibibytes(report.planned)} ({ratio:.2f} of the largest)"
         )
+        if not 0.9 <= ratio <= 1.1:
+            work.listen(Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
         for path in report.files:
             work.print(f"wrote {path}")

@@ -29,7 +29,7 @@ from volseg.volumes.canonical import canonical
 from volseg.volumes.dataset import image_name
 from volseg.volumes.reading import open_volume
 from volseg.volumes.scan import Scan, lay_out, open_channels
-from volseg.volumes.writing import SUFFIXES, check_output, volume_suffix
+from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
 
 STEPS = 4
 
@@ -39,7 +39,7 @@ class SegmentationJob:
     """What to segment, with which model, and what to write.
 
     output         the mask: .nii.gz, .nii or .zarr; None: SCAN_mask.nii.gz beside the scan
-    probabilities  also MASK_probabilities.nii.gz, float32, classes last
+    probabilities  also MASK_probabilities, float32, classes last (first in .zarr)
     statistics     also MASK_statistics.csv
     preview        also MASK_preview.png
     report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
@@ -79,10 +79,10 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     """
     started = time.monotonic()
     mask_path, outputs = plan_outputs(job)
+    model, card = load_model(job.model)
     with communicator.together():
         if communicator.is_root:
-            check_outputs(job, outputs)
-    model, card = load_model(job.model)
+            check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
     scan, grid = open_scan(job.scan, card, job.partition, communicator)
     native = open_volume(job.scan).space
     planned = segmenting_memory(card.config.model, scan.layout)
@@ -154,6 +154,13 @@ def channel_files(path: Path, channels: int) -> list[Path]:
     return [path]
 
 
+def input_files(path: Path, channels: int) -> list[Path]:
+    """All that is read of the scan: its channels' files (or folders), and both halves of a .hdr/.img pair."""
+    files = channel_files(path, channels)
+    pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
+    return list(dict.fromkeys(files + pairs))
+
+
 def plan_outputs(job: SegmentationJob) -> tuple[Path, dict[str, Path]]:
     """The mask's path, and all paths that will be written, the mask first."""
     scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
@@ -174,15 +181,24 @@ def plan_outputs(job: SegmentationJob) -> tuple[Path, dict[str, Path]]:
     return mask, outputs
 
 
-def check_outputs(job: SegmentationJob, outputs: dict[str, Path]) -> None:
-    """Raise VolumeError where an output exists (without `overwrite`) or cannot be written."""
+def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool) -> None:
+    """Raise VolumeError where an output exists (without `overwrite`), cannot be written, or is another one or an input.
+
+    outputs  their paths by kind, as `plan_outputs` gives them
+    """
+    kinds: dict[Path, str] = {}
     for kind, path in outputs.items():
-        if path.exists() and job.scan.exists() and path.samefile(job.scan):
-            raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with -o")
+        option = "--report" if kind == "report" else "-o"
+        place = path.parent.resolve() / path.name  # a link is replaced, not what it points to
+        if place in kinds:
+            raise VolumeError(f"{path}: would hold both {kinds[place]} and {kind}; give another name with {option}")
+        kinds[place] = kind
+        if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+            raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with {option}")
         if kind in ("mask", "probabilities"):
-            check_output(path, job.overwrite)
-        elif path.exists() and not job.overwrite:
-            raise VolumeError(f"{path}: exists already; give --overwrite, or another name with -o")
+            check_output(path, overwrite)
+        else:
+            check_small_output(path, overwrite)
 
 
 def _warn_of_spacing(scan: Scan, card: ModelCard, listen: Listener) -> None:
