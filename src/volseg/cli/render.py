@@ -123,14 +123,14 @@ class Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, float]] = {}  # when, and at which share: a run may go on from the middle
         self._last: dict[str, tuple[int, float]] = {}  # tenth shown last, and when
 
     def update(self, event: events.Progress) -> None:
         """Print a line where one is due."""
         now = time.monotonic()
-        start = self._started.setdefault(event.task, now)
         share = event.done / event.total if event.total else 1.0
+        start, first = self._started.setdefault(event.task, (now, share))
         tenth, shown = self._last.get(event.task, (-1, start))
         if int(share * 10) <= tenth and now - shown < _PLAIN_SILENCE and share < 1.0:
             return
@@ -138,8 +138,8 @@ class Lines:
         text = f"{event.task} {share:4.0%} ({event.done:g}/{event.total:g}{' ' + event.unit if event.unit else ''})"
         if event.done:
             text += f"  elapsed {duration(now - start)}"
-        if event.done and share < 1.0:
-            text += f"  remaining {duration((now - start) * (1 / share - 1))}"
+        if first < share < 1.0:
+            text += f"  remaining {duration((now - start) * (1 - share) / (share - first))}"
         self._console.print(f"{text}  {figure_text(event.figures)}".rstrip(), markup=False, soft_wrap=True)
         if share >= 1.0:
             del self._started[event.task], self._last[event.task]

@@ -44,6 +44,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     started = saved = time.monotonic()
     loss = dice = float("nan")
     held_out_dice: float | None = None
+    listen(Progress("train", card.step, steps, "steps"))
     for step in range(card.step, steps):
         begun = time.monotonic()
         epoch, position = divmod(step, len(cases))
@@ -70,11 +71,11 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
                 save_checkpoint(job.run, setup.model, setup.optimizer, card)
                 log.draw(job.run)
                 saved = time.monotonic()
-        figures = {"loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
+        figures = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if held_out_dice is not None:
             figures["held out"] = f"{held_out_dice:.3f}"
         figures["voxels/s"] = f"{sample.voxels / seconds / 1e6:.2f} M"
-        listen(Progress(f"epoch {epoch + 1}/{settings.epochs}", step + 1, steps, "steps", figures))
+        listen(Progress("train", step + 1, steps, "steps", figures))
     return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice)
 
 
