@@ -129,7 +129,9 @@ def test_a_command_s_own_exit_code_is_kept(fail):
 
 def test_interrupt_is_130(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(body("print('ready', flush=True)", "time.sleep(60)"))
+    # A shell starts what it puts into the background with SIGINT ignored, and programs inherit that.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script.write_text(body(listening, "print('ready', flush=True)", "time.sleep(60)"))
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().strip() == "ready"
