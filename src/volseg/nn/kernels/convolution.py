@@ -30,7 +30,7 @@ Triple = tuple[int, int, int]
 
 _LONG_SUM = 1728
 _ONEDNN_SIZE = 20480
-_EXACT_VOXELS = 32768
+_EXACT_VOXELS = 16384
 
 
 def _onednn(x: Tensor) -> bool:
