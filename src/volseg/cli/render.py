@@ -159,6 +159,19 @@ def gibibytes(count: float) -> str:
     return f"{size:.0f} GiB" if size >= 100 else f"{size:.1f} GiB" if size >= 10 else f"{size:.2f} GiB"
 
 
+def peak_memory_text(peaks: Sequence[int], planned: int) -> str:
+    """Measured peaks by rank against the plan, in bytes, as a run's last lines show them."""
+    measured = ", ".join(gibibytes(peak) for peak in peaks)
+    return f"peak memory a rank {measured}; planned {gibibytes(planned)} ({planned / max(peaks):.2f} of the largest)"
+
+
+def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) -> None:
+    """Say so where planned and measured memory differ by more than 10 %."""
+    ratio = planned / max(peaks)
+    if not 0.9 <= ratio <= 1.1:
+        listen(events.Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
+
+
 def duration(seconds: float) -> str:
     """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on."""
     minutes, second = divmod(round(seconds), 60)

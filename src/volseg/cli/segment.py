@@ -37,8 +37,7 @@ def segment(
     The whole volume is seen at once, split over the ranks; the mask is byte for byte the same on any number of them.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, gibibytes, table
-        from volseg.events import Caution
+        from volseg.cli.render import duration, peak_memory_text, table, warn_of_plan
         from volseg.segmentation.segment import SegmentationJob
         from volseg.segmentation.segment import segment as segment_scan
 
@@ -48,12 +47,7 @@ def segment(
         report = segment_scan(settings, work.communicator, work.listen)
         rows = [(row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}") for row in report.statistics]
         work.print(table(scan.name, ("label", "value", "voxels", "ml"), rows))
-        ratio = report.planned / max(report.peaks)
-        work.print(
-            f"{duration(report.seconds)}; peak memory a rank {', '.join(gibibytes(p) for p in report.peaks)}; planned "
-            f"{gibibytes(report.planned)} ({ratio:.2f} of the largest)"
-        )
-        if not 0.9 <= ratio <= 1.1:
-            work.listen(Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
+        work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
+        warn_of_plan(report.peaks, report.planned, work.listen)
         for path in report.files:
             work.print(f"wrote {path}")

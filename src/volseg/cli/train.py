@@ -37,10 +37,9 @@ def train(
     Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, gibibytes
+        from volseg.cli.render import duration, peak_memory_text, warn_of_plan
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
-        from volseg.events import Caution
         from volseg.training.job import CONFIG, TrainingJob
         from volseg.training.loop import train as train_run
 
@@ -66,15 +65,10 @@ def train(
         )
         if report.loss is None:
             return
-        ratio = report.planned / max(report.peaks)
         work.print(
             f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
         )
-        work.print(
-            f"peak memory a rank {', '.join(gibibytes(p) for p in report.peaks)}; planned {gibibytes(report.planned)} "
-            f"({ratio:.2f} of the largest)"
-        )
-        if not 0.9 <= ratio <= 1.1:
-            work.listen(Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
+        work.print(peak_memory_text(report.peaks, report.planned))
+        warn_of_plan(report.peaks, report.planned, work.listen)
         work.print(f"model: {report.run}")

@@ -87,6 +87,11 @@ def parse_grid(text: str, ranks: int) -> Triple:
     return z, y, x
 
 
+def grid_for(partition: str, shape: Triple, ranks: int, multiple: int, narrowest: Triple | None = None) -> Triple:
+    """The grid that ``--partition`` asks for: the one it names, or for "auto" the best (see `choose_grid`)."""
+    return choose_grid(shape, ranks, multiple, narrowest) if partition == "auto" else parse_grid(partition, ranks)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a volume is split, and what each rank needs.

@@ -20,14 +20,13 @@ from volseg.geometry import Triple, format_triple
 from volseg.machine import peak_memory
 from volseg.models.stored import ModelCard, load_model
 from volseg.partition.memory import segmenting_memory
-from volseg.partition.planner import choose_grid, parse_grid
+from volseg.partition.planner import grid_for
 from volseg.segmentation.inference import read_input, segment_block
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.statistics import LabelStatistics, count_labels, label_statistics, write_statistics
 from volseg.segmentation.stitching import write_stitched
 from volseg.volumes.canonical import canonical
 from volseg.volumes.dataset import image_name
-from volseg.volumes.reading import open_volume
 from volseg.volumes.scan import Scan, lay_out, open_channels
 from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
 
@@ -84,13 +83,12 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         if communicator.is_root:
             check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
     scan, grid = open_scan(job.scan, card, job.partition, communicator)
-    native = open_volume(job.scan).space
     planned = segmenting_memory(card.config.model, scan.layout)
     ranks = communicator.size
     x, image = read_input(scan, card, grid)
     listen(
         Message(
-            f"{job.scan}: {format_triple(native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
+            f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
             f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
         )
     )
@@ -100,15 +98,15 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     result = segment_block(model, x, scan, card, grid, probabilities=job.probabilities)
     del x
     listen(Progress("segment", 1, STEPS, "steps", {"now": "mask"}))
-    write_stitched(mask_path, result.mask, scan, native, grid, overwrite=job.overwrite)
+    write_stitched(mask_path, result.mask, scan, grid, overwrite=job.overwrite)
     listen(Progress("segment", 2, STEPS, "steps", {"now": "probabilities" if job.probabilities else "statistics"}))
     if result.probabilities is not None:
         names = sorted(card.labels, key=lambda name: card.labels[name])
         path = outputs["probabilities"]
-        write_stitched(path, result.probabilities, scan, native, grid, overwrite=job.overwrite, names=names)
+        write_stitched(path, result.probabilities, scan, grid, overwrite=job.overwrite, names=names)
     listen(Progress("segment", 3, STEPS, "steps", {"now": "statistics"}))
     counts = communicator.reduce_all(count_labels(result.mask, len(card.labels)))
-    rows = tuple(label_statistics(counts, native, card.labels))
+    rows = tuple(label_statistics(counts, scan.native, card.labels))
     with communicator.together():
         if job.statistics and communicator.is_root:
             write_statistics(outputs["statistics"], rows)
@@ -135,11 +133,7 @@ def open_scan(path: Path, card: ModelCard, partition: str, communicator: Communi
     assert volumes is not None
     shape = canonical(volumes[0]).shape
     multiple = card.config.model.multiple
-    if partition == "auto":
-        dims = choose_grid(shape, communicator.size, multiple)
-    else:
-        dims = parse_grid(partition, communicator.size)
-    grid = ProcessGrid(communicator, dims)
+    grid = ProcessGrid(communicator, grid_for(partition, shape, communicator.size, multiple))
     return lay_out(volumes, grid, multiple), grid
 
 

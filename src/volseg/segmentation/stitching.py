@@ -13,7 +13,6 @@ from volseg.geometry import Box
 from volseg.volumes.canonical import Orientation
 from volseg.volumes.output import Unit
 from volseg.volumes.scan import Scan
-from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
 
 
@@ -21,18 +20,16 @@ def write_stitched(
     path: Path,
     block: np.ndarray,
     scan: Scan,
-    native: Space,
     grid: ProcessGrid,
     *,
     overwrite: bool,
     names: Sequence[str] = (),
 ) -> None:
-    """Write the ranks' blocks as one volume on the `native` grid. Collective.
+    """Write the ranks' blocks as one volume on the scan's native grid, in its voxel order. Collective.
 
     block   [d, h, w] or [K, d, h, w]: this rank's block without padding, in canonical order
-    native  the scan's own space, to whose voxel order the blocks are turned back
     """
-    orientation = Orientation.of(native)
+    orientation = Orientation.of(scan.native)
     whole = Box.whole(scan.space.shape)
     boxes = [box.intersect(whole) for box in scan.layout.blocks()]
 
@@ -55,7 +52,7 @@ def write_stitched(
     channels = block.shape[0] if block.ndim == 4 else None
     write_volume(
         path,
-        native,
+        scan.native,
         block.dtype,
         produce,
         grid.communicator,

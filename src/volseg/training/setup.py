@@ -22,7 +22,7 @@ from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
-from volseg.partition.planner import choose_grid, parse_grid
+from volseg.partition.planner import grid_for
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
@@ -70,8 +70,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
             check_run_folder(job)
     cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
     shapes, multiple = canonical_shapes(dataset), model_config.multiple
-    largest = padded_shape(max(shapes, key=math.prod), multiple)
-    grid = ProcessGrid(communicator, _dims(job.partition, communicator.size, shapes, multiple))
+    d, h, w = (min(sides) for sides in zip(*shapes, strict=True))  # the grid must suit the largest, and hold all
+    biggest = max(shapes, key=math.prod)
+    grid = ProcessGrid(communicator, grid_for(job.partition, biggest, communicator.size, multiple, narrowest=(d, h, w)))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple)
     layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
     plans = [training_memory(model_config, config.training.optimizer, layout) for layout in layouts]
@@ -95,7 +96,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     _same_weights(model, communicator)
     twin = partition_module(model, grid, multiple_of=multiple)
     setup = Setup(config, dataset, tuple(cases), tuple(held_out), grid, blocks, planned, model, twin, optimizer, card)
-    listen(Message(_describe(setup, largest)))
+    listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if job.proceed:
         listen(Message(f"going on from step {card.step} of {setup.steps}"))
     return setup
@@ -134,14 +135,6 @@ def _check_depth(dataset: Dataset, shapes: Sequence[Triple], config: Config) -> 
                 f"{case.images[0]}: {format_triple(shape)} voxels are one voxel after {config.model.levels} halvings; "
                 "use fewer --levels"
             )
-
-
-def _dims(partition: str, ranks: int, shapes: Sequence[Triple], multiple: int) -> Triple:
-    """The best grid for the largest case, among those that every case can hold."""
-    if partition != "auto":
-        return parse_grid(partition, ranks)
-    d, h, w = (min(sides) for sides in zip(*shapes, strict=True))
-    return choose_grid(max(shapes, key=math.prod), ranks, multiple, narrowest=(d, h, w))
 
 
 def _spacing(blocks: CaseBlocks, cases: Sequence[Case]) -> tuple[float, float, float]:

@@ -23,11 +23,13 @@ from volseg.volumes.volume import Space, Volume
 class Scan:
     """An image on disk, seen in canonical voxel order and laid over the process grid.
 
-    channels  one volume for each image channel, all on one grid
+    native    the grid as the files have it
+    channels  one volume for each image channel, all on one grid, in canonical order
     layout    blocks of the padded volume
     inside    this rank's block without the padding; its size may be 0
     """
 
+    native: Space
     channels: tuple[Volume, ...]
     layout: Layout
     block: Box
@@ -58,7 +60,7 @@ def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: int) -> Sca
     shape: Triple = views[0].shape
     layout = grid.layout(padded_shape(shape, multiple), multiple)
     block = grid.block(layout)
-    return Scan(views, layout, block, block.intersect(Box.whole(shape)))
+    return Scan(channels[0].space, views, layout, block, block.intersect(Box.whole(shape)))
 
 
 def open_channels(paths: Sequence[Path]) -> tuple[Volume, ...]:
