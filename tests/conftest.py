@@ -150,3 +150,15 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return run_program([sys.executable, *command], timeout=timeout, cwd=cwd, env=env)
 
     return start
+
+
+@pytest.fixture
+def shared(tmp_path, communicator):
+    """One folder for all ranks, with an untrained run."""
+    from tiny import untrained_run
+
+    folder = Path(communicator.broadcast(str(tmp_path)))
+    with communicator.together():
+        if communicator.is_root:
+            untrained_run(folder / "run")
+    return folder

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
 def stored_values(shape: tuple[int, int, int] = (6, 16, 20), bits: int = 12, seed: int = 0) -> np.ndarray:
@@ -91,3 +94,52 @@ def recompress(folder: Path, syntax: str) -> None:
         writer.SetImage(change.GetOutput())
         writer.SetFileName(str(path))
         assert writer.Write()
+
+
+def enhanced(datasets: list[Dataset], order: list[int] | None = None) -> Dataset:
+    """One enhanced CT data set of these slices, its frames in `order` (theirs by default), uncompressed.
+
+    What is the same in all goes to the shared functional groups, position and rescale to each frame's.
+    """
+    frames = [datasets[n] for n in (order or range(len(datasets)))]
+    first = frames[0]
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = EnhancedCTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = generate_uid()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for keyword in (
+        "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType", "SeriesDescription",
+        "PatientName", "PatientID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
+        "BitsStored", "HighBit", "PixelRepresentation",
+    ):  # fmt: skip
+        setattr(ds, keyword, getattr(first, keyword))
+    ds.NumberOfFrames = len(frames)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = [_group(first, "ImageOrientationPatient")]
+    shared.PixelMeasuresSequence = [_group(first, "PixelSpacing", "SliceThickness")]
+    ds.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for frame in frames:
+        group, kind = Dataset(), Dataset()
+        group.PlanePositionSequence = [_group(frame, "ImagePositionPatient")]
+        group.PixelValueTransformationSequence = [_group(frame, "RescaleSlope", "RescaleIntercept")]
+        kind.FrameType = frame.ImageType
+        group.CTImageFrameTypeSequence = [kind]
+        groups.append(group)
+    ds.PerFrameFunctionalGroupsSequence = groups
+    ds.PixelData = b"".join(frame.PixelData for frame in frames)
+    return ds
+
+
+def _group(source: Dataset, *keywords: str) -> Dataset:
+    group = Dataset()
+    for keyword in keywords:
+        setattr(group, keyword, getattr(source, keyword))
+    return group
+
+
+def dcm2niix() -> str | None:
+    """The program, of its wheel beside this Python or of the PATH; None where there is none."""
+    beside = os.path.dirname(sys.executable)
+    return shutil.which("dcm2niix", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))

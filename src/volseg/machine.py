@@ -1,4 +1,4 @@
-"""Memory of this process: its measured peak, and how it is allocated."""
+"""Memory of this process and of the machine: the measured peak, what there is, and how it is allocated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes (getrusage's ru_maxrss)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_memory() -> int:
+    """Memory of this machine in bytes, whoever uses it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def tune_allocator() -> None:

@@ -142,9 +142,9 @@ def test_voxels_that_are_no_numbers(refused, here, value):
 def test_labels_on_another_grid(refused, here):
     labels = here / "ellipsoids/labelsTr/ellipsoids_001.nii.gz"
     save_nifti(labels, np.zeros((13, 18, 14), np.uint8))
-    assert "13x18x14 voxels, but its image" in refused("train", "-o", "new", *TRAIN)
+    assert "labels of 13x18x14 voxels (D x H x W), but" in refused("train", "-o", "new", *TRAIN)
     save_nifti(labels, np.zeros((13, 18, 15), np.uint8), np.diag([1, 1, 2.0, 1]))
-    assert "another place or spacing" in refused("train", "-o", "new", *TRAIN)
+    assert "but at another place" in refused("train", "-o", "new", *TRAIN)
 
 
 @pytest.mark.parametrize("value", [3, 255, 0.5])

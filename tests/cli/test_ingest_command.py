@@ -58,3 +58,15 @@ def test_bad_input_is_one_message_and_code_2(folder, python, arguments, message)
     assert len(lines) <= 2
     assert "Traceback" not in run.stderr
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_the_list_is_of_dicom_series(folder, python, mpirun):
+    run = python(["-m", "volseg", "ingest", "series", "--list"], cwd=folder)
+    assert run.returncode == 0
+    assert "series in series" in run.stdout
+    (folder / "ct.nii.gz").touch()
+    for start in (python, lambda c, cwd: mpirun(2, c, cwd=cwd)):
+        run = start(["-m", "volseg", "ingest", "ct.nii.gz", "--list"], cwd=folder)
+        assert run.returncode == 2
+        assert "error: ct.nii.gz: one volume, no DICOM; --list shows DICOM series" in run.stderr
+        assert "rank" not in run.stderr

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from volseg.geometry import Box
-from volseg.volumes.dataset import check_labels, check_pair, read_dataset
+from volseg.volumes.checks import check_same_grid
+from volseg.volumes.dataset import check_labels, read_dataset
 from volseg.volumes.reading import open_volume
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
@@ -37,7 +38,7 @@ def test_data_sets_read_and_every_case_holds_every_label(name, cases):
     assert len(dataset.cases) == cases
     seen = set()
     for case in dataset.cases:
-        check_pair(open_volume(case.images[0]), open_volume(case.label))
+        check_same_grid(open_volume(case.images[0]), open_volume(case.label))
         labels = read(case.label)
         check_labels(labels, dataset.labels, case.label)
         seen |= set(np.unique(labels).tolist())

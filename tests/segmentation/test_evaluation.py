@@ -114,11 +114,11 @@ def test_summary_has_nnunets_schema(masks):
 def test_masks_of_different_grids_are_refused(tmp_path):
     mask = np.zeros((4, 5, 6), np.uint8)
     a = save(tmp_path / "a.nii", mask)
-    with pytest.raises(VolumeError, match=r"4x5x6 voxels, its reference .* 4x5x7"):
+    with pytest.raises(VolumeError, match=r"a\.nii: a prediction of 4x5x6 voxels .*, but .*b\.nii has 4x5x7; compare"):
         compare_files(a, save(tmp_path / "b.nii", np.zeros((4, 5, 7), np.uint8)))
     moved = AFFINE.copy()
     moved[0, 3] = 1.0
-    with pytest.raises(VolumeError, match="different places"):
+    with pytest.raises(VolumeError, match="but at another place: up to 1 mm off"):
         compare_files(a, save(tmp_path / "c.nii", mask, moved))
 
 

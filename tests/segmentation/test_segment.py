@@ -1,11 +1,13 @@
 """Whole-volume segmentation: the same bytes on any number of ranks, on the scan's own grid, for every kind of scan."""
 
 import csv
+import errno
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cc3d
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,8 +16,14 @@ import SimpleITK as sitk
 from tiny import SERIAL, SHAPE, ct_like, digest, listing, save_nifti, untrained_run
 from volseg.errors import PartitionError, VolumeError
 from volseg.events import Caution
-from volseg.segmentation.segment import SegmentationJob, channel_files, plan_outputs, segment, write_report
+from volseg.segmentation.job import SegmentationJob, channel_files, plan_outputs
+from volseg.segmentation.postprocessing import Cleaning
+from volseg.segmentation.report import write_report
+from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
+from volseg.volumes.label_files import label_table_of
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
@@ -23,16 +31,6 @@ from volseg.volumes.writing import write_volume
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Voxel axes (i, j, k) run to the patient's Inferior, Left, Posterior: permuted and flipped against RAS+; spacing 1.
 ILP = np.array([[0, -1, 0, 50], [0, 0, -1, -20], [-1, 0, 0, 30], [0, 0, 0, 1.0]])
-
-
-@pytest.fixture
-def shared(tmp_path, communicator):
-    """One folder for all ranks, with an untrained run."""
-    folder = Path(communicator.broadcast(str(tmp_path)))
-    with communicator.together():
-        if communicator.is_root:
-            untrained_run(folder / "run")
-    return folder
 
 
 @pytest.fixture
@@ -111,7 +109,7 @@ def both_ways_of_grids(shared, communicator, partition):
 
 @pytest.mark.parallel([2, 4])
 def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
-    from volseg.volumes import nifti
+    from volseg.volumes.nifti import reading as nifti
 
     with communicator.together():
         if communicator.is_root:
@@ -136,7 +134,7 @@ def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
 @pytest.mark.parallel([2, 4])
 def test_no_rank_ever_holds_the_whole_mask(shared, communicator, monkeypatch):
     """What a rank is handed to write is one unit at a time, and no two ranks write the same voxels."""
-    from volseg.volumes import nifti_output, writing
+    from volseg.volumes import writing
 
     monkeypatch.setattr(nifti_output, "UNIT_BYTES", SHAPE[1] * SHAPE[2] * 2)
     handed, original = [], writing._checked
@@ -232,6 +230,52 @@ def test_statistics_count_the_mask_s_voxels(tmp_path, run):
     assert json.loads((tmp_path / "r.json").read_text())["labels"][0]["voxels"] == int(rows[1]["voxels"])
 
 
+def test_cleaned_split_and_measured(tmp_path, run):
+    scan = save_nifti(tmp_path / "scan.nii", ct_like(), np.diag([0.9, 1.0, 1.2, 1.0]))
+    job = SegmentationJob(scan, run, tmp_path / "m.nii.gz", split=True, statistics=True)
+    plain = segment(job, SERIAL)
+    cleaned = segment(replace(job, output=tmp_path / "c.nii.gz", cleaning=Cleaning(keep_largest=True)), SERIAL)
+    assert [file.name for file in cleaned.files[:3]] == ["c.nii.gz", "c_class_1.nii.gz", "c_class_2.nii.gz"]
+    before, after = (np.asarray(nib.load(r.files[0]).dataobj) for r in (plain, cleaned))
+    values = np.asarray(nib.load(scan).dataobj)
+    assert any(row.removed for row in cleaned.removed)
+    for label in (1, 2):
+        parts = cc3d.connected_components(np.ascontiguousarray(label == before.T), connectivity=26)
+        sizes = np.bincount(parts.ravel())[1:]
+        np.testing.assert_array_equal(label == after.T, parts == 1 + sizes.argmax())
+        one = nib.load(cleaned.files[label])
+        np.testing.assert_array_equal(np.asarray(one.dataobj), after == label)
+        assert dict(label_table_of(cleaned.files[label]).names) == {f"class_{label}": 1}
+        row = cleaned.statistics[label - 1]
+        assert row.mean_hu == pytest.approx(values[after == label].mean())
+        assert row.ml == pytest.approx((after == label).sum() * 0.9 * 1.2 / 1000)
+    assert dict(label_table_of(cleaned.files[0]).names)["class_2"] == 2
+
+
+def test_masks_and_probabilities_appear_together_or_not_at_all(tmp_path, run, monkeypatch):
+    scan = save_nifti(tmp_path / "scan.nii", ct_like())
+    before = sorted(tmp_path.iterdir())
+    encode = nifti_output.NiftiOutput.encode
+
+    def full(self, unit, voxels):
+        if voxels.dtype == np.float32:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return encode(self, unit, voxels)
+
+    monkeypatch.setattr(nifti_output.NiftiOutput, "encode", full)
+    with pytest.raises(OSError, match="No space"):
+        segment(SegmentationJob(scan, run, split=True, probabilities=True), SERIAL)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_scan_too_large_for_the_machine_is_refused_before_any_work(tmp_path, run):
+    scan = save_nifti(tmp_path / "scan.nii", ct_like())
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(PartitionError, match=r"at 0.003 x 0.003 x 0.003 mm need .* GiB a rank, this machine has"):
+        segment(SegmentationJob(scan, run, spacing=(0.003, 0.003, 0.003)), SERIAL)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_model_of_two_channels_takes_both_files_of_the_case(tmp_path):
     run = untrained_run(tmp_path / "run", channels=("CT", "PET"))
     for channel in (0, 1):
@@ -251,13 +295,21 @@ def test_a_model_of_two_channels_takes_both_files_of_the_case(tmp_path):
 
 
 def test_names_of_what_is_written(tmp_path, monkeypatch):
-    def names(scan, output=None):
-        job = SegmentationJob(Path(scan), Path("run"), output, probabilities=True, statistics=True, preview=True)
-        return [str(path) for path in plan_outputs(job)[1].values()]
+    def names(scan, output=None, **options):
+        job = SegmentationJob(
+            Path(scan), Path("run"), output, probabilities=True, statistics=True, preview=True, **options
+        )
+        labels = LabelTable({"background": 0, "liver": 1, "left lung": 2})
+        return [str(path) for path in plan_outputs(job, labels).values()]
 
     assert names("/x/a.nii.gz", Path("o/m.ZARR")) == [
         "o/m.ZARR", "o/m_probabilities.zarr", "o/m_statistics.csv", "o/m_preview.png",
     ]  # fmt: skip
+    assert names("/x/a.zip", Path("s.zarr/labels/m"), split=True) == [
+        "s.zarr/labels/m", "s.zarr/labels/m_liver", "s.zarr/labels/m_left_lung", "s_m_probabilities.nii.gz",
+        "s_m_statistics.csv", "s_m_preview.png",
+    ]  # fmt: skip
+    assert names("/x/a.zip")[0] == "/x/a_mask.nii.gz"
     (tmp_path / "series").mkdir()
     monkeypatch.chdir(tmp_path / "series")
     assert names(".")[0] == str(tmp_path / "series_mask.nii.gz")
@@ -301,7 +353,7 @@ def test_another_spacing_than_in_training_is_warned_of(tmp_path, run):
     segment(SegmentationJob(save_nifti(tmp_path / "a.nii", ct_like()), run), SERIAL, events.append)
     assert not any(isinstance(event, Caution) for event in events)
     thick = save_nifti(tmp_path / "b.nii", ct_like(), np.diag([1.0, 1.0, 3.0, 1.0]))
-    segment(SegmentationJob(thick, run), SERIAL, events.append)
+    segment(SegmentationJob(thick, run, spacing="native"), SERIAL, events.append)
     cautions = [event.text for event in events if isinstance(event, Caution)]
     assert len(cautions) == 1
     assert "3 x 1 x 1 mm" in cautions[0]
@@ -348,7 +400,8 @@ def test_one_mask_of_a_real_ct_and_of_a_dicom_series(shared, communicator, data)
         (data / "abdomen_ct" / "ct.nii.gz", ".nii.gz"),
         (REPOSITORY / "sample_data/phantom_dicom", ".nii"),
     ):
-        one, many = both_ways(shared, communicator, scan, suffix, probabilities=suffix == ".nii")
+        options = {"probabilities": suffix == ".nii", "spacing": "native"}  # at 1 mm 27 times the voxels
+        one, many = both_ways(shared, communicator, scan, suffix, **options)
         assert one == many
 
 

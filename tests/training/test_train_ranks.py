@@ -135,6 +135,6 @@ def spy_on_reads(monkeypatch, boxes):
 
 
 def nifti_kinds() -> list[type[Volume]]:
-    from volseg.volumes import nifti
+    from volseg.volumes.nifti import reading as nifti
 
     return [nifti._CompressedNifti, nifti._PlainNifti]

@@ -1,7 +1,6 @@
 """nnU-Net folders: what is found, and what is refused by name."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +8,10 @@ import pytest
 from volseg.errors import VolsegError, VolumeError
 from volseg.volumes.dataset import (
     check_labels,
-    check_pair,
     read_dataset,
     read_label_names,
     write_dataset_json,
 )
-from volseg.volumes.volume import Space
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
@@ -153,20 +150,6 @@ def test_label_names_from_a_plain_object_or_a_dataset(folder, tmp_path):
 def test_write_into_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(VolsegError, match="cannot write"):
         write_dataset_json(tmp_path / "x", channel_names=("CT",), labels=LABELS, cases=1, file_ending=".nii")
-
-
-def grid(shape=(4, 5, 6), shift=0.0, name="v.nii"):
-    affine = np.diag([1.0, 2.0, 3.0, 1.0])
-    affine[0, 3] = shift
-    return SimpleNamespace(path=name, shape=shape, space=Space(shape, affine))
-
-
-def test_pairs_must_share_a_grid():
-    check_pair(grid(), grid(shift=1e-4))
-    with pytest.raises(VolumeError, match="4x5x7 voxels, but its image i has 4x5x6"):
-        check_pair(grid(name="i"), grid((4, 5, 7)))
-    with pytest.raises(VolumeError, match="another place or spacing"):
-        check_pair(grid(), grid(shift=1.0))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])

@@ -11,7 +11,8 @@ from volseg.errors import ConfigError, VolumeError
 from volseg.events import Progress
 from volseg.geometry import Box
 from volseg.volumes import generation
-from volseg.volumes.dataset import check_pair, read_dataset
+from volseg.volumes.checks import check_same_grid
+from volseg.volumes.dataset import read_dataset
 from volseg.volumes.generation import Recipe, generate_dataset
 from volseg.volumes.reading import open_volume
 
@@ -36,7 +37,7 @@ def test_files_hold_the_scenes(tmp_path, format):
     assert [case.name for case in dataset.cases] == ["ellipsoids_000", "ellipsoids_001"]
     for number, case in enumerate(dataset.cases):
         image, label = open_volume(case.images[0]), open_volume(case.label)
-        check_pair(image, label)
+        check_same_grid(image, label)
         expected = SMALL.scene(number).render(Box.whole(SMALL.shape))
         np.testing.assert_array_equal(image.read(Box.whole(SMALL.shape)), expected[0])
         np.testing.assert_array_equal(label.read(Box.whole(SMALL.shape)), expected[1])

@@ -1,5 +1,7 @@
 """Ingesting: every format in and out keeps voxels and grid; what is not fit is refused, and nothing is left."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -10,14 +12,23 @@ import SimpleITK as sitk
 from dicom_files import save, series_datasets, stored_values
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
-from volseg.events import Caution, Progress
+from volseg.events import Caution, Progress, ignore
 from volseg.geometry import Box
-from volseg.volumes import nifti_output
-from volseg.volumes.ingest import SliceKeeper, ingest, labels_path
+from volseg.volumes import ingest as ingesting
+from volseg.volumes.ingest import IngestJob, SliceKeeper, labels_path
+from volseg.volumes.ingest_report import report_rows
+from volseg.volumes.label_files import label_table_of
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
+from volseg.volumes.writing import write_volume
 
 SERIAL = SerialCommunicator()
 AFFINE = np.array([[0, 0, 2.5, 5], [-0.7, 0, 0, 6], [0, -0.8, 0, 7], [0, 0, 0, 1.0]])
+
+
+def ingest(source, output, communicator, listen=ignore, **options):
+    return ingesting.ingest(IngestJob(source, output, **options), communicator, listen)
 
 
 def nifti(folder, array, name="scan.nii.gz", affine=AFFINE):
@@ -108,7 +119,7 @@ def test_labels_of_another_grid(tmp_path):
     moved[0, 3] += 0.5
     cases = {
         "labels of 70x30x79 voxels": nifti(tmp_path, scan()[..., :79], "small.nii"),
-        "its affine is not that of": nifti(tmp_path, scan(), "moved.nii", moved),
+        "up to 0.5 mm off": nifti(tmp_path, scan(), "moved.nii", moved),
     }
     for message, labels in cases.items():
         with pytest.raises(VolumeError, match=message):
@@ -133,6 +144,17 @@ def test_a_file_may_replace_itself(tmp_path):
     image = nifti(tmp_path, scan(), "scan.nii")
     ingest(image, image, SERIAL, overwrite=True)
     np.testing.assert_array_equal(everything(image), scan())
+
+
+def test_a_store_with_labels_is_not_overwritten(tmp_path):
+    store = tmp_path / "scan.zarr"
+    ingest(nifti(tmp_path, scan()), store, SERIAL)
+    (store / "labels" / "liver").mkdir(parents=True)
+    (store / "labels" / "liver" / "zarr.json").write_text("{}")
+    with pytest.raises(VolumeError, match=r"holds label images \(liver\), which would go with it"):
+        ingest(nifti(tmp_path, scan()), store, SERIAL, overwrite=True)
+    (store / "labels" / "liver" / "zarr.json").unlink()
+    ingest(nifti(tmp_path, scan()), store, SERIAL, overwrite=True)
 
 
 def test_labels_path():
@@ -194,3 +216,85 @@ def test_real_ct_with_its_mask(tmp_path, data):
     assert np.bincount(labels.ravel()).tolist() == np.bincount(np.asarray(theirs.dataobj).ravel()).tolist()
     # Organs lie where the CT shows tissue: were the rows upside down, many would lie in air.
     assert (hu[labels > 0] > -300).mean() > 0.95
+
+
+def test_the_audit_accounts_for_every_file(tmp_path):
+    folder = save(series_datasets(stored_values()), tmp_path / "study" / "series")
+    (tmp_path / "study" / "notes.txt").write_text("no DICOM")
+    report = ingest(tmp_path / "study", tmp_path / "out.nii.gz", SERIAL)
+    audit = json.loads(report.report.read_text())
+    assert report.report == tmp_path / "out_ingest.json"
+    files = sorted(folder.iterdir())
+    assert audit["image"]["used"] == [str(file) for file in files]
+    assert audit["sha256"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert [item["name"] for item in audit["image"]["dropped"]] == [str(tmp_path / "study" / "notes.txt")]
+    assert audit["versions"]["volseg"]
+    assert ("left out", "1 file: not DICOM") in report_rows(report)
+
+
+def test_an_image_and_its_mask_resampled_alike(tmp_path):
+    d, h, w = np.mgrid[:30, :40, :50]
+    ball = ((d - 15) * 2.5) ** 2 + ((h - 20) * 0.8) ** 2 + ((w - 25) * 0.7) ** 2 < 12**2
+    image, truth = nifti(tmp_path, (ball * 10000).astype("i2")), nifti(tmp_path, ball.astype("u1"), "truth.nii")
+    report = ingest(image, tmp_path / "out.nii.gz", SERIAL, labels=truth, spacing=(1.0, 1.0, 1.0))
+    assert report.shape == (75, 32, 35)
+    values, labels = everything(report.output), everything(report.labels)
+    assert ((labels == 1) != (values > 5000)).sum() <= 2  # a voxel at the half, rounded
+    volume = labels.sum() / 1000
+    assert volume == pytest.approx(4 / 3 * np.pi * 12**3 / 1000, rel=0.03)
+    assert any("resampled" in fix for fix in report.audit.fixes)
+
+
+def test_names_of_labels_come_along(tmp_path):
+    image = nifti(tmp_path, scan())
+    write_volume(
+        tmp_path / "named.nii.gz",
+        open_volume(image).space,
+        "u1",
+        lambda units: (scan() > 0)[units[0].box.slices].astype("u1"),
+        SERIAL,
+        labels=LabelTable({"liver": 1}, {1: (255, 0, 0)}),
+    )
+    report = ingest(image, tmp_path / "out.zarr", SERIAL, labels=tmp_path / "named.nii.gz")
+    assert report.names == {"liver": 1}
+    table = label_table_of(report.labels)
+    assert dict(table.names) == {"liver": 1}
+    assert table.colour(1) == (255, 0, 0)
+
+
+def test_bad_labels_leave_nothing(tmp_path):
+    image = nifti(tmp_path, scan())
+    half = nifti(tmp_path, scan().astype("f4") + 0.5, "half.nii")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(VolumeError):
+        ingest(image, tmp_path / "out.nii", SERIAL, labels=half)
+    bad = scan().astype("f4")
+    bad[-1, -1, -1] = np.nan
+    with pytest.raises(VolumeError):
+        ingest(nifti(tmp_path, bad), tmp_path / "out.nii", SERIAL, labels=nifti(tmp_path, abs(scan()), "whole.nii"))
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "whole.nii"])
+
+
+def test_an_interruption_leaves_no_mask_without_its_image(tmp_path):
+    image, labels = nifti(tmp_path, scan()), nifti(tmp_path, np.ones(scan().shape, np.uint8), "mask.nii")
+
+    def interrupt(event):
+        if getattr(event, "task", "") == "writing out.nii":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(image, tmp_path / "out.nii", SERIAL, interrupt, labels=labels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.nii", "scan.nii.gz"]
+
+
+def test_a_failed_overwrite_leaves_the_old_pair(tmp_path):
+    ingest(nifti(tmp_path, scan()), tmp_path / "out.nii", SERIAL, labels=nifti(tmp_path, abs(scan()), "truth.nii"))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    bad = scan().astype("f4")
+    bad[-1, -1, -1] = np.nan
+    other, labels = nifti(tmp_path, bad, "bad.nii"), nifti(tmp_path, abs(scan()) % 3, "other.nii")
+    with pytest.raises(VolumeError, match="NaN"):
+        ingest(other, tmp_path / "out.nii", SERIAL, labels=labels, overwrite=True)
+    other.unlink()
+    labels.unlink()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

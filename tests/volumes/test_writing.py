@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -14,10 +16,12 @@ import SimpleITK as sitk
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes import nifti_output, writing, zarr_output
+from volseg.volumes import writing
+from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import check_output, write_volume
+from volseg.volumes.zarr import output as zarr_output
 
 SHAPE = (70, 67, 130)
 SERIAL = SerialCommunicator()
@@ -103,6 +107,8 @@ def test_gzip_reads_what_is_written(tmp_path):
     path = write(tmp_path / "scan.nii.gz", voxels())
     plain = write(tmp_path / "scan.nii", voxels())
     assert gzip.decompress(path.read_bytes()) == plain.read_bytes()
+    if shutil.which("gzip"):
+        assert subprocess.run(["gzip", "-t", str(path)], check=False).returncode == 0
 
 
 def test_channels_are_last_in_nifti_and_names_are_kept(tmp_path):

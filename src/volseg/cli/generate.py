@@ -11,6 +11,7 @@ import typer
 
 from volseg.cli.job import job
 from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.cli.sizes import parse_shape
 from volseg.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ def generate(
         from volseg.volumes.generation import Recipe, generate_dataset
 
         recipe = Recipe(
-            shape=_shape(shape),
+            shape=parse_shape(shape),
             cases=cases,
             ellipsoids=_span(ellipsoids),
             classes=classes,
@@ -59,14 +60,6 @@ def generate(
         )
         generate_dataset(out, recipe, work.communicator, format=format.value, overwrite=overwrite, listen=work.listen)
         work.listen(Message(f"{cases} case{'s' if cases != 1 else ''} of {shape} voxels, {classes} classes: {out}"))
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    """``64x48x32`` as three sizes. Raises ConfigError for anything else."""
-    if not re.fullmatch(r"\d+x\d+x\d+", text):
-        raise ConfigError(f"--shape {text}: give three sizes D x H x W, such as 64x64x64")
-    d, h, w = (int(n) for n in text.split("x"))
-    return d, h, w
 
 
 def _span(text: str) -> tuple[int, int]:

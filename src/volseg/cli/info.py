@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from volseg.cli.options import Debug, JsonOutput
+from volseg.cli.options import Debug, FixTilt, JsonOutput, ResampleGaps, Series
 from volseg.errors import ConfigError
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A NIfTI file, a .zarr or DICOM folder, or a run folder of train.")],
+    path: Annotated[
+        Path, typer.Argument(help="NIfTI file, .zarr, DICOM (folder, zip, DICOMDIR, file), or a run folder.")
+    ],
+    series: Series = None,
+    fix_tilt: FixTilt = False,
+    resample_gaps: ResampleGaps = False,
     header_only: Annotated[
         bool, typer.Option("--header-only", help="Read no voxels: no value range, no labels.")
     ] = False,
@@ -29,11 +34,16 @@ def info(
         run = run_facts(path)
         _print(json.dumps(run, indent=2) if json_output else _run_table(path, run))
         return
+    from volseg.volumes.dicom.options import DicomOptions
+    from volseg.volumes.label_files import label_table_of
     from volseg.volumes.reading import open_volume
     from volseg.volumes.summary import header_facts, value_facts
 
-    volume = open_volume(path)
+    volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
     facts = header_facts(volume) | ({} if header_only else value_facts(volume))
+    names = label_table_of(path)
+    if names is not None and names.names:
+        facts["label_names"] = {str(value): name for value, name in names.foreground}
     if json_output:
         _print(json.dumps(facts, indent=2))
         return
@@ -76,14 +86,26 @@ def _facts_table(facts: dict[str, Any]) -> Any:
         rows.append(("values", "none finite" if none else f"{facts['minimum']:g} to {facts['maximum']:g}"))
         if facts["not_finite"]:
             rows.append(("NaN or infinite", f"{facts['not_finite']:,} voxels"))
+    rows += list(facts["facts"].items())
+    rows += [("mended", fix) for fix in facts["fixes"]]
+    rows += [
+        ("left out", f"{number} file{'' if number == 1 else 's'}: {reason}")
+        for reason, number in facts["dropped"].items()
+    ]
+    rows += [("warning", warning) for warning in facts["warnings"]]
     return table("volume", ["", "value"], rows, text_columns=2)
 
 
 def _labels_table(facts: dict[str, Any]) -> Any:
     from volseg.cli.render import table
 
-    rows = [(label, f"{voxels:,}", f"{voxels * facts['voxel_ml']:,.2f}") for label, voxels in facts["labels"].items()]
-    return table("labels", ["label", "voxels", "ml"], rows)
+    names = facts.get("label_names", {})
+    columns = ["label", *(["name"] if names else []), "voxels", "ml"]
+    rows = [
+        (label, *([names.get(label, "")] if names else []), f"{voxels:,}", f"{voxels * facts['voxel_ml']:,.2f}")
+        for label, voxels in facts["labels"].items()
+    ]
+    return table("labels", columns, rows, text_columns=2 if names else 1)
 
 
 def _run_table(path: Path, run: dict[str, Any]) -> Any:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.sizes import parse_spacing
+from volseg.errors import ConfigError, VolumeError
 
 
 def ingest(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A NIfTI file, a folder with one DICOM CT series, or a .zarr folder.")
+        Path,
+        typer.Argument(metavar="SRC", help="NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii or .zarr to write.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="Also bring in a mask on the same grid; it becomes OUT's name + _labels.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii or .zarr to write.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Also a mask (NIfTI, zarr, DICOM SEG or RTSTRUCT); it becomes OUT's name + _labels."),
+    ] = None,
+    series: Series = None,
+    list_series: Annotated[bool, typer.Option("--list", help="Show the series that SRC holds, and stop.")] = False,
+    spacing: Annotated[
+        str | None, typer.Option(help="Resample to this many mm: 1.5, or along D x H x W 3x1.5x1.5.")
+    ] = None,
+    fix_tilt: FixTilt = False,
+    resample_gaps: ResampleGaps = False,
+    resample_labels: Annotated[
+        bool, typer.Option("--resample-labels", help="Bring a mask that lies on another grid onto the image's.")
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -26,13 +43,62 @@ def ingest(
 ) -> None:
     """Bring a CT into one volume file, with its own grid and values (HU), every voxel looked at on the way.
 
-    DICOM slices are ordered and spaced by their positions. What cannot be read faithfully (several series in one
-    folder, gantry tilt, missing slices, NaN voxels) is refused, and nothing is written.
+    DICOM slices are ordered and spaced by their positions. What cannot be read faithfully (gantry tilt, missing slices,
+    NaN voxels) is refused unless an option says how to mend it, and nothing is written. Beside OUT goes
+    OUT_ingest.json: what was used, left out and mended, hashes of the input, versions.
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import table
-        from volseg.volumes.ingest import ingest as run
-        from volseg.volumes.ingest import report_rows
+        from volseg.volumes.dicom.options import DicomOptions
 
-        report = run(source, output, work.communicator, work.listen, labels=labels, overwrite=overwrite)
+        if list_series:
+            with work.communicator.together():
+                if work.communicator.is_root:
+                    work.print(series_table(source))
+            return
+        if output is None:
+            raise ConfigError(f"{source}: give the file to write with --output, such as -o scan.nii.gz, or ask --list")
+        from volseg.volumes.ingest import IngestJob
+        from volseg.volumes.ingest import ingest as run
+        from volseg.volumes.ingest_report import report_rows
+
+        settings = IngestJob(
+            source,
+            output,
+            labels,
+            DicomOptions(series, fix_tilt, resample_gaps),
+            None if spacing is None else parse_spacing(spacing),
+            resample_labels,
+            overwrite,
+        )
+        report = run(settings, work.communicator, work.listen)
         work.print(table("ingested", ["", "value"], report_rows(report), text_columns=2))
+
+
+def series_table(source: Path) -> Any:
+    """The series that `source` holds, and what else, as tables. Raises VolumeError where it holds no DICOM."""
+    from rich.console import Group
+
+    from volseg.cli.render import table
+    from volseg.volumes.audit import count_reasons
+    from volseg.volumes.dicom.finding.series import candidate_rows, survey
+    from volseg.volumes.dicom.finding.sources import open_source
+    from volseg.volumes.reading import format_of
+
+    if format_of(source) != "dicom":
+        raise VolumeError(f"{source}: one volume, no DICOM; --list shows DICOM series: see volseg info {source}")
+    found = survey(open_source(source))
+    columns, candidates = candidate_rows(found)
+    tables: list[Any] = [table(f"series in {source}", columns, candidates, text_columns=len(columns))]
+    reasons = count_reasons(found.dropped)
+    if reasons:
+        rows = [(str(number), reason, short_list(names)) for reason, number, names in reasons]
+        tables.append(table("left out", ["files", "reason", "such as"], rows, text_columns=3))
+    return Group(*tables)
+
+
+def short_list(names: Sequence[str], most: int = 2) -> str:
+    """The first few names, without their folders."""
+    from volseg.volumes.dicom.image import without_folders
+
+    return ", ".join(without_folders(name) for name in names[:most]) + (", ..." if len(names) > most else "")

@@ -9,3 +9,11 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Series = Annotated[
+    str | None,
+    typer.Option(help="Which DICOM series: its number in the list, its UID, or the end of that.", show_default=False),
+]
+FixTilt = Annotated[bool, typer.Option("--fix-tilt", help="Shear the slices of a tilted gantry back (DICOM).")]
+ResampleGaps = Annotated[
+    bool, typer.Option("--resample-gaps", help="Interpolate missing or uneven slices onto an even grid (DICOM).")
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volseg.cli.options import Debug, JsonOutput
+from volseg.cli.sizes import parse_shape
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def plan_partition(
 
     With --memory also the fewest ranks that fit.
     """
-    from volseg.partition.planner import fewest_ranks, make_plan, parse_grid, parse_memory
+    from volseg.partition.planner import fewest_ranks, grid_named, make_plan, parse_grid, parse_memory
 
     settings = _settings(config, model)
     size = _size(volume, shape)
@@ -54,7 +55,8 @@ def plan_partition(
     optimizer = settings.training.optimizer
     fewest = {t: fewest_ranks(size, settings.model, t, optimizer, limit) if limit else None for t in tasks}
     if ranks is None:
-        ranks = _ranks_of(partition)
+        named = grid_named(partition)
+        ranks = None if named is None else math.prod(named)
     if ranks is None:
         found = [plan.layout.dims for plan in fewest.values() if plan is not None]
         ranks = max((d * h * w for d, h, w in found), default=1)
@@ -69,14 +71,6 @@ def plan_partition(
     # A limit that no plan meets is an answer, but one that a script must not overlook.
     if limit is not None and any(plan.memory.peak > limit for plan in plans.values()):
         raise typer.Exit(1)
-
-
-def _ranks_of(partition: str) -> int | None:
-    """How many ranks a grid such as 1x2x2 has; None where `partition` is no grid."""
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", partition):
-        return None
-    z, y, x = (int(n) for n in partition.split("x"))
-    return z * y * x
 
 
 def _settings(config: Path | None, run: Path | None) -> Config:
@@ -97,10 +91,7 @@ def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
         from volseg.volumes.reading import open_volume
 
         return canonical(open_volume(volume)).shape
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", shape or ""):
-        raise ConfigError(f"--shape {shape}: give three sizes D x H x W, such as 512x512x512")
-    d, h, w = (int(n) for n in (shape or "").split("x"))
-    return d, h, w
+    return parse_shape(shape or "")
 
 
 def _facts(

@@ -3,29 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.sizes import parse_spacing
 
 
 def segment(
-    scan: Annotated[Path, typer.Argument(help="NIfTI file, .zarr, or folder of one DICOM series.")],
+    scan: Annotated[
+        Path, typer.Argument(help="NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Mask: .nii.gz, .nii or .zarr.  [default: SCAN_mask.nii.gz]")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm (DICOM SEG).  [default: SCAN_mask.nii.gz]",
+        ),
     ] = None,
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    spacing: Annotated[
+        str,
+        typer.Option(
+            help="How the network sees the scan: at the model's spacing, native, or mm along z, y, x (3x1x1)."
+        ),
+    ] = "model",
+    series: Series = None,
+    fix_tilt: FixTilt = False,
+    resample_gaps: ResampleGaps = False,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Of each label only the largest connected component.")
+    ] = False,
+    min_volume: Annotated[
+        float, typer.Option(metavar="MM3", help="Remove connected components of less than so many mm³.")
+    ] = 0.0,
+    connectivity: Annotated[
+        int, typer.Option(help="What connects: 6 (faces), 18 (and edges) or 26 (and corners) neighbours.")
+    ] = 26,
+    split: Annotated[bool, typer.Option("--split", help="Also a mask for each label: MASK_LABEL.")] = False,
     save_probabilities: Annotated[
         bool,
         typer.Option("--save-probabilities", help="Also MASK_probabilities, float32; classes last (.zarr: first)."),
     ] = False,
-    statistics: Annotated[bool, typer.Option("--statistics", help="Also MASK_statistics.csv: voxels and ml.")] = False,
+    statistics: Annotated[
+        bool,
+        typer.Option("--statistics", help="Also MASK_statistics.csv: ml, HU, centroid and bounding box of each label."),
+    ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also MASK_preview.png: three planes.")] = False,
     report_file: Annotated[
-        Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time.")
+        Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time, what was mended.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -34,20 +64,62 @@ def segment(
 ) -> None:
     """Segment a scan over all ranks: mpirun -n 4 volseg segment scan.nii.gz.
 
-    The whole volume is seen at once, split over the ranks; the mask is byte for byte the same on any number of them.
+    The whole volume is seen at once, split over the ranks; the mask lies on the scan's own grid, and is byte for byte
+    the same on any number of ranks.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, table, warn_of_plan
-        from volseg.segmentation.segment import SegmentationJob
+        from volseg.cli.render import duration, peak_memory_text, warn_of_plan
+        from volseg.segmentation.job import SegmentationJob
+        from volseg.segmentation.postprocessing import Cleaning
         from volseg.segmentation.segment import segment as segment_scan
+        from volseg.volumes.dicom.options import DicomOptions
 
         settings = SegmentationJob(
-            scan, model, output, partition, save_probabilities, statistics, preview, report_file, overwrite
+            scan=scan,
+            model=model,
+            output=output,
+            partition=partition,
+            probabilities=save_probabilities,
+            statistics=statistics,
+            preview=preview,
+            report=report_file,
+            overwrite=overwrite,
+            spacing=_spacing(spacing),
+            dicom=DicomOptions(series, fix_tilt, resample_gaps),
+            cleaning=Cleaning(keep_largest, min_volume, connectivity),
+            split=split,
         )
         report = segment_scan(settings, work.communicator, work.listen)
-        rows = [(row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}") for row in report.statistics]
-        work.print(table(scan.name, ("label", "value", "voxels", "ml"), rows))
+        work.print(_label_table(scan.name, report))
         work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
         warn_of_plan(report.peaks, report.planned, work.listen)
         for path in report.files:
             work.print(f"wrote {path}")
+
+
+def _spacing(text: str) -> tuple[float, float, float] | Literal["model", "native"]:
+    if text == "model":
+        return "model"
+    if text == "native":
+        return "native"
+    return parse_spacing(text)
+
+
+def _label_table(title: str, report: Any) -> Any:
+    """Voxels and ml of each label; with `--statistics` its mean HU, after cleaning what was removed."""
+    from volseg.cli.render import table
+
+    columns = ["label", "value", "voxels", "ml"]
+    measured = any(row.mean_hu is not None for row in report.statistics)
+    removed = {row.label: row for row in report.removed}
+    columns += ["mean HU"] * measured + ["parts removed"] * bool(removed)
+    rows = []
+    for row in report.statistics:
+        cells = [row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}"]
+        if measured:
+            cells.append("" if row.mean_hu is None else f"{row.mean_hu:,.1f}")
+        if removed:
+            cleaning = removed.get(row.label)
+            cells.append("" if cleaning is None else f"{cleaning.removed} of {cleaning.components}")
+        rows.append(cells)
+    return table(title, columns, rows)

@@ -7,8 +7,11 @@ failed rank speaks for itself and aborts the job, which frees the others from wh
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 import sys
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 PATIENCE = 2.0  # seconds for the other ranks to fail too
+READER_LIMIT = 5.0  # seconds for the launcher to take the message before the abort
 FINALIZE_LIMIT = 5.0  # seconds for MPI to shut down after a failure of all ranks
 
 
@@ -72,11 +76,29 @@ def _abort(code: int) -> NoReturn:
     from mpi4py import MPI
 
     sys.stdout.flush()
+    _await_reader(2)
     # MPI libraries add a line of their own about the abort; the message above is the one to read.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     # The world's, not a duplicate's: on that MPICH's mpiexec often returns 9 (its own SIGKILL) and not the code.
     MPI.COMM_WORLD.Abort(code)
     raise SystemExit(code)
+
+
+def _await_reader(descriptor: int) -> None:
+    # A launcher that sees the abort and the message at once may act on the abort first, and drop the message.
+    try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return
+        deadline = time.monotonic() + READER_LIMIT
+        while _unread(descriptor) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    except OSError:
+        return
+
+
+def _unread(descriptor: int) -> int:
+    """Bytes in a pipe that its reader has not taken yet."""
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _finalize(code: int) -> None:

@@ -234,10 +234,19 @@ def training_memory(model: ModelConfig, optimizer: str, layout: Layout) -> Memor
     return _finish(walk, TRAINING_PROCESS, fixed_memory(model, optimizer, "train") - TRAINING_PROCESS)
 
 
-def segmenting_memory(model: ModelConfig, layout: Layout) -> MemoryPlan:
-    """What a rank needs to segment one scan of `layout`."""
+def segmenting_memory(
+    model: ModelConfig, layout: Layout, *, kept_bytes: int = 0, mask_bytes: int | None = None
+) -> MemoryPlan:
+    """What a rank needs to segment one scan of `layout`.
+
+    kept_bytes  held from the beginning to the end: the image, where it is drawn or measured
+    mask_bytes  made beside the network's last features: the mask (by default a byte a voxel) and what goes with it
+    """
     walk = _Walk(model, layout, training=False)
+    walk.ledger.make("kept", 0, -(-kept_bytes // FLOAT))
     walk.forward()
+    walk.ledger.operation = "mask"
+    walk.ledger.make("mask", 0, -(-(walk.voxels[0] if mask_bytes is None else mask_bytes) // FLOAT))
     return _finish(walk, SEGMENTING_PROCESS, fixed_memory(model, "", "segment") - SEGMENTING_PROCESS)
 
 

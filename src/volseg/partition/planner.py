@@ -73,12 +73,21 @@ def most_ranks(padded: Triple, below: int, multiple: int) -> int:
     return next(n for n in range(below, 0, -1) if any(_fits(padded, g, multiple) for g in grids_of(n)))
 
 
+def grid_named(text: str) -> Triple | None:
+    """``1x2x2`` as a grid; None where `text` is none, such as "auto"."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        return None
+    z, y, x = (int(n) for n in match.groups())
+    return z, y, x
+
+
 def parse_grid(text: str, ranks: int) -> Triple:
     """``1x2x2`` as a grid. Raises PartitionError where it is none, or does not match the ranks."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
+    grid = grid_named(text)
+    if grid is None:
         raise PartitionError(f"--partition {text}: give auto, or a grid Pz x Py x Px such as 1x2x2")
-    z, y, x = (int(n) for n in match.groups())
+    z, y, x = grid
     if z * y * x != ranks:
         raise PartitionError(
             f"--partition {text} needs {z * y * x} ranks, this job has {ranks}: start it with mpirun -n {z * y * x}, "

@@ -17,7 +17,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.files import write_text
-from volseg.geometry import format_triple
+from volseg.volumes.checks import check_same_grid
 from volseg.volumes.dataset import FILE_ENDINGS
 from volseg.volumes.volume import Volume
 
@@ -70,7 +70,7 @@ def compare(prediction: Volume, reference: Volume) -> CaseResult:
 
     Raises VolumeError where the grids differ or a volume is no mask (fractions, values outside 0..1023).
     """
-    check_same_grid(prediction, reference)
+    check_same_grid(reference, prediction, "a prediction", "compare masks of the same scan")
     confusion = np.zeros((1, 1), dtype=np.int64)
     for (_, predicted), (_, true) in zip(prediction.slabs(SLAB), reference.slabs(SLAB), strict=True):
         p, t = _as_labels(predicted, prediction.path), _as_labels(true, reference.path)
@@ -79,20 +79,6 @@ def compare(prediction: Volume, reference: Volume) -> CaseResult:
             confusion = np.pad(confusion, (0, n - len(confusion)))
         confusion += np.bincount((t * n + p).ravel(), minlength=n * n).reshape(n, n)
     return CaseResult(prediction.path, reference.path, confusion, reference.space.voxel_ml)
-
-
-def check_same_grid(prediction: Volume, reference: Volume) -> None:
-    """Raises VolumeError where the two masks do not lie on one grid."""
-    if prediction.shape != reference.shape:
-        raise VolumeError(
-            f"{prediction.path} has {format_triple(prediction.shape)} voxels, its reference {reference.path} "
-            f"{format_triple(reference.shape)}; compare masks of the same scan"
-        )
-    if not prediction.space.matches(reference.space):
-        raise VolumeError(
-            f"{prediction.path} and its reference {reference.path} have the same shape, but lie at different places "
-            "(their affines differ); compare masks of the same scan"
-        )
 
 
 def pair_masks(

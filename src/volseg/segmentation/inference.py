@@ -15,6 +15,7 @@ from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.kernels.convolution import convolve
+from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.volumes.scan import Scan, normalized_block, own_normalization
 
 _ONE = (1, 1, 1)
@@ -23,9 +24,9 @@ _SLAB_VALUES = 2**20
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a rank found in its block, without the padding.
+    """What a rank found in its box of the mask, `Scan.mask_box`.
 
-    mask           [d, h, w] uint8
+    mask           [d, h, w] uint8 (uint16 above 256 classes)
     probabilities  [K, d, h, w] float32, or None where they were not asked for
     """
 
@@ -34,7 +35,7 @@ class BlockResult:
 
 
 def read_input(scan: Scan, card: ModelCard, grid: ProcessGrid) -> tuple[Tensor, np.ndarray]:
-    """The network's input [1, C, d, h, w] on this rank, and the first channel as stored. Collective.
+    """The network's input [1, C, d, h, w] on this rank, and the first channel's values there, [d, h, w]. Collective.
 
     Raises VolumeError, on all ranks, where the model wants another number of channels or voxels are not finite.
     """
@@ -67,20 +68,30 @@ def logit_slabs(model: UNet, twin: nn.Module, x: Tensor) -> Iterator[tuple[int, 
 def segment_block(
     model: UNet, x: Tensor, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
 ) -> BlockResult:
-    """Segment this rank's block of a scan, read by `read_input`. Collective. The bits do not depend on the grid."""
+    """Segment this rank's box of the mask, from the input that `read_input` gave. Collective.
+
+    The bits do not depend on the grid. Probabilities of a resampled scan are those of the interpolated logits.
+    """
     twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
     twin.eval()
-    d, h, w = scan.inside.shape
-    mask = np.empty((d, h, w), dtype=np.uint8)
-    kept = np.empty((card.config.model.classes, d, h, w), dtype=np.float32) if probabilities else None
-    for start, logits in logit_slabs(model, twin, x):
-        inside = logits[0, :, : max(0, d - start), :h, :w]
-        if not inside.numel():
-            continue
-        stop = start + inside.shape[1]
-        mask[start:stop] = inside.argmax(0).numpy()
-        if kept is not None:
-            kept[:, start:stop] = softmax(inside.contiguous().numpy())
+    classes, shape = card.config.model.classes, scan.mask_box.shape
+    mask = np.empty(shape, dtype=mask_type(classes))
+    kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
+    if scan.back is None:
+        for start, logits in logit_slabs(model, twin, x):
+            inside = logits[0, :, : max(0, shape[0] - start), : shape[1], : shape[2]]
+            stop = start + inside.shape[1]
+            if inside.numel():
+                mask[start:stop] = inside.argmax(0).numpy()
+                if kept is not None:
+                    kept[:, start:stop] = inside.numpy()
+    else:
+        features = with_far_ghosts(twin(x, features_only=True), scan, grid)
+        maps = maps_of_box(scan.back, scan.mask_box, scan.block, features)
+        bring_back(features, model.head.weight, model.head.bias, maps, mask, kept)
+    if kept is not None:
+        for plane in range(shape[0]):
+            kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
     return BlockResult(mask, kept)
 
 

@@ -16,14 +16,14 @@ def write_preview(
 ) -> None:
     """Draw the preview PNG on the root rank. Collective.
 
-    image  [d, h, w] this rank's block of the scan, without the padding
-    mask   [d, h, w] the same block of the mask
+    image  [d, h, w] this rank's box of the scan (`Scan.mask_box`), in canonical order
+    mask   [d, h, w] the same box of the mask
     """
-    space, communicator = scan.space, grid.communicator
+    space, communicator = scan.mask_space, grid.communicator
     counts = []
     for axis, found in enumerate(plane_counts(mask, len(labels))):
         all_planes = np.zeros((found.shape[0], space.shape[axis]), dtype=np.int64)
-        all_planes[:, scan.inside.start[axis] : scan.inside.stop[axis]] = found
+        all_planes[:, scan.mask_box.start[axis] : scan.mask_box.stop[axis]] = found
         counts.append(communicator.reduce_all(all_planes))
     chosen = pick_planes(counts)
     planes = {}
@@ -44,7 +44,7 @@ def _cut(
     image: np.ndarray, mask: np.ndarray, scan: Scan, axis: int, index: int
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
     """This rank's part of a plane, and where in the plane it belongs; empty where the plane passes it by."""
-    inside = scan.inside
+    inside = scan.mask_box
     places = [s for n, s in enumerate(inside.slices) if n != axis]
     if not inside.size or not inside.start[axis] <= index < inside.stop[axis]:
         nothing = np.zeros((0, 0), dtype=np.float32)

@@ -1,74 +1,49 @@
-"""Segment a scan: read, predict, stitch, count."""
+"""Segment a scan: read, predict, clean, stitch, measure."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import VolumeError
+from volseg.errors import PartitionError
 from volseg.events import Caution, Listener, Message, Progress, ignore
-from volseg.files import write_text
-from volseg.geometry import Triple, format_triple
-from volseg.machine import peak_memory
+from volseg.geometry import Box, format_triple
+from volseg.machine import peak_memory, physical_memory
 from volseg.models.stored import ModelCard, load_model
-from volseg.partition.memory import segmenting_memory
+from volseg.partition.memory import MemoryPlan, segmenting_memory
 from volseg.partition.planner import grid_for
-from volseg.segmentation.inference import read_input, segment_block
+from volseg.segmentation.inference import BlockResult, read_input, segment_block
+from volseg.segmentation.job import (
+    SegmentationJob,
+    channel_files,
+    check_no_input,
+    check_outputs,
+    input_files,
+    plan_outputs,
+)
 from volseg.segmentation.pictures import write_preview
-from volseg.segmentation.statistics import LabelStatistics, count_labels, label_statistics, write_statistics
-from volseg.segmentation.stitching import write_stitched
-from volseg.volumes.canonical import canonical
-from volseg.volumes.dataset import image_name
-from volseg.volumes.scan import Scan, lay_out, open_channels
-from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
+from volseg.segmentation.postprocessing import clean
+from volseg.segmentation.report import SegmentationReport, write_report
+from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
+from volseg.segmentation.stitching import stitch
+from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.dicom.seg.source import check_source
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.mask_names import alone
+from volseg.volumes.resampling import Spacing
+from volseg.volumes.scan import Scan, lay_out, open_channels, seen_space
+from volseg.volumes.writing import SEGMENTATION_SUFFIX, all_or_none
 
-STEPS = 4
-
-
-@dataclass(frozen=True)
-class SegmentationJob:
-    """What to segment, with which model, and what to write.
-
-    output         the mask: .nii.gz, .nii or .zarr; None: SCAN_mask.nii.gz beside the scan
-    probabilities  also MASK_probabilities, float32, classes last (first in .zarr)
-    statistics     also MASK_statistics.csv
-    preview        also MASK_preview.png
-    report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
-    """
-
-    scan: Path
-    model: Path
-    output: Path | None = None
-    partition: str = "auto"
-    probabilities: bool = False
-    statistics: bool = False
-    preview: bool = False
-    report: Path | None = None
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class SegmentationReport:
-    """What was written, what the mask holds, and whether the memory plan came true.
-
-    peaks    measured peak memory by rank, bytes
-    planned  predicted peak of the busiest rank, bytes
-    """
-
-    files: tuple[Path, ...]
-    statistics: tuple[LabelStatistics, ...]
-    grid: Triple
-    seconds: float
-    peaks: tuple[int, ...]
-    planned: int
+STEPS = 5
+SEG_LIBRARIES = 160 * 2**20
+"""What highdicom adds to the process that writes a DICOM SEG, measured on 20 x 512 x 512 voxels; its frames come on top
+(see `dicom.seg.output`)."""
 
 
 def segment(job: SegmentationJob, communicator: Communicator, listen: Listener = ignore) -> SegmentationReport:
@@ -77,149 +52,189 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     Raises VolsegError, on all ranks, where scan, model, grid or output cannot be used; nothing is written then.
     """
     started = time.monotonic()
-    mask_path, outputs = plan_outputs(job)
     model, card = load_model(job.model)
+    labels = LabelTable(card.labels)
+    outputs = plan_outputs(job, labels)
     with communicator.together():
         if communicator.is_root:
             check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
-    scan, grid = open_scan(job.scan, card, job.partition, communicator)
-    planned = segmenting_memory(card.config.model, scan.layout)
-    ranks = communicator.size
-    x, image = read_input(scan, card, grid)
-    listen(
-        Message(
-            f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
-            f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
-        )
-    )
-    _warn_of_spacing(scan, card, listen)
+    scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
+    looked_at = job.preview or job.statistics  # at the image, beside the mask
+    planned = _plan_memory(job, outputs["mask"], scan, card, looked_at)
+    with communicator.together():
+        _check_against_scan(outputs, scan)
+        _check_memory(planned, scan)
+    _tell(job, scan, card, grid, listen)
 
-    listen(Progress("segment", 0, STEPS, "steps", {"now": "network"}))
+    x, image = read_input(scan, card, grid)
+    if not looked_at or scan.back is not None:
+        image = np.empty(0, image.dtype)
+    listen(_step(0, "network"))
     result = segment_block(model, x, scan, card, grid, probabilities=job.probabilities)
     del x
-    listen(Progress("segment", 1, STEPS, "steps", {"now": "mask"}))
-    write_stitched(mask_path, result.mask, scan, grid, overwrite=job.overwrite)
-    listen(Progress("segment", 2, STEPS, "steps", {"now": "probabilities" if job.probabilities else "statistics"}))
-    if result.probabilities is not None:
-        names = sorted(card.labels, key=lambda name: card.labels[name])
-        path = outputs["probabilities"]
-        write_stitched(path, result.probabilities, scan, grid, overwrite=job.overwrite, names=names)
-    listen(Progress("segment", 3, STEPS, "steps", {"now": "statistics"}))
-    counts = communicator.reduce_all(count_labels(result.mask, len(card.labels)))
-    rows = tuple(label_statistics(counts, scan.native, card.labels))
+    listen(_step(1, "components"))
+    removed = clean(result.mask, scan.boxes, scan.native.voxel_ml, job.cleaning, communicator)
+    listen(_step(2, "mask"))
+    _write_volumes(job, outputs, result, labels, scan, grid)
+    listen(_step(3, "statistics"))
+    if looked_at and scan.back is not None:
+        with communicator.together():
+            image = scan.read_image()
+    rows = _measure(result.mask, image if job.statistics else None, scan, card, communicator)
     with communicator.together():
         if job.statistics and communicator.is_root:
             write_statistics(outputs["statistics"], rows)
+    listen(_step(4, "preview" if job.preview else "report"))
     if job.preview:
         write_preview(outputs["preview"], image, result.mask, scan, grid, card.labels, job.scan.name)
-    listen(Progress("segment", STEPS, STEPS, "steps", {}))
-    peaks = tuple(communicator.gather_all(peak_memory()))
-    seconds = time.monotonic() - started
-    report = SegmentationReport(tuple(outputs.values()), rows, grid.dims, seconds, peaks, planned.peak)
+    listen(_step(STEPS, ""))
+    report = SegmentationReport(
+        tuple(outputs.values()),
+        rows,
+        removed,
+        scan.native.shape,
+        scan.space.shape,
+        scan.space.spacing,
+        grid.dims,
+        time.monotonic() - started,
+        tuple(communicator.gather_all(peak_memory())),
+        planned.peak,
+        scan.channels[0].audit,
+    )
     with communicator.together():
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
     return report
 
 
-def open_scan(path: Path, card: ModelCard, partition: str, communicator: Communicator) -> tuple[Scan, ProcessGrid]:
-    """The scan laid over a grid of all ranks. Collective.
+def open_scan(
+    path: Path,
+    card: ModelCard,
+    partition: str,
+    communicator: Communicator,
+    spacing: Spacing | Literal["model", "native"] = "model",
+    dicom: DicomOptions = DicomOptions(),  # noqa: B008  (frozen)
+) -> tuple[Scan, ProcessGrid]:
+    """The scan laid over a grid of all ranks, at the spacing of the model, its own, or one in mm. Collective.
 
     Raises VolumeError where it cannot be read, PartitionError where it cannot be split so.
     """
-    volumes = None
+    if spacing == "model":
+        spacing = card.spacing
+    wanted = None if spacing == "native" else spacing
+    volumes, seen = None, None
     with communicator.together():
-        volumes = open_channels(channel_files(path, card.config.model.in_channels))
+        volumes = open_channels(channel_files(path, card.config.model.in_channels), dicom)
+        seen = seen_space(volumes[0], wanted)
     assert volumes is not None
-    shape = canonical(volumes[0]).shape
+    assert seen is not None
     multiple = card.config.model.multiple
-    grid = ProcessGrid(communicator, grid_for(partition, shape, communicator.size, multiple))
-    return lay_out(volumes, grid, multiple), grid
+    grid = ProcessGrid(communicator, grid_for(partition, seen.shape, communicator.size, multiple))
+    return lay_out(volumes, grid, multiple, wanted), grid
 
 
-def channel_files(path: Path, channels: int) -> list[Path]:
-    """The scan's files: ``CASE_0000`` stands for all its channels where the model wants several."""
-    for suffix in SUFFIXES:
-        if channels > 1 and path.name.endswith(f"_0000{suffix}"):
-            case = path.name.removesuffix(f"_0000{suffix}")
-            files = [path.with_name(image_name(case, channel, suffix)) for channel in range(channels)]
-            if all(file.exists() for file in files):
-                return files
-    return [path]
-
-
-def input_files(path: Path, channels: int) -> list[Path]:
-    """All that is read of the scan: its channels' files (or folders), and both halves of a .hdr/.img pair."""
-    files = channel_files(path, channels)
-    pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
-    return list(dict.fromkeys(files + pairs))
-
-
-def plan_outputs(job: SegmentationJob) -> tuple[Path, dict[str, Path]]:
-    """The mask's path, and all paths that will be written, the mask first."""
-    scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
-    stem = scan.name
-    for suffix in (*SUFFIXES, ".hdr", ".img"):
-        stem = stem.removesuffix(suffix)
-    mask = job.output or scan.with_name(f"{stem}_mask.nii.gz")
-    base = mask.name[: -len(volume_suffix(mask))]
-    outputs = {"mask": mask}
-    if job.probabilities:
-        outputs["probabilities"] = mask.with_name(f"{base}_probabilities{volume_suffix(mask)}")
-    if job.statistics:
-        outputs["statistics"] = mask.with_name(f"{base}_statistics.csv")
-    if job.preview:
-        outputs["preview"] = mask.with_name(f"{base}_preview.png")
-    if job.report is not None:
-        outputs["report"] = job.report
-    return mask, outputs
-
-
-def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool) -> None:
-    """Raise VolumeError where an output exists (without `overwrite`), cannot be written, or is another one or an input.
-
-    outputs  their paths by kind, as `plan_outputs` gives them
-    """
-    kinds: dict[Path, str] = {}
+def _check_against_scan(outputs: dict[str, Path], scan: Scan) -> None:
+    """What can only be said when the scan is known. Raises VolumeError."""
+    inputs = [file for image in scan.images for file in image.audit.inputs]
     for kind, path in outputs.items():
-        option = "--report" if kind == "report" else "-o"
-        place = path.parent.resolve() / path.name  # a link is replaced, not what it points to
-        if place in kinds:
-            raise VolumeError(f"{path}: would hold both {kinds[place]} and {kind}; give another name with {option}")
-        kinds[place] = kind
-        if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
-            raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with {option}")
-        if kind in ("mask", "probabilities"):
-            check_output(path, overwrite)
-        else:
-            check_small_output(path, overwrite)
+        check_no_input(path, kind, inputs)
+        if kind.startswith("mask") and path.suffix.lower() == SEGMENTATION_SUFFIX:
+            check_source(path, scan.source, scan.native)
 
 
-def _warn_of_spacing(scan: Scan, card: ModelCard, listen: Listener) -> None:
+def _check_memory(planned: MemoryPlan, scan: Scan) -> None:
+    """Raise PartitionError where one rank alone would need more than this machine has."""
+    there = physical_memory()
+    if planned.peak > there:
+        raise PartitionError(
+            f"{scan.source.path}: {format_triple(scan.space.shape)} voxels at {_mm(scan.space.spacing)} mm need "
+            f"{planned.peak / 2**30:.1f} GiB a rank, this machine has {there / 2**30:.1f} GiB: use more ranks on more "
+            "machines (volseg plan-partition says how many), or a coarser --spacing"
+        )
+
+
+def _write_volumes(
+    job: SegmentationJob,
+    outputs: dict[str, Path],
+    result: BlockResult,
+    labels: LabelTable,
+    scan: Scan,
+    grid: ProcessGrid,
+) -> None:
+    """The mask, a mask for each label and the probabilities, as far as they are asked for: all or none. Collective."""
+    with all_or_none() as written:
+        mask = result.mask
+        written.append(stitch(outputs["mask"], mask, scan, grid, overwrite=job.overwrite, labels=labels))
+        for value, name in labels.foreground:
+            path = outputs.get(f"mask of {name}")
+            if path is not None:
+                one = (mask == value).astype(np.uint8)
+                table = alone(labels, value)
+                written.append(stitch(path, one, scan, grid, overwrite=job.overwrite, labels=table))
+        if result.probabilities is not None:
+            names = sorted(labels.names, key=lambda name: labels.names[name])
+            path, values = outputs["probabilities"], result.probabilities
+            written.append(stitch(path, values, scan, grid, overwrite=job.overwrite, names=names))
+
+
+def _measure(
+    mask: np.ndarray, image: np.ndarray | None, scan: Scan, card: ModelCard, communicator: Communicator
+) -> tuple[LabelStatistics, ...]:
+    """What each label holds; intensities where there is an image, [d, h, w] under this rank's mask. Collective."""
+
+    def values(box: Box) -> np.ndarray:
+        assert image is not None
+        part: np.ndarray = image[box.relative_to(scan.mask_box).slices]
+        return part
+
+    read = None if image is None else values
+    return tuple(measure_labels(mask, scan.mask_box, scan.native, card.labels, communicator, read))
+
+
+def _plan_memory(job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, looked_at: bool) -> MemoryPlan:
+    """What the busiest rank will hold, the mask and what lies beside it included."""
+    image = scan.images[0].dtype.itemsize if looked_at else 0
+    beside = 1 + int(job.split) + (4 * card.config.model.classes if job.probabilities else 0)
+    if not job.cleaning.removes_nothing:
+        beside += 4  # the components' numbers
+    resampled = scan.back is not None
+    voxels = max(box.size for box in scan.boxes)
+    libraries = SEG_LIBRARIES if mask.suffix.lower() == SEGMENTATION_SUFFIX else 0
+    return segmenting_memory(
+        card.config.model,
+        scan.layout,
+        kept_bytes=0 if resampled else voxels * image,
+        mask_bytes=voxels * (beside + (image if resampled else 0)) + libraries,
+    )
+
+
+def _tell(job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, listen: Listener) -> None:
+    """What the user should know before the work begins."""
+    ranks = grid.communicator.size
+    listen(
+        Message(
+            f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
+            f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
+        )
+    )
+    for channel in scan.channels:
+        for line in channel.audit.warnings:
+            listen(Caution(f"{channel.path}: {line}"))
+        for line in channel.audit.fixes:
+            listen(Message(f"{channel.path}: {line}"))
     ratios = np.divide(scan.space.spacing, card.spacing)
     if np.abs(np.log(ratios)).max() > np.log(1.25):
         listen(
             Caution(
                 f"{scan.channels[0].path}: spacing {_mm(scan.space.spacing)} mm, but the model learned at "
-                f"{_mm(card.spacing)} mm; expect a poor mask unless the scan is resampled first"
+                f"{_mm(card.spacing)} mm; expect a poor mask, or let the scan be resampled: --spacing model"
             )
         )
 
 
-def _mm(spacing: Triple | tuple[float, float, float]) -> str:
+def _step(done: int, now: str) -> Progress:
+    return Progress("segment", done, STEPS, "steps", {"now": now} if now else {})
+
+
+def _mm(spacing: tuple[float, float, float]) -> str:
     return " x ".join(f"{side:.3g}" for side in spacing)
-
-
-def write_report(path: Path, report: SegmentationReport) -> None:
-    """The report as JSON, whole or not at all."""
-    content = {
-        "command": "segment",
-        "files": [str(file) for file in report.files],
-        "ranks": len(report.peaks),
-        "grid": list(report.grid),
-        "seconds": round(report.seconds, 3),
-        "peak_bytes_by_rank": list(report.peaks),
-        "planned_bytes": report.planned,
-        "labels": [vars(row) for row in report.statistics],
-    }
-    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -14,7 +14,8 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError, VolumeError
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import canonical, in_order_of
-from volseg.volumes.dataset import Case, Dataset, check_labels, check_pair
+from volseg.volumes.checks import check_same_grid
+from volseg.volumes.dataset import Case, Dataset, check_labels
 from volseg.volumes.intensity import ChannelScheme, Normalization, is_ct, measure_foreground
 from volseg.volumes.reading import open_volume
 from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization
@@ -64,7 +65,7 @@ class CaseBlocks:
         assert case.label is not None
         channels = open_channels(case.images)
         label = in_order_of(open_volume(case.label), channels[0].space)
-        check_pair(channels[0], label)
+        check_same_grid(channels[0], label)
         self._scans[case.name] = lay_out(channels, self.grid, self.multiple)
         self._labels[case.name] = canonical(label)
 

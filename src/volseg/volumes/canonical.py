@@ -115,7 +115,7 @@ def in_order_of(volume: Volume, space: Space) -> Volume:
 class _ReorderedView(Volume):
     def __init__(self, volume: Volume, orientation: Orientation) -> None:
         self.path, self.dtype = volume.path, volume.dtype
-        self.format, self.whole_slices = volume.format, volume.whole_slices
+        self.format, self.whole_slices, self.audit = volume.format, volume.whole_slices, volume.audit
         self.space = orientation.canonical_space(volume.space)
         self._volume, self._orientation = volume, orientation
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.geometry import Box, format_triple
+from volseg.volumes.volume import Volume
 
 
 def check_affine(affine: np.ndarray, path: Path) -> None:
@@ -16,6 +17,29 @@ def check_affine(affine: np.ndarray, path: Path) -> None:
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
         raise VolumeError(f"{path}: its affine {affine[:3].round(4).tolist()} maps no voxel grid; repair the header")
+
+
+def check_same_grid(image: Volume, other: Volume, what: str = "labels", remedy: str | None = None) -> None:
+    """Raise VolumeError unless `other` (`what` it is, in words) lies on the grid of `image`, to 0.01 mm.
+
+    Both in the same voxel order (see `canonical.in_order_of`). The message names both grids, then the `remedy`.
+    """
+    remedy = remedy or f"resample the {what} onto the grid of {image.path}"
+    if image.shape != other.shape:
+        raise VolumeError(
+            f"{other.path}: {what} of {format_triple(other.shape)} voxels (D x H x W), but {image.path} has "
+            f"{format_triple(image.shape)}; {remedy}"
+        )
+    if not image.space.matches(other.space):
+        raise VolumeError(
+            f"{other.path}: {what} of the same shape as {image.path}, but at another place: up to "
+            f"{image.space.apart(other.space):.4g} mm off, spacing {_spacing(other)} mm against {_spacing(image)} mm; "
+            f"{remedy}"
+        )
+
+
+def _spacing(volume: Volume) -> str:
+    return format_triple(tuple(f"{side:.4g}" for side in volume.space.spacing))
 
 
 def exact_dtype(bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:

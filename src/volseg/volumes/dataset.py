@@ -19,8 +19,6 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.files import write_text
-from volseg.geometry import format_triple
-from volseg.volumes.volume import Volume
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -151,20 +149,6 @@ def image_name(case: str, channel: int, file_ending: str) -> str:
     return f"{case}_{channel:04d}{file_ending}"
 
 
-def check_pair(image: Volume, label: Volume) -> None:
-    """Raises VolumeError where a label volume does not lie on its image's grid."""
-    if image.shape != label.shape:
-        raise VolumeError(
-            f"{label.path}: {format_triple(label.shape)} voxels, but its image {image.path} has "
-            f"{format_triple(image.shape)}; resample the labels onto the image's grid"
-        )
-    if not image.space.matches(label.space):
-        raise VolumeError(
-            f"{label.path}: same shape as its image {image.path}, but another place or spacing "
-            f"({_spacing(label)} mm against {_spacing(image)} mm); resample the labels or correct the affine"
-        )
-
-
 def check_labels(array: np.ndarray, labels: Mapping[str, int], path: str | Path) -> None:
     """Raises VolumeError where `array` holds a value that is not one of `labels` (NaN and fractions included)."""
     if array.size == 0:
@@ -179,10 +163,6 @@ def check_labels(array: np.ndarray, labels: Mapping[str, int], path: str | Path)
             f"{path}: holds the label value(s) {found}; dataset.json names 0 to {limit}: "
             "add them to its labels, or correct the file"
         )
-
-
-def _spacing(volume: Volume) -> str:
-    return "x".join(f"{side:.4g}" for side in volume.space.spacing)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -2,92 +2,112 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
-from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
-from volseg.geometry import Box, Triple, format_triple
-from volseg.volumes.canonical import in_order_of
+from volseg.geometry import Box
 from volseg.volumes.checks import check_finite
+from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.mask_source import open_labels
 from volseg.volumes.output import Unit
 from volseg.volumes.reading import open_volume
+from volseg.volumes.resampling import resampled, resampled_space
 from volseg.volumes.volume import Volume
-from volseg.volumes.writing import check_output, volume_suffix, write_volume
+from volseg.volumes.writing import (
+    Unpublished,
+    all_or_none,
+    check_output,
+    check_small_output,
+    prepare_volume,
+    volume_suffix,
+)
 
 
 @dataclass(frozen=True)
-class IngestReport:
-    """What was written.
+class IngestJob:
+    """What to bring in, and what may be done to it on the way.
 
-    shape    (D, H, W) voxels
-    spacing  mm along D, H, W
-    minimum, maximum  of all voxels, HU for CT
-    labels   where the mask went, None where there was none
+    output           .nii.gz, .nii or .zarr
+    labels           also a mask: NIfTI, zarr, DICOM SEG or RTSTRUCT; it goes beside the output (`labels_path`)
+    dicom            which series, and what may be mended
+    spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
+    resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
     """
 
     source: Path
-    format: str
     output: Path
-    shape: Triple
-    spacing: tuple[float, float, float]
-    dtype: str
-    minimum: float
-    maximum: float
     labels: Path | None = None
+    dicom: DicomOptions = field(default_factory=DicomOptions)
+    spacing: tuple[float, float, float] | None = None
+    resample_labels: bool = False
+    overwrite: bool = False
 
 
-def ingest(
-    source: str | Path,
-    output: str | Path,
-    communicator: Communicator,
-    listen: Listener = ignore,
-    *,
-    labels: str | Path | None = None,
-    overwrite: bool = False,
-) -> IngestReport:
-    """Copy the volume at `source` to `output` (.nii.gz, .nii or .zarr), on its own grid and with its own values.
+def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore) -> IngestReport:
+    """Copy the volume at `job.source` to `job.output`, on its own grid and with its own values unless asked otherwise.
 
-    Collective; each voxel is read by the rank that writes it. A mask in `labels`, of the same voxels (in whatever
-    order: it is brought into the image's), is written beside the output (`labels_path`).
+    Collective; each voxel is read by the rank that writes it. Beside the output goes an audit (`report_path`): what was
+    used, dropped and mended, hashes of the input, versions.
 
     Raises VolumeError where the source cannot be read faithfully or holds NaN or infinity, where the mask lies on
     another grid or holds anything but whole numbers, and where an output cannot be written. Nothing is left then.
     """
-    output = Path(output)
-    error: Exception | None = None
-    volume, mask = None, None
-    try:
-        check_output(output, overwrite)
-        volume = open_volume(source)
-        if labels is not None:
-            check_output(labels_path(output), overwrite)
-            mask = in_order_of(open_volume(labels), volume.space)
-            check_same_grid(volume, mask)
-    except Exception as raised:
-        error = raised
-    communicator.raise_together(error)
-    assert volume is not None
-    minimum, maximum = _copy(volume, output, communicator, listen, overwrite)
+    volume, mask, table = _open(job, communicator)
+    for warning in (*volume.audit.warnings, *(mask.audit.warnings if mask is not None else ())):
+        listen(Caution(f"{job.source}: {warning}"))
+    audits = [volume.audit] if mask is None else [volume.audit, mask.audit]
+    hashes = hash_inputs(audits, communicator)
+    labels = None if mask is None else labels_path(job.output)
+    with all_or_none() as written:  # a mask without its image is no result
+        if mask is not None and labels is not None:
+            _copy(mask, labels, communicator, listen, job.overwrite, written, table or LabelTable({}))
+        minimum, maximum = _copy(volume, job.output, communicator, listen, job.overwrite, written)
     if minimum == maximum:
-        listen(Caution(f"{source}: every voxel is {minimum:g}"))
-    if mask is not None:
-        _copy(_WholeNumbers(mask), labels_path(output), communicator, listen, overwrite)
-    return IngestReport(
-        Path(source),
+        listen(Caution(f"{job.source}: every voxel is {minimum:g}"))
+    report = IngestReport(
+        job.source,
         volume.format,
-        output,
+        job.output,
         volume.shape,
         volume.space.spacing,
         str(volume.dtype),
         minimum,
         maximum,
-        None if mask is None else labels_path(output),
+        volume.audit,
+        labels,
+        None if mask is None else mask.audit,
+        {} if table is None else {name: value for value, name in table.foreground},
+        hashes,
+        report_path(job.output),
     )
+    with communicator.together():
+        if communicator.is_root:
+            write_report(report)
+    return report
+
+
+def _open(job: IngestJob, communicator: Communicator) -> tuple[Volume, Volume | None, LabelTable | None]:
+    """The image, the mask and its names, as they are to be written. Collective; nothing but headers is read."""
+    volume, mask, table = None, None, None
+    with communicator.together():
+        check_output(job.output, job.overwrite)
+        check_small_output(report_path(job.output), job.overwrite)
+        volume = open_volume(job.source, job.dicom)
+        if job.labels is not None:
+            check_output(labels_path(job.output), job.overwrite)
+            mask, table = open_labels(job.labels, volume, resample=job.resample_labels)
+        if job.spacing is not None:
+            space = resampled_space(volume.space, job.spacing)
+            volume = resampled(volume, space, "linear")
+            mask = None if mask is None else resampled(mask, space, "labels")
+    assert volume is not None
+    return volume, mask, table
 
 
 def labels_path(output: Path) -> Path:
@@ -96,16 +116,9 @@ def labels_path(output: Path) -> Path:
     return output.with_name(output.name[: -len(suffix)] + "_labels" + suffix)
 
 
-def check_same_grid(volume: Volume, mask: Volume) -> None:
-    """Raise VolumeError unless `mask` lies on the grid of `volume`, to a hundredth of a millimetre."""
-    if volume.shape != mask.shape:
-        sizes = f"{format_triple(mask.shape)} voxels (D x H x W), the image {format_triple(volume.shape)}"
-        raise VolumeError(f"{mask.path}: labels of {sizes}; give labels on the grid of {volume.path}")
-    if not volume.space.matches(mask.space):
-        raise VolumeError(
-            f"{mask.path}: its affine is not that of {volume.path}: origin or directions differ; resample the labels "
-            "onto the image's grid"
-        )
+def report_path(output: Path) -> Path:
+    """Where the audit of the volume `output` goes: ``scan.nii.gz`` to ``scan_ingest.json``."""
+    return output.with_name(output.name[: -len(volume_suffix(output))] + "_ingest.json")
 
 
 class SliceKeeper:
@@ -131,29 +144,16 @@ class SliceKeeper:
         return self._slices[box.relative_to(slices).slices]
 
 
-class _WholeNumbers(Volume):
-    """A mask, which some tools store as floats, as integers."""
-
-    def __init__(self, mask: Volume) -> None:
-        self.path, self.space, self.format, self.whole_slices = mask.path, mask.space, mask.format, mask.whole_slices
-        self.dtype = mask.dtype if mask.dtype.kind in "iu" else np.dtype(np.int16)
-        self._mask = mask
-
-    def read(self, box: Box) -> np.ndarray:
-        values = self._mask.read(box)
-        if values.dtype == self.dtype:
-            return values
-        check_finite(values, box, self.path)
-        rounded: np.ndarray = np.rint(values)
-        if (rounded != values).any() or np.abs(rounded).max(initial=0) > np.iinfo(np.int16).max:
-            raise VolumeError(f"{self.path}: labels must be whole numbers up to 32767; it holds {values.max():g}")
-        return rounded.astype(self.dtype)
-
-
 def _copy(
-    volume: Volume, output: Path, communicator: Communicator, listen: Listener, overwrite: bool
+    volume: Volume,
+    output: Path,
+    communicator: Communicator,
+    listen: Listener,
+    overwrite: bool,
+    written: list[Unpublished],
+    labels: LabelTable | None = None,
 ) -> tuple[float, float]:
-    """Write `volume` to `output`; its smallest and largest value, on every rank."""
+    """Write `volume` for `output` and add it to `written`; its smallest and largest value, on every rank."""
     keeper, total = SliceKeeper(volume), float(np.prod(volume.shape))  # voxels
     extremes = np.array([-np.inf, -np.inf])  # of minus the smallest, and of the largest
     done = 0.0
@@ -169,19 +169,18 @@ def _copy(
         listen(Progress(f"writing {output.name}", round(done / 1e6, 2), round(total / 1e6, 2), "Mvoxels"))
         return voxels
 
-    write_volume(output, volume.space, volume.dtype, produce, communicator, overwrite=overwrite)
+    written.append(
+        prepare_volume(
+            output,
+            volume.space,
+            volume.dtype,
+            produce,
+            communicator,
+            overwrite=overwrite,
+            labels=labels,
+            fixes=volume.audit.fixes,
+        )
+    )
     communicator.reduce_all_in_place(extremes, "max")
     negated, largest = extremes.tolist()
     return -negated, largest
-
-
-def report_rows(report: IngestReport) -> list[tuple[str, Any]]:
-    """The report as (name, value) pairs, in reading order."""
-    rows: list[tuple[str, Any]] = [
-        ("from", f"{report.source} ({report.format})"),
-        ("to", str(report.output)),
-        ("voxels D x H x W", format_triple(report.shape)),
-        ("spacing mm", format_triple(tuple(f"{side:.4g}" for side in report.spacing))),
-        ("values", f"{report.minimum:g} to {report.maximum:g}, {report.dtype}"),
-    ]
-    return rows if report.labels is None else [*rows, ("labels", str(report.labels))]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from volseg.geometry import Box
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.volume import Space
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,30 @@ class Unit:
 
     channel: int | None
     box: Box
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file is to hold, whatever its format.
+
+    channels  K of them; None: a volume without channels
+    names     of the channels
+    labels    says that this is a mask: names and colours
+    fixes     what was mended in the data on the way here (`Audit.fixes`)
+    """
+
+    space: Space
+    dtype: np.dtype[Any]
+    channels: int | None = None
+    names: tuple[str, ...] = ()
+    labels: LabelTable | None = None
+    fixes: tuple[str, ...] = ()
+
+
+def units_of(boxes: Sequence[Box], channels: int | None) -> list[Unit]:
+    """The boxes of one channel after the other, or of a volume without channels."""
+    names: list[int | None] = [None] if channels is None else list(range(channels))
+    return [Unit(channel, box) for channel in names for box in boxes]
 
 
 class Output(ABC):

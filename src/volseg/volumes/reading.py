@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
 from volseg.errors import VolumeError
+from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.volume import Volume
 
 
-def open_volume(path: str | Path) -> Volume:
-    """The volume at `path`: a NIfTI file (.nii, .nii.gz, .hdr + .img), a .zarr folder, or a folder of one DICOM series.
+def open_volume(path: str | Path, dicom: DicomOptions = DicomOptions()) -> Volume:  # noqa: B008  (frozen)
+    """The volume at `path`: a NIfTI file (.nii, .nii.gz, .hdr + .img), a .zarr folder, or DICOM: a folder, a zip, a
+    DICOMDIR, a multi-frame file.
+
+    dicom  which series, and what may be mended
 
     Only headers are read. Each format's library is imported when a file of it is met.
 
-    Raises VolumeError where there is nothing, or nothing that can be read faithfully.
+    Raises VolumeError where there is nothing, or nothing that can be read faithfully, or where `dicom` asks for
+    something of another format.
     """
-    from volseg.volumes.nifti import is_nifti_name
-
     path = Path(path)
     try:
-        if path.is_dir():
-            return _open_folder(path)
         if not path.exists():
             raise VolumeError(f"{path}: no such file or folder")
-        if is_nifti_name(path):
-            from volseg.volumes.nifti import open_nifti
+        kind = format_of(path)
+        if kind == "zarr":
+            _refuse_options(path, dicom)
+            from volseg.volumes.zarr.reading import open_zarr
+
+            return open_zarr(path)
+        if kind == "nifti":
+            _refuse_options(path, dicom)
+            from volseg.volumes.nifti.reading import open_nifti
 
             return open_nifti(path)
-        _refuse_file(path)
+        _refuse_volseg_folder(path)
+        from volseg.volumes.dicom.volume import open_dicom
+
+        return open_dicom(path, dicom)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def format_of(path: Path) -> Literal["zarr", "nifti", "dicom"]:
+    """What a path must be if it is a volume or labels at all, by its name and by what kind of thing it is."""
+    from volseg.volumes.nifti.reading import is_nifti_name
+
+    if path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr_store(path)):
+        return "zarr"
+    return "nifti" if path.is_file() and is_nifti_name(path) else "dicom"
 
 
 def is_zarr_store(path: Path) -> bool:
@@ -41,26 +61,13 @@ def is_zarr_store(path: Path) -> bool:
     return metadata or (path.suffix.lower() == ".zarr" and not any(path.iterdir()))
 
 
-def _open_folder(path: Path) -> Volume:
-    if path.suffix.lower() == ".zarr" or is_zarr_store(path):
-        from volseg.volumes.zarr_store import open_zarr
+def _refuse_options(path: Path, dicom: DicomOptions) -> None:
+    if dicom != DicomOptions():
+        raise VolumeError(f"{path}: no DICOM; --series, --fix-tilt and --resample-gaps are for DICOM series")
 
-        return open_zarr(path)
+
+def _refuse_volseg_folder(path: Path) -> None:
     if (path / "dataset.json").is_file():
         raise VolumeError(f"{path}: a data set folder; give one image of it, from {path / 'imagesTr'}")
     if (path / "config.toml").is_file():
         raise VolumeError(f"{path}: a run folder, not a volume; give a NIfTI file, a .zarr or a DICOM folder")
-    from volseg.volumes.dicom import open_dicom
-
-    return open_dicom(path)
-
-
-def _refuse_file(path: Path) -> NoReturn:
-    with path.open("rb") as file:
-        start = file.read(132)
-    if start[128:] == b"DICM":
-        what = "a DICOMDIR" if path.name.upper().startswith("DICOMDIR") else "one DICOM file"
-        raise VolumeError(f"{path}: {what}; give the folder that holds its series, such as {path.parent}")
-    if start[:4] == b"PK\x03\x04":
-        raise VolumeError(f"{path}: a zip archive; unpack it and give the folder of one series")
-    raise VolumeError(f"{path}: of no format that volseg reads; give .nii, .nii.gz, a .zarr folder or a DICOM folder")

@@ -1,4 +1,4 @@
-"""A scan as a network sees it: in canonical voxel order, padded, laid over the process grid, normalised."""
+"""A scan as a network sees it: canonical order, its spacing, padded, laid over the process grid, normalised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from volseg.geometry import Box, Triple
 from volseg.partition.layout import Layout, padded_shape
 from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
+from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.intensity import ChannelScheme, Normalization, measure_volume
+from volseg.volumes.interpolation import AxisMap
 from volseg.volumes.reading import open_volume
+from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
 from volseg.volumes.volume import Space, Volume
 
 
@@ -23,49 +26,117 @@ from volseg.volumes.volume import Space, Volume
 class Scan:
     """An image on disk, seen in canonical voxel order and laid over the process grid.
 
-    native    the grid as the files have it
-    channels  one volume for each image channel, all on one grid, in canonical order
-    layout    blocks of the padded volume
+    source    the first channel as its file has it
+    images    one volume for each image channel, all on that grid, in canonical order
+    channels  the same as the network sees them: resampled where it wants another spacing, else `images`
+    layout    blocks of the padded volume that the network sees
+    block     this rank's block of it
     inside    this rank's block without the padding; its size may be 0
+    boxes     by rank: the box of the mask, on the canonical native grid, that it computes. They tile it; some may be
+              empty where the mask is coarser than what the network sees
+    rank      this rank
+    back      where the voxels of the mask lie on the network's grid; None where nothing is resampled
     """
 
-    native: Space
+    source: Volume
+    images: tuple[Volume, ...]
     channels: tuple[Volume, ...]
     layout: Layout
     block: Box
     inside: Box
+    boxes: tuple[Box, ...]
+    rank: int
+    back: tuple[AxisMap, AxisMap, AxisMap] | None
+
+    @property
+    def native(self) -> Space:
+        """The grid as the files have it."""
+        return self.source.space
 
     @property
     def space(self) -> Space:
-        """The canonical grid, without padding."""
+        """The grid that the network sees, without padding."""
         return self.channels[0].space
+
+    @property
+    def mask_space(self) -> Space:
+        """The native grid in canonical order: what `boxes` are boxes of."""
+        return self.images[0].space
+
+    @property
+    def mask_box(self) -> Box:
+        """This rank's box of the mask."""
+        return self.boxes[self.rank]
 
     def read(self) -> list[np.ndarray]:
         """This rank's voxels of every channel, [d, h, w] each. Raises VolumeError for NaN and infinity."""
-        arrays = []
-        for volume in self.channels:
-            array = volume.read(self.inside)
-            volume.close()  # a data set of many cases would run out of file descriptors
-            check_finite(array, self.inside, volume.path)
-            arrays.append(array)
-        return arrays
+        return [_read(volume, self.inside) for volume in self.channels]
+
+    def read_image(self) -> np.ndarray:
+        """The voxels of the first channel under this rank's box of the mask, [d, h, w], as stored."""
+        return _read(self.images[0], self.mask_box)
 
 
-def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: int) -> Scan:
+def _read(volume: Volume, box: Box) -> np.ndarray:
+    array = volume.read(box)
+    volume.close()  # a data set of many cases would run out of file descriptors
+    check_finite(array, box, volume.path)
+    return array
+
+
+def seen_space(volume: Volume, spacing: Spacing | None) -> Space:
+    """The grid, without padding, on which a network at `spacing` mm (canonical D, H, W) sees `volume`.
+
+    Axes whose spacing is within 1 % of it stay as they are; None: the volume's own spacing.
+    """
+    space = canonical(volume).space
+    wanted = space.spacing if spacing is None else kept_where_close(space.spacing, spacing)
+    return space if wanted == space.spacing else resampled_space(space, wanted)
+
+
+def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: int, spacing: Spacing | None = None) -> Scan:
     """Open volumes as one scan over `grid`, padded up to a multiple of `multiple`.
+
+    spacing  mm (canonical D, H, W) at which the network is to see them (`seen_space`); None: their own
 
     Raises PartitionError where the grid has more ranks than the volume can hold.
     """
-    views = tuple(canonical(volume) for volume in channels)
-    shape: Triple = views[0].shape
-    layout = grid.layout(padded_shape(shape, multiple), multiple)
+    images = tuple(canonical(volume) for volume in channels)
+    seen = seen_space(images[0], spacing)
+    back = None
+    views = images
+    if seen is not images[0].space:
+        views = tuple(resampled(image, seen, "linear") for image in images)
+        back = axis_maps(seen, images[0].space)
+        assert back is not None  # `resampled_space` keeps the directions
+    layout = grid.layout(padded_shape(seen.shape, multiple), multiple)
     block = grid.block(layout)
-    return Scan(channels[0].space, views, layout, block, block.intersect(Box.whole(shape)))
+    boxes = tuple(mask_boxes(layout, images[0].shape, back))
+    inside = block.intersect(Box.whole(seen.shape))
+    return Scan(channels[0], images, views, layout, block, inside, boxes, grid.communicator.rank, back)
 
 
-def open_channels(paths: Sequence[Path]) -> tuple[Volume, ...]:
+def mask_boxes(layout: Layout, shape: Triple, back: Sequence[AxisMap] | None) -> list[Box]:
+    """By rank, the voxels of a mask of `shape` that its block computes; without padding where nothing is resampled.
+
+    back  where the mask's voxels lie in the volume of `layout`. A voxel belongs to the block that holds its lower
+          neighbour; that is monotone along each axis, so a rank's voxels are a box, and the boxes tile the mask
+    """
+    if back is None:
+        return [block.intersect(Box.whole(shape)) for block in layout.blocks()]
+    cuts = []
+    for axis, blocks in zip(back, layout.boundaries, strict=True):
+        cuts.append([int(n) for n in np.searchsorted(axis.low, blocks)])
+    d, h, w = cuts
+    boxes = []
+    for z, y, x in np.ndindex(layout.dims):
+        boxes.append(Box((d[z], h[y], w[x]), (d[z + 1], h[y + 1], w[x + 1])))
+    return boxes
+
+
+def open_channels(paths: Sequence[Path], dicom: DicomOptions = DicomOptions()) -> tuple[Volume, ...]:  # noqa: B008
     """Open the channels of one scan. Raises VolumeError where they do not lie on one grid."""
-    volumes = tuple(open_volume(path) for path in paths)
+    volumes = tuple(open_volume(path, dicom) for path in paths)
     for other in volumes[1:]:
         if not other.space.matches(volumes[0].space):
             raise VolumeError(f"{other.path}: another grid than {volumes[0].path}; resample the channels onto one grid")

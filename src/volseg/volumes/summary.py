@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from volseg.geometry import Triple
+from volseg.volumes.audit import count_reasons
 from volseg.volumes.canonical import nearest_axes
 from volseg.volumes.volume import Volume
 
@@ -32,6 +33,10 @@ def header_facts(volume: Volume) -> dict[str, Any]:
         "affine": np.asarray(volume.space.affine, dtype=np.float64).tolist(),
         "dtype": str(volume.dtype),
         "voxel_ml": volume.space.voxel_ml,
+        "facts": dict(volume.audit.facts),
+        "fixes": list(volume.audit.fixes),
+        "dropped": {reason: number for reason, number, _ in count_reasons(volume.audit.dropped)},
+        "warnings": list(volume.audit.warnings),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from volseg.geometry import Box, Triple
+from volseg.volumes.audit import Audit
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +37,17 @@ class Space:
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
     def matches(self, other: Space, tolerance_mm: float = 1e-2) -> bool:
-        """Same shape, and every voxel within `tolerance_mm` of its twin (checked at the corners)."""
-        if self.shape != other.shape:
-            return False
+        """Same shape, and every voxel within `tolerance_mm` of its twin, along each axis of space."""
+        return self.shape == other.shape and self.apart(other) <= tolerance_mm
+
+    def apart(self, other: Space) -> float:
+        """How far a voxel of this grid lies from the same voxel of `other`, at most, along any axis of space, in mm.
+
+        That is found at the corners. NaN where an affine is not finite.
+        """
         d, h, w = (n - 1 for n in self.shape)
         corners = np.array([[i, j, k, 1] for i in (0, w) for j in (0, h) for k in (0, d)], dtype=np.float64).T
-        apart = (self.affine - other.affine) @ corners
-        return bool(np.abs(apart).max() <= tolerance_mm)
+        return float(np.abs((self.affine - other.affine) @ corners).max())
 
 
 class Volume(ABC):
@@ -54,6 +59,7 @@ class Volume(ABC):
     format   its file format in words, for reports
     whole_slices  whether a part of a slice costs as much to read as the slice (compressed files), so that a caller
              who needs several parts of the same slices had better read the slices once
+    audit    which files it is made of, what was left out or mended, what to warn of
     """
 
     path: Path
@@ -61,6 +67,7 @@ class Volume(ABC):
     dtype: np.dtype[Any]
     format: str = ""
     whole_slices: bool = False
+    audit: Audit = Audit()
 
     @property
     def shape(self) -> Triple:

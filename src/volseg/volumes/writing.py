@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,59 @@ import numpy.typing as npt
 from volseg.distributed.communicator import Communicator, portable
 from volseg.errors import VolumeError
 from volseg.files import DISK_FAULTS
-from volseg.volumes.output import Output, Unit
-from volseg.volumes.volume import Space
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.output import Content, Output, Unit
+from volseg.volumes.volume import Space, Volume
+from volseg.volumes.zarr.label_image import LABELS, check_grid, check_store, label_images, store_of
 
 SUFFIXES = (".nii.gz", ".nii", ".zarr")
+SEGMENTATION_SUFFIX = ".dcm"
+_P = ParamSpec("_P")
 Produce = Callable[[list[Unit | None]], np.ndarray | None]
 
 
-def write_volume(
+class Unpublished:
+    """A volume written whole under a temporary name; `publish` gives it its own."""
+
+    def __init__(
+        self, path: Path, output: Output, temporary: Path, communicator: Communicator, everywhere: bool
+    ) -> None:
+        self.path, self._output, self._temporary = path, output, temporary
+        self._communicator, self._everywhere = communicator, everywhere
+
+    def publish(self) -> None:
+        """Give the volume its name. Collective. Where that fails, nothing is left."""
+        error = None
+        if self._communicator.is_root:
+            error = _attempt(self.path, lambda: self._output.publish(self._temporary, self.path))
+        try:
+            self._communicator.raise_together(error)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove what was written; nothing where it was published. On any rank, by itself."""
+        self._output.abandon()
+        if self._communicator.is_root or self._everywhere:
+            remove(self._temporary)
+
+
+@contextmanager
+def all_or_none() -> Iterator[list[Unpublished]]:
+    """Volumes that are put into the list get their names at the end, in its order; after an error before that, none."""
+    volumes: list[Unpublished] = []
+    try:
+        yield volumes
+        for volume in volumes:
+            volume.publish()
+    except BaseException:
+        for volume in volumes:
+            volume.discard()
+        raise
+
+
+def prepare_volume(
     path: str | Path,
     space: Space,
     dtype: npt.DTypeLike,
@@ -38,9 +83,14 @@ def write_volume(
     channels: int | None = None,
     overwrite: bool = False,
     names: Sequence[str] = (),
+    labels: LabelTable | None = None,
+    source: Volume | None = None,
+    fixes: Sequence[str] = (),
     produce_communicates: bool = False,
-) -> None:
-    """Write a volume on `space` to `path` (.nii, .nii.gz or .zarr). Collective.
+) -> Unpublished:
+    """Write a volume on `space` for `path`: .nii, .nii.gz or .zarr, a mask also for STORE.zarr/labels/NAME or .dcm.
+
+    Collective.
 
     In round t rank r owns unit t * size + r. Every rank calls ``produce(units)`` once a round, with the units of all
     ranks (None past the end), and gets back its own unit's voxels, of the unit's shape, or None where it has none. So
@@ -48,6 +98,9 @@ def write_volume(
 
     channels  K makes a volume of K channels: classes last in NIfTI (i, j, k, c), first in zarr (c, z, y, x)
     names     of the channels, kept in the file
+    labels    says that this is a mask: names and colours, kept in the file
+    source    the DICOM series the mask is of, on whose grid it lies; a DICOM SEG (.dcm) needs it, others ignore it
+    fixes     what was mended in the data on the way here (`Audit.fixes`), kept in the file
     produce_communicates  `produce` exchanges data with other ranks. Where it fails on one rank, the others may wait in
               it for ever, so the error is raised there at once: the program must then end the job, and so the others
 
@@ -56,13 +109,21 @@ def write_volume(
     Nothing is left behind.
     """
     path, size = Path(path), communicator.size
-    output = _output(path, space, np.dtype(dtype), channels, tuple(names))
+    stored = np.dtype(np.uint8) if np.dtype(dtype).kind == "b" else np.dtype(dtype)
+    output = _output(path, Content(space, stored, channels, tuple(names), labels, tuple(fixes)), source)
     error: Exception | None = None
     # Not the process's number: in containers a killed run and the next one often have the same.
-    temporary = path.with_name(communicator.broadcast(f".{path.name}.{secrets.token_hex(4)}.part"))
+    # A label is made beside the folder of the labels, so that a store without any is left without that folder.
+    folder = store_of(path) or path.parent
+    temporary = folder / communicator.broadcast(f".{path.name}.{secrets.token_hex(4)}.part")
+    # Where a producer communicates and fails, the root may never get to remove it.
+    written = Unpublished(path, output, temporary, communicator, everywhere=produce_communicates)
     if communicator.is_root:
         try:
-            check_output(path, overwrite)
+            check_output(path, overwrite, mask=labels is not None)
+            store = store_of(path)
+            if labels is not None and store is not None:
+                check_grid(store, path, space)
             with _faults(path):
                 output.create(temporary)
         except Exception as raised:
@@ -75,31 +136,53 @@ def write_volume(
             units += [None] * (size - len(units))
             error = _round(path, output, units, produce, communicator, error, produce_communicates)
         communicator.raise_together(error or _attempt(path, output.finish))
-        error = None
-        if communicator.is_root:
-            error = _attempt(path, lambda: output.publish(temporary, path))
-        communicator.raise_together(error)
     except BaseException:
-        output.abandon()
-        if communicator.is_root or produce_communicates:  # where it does, the root may never get here
-            _remove(temporary)
+        written.discard()
         raise
+    return written
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> None:
-    """Raise VolumeError unless a volume can be written to `path`: its suffix, its folder, and what is there already."""
+def _publishing(prepare: Callable[_P, Unpublished]) -> Callable[_P, None]:
+    def write_volume(*arguments: _P.args, **options: _P.kwargs) -> None:
+        """Write a volume, whole or not at all: `prepare_volume`, published at once. Collective; raises as it does."""
+        prepare(*arguments, **options).publish()
+
+    return write_volume
+
+
+write_volume = _publishing(prepare_volume)
+
+
+def check_output(path: str | Path, overwrite: bool = False, *, mask: bool = False) -> None:
+    """Raise VolumeError unless a volume can be written to `path`: its suffix, its folder, and what is there already.
+
+    mask  it is to be a mask, which may also go into an OME-Zarr (STORE.zarr/labels/NAME) or a DICOM SEG (.dcm; see
+          `dicom.seg.source.check_source` for what that asks of the scan)
+    """
     path = Path(path)
-    suffix = volume_suffix(path)
-    _check_folder(path)
+    suffix = volume_suffix(path, mask=mask)
+    store = store_of(path) if suffix == "" else None
+    if store is not None:
+        check_store(store, path)
+    _check_folder(path if store is None else store / LABELS)
+    if store is not None and (store / LABELS).exists():
+        _check_folder(path)
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
         raise VolumeError(f"{path}: exists already; give --overwrite, or another name")
     from volseg.volumes.reading import is_zarr_store
 
-    if suffix == ".zarr" and not is_zarr_store(path):
+    folder = store is not None or suffix == ".zarr"
+    if folder and not is_zarr_store(path):
         raise VolumeError(f"{path}: exists and is no zarr store, so it is not overwritten; give another name")
-    if suffix != ".zarr" and path.is_dir():
+    held = label_images(path) if folder and store is None else []
+    if held:
+        some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
+        raise VolumeError(
+            f"{path}: holds label images ({some}), which would go with it; move or remove them, or give another name"
+        )
+    if not folder and path.is_dir():
         raise VolumeError(f"{path}: exists and is a folder; give another name")
 
 
@@ -120,24 +203,38 @@ def _check_folder(path: Path) -> None:
         raise VolumeError(f"{path}: the folder {folder} is not writable; choose another")
 
 
-def volume_suffix(path: Path) -> str:
-    """``.nii.gz``, ``.nii`` or ``.zarr``. Raises VolumeError for any other name."""
-    for suffix in SUFFIXES:
-        if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
+def volume_suffix(path: Path, *, mask: bool = False) -> str:
+    """``.nii.gz``, ``.nii`` or ``.zarr``; of a `mask` also ``.dcm``, and nothing for STORE.zarr/labels/NAME.
+
+    Raises VolumeError for any other name.
+    """
+    name = path.name.lower()
+    if mask and store_of(path) is not None and not name.endswith((".nii", ".nii.gz", SEGMENTATION_SUFFIX)):
+        return ""
+    for suffix in (*SUFFIXES, SEGMENTATION_SUFFIX) if mask else SUFFIXES:
+        if name.endswith(suffix) and len(name) > len(suffix):
             return suffix
-    raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr")
+    more = ", or a mask's in .dcm, or be that of a label, SCAN.zarr/labels/NAME" if mask else ""
+    raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr{more}")
 
 
-def _output(path: Path, space: Space, dtype: np.dtype[Any], channels: int | None, names: tuple[str, ...]) -> Output:
-    suffix = volume_suffix(path)
-    stored = np.dtype(np.uint8) if dtype.kind == "b" else dtype
-    if suffix == ".zarr":
-        from volseg.volumes.zarr_output import ZarrOutput
+def _output(path: Path, content: Content, source: Volume | None) -> Output:
+    labels, stored = content.labels, content.dtype
+    suffix = volume_suffix(path, mask=labels is not None)
+    if labels is not None and (stored.kind not in "iu" or content.channels is not None):
+        raise VolumeError(f"{path}: labels must be whole numbers of one channel, not {stored}; write them as a volume")
+    if suffix == SEGMENTATION_SUFFIX:
+        from volseg.volumes.dicom.seg.output import SegOutput
 
-        return ZarrOutput(space, stored, channels, names)
-    from volseg.volumes.nifti_output import NiftiOutput
+        assert labels is not None
+        return SegOutput(path, content.space, stored, labels, source)
+    if suffix in ("", ".zarr"):
+        from volseg.volumes.zarr.output import ZarrOutput
 
-    return NiftiOutput(space, stored, channels, names, compress=suffix == ".nii.gz")
+        return ZarrOutput(content, in_store=suffix == "")
+    from volseg.volumes.nifti.output import NiftiOutput
+
+    return NiftiOutput(content, compress=suffix == ".nii.gz")
 
 
 def _round(
@@ -194,7 +291,8 @@ def _faults(path: Path) -> Iterator[None]:
         raise VolumeError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
 
 
-def _remove(temporary: Path) -> None:
+def remove(temporary: Path) -> None:
+    """Delete a file or folder that is no result; a failure to do so is no second error."""
     with suppress(OSError):
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""Sizes as users type them: ``64x64x64`` voxels, ``3x1.5x1.5`` mm."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from volseg.errors import ConfigError
+from volseg.geometry import Triple
+
+
+def parse_shape(text: str, option: str = "--shape") -> Triple:
+    """``64x48x32`` as (64, 48, 32) voxels, D x H x W. Raises ConfigError for anything but three whole sizes."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+        raise ConfigError(f"{option} {text}: give three sizes D x H x W, such as 64x64x64")
+    d, h, w = (int(n) for n in text.split("x"))
+    return d, h, w
+
+
+def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, float]:
+    """``1.5`` or ``3x1.5x1.5`` as mm along D, H, W. Raises ConfigError for anything else."""
+    words = text.split("x")
+    try:
+        sides = [float(word) for word in words]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 3) or not all(math.isfinite(side) and side > 0 for side in sides):
+        raise ConfigError(f"{option} {text}: give one length in mm, or three as D x H x W, such as 3x1.5x1.5")
+    d, h, w = sides * 3 if len(sides) == 1 else sides
+    return d, h, w

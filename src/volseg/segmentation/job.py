@@ -1,0 +1,131 @@
+"""What `segment` is asked to do: which files it reads and writes, and whether it may."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from volseg.errors import VolumeError
+from volseg.segmentation.postprocessing import Cleaning
+from volseg.volumes.dataset import image_name
+from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.mask_names import beside, split_paths
+from volseg.volumes.resampling import Spacing
+from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
+
+VOLUMES = ("mask", "probabilities")
+OTHER_SUFFIXES = (".hdr", ".img", ".zip", ".dcm")
+
+
+@dataclass(frozen=True)
+class SegmentationJob:
+    """What to segment, with which model, and what to write.
+
+    output         the mask: .nii.gz, .nii, .zarr, a label in a store (SCAN.zarr/labels/NAME), or a DICOM SEG (.dcm);
+                   None: SCAN_mask.nii.gz beside the scan
+    spacing        at which the network sees the scan: the model's, the scan's own, or mm along canonical D, H, W (the
+                   patient's z, y, x, whatever the order of the scan's voxels)
+    dicom          which series, and what may be mended
+    cleaning       which components to remove from the mask
+    split          also a mask a label, 1 inside (`mask_names.split_paths`)
+    probabilities  also MASK_probabilities, float32, classes last (first in .zarr); .nii.gz beside .dcm and labels
+    statistics     also MASK_statistics.csv
+    preview        also MASK_preview.png
+    report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
+    """
+
+    scan: Path
+    model: Path
+    output: Path | None = None
+    partition: str = "auto"
+    probabilities: bool = False
+    statistics: bool = False
+    preview: bool = False
+    report: Path | None = None
+    overwrite: bool = False
+    spacing: Spacing | Literal["model", "native"] = "model"
+    dicom: DicomOptions = field(default_factory=DicomOptions)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    split: bool = False
+
+
+def channel_files(path: Path, channels: int) -> list[Path]:
+    """The scan's files: ``CASE_0000`` stands for all its channels where the model wants several."""
+    for suffix in SUFFIXES:
+        if channels > 1 and path.name.endswith(f"_0000{suffix}"):
+            case = path.name.removesuffix(f"_0000{suffix}")
+            files = [path.with_name(image_name(case, channel, suffix)) for channel in range(channels)]
+            if all(file.exists() for file in files):
+                return files
+    return [path]
+
+
+def input_files(path: Path, channels: int) -> list[Path]:
+    """All that is read of the scan: its channels' files (or folders), and both halves of a .hdr/.img pair."""
+    files = channel_files(path, channels)
+    pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
+    return list(dict.fromkeys(files + pairs))
+
+
+def mask_path(job: SegmentationJob) -> Path:
+    """Where the mask goes: what the job says, or SCAN_mask.nii.gz beside the scan."""
+    if job.output is not None:
+        return job.output
+    scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
+    stem = scan.name
+    for suffix in (*SUFFIXES, *OTHER_SUFFIXES):
+        stem = stem.removesuffix(suffix)
+    return scan.with_name(f"{stem}_mask.nii.gz")
+
+
+def plan_outputs(job: SegmentationJob, labels: LabelTable) -> dict[str, Path]:
+    """All paths that will be written by kind, the mask first: "mask", "mask of liver", "probabilities", "report"...
+
+    Raises VolumeError where the mask's name is none.
+    """
+    mask = mask_path(job)
+    outputs = {"mask": mask}
+    if job.split:
+        names = dict(labels.foreground)
+        outputs |= {f"mask of {names[value]}": path for value, path in split_paths(mask, labels).items()}
+    if job.probabilities:
+        suffix = volume_suffix(mask, mask=True)
+        outputs["probabilities"] = beside(mask, "_probabilities" + (suffix if suffix in SUFFIXES else ".nii.gz"))
+    if job.statistics:
+        outputs["statistics"] = beside(mask, "_statistics.csv")
+    if job.preview:
+        outputs["preview"] = beside(mask, "_preview.png")
+    if job.report is not None:
+        outputs["report"] = job.report
+    return outputs
+
+
+def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool) -> None:
+    """Raise VolumeError where an output exists (without `overwrite`), cannot be written, or is another one or an input.
+
+    outputs  their paths by kind, as `plan_outputs` gives them
+    """
+    kinds: dict[Path, str] = {}
+    for kind, path in outputs.items():
+        what = kind.partition(" ")[0]
+        option = "--report" if kind == "report" else "-o"
+        place = path.parent.resolve() / path.name  # a link is replaced, not what it points to
+        if place in kinds:
+            raise VolumeError(f"{path}: would hold both {kinds[place]} and {kind}; give another name with {option}")
+        kinds[place] = kind
+        check_no_input(path, kind, inputs)
+        if what in VOLUMES:
+            check_output(path, overwrite, mask=what == "mask")
+        else:
+            check_small_output(path, overwrite)
+
+
+def check_no_input(path: Path, kind: str, inputs: Iterable[Path]) -> None:
+    """Raise VolumeError where `path`, to be written, is one of the files that are read."""
+    if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
+        option = "--report" if kind == "report" else "-o"
+        raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with {option}")

@@ -1,0 +1,58 @@
+"""What `segment` did, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from volseg.files import write_text
+from volseg.geometry import Triple
+from volseg.segmentation.postprocessing import LabelCleaning
+from volseg.segmentation.statistics import LabelStatistics
+from volseg.volumes.audit import Audit
+
+
+@dataclass(frozen=True)
+class SegmentationReport:
+    """What was written, what the mask holds, and whether the memory plan came true.
+
+    shape    (D, H, W) voxels of the scan and of the mask
+    seen     (D, H, W) voxels as the network saw them, and `spacing` their sides in mm; canonical order
+    removed  what post-processing removed, by label
+    peaks    measured peak memory by rank, bytes
+    planned  predicted peak of the busiest rank, bytes
+    audit    of the scan
+    """
+
+    files: tuple[Path, ...]
+    statistics: tuple[LabelStatistics, ...]
+    removed: tuple[LabelCleaning, ...]
+    shape: Triple
+    seen: Triple
+    spacing: tuple[float, float, float]
+    grid: Triple
+    seconds: float
+    peaks: tuple[int, ...]
+    planned: int
+    audit: Audit
+
+
+def write_report(path: Path, report: SegmentationReport) -> None:
+    """The report as JSON, whole or not at all."""
+    content = {
+        "command": "segment",
+        "files": [str(file) for file in report.files],
+        "shape": list(report.shape),
+        "seen_shape": list(report.seen),
+        "seen_spacing_mm": list(report.spacing),
+        "ranks": len(report.peaks),
+        "grid": list(report.grid),
+        "seconds": round(report.seconds, 3),
+        "peak_bytes_by_rank": list(report.peaks),
+        "planned_bytes": report.planned,
+        "labels": [row.record() for row in report.statistics],
+        "removed": [vars(row) for row in report.removed],
+        "scan": report.audit.as_json(),
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")

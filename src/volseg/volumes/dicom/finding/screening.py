@@ -1,0 +1,98 @@
+"""Why an image is no slice of a CT volume, and where it lies if it is one. One image at a time, by its header alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from volseg.volumes.dicom.finding.headers import CT_IMAGE, ENHANCED_CT, class_name, labels_hint
+from volseg.volumes.dicom.image import Image, printable
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, below it
+SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW"}
+SCREEN_WORDS = {"SCREEN SAVE", "SCREEN", "SCREENSAVE", "DOSE_INFO", "DOSE REPORT"}
+UNIT_LENGTH_TOLERANCE = 0.1  # of a direction that is one at all; `geometry` is stricter
+TEXT_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slice lies: position [3] mm, directions along a row and down a column [6], (rows, columns) spacing mm."""
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+
+
+def why_not_a_slice(image: Image) -> str | None:
+    """Why an image of whatever kind cannot be a slice of a CT volume, in words; None for one that can."""
+    modality, sop_class = shown(image.get("Modality", "unknown")), str(image.get("SOPClassUID", CT_IMAGE))
+    if sop_class.startswith(SECONDARY_CAPTURE):
+        return "secondary capture (a screen), not a slice"
+    if modality != "CT":
+        return f"modality {modality}, not CT" + labels_hint(modality)
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+        return f"CT, but {class_name(sop_class) or 'of an unknown class'}, not CT Image Storage or Enhanced CT"
+    words = image_type(image)
+    if SCOUT_WORDS.intersection(words):
+        return "localizer (scout)"
+    if SCREEN_WORDS.intersection(words):
+        return "a screen, not a slice"
+    if "PROJECTION IMAGE" in words:
+        return "a projection, not a slice"
+    meaning = str(image.get("PhotometricInterpretation", "MONOCHROME2"))
+    if str(image.get("SamplesPerPixel", 1)) != "1" or not meaning.startswith("MONOCHROME"):
+        return f"pixels are {shown(meaning)}, not CT values (a screen)"
+    if sop_class == CT_IMAGE and image.frame is None and str(image.get("NumberOfFrames", 1)) != "1":
+        return "a multi-frame image of a class that has one frame"
+    return None
+
+
+def image_type(image: Image) -> list[str]:
+    """The words of ImageType (of a frame: FrameType), in capitals."""
+    value = image.get("FrameType") or image.get("ImageType", ())
+    words: Iterable[Any] = [value] if isinstance(value, str) else value
+    return [str(word).strip().upper() for word in words]
+
+
+def is_secondary(image: Image) -> bool:
+    """Whether an image was made after the examination: DERIVED\\SECONDARY."""
+    return image_type(image)[:2] == ["DERIVED", "SECONDARY"]
+
+
+def place_of(image: Image) -> Place | str:
+    """Where an image lies in the patient; or which element it lacks for that."""
+    found = []
+    for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        value = image.get(keyword)
+        numbers = _numbers(value)
+        if len(numbers) != count:
+            return f"no {keyword}" if value is None else f"a wrong {keyword} ({shown(value)})"
+        found.append(numbers)
+    position, orientation, spacing = found
+    lengths = np.linalg.norm(np.reshape(orientation, (2, 3)), axis=1)
+    if np.abs(lengths - 1).max() > UNIT_LENGTH_TOLERANCE:
+        return f"a wrong ImageOrientationPatient ({shown(list(orientation))})"
+    if min(spacing) <= 0:
+        return f"a wrong PixelSpacing ({shown(list(spacing))})"
+    return Place(position, orientation, spacing)
+
+
+def shown(value: Any) -> str:
+    """A value of a header for a message: printable, and not long."""
+    text = printable(str(value))
+    return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "..."
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    """Finite numbers, none for anything else."""
+    if isinstance(value, str | bytes):  # one text is several characters, but no several numbers
+        return ()
+    try:
+        numbers = tuple(float(number) for number in value)
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return numbers if np.isfinite(numbers).all() else ()

@@ -1,0 +1,138 @@
+"""What `ingest` did, for the terminal and as an audit: files used, dropped and mended, their hashes, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from volseg import __version__
+from volseg.distributed.communicator import Communicator
+from volseg.files import write_text
+from volseg.geometry import Triple, format_triple
+from volseg.volumes.audit import Audit, count_reasons
+
+LIBRARIES = (
+    "numpy", "nibabel", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "highdicom", "zarr", "mpi4py",
+)  # fmt: skip
+NAMES_SHOWN = 12
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What was written.
+
+    shape    (D, H, W) voxels
+    spacing  mm along D, H, W
+    minimum, maximum  of all voxels, HU for CT
+    audit    of the image; `labels_audit` of the mask
+    labels   where the mask went, None where there was none
+    names    label name -> value, where the mask's source had names
+    hashes   (file, SHA-256) of every file that was read
+    report   where the audit went
+    """
+
+    source: Path
+    format: str
+    output: Path
+    shape: Triple
+    spacing: tuple[float, float, float]
+    dtype: str
+    minimum: float
+    maximum: float
+    audit: Audit
+    labels: Path | None
+    labels_audit: Audit | None
+    names: dict[str, int]
+    hashes: tuple[tuple[str, str], ...]
+    report: Path
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_inputs(audits: Sequence[Audit], communicator: Communicator) -> tuple[tuple[str, str], ...]:
+    """(file, SHA-256) of all files the audits name, in their order; each rank hashes its share. Collective."""
+    files = list(dict.fromkeys(path for audit in audits for path in audit.inputs))
+    mine: dict[int, str] = {}
+    with communicator.together():
+        mine = {n: sha256(files[n]) for n in range(communicator.rank, len(files), communicator.size)}
+    every = {n: digest for share in communicator.gather_all(mine) for n, digest in share.items()}
+    return tuple((str(path), every[n]) for n, path in enumerate(files))
+
+
+def versions() -> dict[str, str]:
+    """volseg, Python and the libraries that read and write volumes, by name."""
+    found = {"volseg": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_report(report: IngestReport) -> None:
+    """Write the audit as JSON to `report.report`, whole or not at all."""
+    content: dict[str, Any] = {
+        "command": "ingest",
+        "source": str(report.source),
+        "format": report.format,
+        "output": str(report.output),
+        "shape": list(report.shape),
+        "spacing_mm": list(report.spacing),
+        "dtype": report.dtype,
+        "minimum": report.minimum,
+        "maximum": report.maximum,
+        "image": report.audit.as_json(),
+        "labels": None if report.labels is None else str(report.labels),
+        "label_values": report.names,
+        "mask": None if report.labels_audit is None else report.labels_audit.as_json(),
+        "sha256": dict(report.hashes),
+        "versions": versions(),
+    }
+    write_text(report.report, json.dumps(content, indent=2) + "\n")
+
+
+def report_rows(report: IngestReport) -> list[tuple[str, str]]:
+    """The report as (name, value) pairs, in reading order; dropped files are counted by their reasons."""
+    rows = [
+        ("from", f"{report.source} ({report.format})"),
+        *report.audit.facts,
+        ("used", _count(len(report.audit.used), "image") if report.audit.used else ""),
+        *_dropped_rows(report.audit),
+        *(("mended", fix) for fix in report.audit.fixes),
+        ("to", str(report.output)),
+        ("voxels D x H x W", format_triple(report.shape)),
+        ("spacing mm", format_triple(tuple(f"{side:.4g}" for side in report.spacing))),
+        ("values", f"{report.minimum:g} to {report.maximum:g}, {report.dtype}"),
+    ]
+    if report.labels is not None and report.labels_audit is not None:
+        rows.append(("labels", str(report.labels)))
+        rows += [("labels mended", fix) for fix in report.labels_audit.fixes]
+        if report.names:
+            some = [f"{value} {name}" for name, value in report.names.items()]
+            more = "" if len(some) <= NAMES_SHOWN else f" and {len(some) - NAMES_SHOWN} more"
+            rows.append(("label names", ", ".join(some[:NAMES_SHOWN]) + more))
+    rows.append(("report", str(report.report)))
+    return [(name, value) for name, value in rows if value]
+
+
+def _dropped_rows(audit: Audit) -> list[tuple[str, str]]:
+    return [("left out", f"{_count(number, 'file')}: {reason}") for reason, number, _ in count_reasons(audit.dropped)]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,26 @@
+"""The names and colours of labels that a mask file carries, whatever its format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from volseg.errors import VolumeError
+from volseg.volumes.label_table import LabelTable
+
+
+def label_table_of(path: str | Path) -> LabelTable | None:
+    """The names and colours that the mask file at `path` carries, None where it carries none or cannot say.
+
+    NIfTI (.nii, .nii.gz) and OME-Zarr; only headers are read. Raises VolumeError where the file cannot be read at all.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            from volseg.volumes.zarr.label_image import table_of_store
+
+            return table_of_store(path)
+        from volseg.volumes.nifti.label_names import table_of_nifti
+
+        return table_of_nifti(path)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error

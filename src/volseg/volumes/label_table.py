@@ -1,0 +1,50 @@
+"""Names and colours of labels, which travel with a mask wherever its format can carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The labels of a mask.
+
+    names    name -> value, background (0) included or not
+    colours  value -> (red, green, blue), 0 to 255; a label without one gets `default_colour`
+    """
+
+    names: Mapping[str, int]
+    colours: Mapping[int, Colour] = field(default_factory=dict)
+
+    @property
+    def foreground(self) -> tuple[tuple[int, str], ...]:
+        """(value, name) by value, without the background."""
+        return tuple(sorted((value, name) for name, value in self.names.items() if value != 0))
+
+    def colour(self, value: int) -> Colour:
+        """The colour of a label."""
+        return self.colours.get(value, default_colour(value))
+
+
+def table_of(rows: Iterable[tuple[int, str, Colour | None]]) -> LabelTable:
+    """A table from (value, name, colour) as a file gives them; a name met before gets its value added."""
+    names: dict[str, int] = {}
+    colours: dict[int, Colour] = {}
+    for value, name, colour in rows:
+        names[name if name not in names else f"{name} {value}"] = value
+        if colour is not None:
+            colours[value] = colour
+    return LabelTable(names, colours)
+
+
+def default_colour(value: int) -> Colour:
+    """A colour for a label that has none: hues a golden section apart, so that neighbours differ."""
+    from colorsys import hsv_to_rgb
+
+    if value == 0:
+        return (0, 0, 0)
+    red, green, blue = hsv_to_rgb((value * 0.618033988749895) % 1.0, 0.65 + 0.25 * (value % 2), 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)

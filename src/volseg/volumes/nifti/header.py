@@ -1,0 +1,230 @@
+"""What a NIfTI header says: where the voxels lie in the file, how they are scaled, and where they are in the patient.
+
+Only the header's own 348 or 540 bytes are read, so nothing in a file can make this slow or large. nibabel parses them.
+
+Which of a header's three positions counts is nibabel's rule: the sform if its code is above 0, else the qform if its
+is, else the voxel sizes alone. Unlike nibabel, volseg turns metres and microns (``xyzt_units``) into millimetres, and
+warns where the parts of a header contradict each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.errors import VolumeError, first_line
+from volseg.geometry import Triple, format_triple
+from volseg.volumes.checks import check_affine
+from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
+from volseg.volumes.volume import Space
+
+NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
+MILLIMETRES = {1: ("metres", 1000.0), 3: ("microns", 1e-3)}
+FORM_TOLERANCE = 0.1  # of the smallest voxel side, that sform and qform may lie apart at the volume's corners
+ZOOM_TOLERANCE = 1e-3  # relative
+CIFTI_INTENTS = range(3000, 3100)
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """A header, understood.
+
+    files      the file itself, or a pair's .hdr and .img
+    data       the one of them that holds the voxels
+    offset     where they begin in it (of a gzip file: in its contents)
+    raw        their type as stored, byte order included
+    slope, intercept  value = stored * slope + intercept; 1 and 0 where the header sets none
+    warnings, facts   as in `Audit`
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    data: Path
+    space: Space
+    offset: int
+    raw: np.dtype[Any]
+    slope: float
+    intercept: float
+    warnings: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+
+
+def read_header(path: Path) -> NiftiHeader:
+    """The header of the NIfTI-1 or NIfTI-2 file at `path`, or of the pair that it belongs to.
+
+    Raises VolumeError where there is none, or where it describes no volume of numbers in space: Analyze 7.5 (which
+    cannot tell left from right), CIFTI, more or fewer than three axes longer than 1, colours, complex numbers.
+    """
+    files = _pair(path)
+    header_file, data_file = files[0], files[-1]
+    header, version = _parse(path, _head(header_file), pair=len(files) == 2)
+    _require(path, data_file)
+    try:
+        shape = _three_sides(tuple(int(n) for n in header.get_data_shape()), path)
+        offset, dtype = int(header.get_data_offset()), np.dtype(header.get_data_dtype())
+        slope, intercept = header.get_slope_inter()
+        position, affine, warnings = _position(header, shape)
+    except VolumeError:
+        raise
+    except Exception as error:  # nibabel reports a bad header by a dozen types
+        raise _not_readable(path, error) from error
+    if dtype.kind not in "iuf":
+        what = "colour (RGB)" if dtype.kind == "V" else str(dtype)
+        raise VolumeError(f"{path}: voxels are {what}; give an image of integers or real numbers")
+    if offset < 0:
+        raise VolumeError(f"{path}: its voxels would begin at byte {offset} (vox_offset); repair the header")
+    check_affine(affine, path)
+    scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
+    facts = (
+        ("header", f"{version}, {'big' if header.endianness == '>' else 'little'}-endian"),
+        ("stored as", dtype.name + ("" if scaling == (1.0, 0.0) else ", times {:g} plus {:g}".format(*scaling))),
+        ("position from", position),
+    )
+    return NiftiHeader(path, files, data_file, Space(shape, affine), offset, dtype, *scaling, tuple(warnings), facts)
+
+
+def _pair(path: Path) -> tuple[Path, ...]:
+    """The file itself, or (.hdr, .img); names keep their case."""
+    name = path.name
+    ending = name[-3:] if name.lower().endswith(".gz") else ""
+    stem, half = name[: len(name) - len(ending) - 4], name[len(name) - len(ending) - 4 : len(name) - len(ending)]
+    files: tuple[Path, ...] = (path,)
+    if half.lower() in (".hdr", ".img"):
+        halves = (".HDR", ".IMG") if half.isupper() else (".hdr", ".img")
+        files = tuple(path.with_name(stem + other + ending) for other in halves)
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file")
+    _require(path, files[0])
+    return files
+
+
+def _require(path: Path, file: Path) -> None:
+    if not file.is_file():
+        raise VolumeError(f"{path}: its other half, {file.name}, is missing; put both files into one folder")
+
+
+def _head(file: Path) -> bytes:
+    """The first bytes: as many as a NIfTI-2 header has, or all there are."""
+    if not file.name.lower().endswith(".gz"):
+        with file.open("rb") as stream:
+            return stream.read(NIFTI2_BYTES)
+    stream_of = SeekableGzip(file, NIFTI2_BYTES)
+    head = bytearray(NIFTI1_BYTES)
+    try:
+        stream_of.read(0, head)
+        if _sizeof_header(head)[0] == NIFTI2_BYTES:
+            head = bytearray(NIFTI2_BYTES)
+            stream_of.read(0, head)
+    except (EOFError, DamagedGzip) as error:
+        raise _not_readable(file, error) from error
+    finally:
+        stream_of.close()
+    return bytes(head)
+
+
+def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
+    """The header's first number, which tells its format and, by making sense in one of them only, its byte order."""
+    for order in ("<", ">"):
+        size = int(np.frombuffer(head[:4].ljust(4, b"\0"), f"{order}i4")[0])
+        if size in (NIFTI1_BYTES, NIFTI2_BYTES):
+            return size, order
+    return 0, "<"
+
+
+def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
+    """nibabel's header object and the format's name."""
+    import nibabel as nib
+    from nibabel.imageglobals import LoggingOutputSuppressor
+
+    size, order = _sizeof_header(head)
+    magic = head[4:7] if size == NIFTI2_BYTES else head[344:347]
+    if size == NIFTI1_BYTES and len(head) >= NIFTI1_BYTES and magic not in (b"n+1", b"ni1"):
+        raise VolumeError(
+            f"{path}: an Analyze 7.5 image, not NIfTI; it cannot say which side is left: convert it to .nii.gz with "
+            "the software that wrote it"
+        )
+    if size == 0 or len(head) < size or magic not in (b"n+1", b"ni1", b"n+2", b"ni2"):
+        raise _not_readable(path, ValueError("it does not begin with a NIfTI header"))
+    one = size == NIFTI1_BYTES
+    single, double = (
+        (nib.Nifti1Header, nib.nifti1.Nifti1PairHeader) if one else (nib.Nifti2Header, nib.nifti2.Nifti2PairHeader)
+    )
+    try:
+        with LoggingOutputSuppressor():
+            header: Any = (double if pair else single)(head[:size], endianness=order)
+    except Exception as error:
+        raise _not_readable(path, error) from error
+    if int(header["intent_code"]) in CIFTI_INTENTS:
+        raise VolumeError(f"{path}: a CIFTI-2 file, which holds no volume; give a NIfTI image")
+    return header, f"NIfTI-{1 if one else 2}"
+
+
+def _three_sides(sides: tuple[int, ...], path: Path) -> Triple:
+    """(D, H, W) from NIfTI's (i, j, k, 1, ...)."""
+    text = format_triple(sides)
+    if sides and min(sides) < 1:
+        raise VolumeError(f"{path}: an empty image ({text})")
+    while len(sides) > 3 and sides[-1] == 1:
+        sides = sides[:-1]
+    if len(sides) > 3:
+        raise VolumeError(
+            f"{path}: a {len(sides)}-D image ({text}) of {int(np.prod(sides[3:], dtype=object))} volumes; volseg reads "
+            "one volume a file: split it first, for instance with nibabel.four_to_three"
+        )
+    if len(sides) != 3:
+        raise VolumeError(f"{path}: a {len(sides)}-D image ({text}); volseg reads 3-D volumes")
+    i, j, k = sides
+    return k, j, i
+
+
+def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
+    """Which part of the header gives the affine, the affine in mm, and warnings of contradictions."""
+    warnings: list[str] = []
+    affine = np.array(header.get_best_affine(), dtype=np.float64)
+    zooms = np.asarray(header.get_zooms()[:3], dtype=np.float64)
+    used = "sform" if header["sform_code"] > 0 else "qform" if header["qform_code"] > 0 else "voxel sizes alone"
+    if used == "voxel sizes alone":
+        import nibabel as nib
+
+        codes = "".join(str(code) for code in nib.aff2axcodes(affine))
+        warnings.append(
+            f"neither sform nor qform is set, so where left is is not known; taken to be in {codes} order, as nibabel "
+            "does: check left and right"
+        )
+    elif used == "sform":
+        sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        if np.abs(zooms / sides - 1).max() > ZOOM_TOLERANCE if sides.all() else False:
+            warnings.append(f"pixdim says voxels of {_mm(zooms)}, the sform {_mm(sides)} (i, j, k); the sform is used")
+        if header["qform_code"] > 0:
+            warnings += _contradiction(header, affine, shape)
+    code = int(header["xyzt_units"]) & 7
+    if code in MILLIMETRES:
+        name, factor = MILLIMETRES[code]
+        affine[:3] *= factor
+        warnings.append(f"the header is in {name}; converted to mm: voxels of {_mm(zooms * factor)} mm (i, j, k)")
+    elif code not in (0, 2):
+        warnings.append(f"the header's unit of length has the unknown code {code}; taken to be mm")
+    return used, affine, warnings
+
+
+def _contradiction(header: Any, sform: np.ndarray, shape: Triple) -> list[str]:
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # a quaternion that is none
+        return ["the qform is damaged; the sform is used"]
+    apart = Space(shape, sform).apart(Space(shape, qform))
+    smallest = np.sqrt((sform[:3, :3] ** 2).sum(axis=0)).min()
+    if not apart > FORM_TOLERANCE * smallest:
+        return []
+    return [f"sform and qform lie up to {apart:.3g} mm apart; the sform is used"]
+
+
+def _mm(sides: np.ndarray) -> str:
+    return "x".join(f"{side:.4g}" for side in sides)
+
+
+def _not_readable(path: Path, error: BaseException) -> VolumeError:
+    return VolumeError(f"{path}: not a readable NIfTI file ({first_line(error)})")

@@ -1,0 +1,107 @@
+"""Writing NIfTI from many ranks: each writes its planes at their own place in the one file.
+
+A ``.nii.gz`` is a chain of gzip members, which every gzip reader takes for one stream: the header, then one member for
+each unit. Ranks compress at once and learn from each other's sizes where to write.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from volseg.errors import VolumeError
+from volseg.files import flush_to_disk
+from volseg.geometry import Box, Triple
+from volseg.volumes.nifti.label_names import CARET, caret_extension
+from volseg.volumes.output import Content, Unit, units_of
+from volseg.volumes.shared_file import SharedFile
+
+UNIT_BYTES = 1 << 20
+COMPRESSION_LEVEL = 4
+LONGEST_NIFTI1_SIDE = 32767
+
+
+class NiftiOutput(SharedFile):
+    """A single-file NIfTI-1, or NIfTI-2 where a side is too long for it. Little-endian; sform and qform agree."""
+
+    def __init__(self, content: Content, *, compress: bool) -> None:
+        self.dtype = content.dtype.newbyteorder("<")
+        self.units = plane_units(content.space.shape, content.dtype, content.channels)
+        self._compress = compress
+        self._header = self._piece(header_bytes(content))
+        super().__init__(len(self._header))
+
+    def create(self, temporary: Path) -> None:
+        with temporary.open("xb") as file:
+            file.write(self._header)
+
+    def encode(self, unit: Unit, voxels: np.ndarray) -> bytes | memoryview:
+        raw = voxels.astype(self.dtype, order="C", casting="same_kind", copy=False)
+        return self._piece(raw.data.cast("B"))
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        os.replace(temporary, path)
+        flush_to_disk(path.parent)
+
+    def _piece(self, raw: bytes | memoryview) -> bytes | memoryview:
+        if not self._compress:
+            return raw
+        packer = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # no name, time 0: same bytes
+        return packer.compress(raw) + packer.flush()
+
+
+def plane_units(shape: Triple, dtype: np.dtype[Any], channels: int | None) -> list[Unit]:
+    """Runs of whole planes of about `UNIT_BYTES`, in NIfTI's order: channel by channel, planes rising."""
+    d, h, w = shape
+    run = max(1, UNIT_BYTES // max(1, h * w * dtype.itemsize))
+    boxes = [Box((start, 0, 0), (min(d, start + run), h, w)) for start in range(0, d, run)]
+    return units_of(boxes, channels)
+
+
+def header_bytes(content: Content) -> bytes:
+    """All that comes before the voxels. A sheared affine, which no quaternion can say, goes into the sform alone.
+
+    Channel names and what was mended go into a comment extension, as JSON; label names and colours into Workbench's
+    (`label_names`), and the intent code says that the values are labels.
+    """
+    import nibabel as nib
+    from nibabel.spatialimages import HeaderDataError
+
+    space, channels, labels = content.space, content.channels, content.labels
+    sides = space.shape[::-1] if channels is None else (*space.shape[::-1], channels)
+    kind = nib.Nifti1Header if max(sides) <= LONGEST_NIFTI1_SIDE else nib.Nifti2Header
+    header = kind(endianness="<")
+    try:
+        header.set_data_dtype(content.dtype)
+    except HeaderDataError:
+        raise VolumeError(f"NIfTI holds no {content.dtype} voxels; write float32 or an integer type") from None
+    header.set_data_shape(sides)
+    affine = np.asarray(space.affine, dtype=np.float64)
+    header.set_sform(affine, code="scanner")
+    sheared = _is_sheared(affine)
+    header.set_qform(affine, code=0 if sheared else "scanner", strip_shears=True)
+    header.set_slope_inter(1, 0)
+    header.set_xyzt_units("mm")
+    header["descrip"] = b"volseg"
+    facts = {name: list(lines) for name, lines in (("channels", content.names), ("fixes", content.fixes)) if lines}
+    if facts:
+        comment = json.dumps(facts).encode()
+        header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment))
+    if labels is not None:
+        header.set_intent("label")
+        if labels.names:
+            header.extensions.append(nib.nifti1.Nifti1Extension(CARET, caret_extension(labels)))
+    file = io.BytesIO()
+    header.write_to(file)
+    return file.getvalue().ljust(int(header.get_data_offset()), b"\0")
+
+
+def _is_sheared(affine: np.ndarray) -> bool:
+    axes = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)

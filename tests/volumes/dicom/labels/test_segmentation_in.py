@@ -1,0 +1,211 @@
+"""DICOM SEG in: against the mask it was made from, against highdicom's own reading, and files that are refused."""
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import JPEGLSLossless
+
+from dicom_files import series_datasets, stored_values
+from label_sources import Image, full_datasets, image_of, own_array, reordered, segmentation
+from volseg.errors import VolumeError
+from volseg.geometry import Box
+from volseg.volumes.mask_source import open_labels
+from volseg.volumes.volume import Space
+
+SHAPE = (6, 15, 21)  # 315 bits a frame: frames do not begin on whole bytes
+OBLIQUE = {"across": (0.8, 0.6, 0), "down": (0, 0, -1)}
+
+
+def mask_of(labels=3, shape=SHAPE):
+    mask = np.random.default_rng(4).integers(0, labels + 1, shape).astype(np.uint8)
+    mask[[0, 4]] = 0  # slices that get no frame
+    return mask
+
+
+def series(**options):
+    return full_datasets(series_datasets(stored_values(SHAPE), **options))
+
+
+def saved(folder, datasets, mask, names=("liver", "spleen", "left kidney"), kind="BINARY", **more):
+    segmentation(datasets, mask, list(names), kind, **more).save_as(folder / "seg.dcm")
+    return folder / "seg.dcm"
+
+
+def read(volume):
+    return volume.read(Box.whole(volume.shape))
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+@pytest.mark.parametrize("options", [{}, OBLIQUE])
+def test_reads_what_highdicom_wrote(tmp_path, kind, options):
+    datasets, mask = series(**options), mask_of()
+    volume, table = open_labels(saved(tmp_path, datasets, mask, kind=kind), image_of(datasets))
+    assert volume.dtype == np.uint8
+    np.testing.assert_array_equal(read(volume), mask)
+    box = Box((2, 3, 4), (5, 9, 20))
+    np.testing.assert_array_equal(volume.read(box), mask[box.slices])
+    assert dict(table.names) == {"liver": 1, "spleen": 2, "left kidney": 3}
+    assert table.colour(1) == pytest.approx((0, 128, 255), abs=1)
+    assert table.colour(3) == pytest.approx((255, 0, 0), abs=1)
+
+
+@pytest.mark.parametrize("flips", [(), (0,), (2,), (0, 1, 2)])
+def test_an_image_in_another_voxel_order(tmp_path, flips):
+    datasets, mask = series(**OBLIQUE), mask_of()
+    image = image_of(datasets)
+    other = reordered(image, *flips)
+    volume, _ = open_labels(saved(tmp_path, datasets, mask), other)
+    assert volume.shape == other.shape
+    np.testing.assert_allclose(volume.space.affine, other.space.affine, atol=1e-9)
+    np.testing.assert_array_equal(own_array(volume, image.space), mask)
+
+
+def test_frames_in_file_order_mean_nothing(tmp_path):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets, mask)
+    stored = dcmread(path)
+    frames = list(zip(stored.PerFrameFunctionalGroupsSequence, stored.pixel_array, strict=True))
+    np.random.default_rng(0).shuffle(frames)
+    stored.PerFrameFunctionalGroupsSequence = [group for group, _ in frames]
+    bits = np.packbits(np.concatenate([pixels.ravel() for _, pixels in frames]), bitorder="little").tobytes()
+    stored.PixelData = bits + bytes(len(bits) % 2)
+    stored.save_as(path)
+    np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), mask)
+
+
+def test_a_seg_of_some_slices_of_a_longer_series(tmp_path):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets[1:4], mask[1:4])
+    expected = np.zeros_like(mask)
+    expected[1:4] = mask[1:4]
+    np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), expected)
+
+
+def test_a_seg_of_slices_that_the_image_lacks(tmp_path):
+    datasets, mask = series(), mask_of()
+    with pytest.raises(VolumeError, match=r"frame \d+, 15x21 pixels .* lies outside it: image.nii has 3x15x21 voxels"):
+        open_labels(saved(tmp_path, datasets, mask), image_of(datasets[:3]))
+
+
+def test_segments_that_overlap_are_named(tmp_path):
+    datasets = series()
+    mask = np.zeros((*SHAPE, 2), np.uint8)
+    mask[2, 3:9, 3:9, 0] = 1
+    mask[2, 8:12, 8:12, 1] = 1
+    volume, _ = open_labels(saved(tmp_path, datasets, mask, ["liver", "tumour"]), image_of(datasets))
+    volume.read(Box((0, 0, 0), (2, 15, 21)))
+    with pytest.raises(VolumeError, match=r"liver and tumour overlap \(1 voxels in slice 2\)"):
+        read(volume)
+
+
+def test_fractional_is_read_where_it_says_yes_or_no(tmp_path):
+    datasets, mask = series(), mask_of(1)
+    path = saved(tmp_path, datasets, mask.astype(np.float32), ["liver"], "FRACTIONAL")
+    np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), mask)
+    path = saved(tmp_path, datasets, mask * np.float32(0.5), ["liver"], "FRACTIONAL")
+    with pytest.raises(VolumeError, match=r"a fractional segmentation, with 128 of 255 in frame \d; store it as BIN"):
+        read(open_labels(path, image_of(datasets))[0])
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless])
+def test_compressed_label_maps(tmp_path, syntax):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets, mask, kind="LABELMAP", transfer_syntax_uid=syntax)
+    np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), mask)
+
+
+def test_values_that_volseg_wrote_come_back(tmp_path):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets, mask)
+    stored = dcmread(path)
+    stored.Manufacturer = "volseg"
+    for item, value in zip(stored.SegmentSequence, (7, 300, 2), strict=True):
+        item.SegmentDescription = f"label {value} of the mask"
+    stored.save_as(path)
+    volume, table = open_labels(path, image_of(datasets))
+    np.testing.assert_array_equal(read(volume), np.array([0, 7, 300, 2])[mask])
+    assert dict(table.names) == {"liver": 7, "spleen": 300, "left kidney": 2}
+
+
+def test_segments_of_one_name(tmp_path):
+    datasets = series()
+    _, table = open_labels(saved(tmp_path, datasets, mask_of(), ["nodule"] * 3), image_of(datasets))
+    assert sorted(table.names.values()) == [1, 2, 3]
+
+
+def test_another_grid_is_refused_and_named(tmp_path):
+    datasets = series()
+    image = image_of(datasets)
+    affine = image.space.affine.copy()
+    affine[0, 3] += 0.3
+    shifted = Image(Space(image.shape, affine))
+    with pytest.raises(
+        VolumeError, match=r"15x21 pixels of 0\.8x0\.7 mm .* 0\.429 voxels off .* 2x0\.8x0\.7 mm; --resam"
+    ):
+        open_labels(saved(tmp_path, datasets, mask_of()), shifted)
+
+
+def test_another_grid_by_resampling(tmp_path):
+    """Onto a grid of every second column and row, whose centres the SEG's own voxels share."""
+    datasets, mask = series(), mask_of()
+    image = image_of(datasets)
+    thin = Image(Space((6, 8, 11), image.space.affine @ np.diag([2.0, 2.0, 1.0, 1.0])))
+    path = saved(tmp_path, datasets, mask)
+    with pytest.raises(VolumeError, match="--resample-labels"):
+        open_labels(path, thin)
+    volume, _ = open_labels(path, thin, resample=True)
+    expected = mask[:, ::2, ::2].copy()
+    np.testing.assert_array_equal(read(volume)[1:4], expected[1:4])
+    (line,) = volume.audit.fixes
+    # Its own grid ends where its frames end: slices 1 to 5.
+    assert (
+        line == "labels resampled by nearest voxel from 5x15x21 voxels of 2x0.8x0.7 mm to 6x8x11 voxels of 2x1.6x1.4 mm"
+    )
+
+
+def test_truncated(tmp_path):
+    datasets = series()
+    path = saved(tmp_path, datasets, mask_of())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(VolumeError, match=r"damaged or incomplete|truncated"):
+        read(open_labels(path, image_of(datasets))[0])
+
+
+def test_a_header_that_lies_about_its_frames(tmp_path):
+    datasets = series()
+    path = saved(tmp_path, datasets, mask_of())
+    stored = dcmread(path)
+    stored.Rows, stored.Columns = 60_000, 60_000
+    stored.save_as(path)
+    with pytest.raises(VolumeError, match="60000 x 60000 pixels; is its header damaged"):
+        open_labels(path, image_of(datasets))
+
+
+@pytest.fixture
+def liver():
+    path = get_testdata_file("liver.dcm")
+    if path is None:
+        pytest.skip("pydicom-data is not installed: no liver.dcm")
+    return path
+
+
+def test_a_real_seg(liver):
+    """dcmqi's liver of 2016: three frames, at -128.69, -127.69 and -126.69 mm, in a larger image."""
+    pixel = 0.810547
+    affine = np.diag([-pixel, -pixel, 1.0, 1.0])
+    affine[:3, 3] = 235.2, 226.8, -130.69
+    volume, table = open_labels(liver, Image(Space((8, 512, 512), affine)))
+    ours = read(volume)
+    theirs = dcmread(liver).pixel_array
+    np.testing.assert_array_equal(ours[2:5], theirs)
+    assert not ours[[0, 1, 5, 6, 7]].any()
+    assert dict(table.names) == {"Liver": 1}
+    assert table.colour(1) == (221, 130, 101)  # 3D Slicer's liver
+
+
+def test_a_real_seg_that_contradicts_itself(liver):
+    path = get_testdata_file("liver_1frame.dcm")
+    with pytest.raises(VolumeError, match="1 frames of pixels, but 3 described"):
+        open_labels(path, Image(Space((8, 512, 512), np.eye(4))))

@@ -1,0 +1,240 @@
+"""RTSTRUCT in: filled contours against analytic areas and matplotlib's point-in-polygon, and everything refused."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.path import Path as Polygon
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from label_sources import LPS_TO_RAS, Image, own_array, reordered, structures
+from volseg.errors import VolumeError
+from volseg.geometry import Box
+from volseg.volumes.dicom.labels.raster import area, fill
+from volseg.volumes.mask_source import open_labels
+from volseg.volumes.volume import Space
+
+ORIGIN, SPACING = np.array([-40.0, -30.0, 100.0]), (2.0, 0.8, 0.5)  # LPS; D, H, W
+
+
+def image(shape=(9, 80, 120), spacing=SPACING):
+    affine = np.diag([*spacing[::-1], 1.0])
+    affine[:3, 3] = ORIGIN
+    return Image(Space(shape, LPS_TO_RAS @ affine))
+
+
+def circle(z, centre=(-12.0, 3.0), radius=15.0, points=400):
+    """LPS mm, in the plane of slice z."""
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    x, y = centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)
+    return np.stack([x, y, np.full(points, ORIGIN[2] + z * SPACING[0])], axis=1)
+
+
+def opened(folder, rois, target=None, **options):
+    return open_labels(structures(rois, folder / "rs.dcm", **options), target or image())
+
+
+def read(volume):
+    return volume.read(Box.whole(volume.shape))
+
+
+def volume_mm3(array, value=1):
+    return int((array == value).sum()) * np.prod(SPACING)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(3, 12), st.integers(1, 3))
+def test_fill_is_the_even_odd_rule_at_voxel_centres(seed, points, contours):
+    """Star-shaped or self-crossing, inside, outside and across the window."""
+    rng = np.random.default_rng(seed)
+    polygons = [rng.uniform(-8, 28, (points, 2)) for _ in range(contours)]
+    window, start = (17, 13), (2, 5)
+    centres = np.stack(np.meshgrid(*(np.arange(n) + s for n, s in zip(window, start, strict=True)), indexing="ij"), -1)
+    expected = np.zeros(window, bool)
+    for polygon in polygons:
+        closed = np.vstack([polygon, polygon[:1]])
+        expected ^= Polygon(closed).contains_points(centres.reshape(-1, 2)).reshape(window)
+    np.testing.assert_array_equal(fill(polygons, start, window), expected)
+
+
+def test_neighbours_share_no_voxel_and_miss_none():
+    """Squares with corners on voxel centres tile the plane."""
+    total = np.zeros((12, 12), int)
+    for row in range(0, 12, 4):
+        for column in range(0, 12, 4):
+            square = np.array([[row, column], [row + 4, column], [row + 4, column + 4], [row, column + 4]], float)
+            total += fill([square], (0, 0), (12, 12))
+    assert (total == 1).all()
+
+
+def test_area_of_a_polygon():
+    assert area([np.array([[0, 0], [3, 0], [3, 5], [0, 5.0]])]) == 15
+
+
+def test_a_cylinder_has_its_volume_place_name_and_colour(tmp_path):
+    volume, table = opened(tmp_path, [("liver", [circle(z) for z in range(2, 7)])])
+    array = read(volume)
+    assert volume_mm3(array) == pytest.approx(np.pi * 15**2 * 5 * 2.0, rel=0.01)
+    assert np.flatnonzero(array.any(axis=(1, 2))).tolist() == [2, 3, 4, 5, 6]
+    _, j, i = np.argwhere(array).mean(axis=0)
+    np.testing.assert_allclose(ORIGIN[:2] + np.array([i * 0.5, j * 0.8]), [-12, 3], atol=0.1)
+    assert dict(table.names) == {"liver": 1}
+    assert table.colour(1) == (11, 2, 3)
+    assert volume.audit.warnings == ()
+
+
+def test_a_contour_inside_another_is_a_hole(tmp_path):
+    rois = [("ring", [contour for z in (3, 4) for contour in (circle(z), circle(z, radius=7.0))])]
+    array = read(opened(tmp_path, rois)[0])
+    assert volume_mm3(array) == pytest.approx(np.pi * (15**2 - 7**2) * 2 * 2.0, rel=0.01)
+
+
+def test_a_keyhole_is_a_hole(tmp_path):
+    """One contour: round the outside, in over a line, backwards round the hole, and out over the same line."""
+    outer, inner = circle(4), circle(4, radius=7.0)
+    keyhole = np.vstack([outer, outer[:1], inner[:1], inner[::-1]])
+    array = read(opened(tmp_path, [("ring", [keyhole])])[0])
+    assert volume_mm3(array) == pytest.approx(np.pi * (15**2 - 7**2) * 2.0, rel=0.01)
+
+
+def test_a_contour_that_is_there_twice(tmp_path):
+    volume, _ = opened(tmp_path, [("liver", [circle(4), circle(4)])])
+    assert volume_mm3(read(volume)) == pytest.approx(np.pi * 15**2 * 2.0, rel=0.01)
+    assert volume.audit.warnings == ("ROI liver: 1 contours are there twice; each is used once",)
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory):
+    """A volume of two ROIs, one in the other, and its whole array."""
+    rois = [("body", [circle(z, radius=20) for z in range(1, 8)]), ("liver", [circle(z, radius=9) for z in (3, 4)])]
+    volume, _ = opened(tmp_path_factory.mktemp("nested"), rois)
+    return volume, read(volume)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_any_box_is_a_part_of_the_whole(nested, data):
+    volume, whole = nested
+    ends = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in volume.shape]
+    box = Box(tuple(a for a, _ in ends), tuple(b for _, b in ends))
+    np.testing.assert_array_equal(volume.read(box), whole[box.slices])
+
+
+@pytest.mark.parametrize("flips", [(), (1,), (0, 2)])
+def test_an_image_in_another_voxel_order(tmp_path, flips):
+    """Its slices lie along another axis of the array."""
+    rois = [("liver", [circle(z, radius=6 + z) for z in range(2, 7)])]
+    here, _ = opened(tmp_path, rois)
+    there, _ = opened(tmp_path, rois, reordered(image(), *flips))
+    assert there.shape != here.shape
+    np.testing.assert_array_equal(own_array(there, image().space), read(here))
+
+
+@pytest.mark.parametrize(("shift", "slices"), [(0.4, [3, 4]), (-0.4, [3, 4]), (0.5, [4, 5]), (0.6, [4, 5])])
+def test_contours_between_slices_go_to_the_nearest(tmp_path, shift, slices):
+    array = read(opened(tmp_path, [("liver", [circle(3 + shift), circle(4 + shift)])])[0])
+    found = np.flatnonzero(array.any(axis=(1, 2))).tolist()
+    assert len(found) == 2
+    assert found == slices or shift == 0.5
+
+
+def test_contours_finer_than_slices(tmp_path):
+    """Three planes a slice: the nearest counts; were they combined, they would undo each other."""
+    planes = np.arange(2, 6.5, 1 / 3)
+    array = read(opened(tmp_path, [("liver", [circle(z) for z in planes])])[0])
+    assert volume_mm3(array) == pytest.approx(np.pi * 15**2 * 5 * 2.0, rel=0.01)
+
+
+def test_contours_on_every_third_slice_fill_those_between(tmp_path):
+    volume, _ = opened(tmp_path, [("liver", [circle(z) for z in (1, 4, 7)])])
+    assert volume_mm3(read(volume)) == pytest.approx(np.pi * 15**2 * 9 * 2.0, rel=0.01)
+    assert volume.audit.warnings == ("contours lie 3 slices apart; each slice between takes the nearest one's",)
+
+
+def test_slices_left_out_stay_empty_and_are_told(tmp_path):
+    volume, _ = opened(tmp_path, [("liver", [circle(z) for z in (1, 2, 3, 5, 6, 7)])])
+    assert not read(volume)[4].any()
+    assert volume.audit.warnings == ("ROI liver: 1 slices between its first and last have no contour; left empty",)
+
+
+def test_the_smallest_of_overlapping_rois_wins_whatever_their_order(tmp_path):
+    body, organ = ("body", [circle(z, radius=20) for z in range(9)]), ("liver", [circle(z, radius=8) for z in (3, 4)])
+    for rois in ([body, organ], [organ, body]):
+        volume, table = opened(tmp_path, rois)
+        array = read(volume)
+        assert volume_mm3(array, table.names["liver"]) == pytest.approx(np.pi * 8**2 * 2 * 2.0, rel=0.02)
+        assert volume_mm3(array, table.names["body"]) == pytest.approx(
+            (np.pi * 20**2 * 9 - np.pi * 64 * 2) * 2, rel=0.01
+        )
+        assert volume.audit.warnings == (
+            "ROIs overlap, and a voxel of several goes to the smallest: liver in body",
+        )  # fmt: skip
+
+
+def test_rois_beside_each_other_do_not_overlap(tmp_path):
+    rois = [(name, [circle(4, (x, 3.0), 7.9)]) for name, x in (("left", -20.0), ("right", -4.0))]
+    volume, table = opened(tmp_path, rois)
+    assert volume.audit.warnings == ()
+    assert dict(table.names) == {"left": 1, "right": 2}
+    assert set(np.unique(read(volume))) == {0, 1, 2}
+
+
+def test_points_and_lines_are_left_out_and_told(tmp_path):
+    path = structures([("isocentre", [circle(4)]), ("liver", [circle(4)])], tmp_path / "rs.dcm")
+    stored = dcmread(path)
+    stored.ROIContourSequence[1].ContourSequence[0].ContourGeometricType = "POINT"
+    stored.save_as(path)
+    volume, table = open_labels(path, image())
+    assert dict(table.names) == {"liver": 1}
+    (dropped,) = volume.audit.dropped
+    assert (dropped.name, dropped.reason) == ("ROI isocentre", "its POINT contours enclose no voxel")
+    with pytest.raises(VolumeError, match="1 ROIs, none with closed contours"):
+        opened(tmp_path, [("isocentre", [circle(4)])], kind="POINT")
+
+
+def test_contours_beyond_the_image(tmp_path):
+    volume, _ = opened(tmp_path, [("liver", [circle(z) for z in range(6, 12)])])
+    assert volume.audit.warnings == ("ROI liver reaches beyond the image (3 contour planes of 6)",)
+    with pytest.raises(VolumeError, match=r"no contour meets image\.nii \(9x80x120 voxels\); is it of another series"):
+        opened(tmp_path, [("liver", [circle(z) for z in range(20, 22)])])
+
+
+def test_contours_across_the_slices(tmp_path):
+    tilted = circle(4)
+    tilted[:, 2] += 0.3 * tilted[:, 1]
+    with pytest.raises(VolumeError, match=r"not parallel to the slices of image\.nii: one crosses 4\.5 slices"):
+        opened(tmp_path, [("liver", [tilted])])
+
+
+@pytest.mark.parametrize("data", [["1"] * 8, ["1"] * 6, ["1", "2", "nan"] * 4])
+def test_damaged_contours(tmp_path, data):
+    path = structures([("liver", [circle(4)])], tmp_path / "rs.dcm")
+    stored = dcmread(path)
+    stored.ROIContourSequence[0].ContourSequence[0].ContourData = data
+    stored.save_as(path)
+    with pytest.raises(VolumeError, match=r"damaged or incomplete DICOM file \(a closed contour of"):
+        open_labels(path, image())
+
+
+def test_contours_of_astronomic_size_cost_nothing(tmp_path):
+    """A square of 10^14 mm round the image: the fill stays within the window."""
+    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 1e14
+    began = time.perf_counter()
+    assert fill([square], (0, 0), (50, 60)).all()
+    assert time.perf_counter() - began < 1
+
+
+def test_a_real_structure_set():
+    """pydicom's: a phantom of 400 x 300 mm on three planes, and two isocentres, which are points."""
+    affine = np.diag([4.0, 4.0, 10.0, 1.0])
+    affine[:3, 3] = -300, -300, -400
+    volume, table = open_labels(get_testdata_file("rtstruct.dcm"), Image(Space((80, 150, 150), LPS_TO_RAS @ affine)))
+    array = read(volume)
+    assert dict(table.names) == {"patient": 1}
+    assert table.colour(1) == (220, 160, 120)
+    assert array.sum() * 160.0 == 3 * 400 * 300 * 10
+    assert np.flatnonzero(array.any(axis=(1, 2))).tolist() == [20, 21, 22]
+    assert [dropped.name for dropped in volume.audit.dropped] == ["ROI Isocenter 1", "ROI Isocenter 2"]
