@@ -44,6 +44,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         return
     if report.failed or report.skipped or report.when == "call":
         _outcomes.write(f"{report.outcome}\t{report.nodeid}\n")
+    if report.failed:
+        # At once: where the other ranks wait for this one for ever, the run is killed before pytest's summary.
+        print(f"\nFAILED {report.nodeid}\n{report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

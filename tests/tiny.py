@@ -83,3 +83,11 @@ def listing(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): digest(path) if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
     }
+
+
+def root_listings(communicator, *folders: Path) -> list[dict[str, str]]:
+    """The listings as the root sees them, on every rank: once it has looked, it may go on and change the folders."""
+    found = None
+    if communicator.is_root:
+        found = [listing(folder) for folder in folders]
+    return communicator.broadcast(found)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny import SERIAL, ct_like, listing, save_nifti, untrained_run
+from tiny import SERIAL, ct_like, root_listings, save_nifti, untrained_run
 from volseg.distributed.grid import ProcessGrid
 from volseg.events import Caution
 from volseg.geometry import Box
@@ -132,7 +132,7 @@ def both_ways(shared, communicator, affine, shape, partition="auto", **options):
                 (shared / name).mkdir()
             segment(replace(job, output=shared / "one" / "m.nii.gz", partition="auto"), SERIAL)
     segment(job, communicator)
-    return communicator.broadcast([listing(shared / name) for name in ("one", "many")])
+    return root_listings(communicator, shared / "one", shared / "many")
 
 
 @pytest.mark.parallel([2, 3, 4, 8])

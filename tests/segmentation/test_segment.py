@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from tiny import SERIAL, SHAPE, ct_like, digest, listing, save_nifti, untrained_run
+from tiny import SERIAL, SHAPE, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.errors import PartitionError, VolumeError
 from volseg.events import Caution
 from volseg.segmentation.job import SegmentationJob, channel_files, plan_outputs
@@ -54,7 +54,7 @@ def both_ways(shared, communicator, scan, suffix, **options):
                 (shared / name).mkdir()
             segment(replace(job, output=shared / "one" / f"m{suffix}"), SERIAL)
     segment(job, communicator)
-    return communicator.broadcast([listing(shared / name) for name in ("one", "many")])
+    return root_listings(communicator, shared / "one", shared / "many")
 
 
 @pytest.mark.parallel([2, 3, 4, 8])
