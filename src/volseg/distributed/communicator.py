@@ -10,9 +10,11 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
+
+from volseg.distributed.meter import CommunicationMeter
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -20,11 +22,22 @@ if TYPE_CHECKING:
 Reduction = Literal["sum", "max", "min"]
 
 
+class Pending(Protocol):
+    """Messages under way."""
+
+    def wait(self) -> None:
+        """Return when the buffers are filled, and those sent may be written to again."""
+
+
 class Communicator(ABC):
-    """A group of ranks. Every method except `send_receive` is collective: all ranks call it, in the same order."""
+    """A group of ranks. Every method except `send_receive` is collective: all ranks call it, in the same order.
+
+    meter  counts the time in which this rank waits, together with all communicators split from this one
+    """
 
     rank: int
     size: int
+    meter: CommunicationMeter
 
     @property
     def is_root(self) -> bool:
@@ -52,11 +65,18 @@ class Communicator(ABC):
         """The same into `values` itself, which must be contiguous."""
 
     @abstractmethod
-    def send_receive(self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]) -> None:
-        """Exchange contiguous buffers with other ranks: ``(rank, buffer)`` pairs, all in flight at once.
+    def start_send_receive(
+        self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]
+    ) -> Pending:
+        """Begin to exchange contiguous buffers with other ranks: ``(rank, buffer)`` pairs, all in flight at once.
 
-        At most one buffer each way for a pair of ranks; both sides know the sizes.
+        At most one buffer each way for a pair of ranks; both sides know the sizes, and begin several exchanges in the
+        same order.
         """
+
+    def send_receive(self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]) -> None:
+        """`start_send_receive`, and wait for it."""
+        self.start_send_receive(sends, receives).wait()
 
     @abstractmethod
     def split(self, colour: int, key: int) -> Communicator:
@@ -95,11 +115,19 @@ def portable(error: BaseException) -> BaseException:
     return error
 
 
+class _Nothing:
+    def wait(self) -> None:
+        pass
+
+
 class SerialCommunicator(Communicator):
     """One process, no MPI."""
 
     rank = 0
     size = 1
+
+    def __init__(self) -> None:
+        self.meter = CommunicationMeter()
 
     def barrier(self) -> None:
         pass
@@ -116,29 +144,47 @@ class SerialCommunicator(Communicator):
     def reduce_all_in_place(self, values: np.ndarray, how: Reduction = "sum") -> None:
         pass
 
-    def send_receive(self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]) -> None:
+    def start_send_receive(
+        self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]
+    ) -> Pending:
         if sends or receives:
             raise AssertionError("a single rank has no one to exchange with")
+        return _Nothing()
 
     def split(self, colour: int, key: int) -> Communicator:
         return self
 
 
+class _Requests:
+    """MPI requests; holds their buffers until they are done."""
+
+    def __init__(self, requests: list[Any], buffers: tuple[Any, ...], meter: CommunicationMeter) -> None:
+        self._requests, self._buffers, self._meter = requests, buffers, meter
+
+    def wait(self) -> None:
+        from mpi4py import MPI
+
+        with self._meter.waiting():
+            MPI.Request.Waitall(self._requests)
+        self._buffers = ()
+
+
 class MpiCommunicator(Communicator):
     """An mpi4py communicator. `comm` is not duplicated here; give a communicator that volseg owns."""
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Comm, meter: CommunicationMeter | None = None) -> None:
         from mpi4py import MPI
 
         self.comm = comm
+        self.meter = CommunicationMeter() if meter is None else meter
         self.rank = comm.rank
         self.size = comm.size
         self._operations = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
         self._in_place = MPI.IN_PLACE
-        self._wait_all = MPI.Request.Waitall
 
     def barrier(self) -> None:
-        self.comm.Barrier()
+        with self.meter.waiting():
+            self.comm.Barrier()
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         return self.comm.bcast(value, root=root)
@@ -153,12 +199,17 @@ class MpiCommunicator(Communicator):
         return result
 
     def reduce_all_in_place(self, values: np.ndarray, how: Reduction = "sum") -> None:
-        self.comm.Allreduce(self._in_place, values, op=self._operations[how])
+        self.meter.sent(1, values.nbytes)
+        with self.meter.waiting():
+            self.comm.Allreduce(self._in_place, values, op=self._operations[how])
 
-    def send_receive(self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]) -> None:
+    def start_send_receive(
+        self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]
+    ) -> Pending:
         requests = [self.comm.Irecv(buffer, source=rank) for rank, buffer in receives]
         requests += [self.comm.Isend(buffer, dest=rank) for rank, buffer in sends]
-        self._wait_all(requests)
+        self.meter.sent(len(sends), sum(buffer.nbytes for _, buffer in sends))
+        return _Requests(requests, (sends, receives), self.meter)
 
     def split(self, colour: int, key: int) -> Communicator:
-        return MpiCommunicator(self.comm.Split(colour, key))
+        return MpiCommunicator(self.comm.Split(colour, key), self.meter)
