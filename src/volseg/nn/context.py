@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.partition.layout import AXES, Layout
 
 
@@ -55,7 +56,9 @@ class PartitionContext:
         return self._known[key]
 
     def brick(self, layout: Layout) -> tuple[Triple, int]:
-        """The largest power-of-two brick that no block boundary of `layout` cuts on any grid, and how many there are.
+        """The largest power-of-two brick, up to `LARGEST_BRICK`, that no block boundary of `layout` cuts on any grid.
+
+        Its sides, and how many there are.
 
         It follows from global shapes alone: a tensor 2^j times smaller than the network's input has its boundaries
         on multiples of ``multiple / 2^j``.
@@ -63,9 +66,10 @@ class PartitionContext:
         if self._entry is None:
             return (1, 1, 1), layout.shape[0] * layout.shape[1] * layout.shape[2]
         sides, number = [], 1
-        for n, whole, cuts in zip(layout.shape, self._entry.shape, layout.boundaries, strict=True):
+        shapes = zip(layout.shape, self._entry.shape, layout.boundaries, LARGEST_BRICK, strict=True)
+        for n, whole, cuts, most in shapes:
             side = self.multiple * n // whole if whole % n == 0 and self.multiple * n % whole == 0 else 1
-            side &= -side
+            side = min(side & -side, most)
             while n % side:
                 side //= 2
             if any(b % side for b in cuts):

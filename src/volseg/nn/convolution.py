@@ -19,12 +19,13 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int,
+        origin: tuple[int, int],
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.settings = stride, dilation, groups
         ctx.has_bias = bias is not None
-        return convolve(x, weight, bias, stride, dilation, groups)
+        return convolve(x, weight, bias, stride, dilation, groups, origin)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -35,7 +36,7 @@ class _Convolve(torch.autograd.Function):
         grad_x = transposed_convolve(grad, weight, stride, dilation, groups, shape) if wanted_x else None
         grad_w = weight_gradient(x, grad, weight, stride, dilation, groups) if wanted_w else None
         grad_b = grad.sum((0, 2, 3, 4)) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return grad_x, grad_w, grad_b, None, None, None
+        return grad_x, grad_w, grad_b, None, None, None, None
 
 
 class _TransposedConvolve(torch.autograd.Function):
@@ -68,9 +69,11 @@ class PartitionedConv3d(nn.Conv3d, PartitionedLayer):
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)
         window = fetch_window(x, plan.window, self.context.grid)
+        _, y0, x0 = plan.outputs.block(self.context.grid.coords).start
         y: Tensor = _Convolve.apply(
-            window, self.weight, self.bias, triple(self.stride), triple(self.dilation), self.groups
-        )
+            window, self.weight, self.bias, triple(self.stride), triple(self.dilation), self.groups,
+            (-(y0 % 2), -(x0 % 2)),
+        )  # fmt: skip
         return y
 
     def _plan(self, layout: Layout) -> LayerPlan:

@@ -1,12 +1,16 @@
-"""3D convolution, its transpose and its weight gradient, without padding, as fast and as reproducible as torch allows.
+"""3D convolution, its transpose and its weight gradient, without padding, as fast and as reproducible as there is.
 
-On CPU in float32 the forward goes to oneDNN directly (`torch.ops.aten.mkldnn_convolution`): `F.conv3d` leaves oneDNN
-for a kernel 17 times slower when N = 1 and C*D*H <= 20480, which partitioned blocks and coarse levels are.
+Reproducible means: a voxel's bits do not depend on the size of the tensor it was computed in. On CPU in float32
 
-Reproducible means: a voxel's bits do not depend on the size of the tensor it was computed in. oneDNN chooses its
-blocking by shape, and some choices change the order of the sum over a long kernel. 5000 random pairs (whole, part)
-with channels 1..256, kernels 1..7, strides, dilations, sides from 1 and 1 or 2 threads gave equal bits under this
-rule, which `tests/nn/test_kernels.py` samples again:
+- a 3x3x3 kernel with stride 1 goes to `winograd`, a 1x1x1 one and a transposed 2x2x2 one with stride 2 to `pointwise`:
+  they add in one order, whatever the processor and the shape, and need to know at most whether the block begins at an
+  odd coordinate (`origin`);
+- everything else goes to oneDNN directly (`torch.ops.aten.mkldnn_convolution`): `F.conv3d` leaves oneDNN for a kernel
+  17 times slower when N = 1 and C*D*H <= 20480, which partitioned blocks and coarse levels are.
+
+oneDNN chooses its blocking by shape, and some choices change the order of the sum over a long kernel. 5000 random pairs
+(whole, part) with channels 1..256, kernels 1..7, strides, dilations, sides from 1 and 1 or 2 threads gave equal bits
+under this rule, which `tests/nn/test_kernels.py` samples again:
 
 - kernel 1: channels-last memory; one input channel is a plain product, and one voxel with a bias is computed as two
   (oneDNN's own differ)
@@ -26,7 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Triple = tuple[int, int, int]
+from volseg.geometry import Triple
+from volseg.nn.kernels import pointwise, winograd
+from volseg.nn.kernels.rows import Activation, Rows
+from volseg.partition.tiling import padded_channels
 
 _LONG_SUM = 1728
 _ONEDNN_SIZE = 20480
@@ -37,18 +44,53 @@ def _onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
+def _minimal(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> bool:
+    """Whether `winograd` takes a convolution, or its gradients."""
+    plain = stride == dilation == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (3, 3, 3)
+    return plain and _onednn(x) and winograd.available()
+
+
+def _pointwise(x: Tensor, weight: Tensor, stride: Triple, groups: int) -> bool:
+    """Whether `pointwise` takes a 1x1x1 convolution."""
+    plain = stride == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (1, 1, 1)
+    return plain and _onednn(x) and winograd.available()
+
+
+def _rows(sample: Tensor) -> Tensor:
+    """[C, D, H, W] as contiguous rows [D, H, W, C]; channels beyond eight are rounded up to vectors with zeros."""
+    rows = sample.permute(1, 2, 3, 0)
+    channels = sample.shape[0]
+    stored = channels if channels < 8 else padded_channels(channels)
+    return F.pad(rows, [0, stored - channels]) if stored > channels else rows.contiguous()
+
+
+def _samples(rows: list[Tensor], channels: int) -> Tensor:
+    """Rows [D, H, W, C as stored] of each sample as one tensor [N, C, D, H, W], channels-last."""
+    stacked = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+    return _last(stacked[..., :channels].permute(0, 4, 1, 2, 3))
+
+
 def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int) -> Tensor:
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int,
+    origin: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
     """Unpadded 3D convolution.
 
     x       [N, C, D, H, W]
     weight  [K, C / groups, kd, kh, kw]
     bias    [K] or None
+    origin  -1 on H, on W where the result begins at an odd coordinate of the volume, else 0
     y       [N, K, (D - dilation * (kd - 1) - 1) // stride + 1, ...], channels-last
     """
+    if _minimal(x, weight, stride, dilation, groups):
+        return _minimal_convolve(x, weight, bias, origin)
+    if _pointwise(x, weight, stride, groups):
+        packed = pointwise.pack_point(weight, bias)
+        return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[0])
     if not _onednn(x):
         return F.conv3d(x, weight, bias, stride, 0, dilation, groups)
     kernel = tuple(weight.shape[2:])
@@ -67,6 +109,29 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dil
     return _last(y)
 
 
+def _minimal_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, origin: tuple[int, int]) -> Tensor:
+    packed = winograd.pack_weight(weight, [weight.shape[1]])
+    stored = packed.channels
+    bias = None if bias is None else F.pad(bias.detach(), [0, stored - bias.shape[0]])
+    d, h, w = (n - 2 for n in x.shape[2:])
+    results = []
+    for sample in x:
+        window = Rows(_rows(sample), (1, 1, 1), (d, h, w))
+        out = Rows.of(torch.empty(d, h, w, stored))
+        winograd.forward([Activation(window)], packed, bias, out, origin=origin)
+        results.append(out.buffer)
+    return _samples(results, weight.shape[0])
+
+
+def _apply(packed: pointwise.PointWeight, rows: Tensor) -> Tensor:
+    """[d, h, w, C] to [spread d, spread h, spread w, K]."""
+    s = packed.spread
+    channels = packed.channels // s  # both voxels along W lie in one row
+    out = Rows.of(torch.empty(rows.shape[0] * s, rows.shape[1] * s, rows.shape[2] * s, channels))
+    pointwise.apply(Activation(Rows.of(rows)), packed, out)
+    return out.buffer
+
+
 def transposed_convolve(
     x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple
 ) -> Tensor:
@@ -82,6 +147,12 @@ def transposed_convolve(
         missing = [n - m for n, m in zip(shape, full.shape[2:], strict=True)]
         return F.pad(full, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else full
     kernel: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
+    if _minimal(x, weight, stride, dilation, groups):
+        return _minimal_transposed(x, weight, shape)
+    doubles = kernel == stride == (2, 2, 2) and tuple(2 * n for n in x.shape[2:]) == shape
+    if doubles and groups == 1 and dilation == (1, 1, 1) and winograd.available():
+        packed = pointwise.pack_up(weight, None)
+        return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[1])
     turned = _turn(weight, groups)
     if stride == kernel and groups == 1 and tuple(n * s for n, s in zip(x.shape[2:], stride, strict=True)) == shape:
         return _depth_to_space(x, weight, stride)
@@ -90,6 +161,20 @@ def transposed_convolve(
     if dilation != (1, 1, 1):
         return _full_convolve(_spread(x, stride, shape, kernel, dilation), turned, dilation, groups)
     return _by_phases(x, turned, stride, groups, shape)
+
+
+def _minimal_transposed(x: Tensor, weight: Tensor, shape: Triple) -> Tensor:
+    turned = winograd.pack_turned_weight(weight, [weight.shape[1]])
+    if turned.inner > x.shape[1]:
+        x = F.pad(x, [0, 0, 0, 0, 0, 0, 0, turned.inner - x.shape[1]])
+    results = []
+    for sample in x:
+        # The result begins one voxel before x does, and beyond x there is nothing: ghosts the other way round.
+        given = Rows(_rows(sample), (-1, -1, -1), shape)
+        out = Rows.of(torch.empty(*shape, turned.channels))
+        winograd.forward([Activation(given)], turned, None, out)
+        results.append(out.buffer)
+    return _samples(results, weight.shape[1])
 
 
 def _turn(weight: Tensor, groups: int) -> Tensor:
@@ -149,6 +234,8 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
     """
     if not _onednn(x):
         return _weight_gradient(x, grad, weight, stride, dilation, groups)
+    if _minimal(x, weight, stride, dilation, groups):
+        return _minimal_weight_gradient(x, grad, weight)
     x, grad = _last(x), _last(grad)
     planes = max(1, _EXACT_VOXELS // (grad.shape[0] * grad.shape[3] * grad.shape[4]))
     if planes >= grad.shape[2]:
@@ -160,6 +247,19 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
         last = first + (part.shape[2] - 1) * stride[0] + dilation[0] * (weight.shape[2] - 1) + 1
         total += _onednn_weight_gradient(x[:, :, first:last], part, weight, stride, dilation, groups)
     return total.to(weight.dtype)
+
+
+def _minimal_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    total: Tensor | None = None
+    d, h, w = grad.shape[2:]
+    for sample, given in zip(x, grad, strict=True):
+        window, own = Rows(_rows(sample), (1, 1, 1), (d, h, w)), given.permute(1, 2, 3, 0)
+        stored = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
+        part = winograd.weight_gradient(Activation(window), Rows.of(stored.contiguous()))
+        total = part if total is None else total + part
+    assert total is not None
+    k, c = weight.shape[:2]
+    return total[:, :, :, :c, :k].permute(4, 3, 0, 1, 2).contiguous()
 
 
 def _onednn_weight_gradient(

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
 
+LARGEST_BRICK = (8, 2, 8)
+"""Voxels of a brick on D, H, W at most: what the convolution kernels have in the cache together."""
+
 _PLANE = 131072
 _PIECE = 65536
 
@@ -42,7 +45,7 @@ def moments(x: Tensor, brick: tuple[int, int, int], bricks: int, communicator: C
         largest = torch.maximum(-low, high)
         largest = torch.stack([largest, largest * largest], dim=1)
         return _order_free(rows, _with_squares, largest, bricks, communicator)
-    sums = torch.stack([_brick_sums(t, brick) for t in tables])
+    sums = torch.stack([brick_moments(t, brick) for t in tables])
     return order_free_sum(sums, bricks, communicator)
 
 
@@ -83,7 +86,7 @@ def _with_squares(rows: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _brick_sums(x: Tensor, brick: tuple[int, int, int]) -> Tensor:
+def brick_moments(x: Tensor, brick: tuple[int, int, int]) -> Tensor:
     """Sums of x and x * x over each brick: [d, h, w, C] to [bricks, 2, C], every addition in one fixed order."""
     d, h, w, channels = x.shape
     bd, bh, bw = brick

@@ -1,0 +1,121 @@
+"""From a module of kernels to functions that Python can call."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding
+from torch import Tensor
+
+from volseg.nn.kernels.jit.language import Int, Module, Pointer, Vector
+
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+@cache
+def _features() -> dict[str, bool]:
+    return dict(binding.get_host_cpu_features())
+
+
+@cache
+def widest_vector() -> int:
+    """How many floats this processor's vectors hold: 16, 8, or 0 where it has no fused multiply-add."""
+    features = _features()
+    if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
+        return 16
+    if (features.get("avx2") and features.get("fma")) or features.get("neon") or _is_arm64():
+        return 8
+    return 0
+
+
+def _is_arm64() -> bool:
+    import platform
+
+    return platform.machine().lower() in ("arm64", "aarch64")
+
+
+@cache
+def _initialize() -> None:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+
+
+def _target_machine() -> Any:
+    """A description of this processor; an engine takes it over, so each needs its own."""
+    _initialize()
+    target = binding.Target.from_default_triple()
+    features = binding.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
+
+
+class Library:
+    """A compiled module; its machine code lives as long as this object."""
+
+    def __init__(self, module: Module) -> None:
+        machine = _target_machine()
+        parsed = binding.parse_assembly(str(module.module))
+        parsed.verify()
+        # No passes over the whole module: the kernels are vectorised and unrolled by hand, and code generation alone
+        # made them as fast, in half the time.
+        self._engine = binding.create_mcjit_compiler(parsed, machine)
+        self._engine.finalize_object()
+        self.lanes = module.lanes
+        self._entries = {
+            name: Entry(self, name, self._engine.get_function_address(name), parameters)
+            for name, parameters in module.entries.items()
+        }
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+
+class Job:
+    """An entry with all that it needs but the range of work items: ``job(first, last, scratch)``. Releases the GIL."""
+
+    def __init__(self, entry: Entry, record: np.ndarray, held: list[Any]) -> None:
+        self._call, self._record, self._held = entry.call, record, held
+        self._address = record.ctypes.data
+
+    def __call__(self, first: int, last: int, scratch: int = 0) -> None:
+        self._call(self._address, first, last, scratch)
+
+
+class Entry:
+    """A function of a `Library`."""
+
+    def __init__(self, library: Library, name: str, address: int, parameters: dict[str, type]) -> None:
+        self.name, self.parameters = name, parameters
+        self._library = library
+        self.call: Callable[..., None] = _CALL(address)
+
+    def bind(self, **values: Any) -> Job:
+        """The function with its named parameters: numbers, float32 or float64 CPU tensors, addresses, None for none."""
+        if values.keys() != self.parameters.keys():
+            raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")
+        words = [_word(kind, values[name]) for name, kind in self.parameters.items()]
+        return Job(self, np.array(words, dtype=np.int64), [v for v in values.values() if isinstance(v, Tensor)])
+
+
+def _word(kind: type, value: Any) -> int:
+    if kind is Vector:
+        return int.from_bytes(struct.pack("<f", value), sys.byteorder, signed=True)
+    if kind is Int:
+        return int(value)
+    assert kind is Pointer
+    if value is None:
+        return 0
+    return address(value) if isinstance(value, Tensor) else int(value)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a CPU tensor's first value lies."""
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
+        raise AssertionError(f"no memory for a kernel: {tensor.dtype} on {tensor.device}")
+    return tensor.data_ptr()

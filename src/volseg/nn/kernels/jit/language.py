@@ -1,0 +1,350 @@
+"""A small language for kernels: 64-bit integers, pointers, and vectors of floats, with Python's operators.
+
+A kernel is a Python function whose parameters are annotated with `Int`, `Pointer` or `Vector`; calling its body once
+writes down the instructions. Python loops unroll, `Function.loop` loops at run time:
+
+    @module.define
+    def scale(f: Function, x: Pointer, factor: Vector, count: Int) -> None:
+        with f.loop(count, step=f.lanes) as (i, _):
+            (x + i).store((x + i).load() * factor)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_type_hints
+
+from llvmlite import ir
+
+FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
+
+
+class Int:
+    """A 64-bit signed integer."""
+
+    def __init__(self, f: Function, value: Any) -> None:
+        self.f, self.value = f, value
+
+    def _with(self, operation: str, other: int | Int) -> Int:
+        return Int(self.f, getattr(self.f.builder, operation)(self.value, self.f.number(other).value))
+
+    def _compare(self, how: str, other: int | Int) -> Bool:
+        return Bool(self.f, self.f.builder.icmp_signed(how, self.value, self.f.number(other).value))
+
+    def __add__(self, other: int | Int) -> Int:
+        return self._with("add", other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: int | Int) -> Int:
+        return self._with("sub", other)
+
+    def __rsub__(self, other: int | Int) -> Int:
+        return self.f.number(other) - self
+
+    def __mul__(self, other: int | Int) -> Int:
+        return self._with("mul", other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: int | Int) -> Int:
+        """Of numbers that are not negative."""
+        return self._with("sdiv", other)
+
+    def __mod__(self, other: int | Int) -> Int:
+        """Of numbers that are not negative."""
+        return self._with("srem", other)
+
+    def __lt__(self, other: int | Int) -> Bool:
+        return self._compare("<", other)
+
+    def __ge__(self, other: int | Int) -> Bool:
+        return self._compare(">=", other)
+
+    def equals(self, other: int | Int) -> Bool:
+        """Whether both are the same number."""
+        return self._compare("==", other)
+
+
+class Bool:
+    """A condition."""
+
+    def __init__(self, f: Function, value: Any) -> None:
+        self.f, self.value = f, value
+
+    def __and__(self, other: Bool) -> Bool:
+        return Bool(self.f, self.f.builder.and_(self.value, other.value))
+
+
+class Vector:
+    """As many float32 (or, `wide`, float64) numbers as the function has lanes."""
+
+    def __init__(self, f: Function, value: Any) -> None:
+        self.f, self.value = f, value
+
+    def __add__(self, other: Vector) -> Vector:
+        return Vector(self.f, self.f.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: Vector) -> Vector:
+        return Vector(self.f, self.f.builder.fsub(self.value, other.value))
+
+    def __mul__(self, other: Vector) -> Vector:
+        return Vector(self.f, self.f.builder.fmul(self.value, other.value))
+
+    def __neg__(self) -> Vector:
+        return Vector(self.f, self.f.builder.fneg(self.value))
+
+    def wide(self) -> Vector:
+        """The same numbers in float64."""
+        return Vector(self.f, self.f.builder.fpext(self.value, self.f.wide_type))
+
+    def narrow(self) -> Vector:
+        """float64 numbers rounded to float32."""
+        return Vector(self.f, self.f.builder.fptrunc(self.value, self.f.vector_type))
+
+
+class Pointer:
+    """The address of a float32; `wide` is that of a float64."""
+
+    def __init__(self, f: Function, value: Any, wide: bool = False) -> None:
+        self.f, self.value, self._wide = f, value, wide
+
+    def __add__(self, offset: int | Int) -> Pointer:
+        return Pointer(self.f, self.f.builder.gep(self.value, [self.f.number(offset).value]), self._wide)
+
+    def _as_vector(self) -> Any:
+        kind = self.f.wide_type if self._wide else self.f.vector_type
+        return self.f.builder.bitcast(self.value, kind.as_pointer())
+
+    def load(self) -> Vector:
+        """The numbers that begin here; no alignment is asked for."""
+        return Vector(self.f, self.f.builder.load(self._as_vector(), align=8 if self._wide else 4))
+
+    def store(self, numbers: Vector) -> None:
+        """Write numbers from here on."""
+        self.f.builder.store(numbers.value, self._as_vector(), align=8 if self._wide else 4)
+
+    def splat(self) -> Vector:
+        """The one number here in all lanes."""
+        return self.f.splat(self.f.builder.load(self.value))
+
+    def integer(self) -> Int:
+        """The 64-bit integer here, at an address that `+` counts in floats."""
+        return Int(self.f, self.f.builder.load(self.f.builder.bitcast(self.value, INT.as_pointer())))
+
+    def copy_one(self, source: Pointer) -> None:
+        """Write the one number that `source` points to."""
+        self.f.builder.store(self.f.builder.load(source.value), self.value)
+
+    def wide(self) -> Pointer:
+        """The same address, of float64 numbers."""
+        return Pointer(self.f, self.f.builder.bitcast(self.value, DOUBLE.as_pointer()), wide=True)
+
+    def is_null(self) -> Bool:
+        """Whether it points to nothing."""
+        return Bool(self.f, self.f.builder.icmp_unsigned("==", self.f.builder.ptrtoint(self.value, INT), INT(0)))
+
+    def is_given(self) -> Bool:
+        """Whether it points to something."""
+        return Bool(self.f, self.f.builder.icmp_unsigned("!=", self.f.builder.ptrtoint(self.value, INT), INT(0)))
+
+
+Value = Int | Vector
+
+
+class Carried:
+    """Values that a loop takes from one turn to the next; set `values` to those of the next turn.
+
+    After the loop they are the last turn's.
+    """
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values: Any = tuple(values)
+
+
+class Function:
+    """A kernel while it is written down."""
+
+    def __init__(self, name: str, lanes: int, function: Any) -> None:
+        self.name, self.lanes, self.function = name, lanes, function
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.vector_type, self.wide_type = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
+
+    def number(self, value: int | Int) -> Int:
+        """An integer, constant or not."""
+        return value if isinstance(value, Int) else Int(self, INT(value))
+
+    def constant(self, value: float) -> Vector:
+        """`value` in all lanes."""
+        return Vector(self, ir.Constant(self.vector_type, [float(value)] * self.lanes))
+
+    def nothing(self) -> Pointer:
+        """A pointer to nothing."""
+        return Pointer(self, ir.Constant(FLOAT.as_pointer(), None))
+
+    def wide_zero(self) -> Vector:
+        """Zero in all lanes, float64."""
+        return Vector(self, ir.Constant(self.wide_type, [0.0] * self.lanes))
+
+    def splat(self, number: Any) -> Vector:
+        """One LLVM float in all lanes."""
+        nothing = ir.Constant(self.vector_type, ir.Undefined)
+        first = self.builder.insert_element(nothing, number, INDEX(0))
+        everywhere = ir.Constant(ir.VectorType(INDEX, self.lanes), [0] * self.lanes)
+        return Vector(self, self.builder.shuffle_vector(first, nothing, everywhere))
+
+    def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
+        """``a * b + c``, rounded once."""
+        name = f"llvm.fma.v{self.lanes}f32"
+        module = self.function.module
+        known = module.globals.get(name)
+        kind = self.vector_type
+        fma = known if known is not None else ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        return Vector(self, self.builder.call(fma, [a.value, b.value, c.value]))
+
+    def _choose(self, condition: Any, a: Any, b: Any) -> Any:
+        return type(a)(self, self.builder.select(condition, a.value, b.value))
+
+    def choose(self, condition: Bool, a: Any, b: Any) -> Any:
+        """`a` where the condition holds, else `b`; integers, vectors or pointers."""
+        return self._choose(condition.value, a, b)
+
+    def smaller(self, a: int | Int, b: int | Int) -> Int:
+        """The smaller integer."""
+        a, b = self.number(a), self.number(b)
+        return Int(self, self.builder.select((a < b).value, a.value, b.value))
+
+    def larger(self, a: int | Int, b: int | Int) -> Int:
+        """The larger integer."""
+        a, b = self.number(a), self.number(b)
+        return Int(self, self.builder.select((a < b).value, b.value, a.value))
+
+    def largest(self, a: Vector, b: Vector) -> Vector:
+        """Lane by lane `a` where it is larger, else `b`."""
+        return Vector(self, self.builder.select(self._above(a, b), a.value, b.value))
+
+    def leaky(self, x: Vector, slope: Vector) -> Vector:
+        """`x` where it is above zero, else ``x * slope``: leaky ReLU."""
+        zero = ir.Constant(self.vector_type, [0.0] * self.lanes)
+        return Vector(self, self.builder.select(self._above(x, Vector(self, zero)), x.value, (x * slope).value))
+
+    def leaky_gradient(self, gradient: Vector, x: Vector, slope: Vector) -> Vector:
+        """`gradient` where `x` is above zero, else ``gradient * slope``."""
+        zero = ir.Constant(self.vector_type, [0.0] * self.lanes)
+        above = self._above(x, Vector(self, zero))
+        return Vector(self, self.builder.select(above, gradient.value, (gradient * slope).value))
+
+    def take_where_above(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
+        """Lane by lane `new` where ``a > b``, else `old`."""
+        return Vector(self, self.builder.select(self._above(a, b), new.value, old.value))
+
+    def _above(self, a: Vector, b: Vector) -> Any:
+        return self.builder.fcmp_ordered(">", a.value, b.value)
+
+    @contextmanager
+    def loop(
+        self, stop: int | Int, start: int | Int = 0, step: int = 1, carried: Sequence[Value] = ()
+    ) -> Iterator[tuple[Int, Carried]]:
+        """``for i in range(start, stop, step)`` at run time."""
+        builder, first, end = self.builder, self.number(start), self.number(stop)
+        before = builder.block
+        head, body, after = (self.function.append_basic_block(f"loop.{part}") for part in ("head", "body", "after"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        i = builder.phi(INT)
+        i.add_incoming(first.value, before)
+        phis = [builder.phi(value.value.type) for value in carried]
+        for phi, value in zip(phis, carried, strict=True):
+            phi.add_incoming(value.value, before)
+        state = Carried([type(value)(self, phi) for phi, value in zip(phis, carried, strict=True)])
+        builder.cbranch(builder.icmp_signed("<", i, end.value), body, after)
+        builder.position_at_end(body)
+        yield Int(self, i), state
+        i.add_incoming(builder.add(i, INT(step)), builder.block)
+        for phi, value in zip(phis, state.values, strict=True):
+            phi.add_incoming(value.value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+        state.values = tuple(type(value)(self, phi) for phi, value in zip(phis, carried, strict=True))
+
+    @contextmanager
+    def when(self, condition: Bool) -> Iterator[None]:
+        """What follows, only where the condition holds."""
+        with self.builder.if_then(condition.value):
+            yield
+
+    @contextmanager
+    def either(self, condition: Bool) -> Iterator[tuple[Any, Any]]:
+        """``with f.either(c) as (then, otherwise): with then: ...; with otherwise: ...``"""
+        with self.builder.if_else(condition.value) as branches:
+            yield branches
+
+
+_TYPES = {Int: INT, Pointer: FLOAT.as_pointer()}
+Body = Callable[..., None]
+
+
+class Module:
+    """Kernels that are compiled together, for vectors of `lanes` floats."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.module = ir.Module()
+        self.entries: dict[str, dict[str, type]] = {}
+
+    def define(self, body: Body) -> Body:
+        """Write down `body` as a function; the result, called in another body, writes down a call of it."""
+        kinds = _parameters(body)
+        f, function = self._begin(body.__name__, [self._type(kind) for kind in kinds.values()])
+        body(f, *(kind(f, argument) for kind, argument in zip(kinds.values(), function.args, strict=True)))
+        f.builder.ret_void()
+        function.linkage = "internal"
+        function.attributes.add("noinline")  # inlined, the larger kernels take three times as long to compile
+
+        def call(caller: Function, *arguments: Any) -> None:
+            numbers = (caller.number(a) if isinstance(a, int) else a for a in arguments)
+            caller.builder.call(function, [a.value for a in numbers])
+
+        return call
+
+    def entry(self, body: Body) -> Body:
+        """Write down `body` as a function that Python calls: ``body(f, first, last, scratch, *, named, ...)``.
+
+        first, last  the range of work items to do
+        scratch      this thread's memory
+        named        what `compiler.Entry.bind` is given by name: integers, pointers, floats (as vectors)
+        """
+        kinds = _parameters(body)
+        named = dict(list(kinds.items())[3:])
+        record = INT.as_pointer()
+        f, function = self._begin(body.__name__, [record, INT, INT, FLOAT.as_pointer()])
+        values: dict[str, Any] = {}
+        for number, (name, kind) in enumerate(named.items()):
+            word = f.builder.load(f.builder.gep(function.args[0], [INT(number)]))
+            if kind is Pointer:
+                values[name] = Pointer(f, f.builder.inttoptr(word, FLOAT.as_pointer()))
+            elif kind is Vector:
+                bits = f.builder.bitcast(f.builder.trunc(word, INDEX), FLOAT)
+                values[name] = f.splat(bits)
+            else:
+                values[name] = Int(f, word)
+        first, last, scratch = function.args[1:]
+        body(f, Int(f, first), Int(f, last), Pointer(f, scratch), **values)
+        f.builder.ret_void()
+        self.entries[body.__name__] = named
+        return body
+
+    def _type(self, kind: type) -> Any:
+        return ir.VectorType(FLOAT, self.lanes) if kind is Vector else _TYPES[kind]
+
+    def _begin(self, name: str, types: list[Any]) -> tuple[Function, Any]:
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
+        function.attributes.add("nounwind")
+        return Function(name, self.lanes, function), function
+
+
+def _parameters(body: Body) -> dict[str, type]:
+    hints = get_type_hints(body)
+    return {name: hints[name] for name in list(inspect.signature(body).parameters)[1:]}

@@ -1,0 +1,256 @@
+"""Convolutions that need no neighbours: 1x1x1, and the transposed one whose kernel is its stride of two.
+
+Each output is a sum over the channels one by one, then the bias: the same bits wherever a voxel lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from volseg.nn.kernels.jit import workers
+from volseg.nn.kernels.jit.compiler import Library, widest_vector
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.parts import Parts, define_parts, move_to_total
+from volseg.nn.kernels.rows import Activation, Rows
+from volseg.partition.tiling import Registers, padded_channels, registers_for
+from volseg.partition.window import Range
+
+
+@cache
+def _library(layout: Registers) -> Library:
+    module = Module(layout.lanes)
+    parts = define_parts(module, layout, taps=1)
+    _define_lines(module, layout, parts)
+    _define_gradients(module, layout, parts)
+    return Library(module)
+
+
+def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
+    rows, width, lanes = layout.rows, layout.width, layout.lanes
+
+    @module.entry
+    def lines(
+        f: Function, first: Int, last: Int, scratch: Pointer, *,
+        height: Int, breadth: Int, stride: Int, inner: Int, spread: Int, first_plane: Int,
+        a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
+        weight: Pointer, bias: Pointer, out: Pointer, out_plane: Int, out_line: Int, out_channels: Int,
+    ) -> None:  # fmt: skip
+        """Lines first ... last of the input, counted over planes from `first_plane` on.
+
+        Input line (z, y) gives the output lines (spread * z + p, spread * y + q), p, q < spread, of breadth times
+        out_channels floats each.
+
+        weight  [spread, spread][out_channels / width][inner][width]
+        bias    [out_channels], or nothing
+        """
+        products = scratch + (breadth + rows) * stride
+        with f.loop(last, start=first) as (number, _):
+            z, y = first_plane + number // height, number % height
+            source = a + (z * a_plane + y * a_line)
+            parts.fill_line(f, scratch, stride, 0, breadth, 0, breadth, source, a_channels, a_scale, a_shift, a_slope)
+            with f.loop(spread) as (p, _), f.loop(spread) as (q, _), f.loop(out_channels // width) as (k, _):
+                weights = weight + (((p * spread + q) * out_channels) + k * width) * inner
+                parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
+                target = out + ((z * spread + p) * out_plane + (y * spread + q) * out_line + k * width)
+                for n in range(layout.vectors):
+                    with f.either(bias.is_given()) as (with_bias, without):
+                        for branch in (with_bias, without):
+                            with branch:
+                                offset = (bias + (k * width + n * lanes)).load() if branch is with_bias else None
+                                with f.loop(breadth) as (x, _):
+                                    value = (products + (x * width + n * lanes)).load()
+                                    value = value if offset is None else value + offset
+                                    (target + (x * out_channels + n * lanes)).store(value)
+
+
+def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
+    rows, width = layout.rows, layout.width
+
+    @module.entry
+    def gradients(
+        f: Function, first: Int, last: Int, scratch: Pointer, *,
+        height: Int, breadth: Int, spread: Int, first_plane: Int,
+        given: Pointer, given_plane: Int, given_line: Int, given_channels: Int,
+        a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
+        weight: Pointer, out: Pointer, out_plane: Int, out_line: Int, sums: Pointer,
+        gradient: Pointer, total: Pointer, flush: Int,
+    ) -> None:  # fmt: skip
+        """The gradients of `lines`, from the gradient of its output, for the input lines first ... last.
+
+        given     gradient of the output: given_channels floats for each input voxel of a line
+        weight    [a_channels / width][spread, spread][given_channels][width]
+        out       gradient of the input, through its activation where there are sums (`parts.through_activation`)
+        gradient  [spread, spread][given_channels, a_channels] of this thread, added to, and moved to `total` each
+                  `flush` lines
+        """
+        corners = spread * spread
+        line = (breadth + rows) * given_channels
+        values, products = scratch + corners * line, scratch + (corners * line + breadth * a_channels)
+        size = corners * given_channels * a_channels
+        with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
+            z, y = first_plane + number // height, number % height
+            with f.loop(spread) as (p, _), f.loop(spread) as (q, _):
+                source = given + ((z * spread + p) * given_plane + (y * spread + q) * given_line)
+                parts.fill_line(
+                    f, scratch + (p * spread + q) * line, given_channels, 0, breadth, 0, breadth, source,
+                    given_channels, f.nothing(), f.nothing(), a_slope,
+                )  # fmt: skip
+            data = a + (z * a_plane + y * a_line)
+            parts.fill_line(f, values, a_channels, 0, breadth, 0, breadth, data, a_channels, a_scale, a_shift, a_slope)
+            with f.loop(corners) as (corner, _):
+                parts.outer_sums(
+                    f, scratch + corner * line, given_channels, 0, values, a_channels,
+                    gradient + corner * given_channels * a_channels, breadth, given_channels,
+                )  # fmt: skip
+            following = since.values[0] + 1
+            full = following.equals(flush)
+            with f.when(full):
+                move_to_total(f, gradient, total, size)
+            since.values = (f.choose(full, f.number(0), following),)
+            with f.loop(a_channels // width) as (k, _):
+                weights, channel = weight + k * corners * given_channels * width, k * width
+                parts.product(
+                    f, scratch, given_channels, breadth + rows, corners, weights, products, breadth, given_channels
+                )
+                target = out + (z * out_plane + y * out_line + channel)
+                shape = (breadth, f.number(1), f.number(1), f.number(0), f.number(1), f.number(0), breadth)
+                with f.either(sums.is_given()) as (through, plain):
+                    with plain:
+                        parts.store(f, products, *shape, target, out_plane, out_line, a_channels)
+                    with through:
+                        parts.through_activation(
+                            f, products, *shape, target, out_plane, out_line, data + channel, a_plane, a_line,
+                            a_channels, a_scale + channel, a_shift + channel, a_slope, sums + channel * 2,
+                        )  # fmt: skip
+        move_to_total(f, gradient, total, size)
+
+
+@dataclass(frozen=True)
+class PointWeight:
+    """A weight made ready: packed [spread^2][channels / width][inner][width]; bias [channels] or None."""
+
+    packed: Tensor
+    bias: Tensor | None
+    layout: Registers
+    inner: int
+    channels: int
+    spread: int
+
+
+def pack_point(weight: Tensor, bias: Tensor | None) -> PointWeight:
+    """The weight of a 1x1x1 convolution, [K, C, 1, 1, 1]; outputs are rounded up to vectors."""
+    return _pack(weight.detach()[:, :, 0, 0, 0].t().unsqueeze(0), bias, 1)
+
+
+def pack_up(weight: Tensor, bias: Tensor | None) -> PointWeight:
+    """The weight of a transposed convolution with kernel and stride 2, [C, K, 2, 2, 2]; K is rounded up to vectors.
+
+    Both voxels along W come from one product: their channels lie side by side.
+    """
+    missing = padded_channels(weight.shape[1]) - weight.shape[1]
+    taps = torch.nn.functional.pad(weight.detach(), [0, 0, 0, 0, 0, 0, 0, missing])
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias.detach(), [0, missing]).repeat(2)
+    c, k = taps.shape[:2]
+    return _pack(taps.permute(2, 3, 0, 4, 1).reshape(4, c, 2 * k), bias, 2)
+
+
+def _pack(taps: Tensor, bias: Tensor | None, spread: int) -> PointWeight:
+    """taps [spread^2, C, N]"""
+    missing = padded_channels(taps.shape[2]) - taps.shape[2]
+    taps = torch.nn.functional.pad(taps, [0, missing])
+    if bias is not None:
+        bias = torch.nn.functional.pad(bias.detach(), [0, taps.shape[2] - bias.shape[0]]).contiguous()
+    inner = padded_channels(taps.shape[1]) if taps.shape[1] > 8 else taps.shape[1]
+    taps = torch.nn.functional.pad(taps, [0, 0, 0, inner - taps.shape[1]])
+    layout = registers_for(taps.shape[2], widest_vector())
+    packed = taps.unflatten(2, (-1, layout.width)).permute(0, 2, 1, 3).contiguous()
+    return PointWeight(packed, bias, layout, inner, taps.shape[2], spread)
+
+
+def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = None) -> None:
+    """Fill `out` from the planes given (all by default) of `x`.
+
+    out  for spread 2 twice as long on each axis
+    """
+    rows, spread = x.rows, weight.spread
+    first, last = planes or (0, rows.sides[0])
+    stride = padded_channels(rows.channels)
+    affine = x.affine
+    job = _library(weight.layout)["lines"].bind(
+        height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner, spread=spread,
+        first_plane=first, a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
+        a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
+        a_slope=1.0 if affine is None else affine.slope, weight=weight.packed, bias=weight.bias,
+        out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
+    )  # fmt: skip
+    room = (rows.sides[2] + weight.layout.rows) * (stride + weight.layout.width)
+    workers.run(job, (last - first) * rows.sides[1], room)
+
+
+def pack_turned_point(weight: Tensor, stored: int) -> PointWeight:
+    """The weight of `gradients` for a 1x1x1 convolution, [K, C, 1, 1, 1], whose output has `stored` channels."""
+    taps = torch.nn.functional.pad(weight.detach()[:, :, 0, 0, 0], [0, 0, 0, stored - weight.shape[0]])
+    return _pack_turned(taps.unsqueeze(0), 1)
+
+
+def pack_turned_up(weight: Tensor) -> PointWeight:
+    """The weight of `gradients` for a transposed convolution with kernel and stride 2, [C, K, 2, 2, 2]."""
+    missing = padded_channels(weight.shape[1]) - weight.shape[1]
+    taps = torch.nn.functional.pad(weight.detach(), [0, 0, 0, 0, 0, 0, 0, missing])
+    c, k = taps.shape[:2]
+    return _pack_turned(taps.permute(2, 3, 4, 1, 0).reshape(4, 2 * k, c), 2)
+
+
+def _pack_turned(taps: Tensor, spread: int) -> PointWeight:
+    """taps [spread^2, N, C]"""
+    taps = torch.nn.functional.pad(taps, [0, padded_channels(taps.shape[2]) - taps.shape[2]])
+    layout = registers_for(taps.shape[2], widest_vector())
+    packed = taps.unflatten(2, (-1, layout.width)).permute(2, 0, 1, 3).contiguous()
+    return PointWeight(packed, None, layout, taps.shape[1], taps.shape[2], spread)
+
+
+_FLUSH = 64
+"""Lines whose weight gradients are added in float32 before they go to float64."""
+
+
+def gradients(
+    x: Activation, given: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None
+) -> Tensor:
+    """Gradients of `apply`: of its input to `target`, of its weight as the result.
+
+    given   gradient of the output
+    weight  from `pack_turned_point` or `pack_turned_up`
+    sums    [2, C] float64: then `target` gets the gradient before the activation of `x`, and its sums are added here
+    planes  of `x`; all by default
+    out     [spread^2, N, C] float64, N = weight.inner: this block's part
+    """
+    rows, layout, spread = x.rows, weight.layout, weight.spread
+    first, last = planes or (0, rows.sides[0])
+    lines = (last - first) * rows.sides[1]
+    threads = len(workers.shares(lines))
+    gradient = torch.zeros(threads, spread * spread, weight.inner, rows.channels)
+    total = torch.zeros(gradient.shape, dtype=torch.float64)
+    by_thread = None if sums is None else torch.zeros(threads, *sums.shape, dtype=torch.float64)
+    affine = x.affine
+    jobs = [
+        _library(layout)["gradients"].bind(
+            height=rows.sides[1], breadth=rows.sides[2], spread=spread, first_plane=first,
+            given=given.address, given_plane=given.plane, given_line=given.line, given_channels=weight.inner,
+            a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
+            a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
+            a_slope=1.0 if affine is None else affine.slope, weight=weight.packed,
+            out=target.address, out_plane=target.plane, out_line=target.line,
+            sums=None if by_thread is None else by_thread[n], gradient=gradient[n], total=total[n], flush=_FLUSH,
+        )
+        for n in range(threads)
+    ]  # fmt: skip
+    room = (rows.sides[2] + layout.rows) * (spread * spread * weight.inner + layout.width + rows.channels)
+    workers.run(jobs, lines, room)
+    if sums is not None and by_thread is not None:
+        sums += by_thread.sum(0)
+    return total.sum(0)

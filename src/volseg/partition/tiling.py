@@ -1,0 +1,152 @@
+"""How the convolution kernels cut a block into tiles, and what memory they work in: arithmetic alone.
+
+A block of tiles is chosen so that its transformed window stays in the cache; it has no influence on the result's bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from volseg.geometry import Triple
+from volseg.partition.window import Range
+
+LANES = 8
+"""Channels are rounded up to vectors of so many float32."""
+
+POSITIONS, TAPS = 16, 3
+"""Of a transformed tile on H and W; taps on D."""
+
+FLUSH = 16
+"""Blocks whose weight gradients are added in float32 before they go to float64: some 3000 tiles."""
+
+_CACHE_FLOATS = 2**16
+"""Of a block's transformed window: 256 KiB, half of a small second-level cache."""
+
+_PLANES, _FEWEST_TILES = 8, 3
+"""Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
+
+_WEIGHT_FLOATS, _ROWS_PER_WEIGHT = 2**20, 16
+"""For each 4 MiB of transformed weights a block has 16 tiles more, so that it multiplies as long as it reads them."""
+
+
+def padded_channels(channels: int) -> int:
+    """`channels` rounded up to whole vectors."""
+    return -(-channels // LANES) * LANES
+
+
+@dataclass(frozen=True)
+class Registers:
+    """How sums are laid out in registers.
+
+    lanes    floats of a vector
+    vectors  vectors side by side: `width` = lanes * vectors outputs are computed together
+    rows     voxels computed together
+    """
+
+    lanes: int
+    vectors: int
+    rows: int
+
+    def window_channels(self, taps: int) -> int:
+        """Channels that `outer_sums` takes together, each with so many taps."""
+        return 1 << ((self.rows // taps).bit_length() - 1)
+
+    @property
+    def width(self) -> int:
+        """Outputs computed together."""
+        return self.lanes * self.vectors
+
+
+def registers_for(channels: int, widest: int) -> Registers:
+    """The layout for a number of output channels, a multiple of 8, on vectors of at most `widest` floats.
+
+    16 registers of 8 floats (AVX2) hold 12 sums, two vectors of weights and one number in all lanes; 32 of 16 floats
+    (AVX-512) hold 24 sums.
+    """
+    if widest == 16 and channels % 32 == 0:
+        return Registers(16, 2, 12)
+    if widest == 16 and channels % 16 == 0:
+        return Registers(16, 1, 24)
+    if channels % 16 == 0:
+        return Registers(8, 2, 6)
+    return Registers(8, 1, 12)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the output of a convolution is cut into blocks.
+
+    planes, pairs, tiles  of a block: planes, pairs of lines, tiles along a line
+    counts                blocks on D, H, W
+    origin                where the first tiles begin on H and W: 0, or -1 where the block begins at an odd coordinate
+    chunk                 tiles that are multiplied together
+    """
+
+    first_plane: int
+    last_plane: int
+    planes: int
+    pairs: int
+    tiles: int
+    counts: Triple
+    origin: tuple[int, int]
+    chunk: int
+
+
+def plan_blocks(
+    planes: Range, height: int, breadth: int, window: int, results: int, rows: int, multiple: Triple,
+    threads: int, origin: tuple[int, int] = (0, 0),
+) -> Blocks:  # fmt: skip
+    """Blocks whose transformed window is about as large as the cache, and enough of them for all threads.
+
+    planes           the range of planes to compute
+    window, results  channels on both sides: where their weights are large, blocks are too, so that they are read less
+                     often
+    multiple         blocks begin on multiples of it on D, H, W
+    threads          there should be a block for each
+    """
+    count = planes[1] - planes[0]
+    pairs_there, tiles_there = (-(-(n - o) // 2) for n, o in zip((height, breadth), origin, strict=True))
+    room = _CACHE_FLOATS // (POSITIONS * padded_channels(window))  # tiles of the window
+    deep, high, long = multiple[0], max(1, multiple[1] // 2), max(1, multiple[2] // 2)
+    depth = _even(count, _PLANES, deep)
+    tiles = _even(tiles_there, max(_FEWEST_TILES, room // (depth + 2)), long)
+    wanted = -(-POSITIONS * 3 * window * results // _WEIGHT_FLOATS) * _ROWS_PER_WEIGHT
+    pairs = _even(pairs_there, -(-wanted // (depth * tiles)), high)
+    while depth > deep and -(-count // depth) * -(-pairs_there // pairs) * -(-tiles_there // tiles) < threads:
+        depth = _even(count, depth // 2, deep)
+    counts = (-(-count // depth), -(-pairs_there // pairs), -(-tiles_there // tiles))
+    whole = depth * pairs * tiles
+    chunk = min(range(rows, 8 * rows + 1, rows), key=lambda c: _waste(whole, c, rows))
+    return Blocks(planes[0], planes[1], depth, pairs, tiles, counts, origin, chunk)
+
+
+def _waste(whole: int, chunk: int, rows: int) -> tuple[int, int]:
+    done = sum(-(-min(chunk, whole - r) // rows) * rows for r in range(0, whole, chunk))
+    return done, abs(chunk - 4 * rows)
+
+
+def _even(length: int, most: int, unit: int) -> int:
+    """Pieces of at most `most`, or one unit, as even as can be; a multiple of `unit`."""
+    units = -(-length // unit)
+    parts = -(-units // max(1, most // unit))
+    return -(-units // parts) * unit
+
+
+def forward_room(blocks: Blocks, stride: int, layout: Registers) -> int:
+    """Floats of scratch memory that `forward` needs."""
+    lines = (2 * blocks.pairs + 2) * (2 * blocks.tiles + 2) * stride
+    window = ((blocks.planes + 2) * blocks.pairs * blocks.tiles + layout.rows) * stride
+    products = (blocks.chunk + layout.rows) * layout.width
+    results = (blocks.planes * blocks.pairs * blocks.tiles + blocks.chunk) * 4 * layout.width
+    return lines + POSITIONS * (window + products) + results
+
+
+def backward_room(blocks: Blocks, stride: int, tile_stride: int, layout: Registers) -> int:
+    """Floats of scratch memory that `backward` needs."""
+    columns, per_plane = 2 * blocks.tiles, blocks.pairs * blocks.tiles
+    lines = max((2 * blocks.pairs + 2) * (columns + 2) * stride, 2 * blocks.pairs * columns * tile_stride)
+    window = ((blocks.planes + 2) * per_plane + layout.rows) * stride
+    tile = blocks.planes * per_plane * tile_stride
+    products = (blocks.chunk + layout.rows) * layout.width
+    results = (blocks.planes * per_plane + blocks.chunk) * 4 * layout.width
+    return lines + POSITIONS * (window + tile + products) + results

@@ -1,0 +1,127 @@
+"""What kernels are written in: loops, choices, vectors; and the same bits for every length of vector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from volseg.nn.kernels.jit import workers
+from volseg.nn.kernels.jit.compiler import Library, widest_vector
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+
+pytestmark = pytest.mark.skipif(not widest_vector(), reason="no fused multiply-add here")
+
+
+def library(lanes: int = 8) -> Library:
+    module = Module(lanes)
+
+    @module.define
+    def add_to(f: Function, target: Pointer, value: Vector, count: Int) -> None:
+        with f.loop(count, step=lanes) as (i, _):
+            (target + i).store((target + i).load() + value)
+
+    @module.entry
+    def numbers(
+        f: Function, first: Int, last: Int, scratch: Pointer, *, out: Pointer, a: Int, b: Int, half: Vector
+    ) -> None:
+        with f.loop(last, start=first, carried=[f.number(0), f.constant(0)]) as (i, state):
+            count, total = state.values
+            state.values = count + i * 2, total + half
+        results = [
+            state.values[0], a + b, a - b, 1 - a, a * b, a // b, a % b, f.smaller(a, b), f.larger(a, 5),
+            f.choose(a < b, a, b), f.choose((a >= b) & a.equals(7), f.number(1), f.number(0)),
+        ]  # fmt: skip
+        for place, value in enumerate(results):
+            with f.loop(value) as (_, _s):  # as many additions of one as the number says
+                add_to(f, out + place * lanes, f.constant(1), lanes)
+        (out + len(results) * lanes).store(state.values[1])
+
+    @module.entry
+    def vectors(
+        f: Function, first: Int, last: Int, scratch: Pointer, *, x: Pointer, y: Pointer, out: Pointer, size: Int,
+        none: Pointer, wide: Pointer,
+    ) -> None:  # fmt: skip
+        slope = f.constant(0.25)
+        with f.loop(last, start=first, step=lanes) as (i, _):
+            a, b = (x + i).load(), (y + i).load()
+            results = [
+                a + b, a - b, a * b, -a, f.fma(a, b, a), f.largest(a, b), f.leaky(a, slope),
+                f.leaky_gradient(b, a, slope), f.take_where_above(a, b, a * a, b), (x + i).splat(),
+                (a.wide() + b.wide()).narrow(),
+            ]  # fmt: skip
+            for number, value in enumerate(results):
+                (out + (size * number + i)).store(value)
+            with f.either(none.is_null()) as (then, otherwise):
+                with then:
+                    (wide.wide() + i).store((wide.wide() + i).load() + a.wide())
+                with otherwise:
+                    (out + i).store(f.constant(-1))
+            with f.when(wide.is_null()):
+                (out + i).store(f.constant(-2))
+
+    return Library(module)
+
+
+def test_integers_loops_and_choices() -> None:
+    out = torch.zeros(12, 8)
+    library()["numbers"].bind(out=out, a=7, b=3, half=0.5)(1, 4)
+    assert out[:, 0].tolist() == [12, 10, 4, 0, 21, 2, 1, 3, 7, 3, 1, 1.5]
+    assert (out == out[:, :1]).all()
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_vectors_do_what_numpy_does_for_every_length(lanes: int) -> None:
+    generator = np.random.default_rng(0)
+    x, y = (generator.standard_normal(64).astype(np.float32) for _ in range(2))
+    out, wide = torch.zeros(11, 64), torch.ones(64, dtype=torch.float64)
+    job = library(lanes)["vectors"].bind(
+        x=torch.from_numpy(x), y=torch.from_numpy(y), out=out, size=64, none=None, wide=wide
+    )
+    job(0, 64)
+    found = out.numpy()
+    expected = [
+        x + y, x - y, x * y, -x, None, np.maximum(x, y), np.where(x > 0, x, x * np.float32(0.25)),
+        np.where(x > 0, y, y * np.float32(0.25)), np.where(x > y, x * x, y), np.repeat(x[::lanes], lanes),
+        (x.astype(float) + y).astype(np.float32),
+    ]  # fmt: skip
+    for number, values in enumerate(expected):
+        if values is not None:
+            assert np.array_equal(found[number], values), number
+    exact = x.astype(np.longdouble) * y + x  # a fused multiply-add rounds once
+    assert np.array_equal(found[4], exact.astype(np.float32))
+    assert np.array_equal(wide.numpy(), 1 + x.astype(float))
+
+
+def test_an_entry_wants_just_its_parameters_and_memory_it_can_use() -> None:
+    entry = library()["numbers"]
+    with pytest.raises(AssertionError, match="half"):
+        entry.bind(out=None, a=1, b=1)
+    with pytest.raises(AssertionError, match="float16"):
+        entry.bind(out=torch.zeros(1, dtype=torch.float16), a=1, b=1, half=0)
+
+
+def test_shares_cover_all_items_once() -> None:
+    for items in (0, 1, 5, 100):
+        for threads in (1, 2, 7):
+            parts = workers.shares(items, threads)
+            assert [n for a, b in parts for n in range(a, b)] == list(range(items))
+            assert max(b - a for a, b in parts) - min(b - a for a, b in parts) <= 1
+
+
+def test_threads_have_memory_of_their_own_and_an_error_comes_through() -> None:
+    torch.set_num_threads(3)
+    try:
+        seen: list[tuple[int, int, int]] = []
+        workers.run(lambda first, last, place: seen.append((first, last, place)), 7, floats=10)
+        assert sorted((a, b) for a, b, _ in seen) == [(0, 2), (2, 4), (4, 7)]
+        assert len({place for _, _, place in seen}) == 3
+
+        def fail(first: int, last: int, place: int) -> None:
+            if first:
+                raise ValueError("a block")
+
+        with pytest.raises(ValueError, match="a block"):
+            workers.run(fail, 7)
+    finally:
+        torch.set_num_threads(1)
