@@ -87,6 +87,8 @@ class TrainingConfig:
     weight_decay   of the optimizer
     seed           of the initial weights and of the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
+    checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
+                   compute the others again
     """
 
     epochs: int = 40
@@ -96,6 +98,7 @@ class TrainingConfig:
     weight_decay: float = 1e-5
     seed: int = 0
     validation: int = -1
+    checkpoint_levels: tuple[int, ...] = ()
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
@@ -116,6 +119,12 @@ class Config:
         """Raise ConfigError where a value is outside its range."""
         self.model.check()
         self.training.check()
+        for level in self.training.checkpoint_levels:
+            if not 0 <= level <= self.model.levels:
+                raise ConfigError(
+                    f"training.checkpoint_levels = {level} is no level of this U-Net: 0 (full resolution) to "
+                    f"{self.model.levels}"
+                )
 
 
 Section = TypeVar("Section")
@@ -185,6 +194,10 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(type(n) is int for n in value):
+            raise ConfigError(f"{where} = {value!r} must be a list of whole numbers")
+        return tuple(value)
     if not isinstance(value, hint) or isinstance(value, bool):
         raise ConfigError(f"{where} = {value!r} must be {'a whole number' if hint is int else 'a number'}")
     return value

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from volseg.config import ModelConfig
+from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
+from volseg.partition.layer_memory import Ledger
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import Ledger
 from volseg.partition.planner import (
     choose_grid,
     fewest_ranks,
@@ -112,14 +112,14 @@ def test_the_fewest_ranks_are_really_fewest(task, shape):
     peaks = {}
     for ranks in range(1, 41):
         try:
-            peaks[ranks] = make_plan(shape, MODEL, ranks, task, "adamw").memory.peak
+            peaks[ranks] = make_plan(shape, MODEL, ranks, task, TrainingConfig()).memory.peak
         except PartitionError:
             continue
     for limit in sorted(peaks.values()):
-        plan = fewest_ranks(shape, MODEL, task, "adamw", limit)
+        plan = fewest_ranks(shape, MODEL, task, TrainingConfig(), limit)
         assert plan is not None
         assert prod(plan.layout.dims) == min(n for n, peak in peaks.items() if peak <= limit)
-    assert fewest_ranks(shape, MODEL, task, "adamw", 2**20) is None
+    assert fewest_ranks(shape, MODEL, task, TrainingConfig(), 2**20) is None
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_ledger():
 def test_more_ranks_need_less_memory_each_and_levels_add_up(task):
     last = None
     for ranks in (1, 2, 4, 8):
-        memory = make_plan((64, 64, 64), MODEL, ranks, task, "adamw").memory
+        memory = make_plan((64, 64, 64), MODEL, ranks, task, TrainingConfig()).memory
         assert sum(memory.by_level) == memory.activations
         assert memory.peak_at
         if last is not None:

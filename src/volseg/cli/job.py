@@ -11,6 +11,7 @@ import typer
 
 from volseg.cli.failure import describe
 from volseg.distributed.launch import connect, cores_per_rank
+from volseg.distributed.placement import Placement, place
 from volseg.events import Listener, ignore
 from volseg.machine import tune_allocator
 
@@ -23,11 +24,12 @@ class Job:
     """One command at work on all its ranks.
 
     communicator  the ranks; a single one without a launcher
+    placement     the cores of this rank
     listen        takes the core's events and draws them, on the root rank only
     """
 
-    def __init__(self, communicator: Communicator, screen: Screen | None) -> None:
-        self.communicator = communicator
+    def __init__(self, communicator: Communicator, placement: Placement, screen: Screen | None) -> None:
+        self.communicator, self.placement = communicator, placement
         self.listen: Listener = ignore if screen is None else screen.draw
         self._screen = screen
 
@@ -49,16 +51,20 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
         The body raised: 2 for a VolsegError, 1 for other errors, 130 for Ctrl-C.
     """
     # Before torch and numpy start their thread pools: ranks on one machine share its cores.
+    asked = "OMP_NUM_THREADS" in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
     tune_allocator()
     communicator = connect()
+    placement = place(communicator)
+    if not asked:  # a launcher does not always say how many ranks are on this machine
+        os.environ["OMP_NUM_THREADS"] = str(placement.threads)
     screen = None
     if communicator.is_root:
         from volseg.cli.render import Screen
 
         screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
     try:
-        yield Job(communicator, screen)
+        yield Job(communicator, placement, screen)
     except typer.Exit:
         raise  # a command's own choice of exit code, made on every rank
     except (Exception, KeyboardInterrupt) as error:

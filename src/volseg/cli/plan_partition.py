@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volseg.cli.options import Debug, JsonOutput
-from volseg.cli.sizes import parse_shape
+from volseg.cli.sizes import parse_levels, parse_shape
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def plan_partition(
     memory: Annotated[str | None, typer.Option(help="Memory a rank may use, such as 24GiB.")] = None,
     task: Annotated[Task | None, typer.Option("--for", help="Only this task; it decides the fewest ranks.")] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    checkpoint_levels: Annotated[
+        str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model].")] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
     json_output: JsonOutput = False,
@@ -44,16 +47,19 @@ def plan_partition(
 
     With --memory also the fewest ranks that fit.
     """
+    from volseg.config import override
     from volseg.partition.planner import fewest_ranks, grid_named, make_plan, parse_grid, parse_memory
 
     settings = _settings(config, model)
+    if checkpoint_levels is not None:
+        settings = override(settings, training={"checkpoint_levels": parse_levels(checkpoint_levels)})
     size = _size(volume, shape)
     limit = parse_memory(memory) if memory is not None else None
     if ranks is not None and ranks < 1:
         raise ConfigError(f"--ranks {ranks}: give at least 1")
     tasks = [task] if task is not None else list(Task)
-    optimizer = settings.training.optimizer
-    fewest = {t: fewest_ranks(size, settings.model, t, optimizer, limit) if limit else None for t in tasks}
+    training = settings.training
+    fewest = {t: fewest_ranks(size, settings.model, t, training, limit) if limit else None for t in tasks}
     if ranks is None:
         named = grid_named(partition)
         ranks = None if named is None else math.prod(named)
@@ -61,7 +67,7 @@ def plan_partition(
         found = [plan.layout.dims for plan in fewest.values() if plan is not None]
         ranks = max((d * h * w for d, h, w in found), default=1)
     dims = None if partition == "auto" else parse_grid(partition, ranks)
-    plans = {t: make_plan(size, settings.model, ranks, t, optimizer, dims) for t in tasks}
+    plans = {t: make_plan(size, settings.model, ranks, t, training, dims) for t in tasks}
     if json_output:
         import json
 
@@ -117,6 +123,7 @@ def _facts(
                 "process_bytes": plan.memory.process,
                 "weights_bytes": plan.memory.weights,
                 "activations_bytes": plan.memory.activations,
+                "work_bytes": plan.memory.work,
                 "activations_bytes_by_level": list(plan.memory.by_level),
                 "peak_at": plan.memory.peak_at,
                 "fits": None if limit is None else plan.memory.peak <= limit,
@@ -152,10 +159,10 @@ def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int |
         ("halo received a forward pass", gibibytes(first.halo_bytes)),
     ]
     console.print(table("plan", ("", "value"), rows, text_columns=2))
-    columns = ["memory a rank", "peak", "activations", "weights", "process", "peak at"]
+    columns = ["memory a rank", "peak", "activations", "kernels", "weights", "process", "peak at"]
     body = [
-        (task, gibibytes(p.memory.peak), gibibytes(p.memory.activations), gibibytes(p.memory.weights),
-         gibibytes(p.memory.process), p.memory.peak_at)
+        (task, gibibytes(p.memory.peak), gibibytes(p.memory.activations), gibibytes(p.memory.work),
+         gibibytes(p.memory.weights), gibibytes(p.memory.process), p.memory.peak_at)
         for task, p in plans.items()
     ]  # fmt: skip
     console.print(table("", columns, body))

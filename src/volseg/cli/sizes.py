@@ -17,6 +17,14 @@ def parse_shape(text: str, option: str = "--shape") -> Triple:
     return d, h, w
 
 
+def parse_levels(text: str, option: str = "--checkpoint-levels") -> tuple[int, ...]:
+    """``0,1`` as (0, 1); an empty text as none. Raises ConfigError for anything else."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(f"{option} {text}: give levels with commas, such as 0,1; 0 is full resolution")
+    return tuple(sorted({int(word) for word in words}))
+
+
 def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, float]:
     """``1.5`` or ``3x1.5x1.5`` as mm along D, H, W. Raises ConfigError for anything else."""
     words = text.split("x")

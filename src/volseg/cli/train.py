@@ -24,6 +24,9 @@ def train(
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
+    checkpoint_levels: Annotated[
+        str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
+    ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
@@ -38,6 +41,7 @@ def train(
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import duration, peak_memory_text, warn_of_plan
+        from volseg.cli.sizes import parse_levels
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
@@ -58,6 +62,7 @@ def train(
                 "optimizer": optimizer,
                 "validation": validation,
                 "seed": seed,
+                "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
         )
         report = train_run(
@@ -70,5 +75,7 @@ def train(
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
         )
         work.print(peak_memory_text(report.peaks, report.planned))
+        if work.communicator.size > 1:
+            work.print(f"a rank waited for the others {report.waited:.1%} of the time at most")
         warn_of_plan(report.peaks, report.planned, work.listen)
         work.print(f"model: {report.run}")

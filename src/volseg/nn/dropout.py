@@ -72,3 +72,15 @@ class PartitionedDropout3d(_PartitionedDropout, nn.Dropout3d):
 
     def _kept(self, x: Tensor, seed: int) -> Tensor:
         return (self._uniform(self._keys(x, seed)) >= self.p).view(*x.shape[:2], 1, 1, 1)
+
+    def factors(self, channels: int, device: torch.device) -> Tensor | None:
+        """What one sample's channels are multiplied by, [C] float64: 0 or 1 / (1 - p). Collective.
+
+        None where all stay.
+        """
+        if not self.training or self.p == 0:
+            return None
+        if self.p >= 1:
+            return torch.zeros(channels, dtype=torch.float64, device=device)
+        kept = self._kept(torch.empty((1, channels, 1, 1, 1), device=device), self._seed())
+        return kept.view(-1).double() / (1 - self.p)

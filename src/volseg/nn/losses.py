@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
@@ -17,49 +17,109 @@ IGNORE = 255
 _SMOOTH = 1e-5
 
 
+_PIECE = 2**16
+"""Voxels taken at a time, so that their probabilities stay in the cache and are never held for the volume."""
+
+
+class LossSums:
+    """The sums over the volume that Dice and cross-entropy are made of, and the gradient that follows from them.
+
+    Logits come in pieces, twice: once to `add`, and again, after `finish`, to `gradient`. Logits are [.., K], classes
+    last in memory or not, targets [..].
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self._sums = torch.zeros(2 + 3 * classes, dtype=torch.float64)
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Take in some voxels."""
+        k = self.classes
+        for piece, labels, _ in _pieces(logits, target, logits):
+            largest = piece.amax(0)
+            powers = (piece - largest).exp_()
+            total = powers.sum(0)
+            powers /= total
+            valid = labels != IGNORE
+            entropy = largest + total.log_()
+            entropy *= valid
+            powers *= valid
+            new = torch.zeros_like(self._sums, device=piece.device)
+            for c in range(k):
+                here = labels == c
+                entropy -= piece[c] * here
+                new[2 + c] = powers[c].sum()
+                new[2 + k + c] = here.sum()
+                new[2 + 2 * k + c] = (powers[c] * here).sum()
+            new[0], new[1] = entropy.sum(), valid.sum()
+            self._sums += new.cpu()
+
+    def finish(self, communicator: Communicator) -> tuple[Tensor, Tensor]:
+        """Loss [] and soft Dice per class [K], float64, of the whole volume. Collective."""
+        sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
+        predicted, true, common = sums[2:].split(self.classes)
+        dice = (2 * common + _SMOOTH) / (predicted + true + _SMOOTH)
+        loss = sums[0] / sums[1].clamp(min=1) + 1 - dice[1:].mean()
+        return loss, dice
+
+    def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
+        """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
+        predicted, true, common = self._sums[2:].split(self.classes)
+        bottom = predicted + true + _SMOOTH
+        weight = torch.full((self.classes,), -factor / max(1, self.classes - 1), dtype=torch.float64)
+        weight[0] = 0  # the background has no Dice term
+        # The gradient in a probability: `everywhere`, and `hit` where it is the true class.
+        hit = (weight * 2 / bottom).tolist()
+        everywhere = (-weight * (2 * common + _SMOOTH) / bottom**2).tolist()
+        share = factor / float(self._sums[1].clamp(min=1))
+        for piece, labels, place in _pieces(logits, target, out):
+            p = (piece - piece.amax(0)).exp_()
+            p /= p.sum(0)
+            masks = [(labels == c).to(p.dtype) for c in range(self.classes)]
+            slopes = torch.stack([mask * h + e for mask, h, e in zip(masks, hit, everywhere, strict=True)])
+            slopes -= (slopes * p).sum(0)
+            slopes += share
+            slopes *= p
+            for c, mask in enumerate(masks):
+                slopes[c] -= mask * share
+            slopes *= labels != IGNORE
+            place.copy_(slopes)
+
+
+def _pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Logits [K, n], labels [n] and the place [K, n] of `out`, of some voxels after the others."""
+    classes = logits.shape[-1]
+    flat, there, labels = logits.reshape(-1, classes), _as_list(out), target.reshape(-1)
+    for start in range(0, labels.numel(), _PIECE):
+        part = slice(start, start + _PIECE)
+        yield flat[part].t().contiguous(), labels[part], there[part].t()
+
+
+def _as_list(rows: Tensor) -> Tensor:
+    """[.., K] as [voxels, K], a view also where some channels are stored and not there."""
+    return rows.flatten(0, -2) if rows.dim() > 2 else rows
+
+
 class _DiceCrossEntropy(torch.autograd.Function):
-    """The loss of `dice_cross_entropy`; keeps the probabilities, which its gradient is made of."""
+    """The loss of `dice_cross_entropy`; keeps the logits, from which backward makes the probabilities again."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor]:
-        probabilities = logits.softmax(1)
-        valid = target != IGNORE
-        labels = torch.where(valid, target, 0).long().unsqueeze(1)
-        chosen = probabilities.gather(1, labels).squeeze(1)
-        entropy = (F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction="sum")).double()
-        classes = logits.shape[1]
-        predicted = (probabilities * valid.unsqueeze(1)).sum((0, 2, 3, 4)).double()
-        flat = labels.reshape(-1)[valid.reshape(-1)]
-        true = torch.bincount(flat, minlength=classes).double()
-        common = torch.bincount(flat, weights=chosen[valid].double(), minlength=classes)
-        local = torch.cat([entropy.view(1), true.sum().view(1), predicted, true, common])
-        sums = torch.from_numpy(communicator.reduce_all(local.cpu().numpy())).to(logits.device)
-        predicted, true, common = sums[2:].split(classes)
-        count = sums[1].clamp(min=1)
-        dice = (2 * common + _SMOOTH) / (predicted + true + _SMOOTH)
-        loss = sums[0] / count + 1 - dice[1:].mean()
-        ctx.save_for_backward(probabilities, target, predicted, true, common, count)
+        sums = LossSums(logits.shape[1])
+        sums.add(logits.movedim(1, -1), target)
+        loss, dice = sums.finish(communicator)
+        ctx.save_for_backward(logits, target)
+        ctx.sums = sums
         ctx.mark_non_differentiable(dice)
-        return loss.to(logits.dtype), dice
+        return loss.to(logits), dice
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        probabilities, target, predicted, true, common, count = ctx.saved_tensors
-        dtype, classes = probabilities.dtype, probabilities.shape[1]
-        bottom = predicted + true + _SMOOTH
-        weight = torch.full((classes,), -1.0 / max(1, classes - 1), dtype=torch.float64, device=bottom.device)
-        weight[0] = 0  # the background has no Dice term
-        hit = (weight * 2 / bottom).to(dtype)
-        all_ = (-weight * (2 * common + _SMOOTH) / bottom**2).to(dtype).view(1, -1, 1, 1, 1)
-        valid = (target != IGNORE).unsqueeze(1)
-        labels = torch.where(valid.squeeze(1), target, 0).long().unsqueeze(1)
-        slope = all_.expand_as(probabilities).contiguous()  # d loss / d probability
-        slope.scatter_add_(1, labels, hit[labels])
-        inner = (slope * probabilities).sum(1, keepdim=True)
-        out = (slope - inner).mul_(probabilities)
-        out.add_(probabilities / count.to(dtype))
-        out.scatter_add_(1, labels, torch.full_like(labels, 0, dtype=dtype) - (1 / count).to(dtype))
-        return out.mul_(valid).mul_(grad), None, None
+        logits, target = ctx.saved_tensors
+        rows = logits.movedim(1, -1)
+        out = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)
+        ctx.sums.gradient(rows, target, float(grad), out)
+        return out.movedim(-1, 1), None, None
 
 
 def dice_cross_entropy(logits: Tensor, target: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor]:

@@ -20,12 +20,12 @@ from volseg.nn.layer import LayerPlan, PartitionedLayer
 from volseg.partition.layout import Layout
 from volseg.partition.window import plan_halo
 
-_CANCELLED = 100.0
+CANCELLED = 100.0
 """Above this ratio of mean^2 to variance, E[x^2] - E[x]^2 from float32 sums loses too much: centre first, sum again."""
 
 
 @dataclass(frozen=True)
-class _Pooling:
+class Pooling:
     """Which (sample, channel) pairs share statistics, and over how many voxels in all.
 
     groups      channels of one group share; C groups: instance norm
@@ -51,7 +51,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, slope: float,
-        pooling: _Pooling | None, count: int, communicator: Communicator,
+        pooling: Pooling | None, count: int, communicator: Communicator,
     ) -> Tensor:  # fmt: skip
         gain = rstd if weight is None else rstd * weight.double()
         offset = -mean * gain if bias is None else bias.double() - mean * gain
@@ -90,7 +90,11 @@ class PartitionedNorm(PartitionedLayer):
 
     slope: float = 1.0
 
-    def _statistics(self, x: Tensor, pooling: _Pooling, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
+    def pooling(self, channels: int) -> Pooling:
+        """Which channels share statistics."""
+        raise NotImplementedError
+
+    def _statistics(self, x: Tensor, pooling: Pooling, eps: float) -> tuple[Tensor, Tensor, Tensor, int]:
         """Mean, 1 / sqrt(var + eps), var (biased), each [N, C] float64, and how many voxels share them. Collective."""
         layout = self.plan(x).inputs
         brick, bricks = self.context.brick(layout)
@@ -102,7 +106,7 @@ class PartitionedNorm(PartitionedLayer):
             return centre + sums[:, 0], np.maximum(sums[:, 1] - sums[:, 0] * sums[:, 0], 0)
 
         mean, var = about(np.zeros(x.shape[:2]), x.detach())
-        if (var * _CANCELLED < mean * mean).any():  # the same answer on every rank: these bits are
+        if (var * CANCELLED < mean * mean).any():  # the same answer on every rank: these bits are
             centre = torch.from_numpy(mean).to(x)
             mean, var = about(centre.double().cpu().numpy(), x.detach() - centre.view(*centre.shape, 1, 1, 1))
         tensors = (torch.from_numpy(t).to(x.device) for t in (mean, 1 / np.sqrt(var + eps), var))
@@ -110,7 +114,7 @@ class PartitionedNorm(PartitionedLayer):
 
     def _normalize(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor,
-        pooling: _Pooling | None, count: int,
+        pooling: Pooling | None, count: int,
     ) -> Tensor:  # fmt: skip
         communicator = self.context.grid.communicator
         y: Tensor = _Normalize.apply(x, weight, bias, mean, rstd, self.slope, pooling, count, communicator)
@@ -120,7 +124,7 @@ class PartitionedNorm(PartitionedLayer):
         return LayerPlan(plan_halo(layout, self.context.grid.coords, (0, 0, 0)), layout, layout)
 
     def _over_volume(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, pooling: _Pooling, eps: float
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, pooling: Pooling, eps: float
     ) -> Tensor:
         x = channels_last(x)
         mean, rstd, _, count = self._statistics(x, pooling, eps)
@@ -135,14 +139,22 @@ class PartitionedInstanceNorm3d(PartitionedNorm, nn.InstanceNorm3d):
     def forward(self, x: Tensor) -> Tensor:
         if self.track_running_stats:
             raise self.refuse("track_running_stats=True is not supported")
-        return self._over_volume(x, self.weight, self.bias, _Pooling(x.shape[1], over_batch=False), self.eps)
+        return self._over_volume(x, self.weight, self.bias, self.pooling(x.shape[1]), self.eps)
+
+    def pooling(self, channels: int) -> Pooling:
+        """Each channel on its own."""
+        return Pooling(channels, over_batch=False)
 
 
 class PartitionedGroupNorm(PartitionedNorm, nn.GroupNorm):
     """nn.GroupNorm with the statistics of the whole volume."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._over_volume(x, self.weight, self.bias, _Pooling(self.num_groups, over_batch=False), self.eps)
+        return self._over_volume(x, self.weight, self.bias, self.pooling(x.shape[1]), self.eps)
+
+    def pooling(self, channels: int) -> Pooling:
+        """The channels of a group together."""
+        return Pooling(self.num_groups, over_batch=False)
 
 
 class PartitionedBatchNorm3d(PartitionedNorm, nn.BatchNorm3d):
@@ -154,17 +166,22 @@ class PartitionedBatchNorm3d(PartitionedNorm, nn.BatchNorm3d):
             mean = self.running_mean.double().expand(x.shape[:2])
             rstd = (self.running_var.double() + self.eps).rsqrt().expand(x.shape[:2])
             return self._normalize(x, self.weight, self.bias, mean, rstd, None, 1)
-        pooling = _Pooling(x.shape[1], over_batch=True)
+        pooling = self.pooling(x.shape[1])
         mean, rstd, var, count = self._statistics(x, pooling, self.eps)
         if self.training and count == 1:
             raise self.refuse("one voxel has no statistics to train with; the volume is too small for this depth")
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            self._update(mean[0], var[0] * (count / (count - 1)))
+        self.update(mean[0], var[0], count)
         return self._normalize(x, self.weight, self.bias, mean, rstd, pooling, count)
 
-    def _update(self, mean: Tensor, unbiased: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
+    def pooling(self, channels: int) -> Pooling:
+        """Each channel on its own, over all samples."""
+        return Pooling(channels, over_batch=True)
+
+    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Take mean and biased variance [C] of `count` values into the running statistics, in training only."""
+        if not self.training or self.running_mean is None or self.running_var is None:
+            return
+        unbiased = var * (count / (count - 1))
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isqrt, prod
 
-from volseg.config import ModelConfig
+from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.layout import Layout, padded_shape
@@ -116,7 +116,7 @@ class Plan:
 
 
 def make_plan(
-    shape: Triple, model: ModelConfig, ranks: int, task: str, optimizer: str, dims: Triple | None = None
+    shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None
 ) -> Plan:
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
 
@@ -124,7 +124,7 @@ def make_plan(
     """
     dims = dims or choose_grid(shape, ranks, model.multiple)
     layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
-    memory = training_memory(model, optimizer, layout) if task == "train" else segmenting_memory(model, layout)
+    memory = training_memory(model, training, layout) if task == "train" else segmenting_memory(model, layout)
     return Plan(shape, layout, memory, forward_halo_bytes(model, layout))
 
 
@@ -142,18 +142,18 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
     return total
 
 
-def fewest_ranks(shape: Triple, model: ModelConfig, task: str, optimizer: str, limit: int) -> Plan | None:
+def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int) -> Plan | None:
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does."""
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
-    room = limit - fixed_memory(model, optimizer, task)
+    room = limit - fixed_memory(model, training.optimizer, task)
     if room <= 0:
         return None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
     for ranks in range(first, most + 1):
         if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            plan = make_plan(shape, model, ranks, task, optimizer)
+            plan = make_plan(shape, model, ranks, task, training)
             if plan.memory.peak <= limit:
                 return plan
     return None

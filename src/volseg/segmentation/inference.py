@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import VolumeError
+from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
-from volseg.nn.convert import partition_module
-from volseg.nn.kernels.convolution import convolve
 from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.volumes.scan import Scan, normalized_block, own_normalization
-
-_ONE = (1, 1, 1)
-_SLAB_VALUES = 2**20
 
 
 @dataclass(frozen=True)
@@ -52,18 +47,6 @@ def read_input(scan: Scan, card: ModelCard, grid: ProcessGrid) -> tuple[Tensor, 
     return torch.from_numpy(block).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d), arrays[0]
 
 
-def logit_slabs(model: UNet, twin: nn.Module, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """First plane and logits [1, K, depth, h, w] of one slab of this rank's block after another. Collective.
-
-    twin  the partitioned `model`; the head is 1x1x1, so it needs neither neighbours nor the slab next to it
-    """
-    features = twin(x, features_only=True)
-    depth = max(1, _SLAB_VALUES // (features.shape[1] * features.shape[3] * features.shape[4]))
-    for start in range(0, features.shape[2], depth):
-        slab = features[:, :, start : start + depth]
-        yield start, convolve(slab, model.head.weight, model.head.bias, _ONE, _ONE, 1)
-
-
 @torch.inference_mode()
 def segment_block(
     model: UNet, x: Tensor, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
@@ -72,13 +55,13 @@ def segment_block(
 
     The bits do not depend on the grid. Probabilities of a resampled scan are those of the interpolated logits.
     """
-    twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
+    twin = FusedUNet(model, grid)
     twin.eval()
     classes, shape = card.config.model.classes, scan.mask_box.shape
     mask = np.empty(shape, dtype=mask_type(classes))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
     if scan.back is None:
-        for start, logits in logit_slabs(model, twin, x):
+        for start, logits in twin.logit_slabs(x):
             inside = logits[0, :, : max(0, shape[0] - start), : shape[1], : shape[2]]
             stop = start + inside.shape[1]
             if inside.numel():

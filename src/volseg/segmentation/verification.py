@@ -12,10 +12,10 @@ from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
+from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
-from volseg.nn.convert import partition_module
-from volseg.segmentation.inference import logit_slabs, read_input
+from volseg.segmentation.inference import read_input
 from volseg.segmentation.segment import open_scan
 from volseg.volumes.scan import Scan
 
@@ -67,11 +67,11 @@ def verify_partition(model_path: Path, scan_path: Path, partition: str, communic
 def block_logits(model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid) -> np.ndarray:
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
     x, _ = read_input(scan, card, grid)
-    twin = partition_module(model, grid, multiple_of=card.config.model.multiple)
+    twin = FusedUNet(model, grid)
     twin.eval()
     d, h, w = scan.inside.shape
     out = np.empty((card.config.model.classes, d, h, w), dtype=np.float32)
-    for start, logits in logit_slabs(model, twin, x):
+    for start, logits in twin.logit_slabs(x):
         inside = logits[0, :, : max(0, d - start), :h, :w]
         out[:, start : start + inside.shape[1]] = inside.numpy()
     return out

@@ -11,7 +11,6 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.nn.gradients import sum_gradients
-from volseg.nn.losses import dice_cross_entropy
 from volseg.training.checkpoint import save_checkpoint
 from volseg.training.data import Sample
 from volseg.training.job import TrainingJob, open_run_folder
@@ -41,6 +40,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             open_run_folder(job, setup.config)
             log = TrainingLog(job.run, card.step)
 
+    communicator.meter.reset()
     started = saved = time.monotonic()
     loss = dice = float("nan")
     held_out_dice: float | None = None
@@ -86,10 +86,11 @@ def training_step(setup: Setup, sample: Sample) -> tuple[float, float]:
     """
     communicator = setup.grid.communicator
     setup.twin.train()
-    loss, dice = dice_cross_entropy(setup.twin(sample.image), sample.target, communicator)
+    loss, dice = setup.twin.loss(sample.image, sample.target)
     setup.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    sum_gradients(setup.model.parameters(), communicator)
+    with communicator.meter.during("gradients of the weights"):
+        sum_gradients(setup.model.parameters(), communicator)
     if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in setup.model.parameters()):
         return float("nan"), float("nan")
     setup.optimizer.step()

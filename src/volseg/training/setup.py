@@ -17,9 +17,9 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import CheckpointError, ConfigError
 from volseg.events import Listener, Message
 from volseg.geometry import Triple, format_triple
+from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
-from volseg.nn.convert import partition_module
 from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
 from volseg.partition.planner import grid_for
@@ -46,7 +46,7 @@ class Setup:
     blocks: CaseBlocks
     planned: MemoryPlan
     model: UNet
-    twin: nn.Module
+    twin: FusedUNet
     optimizer: torch.optim.Optimizer
     card: ModelCard
 
@@ -75,7 +75,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     grid = ProcessGrid(communicator, grid_for(job.partition, biggest, communicator.size, multiple, narrowest=(d, h, w)))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple)
     layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
-    plans = [training_memory(model_config, config.training.optimizer, layout) for layout in layouts]
+    plans = [training_memory(model_config, config.training, layout, torch.get_num_threads()) for layout in layouts]
     planned = max(plans, key=lambda plan: plan.peak)
     _check_depth(dataset, shapes, config)
     blocks.check()
@@ -94,7 +94,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         blocks.measure()
         card = dataclasses.replace(card, schemes=blocks.schemes)
     _same_weights(model, communicator)
-    twin = partition_module(model, grid, multiple_of=multiple)
+    twin = FusedUNet(model, grid, config.training.checkpoint_levels)
     setup = Setup(config, dataset, tuple(cases), tuple(held_out), grid, blocks, planned, model, twin, optimizer, card)
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if job.proceed:

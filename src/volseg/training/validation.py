@@ -6,23 +6,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
+from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.training.data import CaseBlocks
 from volseg.volumes.dataset import Case
 
 
 @torch.no_grad()
-def validate(twin: nn.Module, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
+def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
     """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective."""
     twin.eval()
     scores = []
     for case in cases:
         sample = blocks.load(case)
-        mask = twin(sample.image).argmax(1)
+        mask = torch.empty(sample.target.shape, dtype=torch.uint8)
+        for start, logits in twin.logit_slabs(sample.image):
+            mask[:, start : start + logits.shape[2]] = logits.argmax(1)
         valid = sample.target != IGNORE
-        true, found = sample.target[valid].long(), mask[valid]
+        true, found = sample.target[valid].long(), mask[valid].long()
         counts = torch.stack(
             [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
         ).numpy()

@@ -1,0 +1,449 @@
+"""The U-Net on one rank's block as volseg trains and runs it: the same parameters, a fraction of the memory.
+
+Of each convolution its raw output is held and nothing else (see `nn.fused`); the output of an up-convolution and the
+logits exist slab by slab, and skips are neither copied nor concatenated. The backward is written out, operation by
+operation: autograd would hold every intermediate and could not hand memory from one operation to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.halo import ghost_widths
+from volseg.geometry import Triple
+from volseg.models.unet import UNet
+from volseg.nn.convert import partition_module
+from volseg.nn.fused import layer as fused
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.layer import Gradients, Held, Layer, Output, Slot, Workplace
+from volseg.nn.fused.up import Up, bias_sums
+from volseg.nn.kernels import passes, pointwise, winograd
+from volseg.nn.kernels.rows import Rows
+from volseg.nn.layer import PartitionedLayer
+from volseg.nn.losses import LossSums, dice_cross_entropy
+from volseg.partition.fused_memory import covers, made_again
+from volseg.partition.layout import Layout
+from volseg.partition.slabs import head_slab_planes
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+
+
+@dataclass
+class _Tape:
+    """What a forward pass leaves: the image, and each layer's output by its name.
+
+    layouts, bricks  of each level, finest first
+    """
+
+    layouts: list[Layout]
+    bricks: list[Triple]
+    image: Held
+    outputs: dict[str, Output] = field(default_factory=dict)
+    pooled: dict[int, Held] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Output:
+        """What the head reads."""
+        return self.outputs["decoder 0.2" if len(self.layouts) > 1 else "encoder 0.2"]
+
+    def above(self, level: int) -> Output:
+        """What the up-convolution to `level` reads."""
+        deepest = level + 2 == len(self.layouts)
+        return self.outputs[f"encoder {level + 1}.2" if deepest else f"decoder {level + 1}.2"]
+
+
+class FusedUNet(nn.Module):
+    """The partitioned twin of a `UNet`, with fused layers; it shares the model's parameters.
+
+    x       [1, in_channels, d, h, w]  this rank's block of the padded volume
+    logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
+
+    checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
+
+    Settings that the fused layers do not cover (several samples together, kernels other than 3, up-sampling by
+    interpolation, a gradient for the image, other devices and types) go through the layers of `partition_module`; which
+    of the two it is follows from model and input alone, so it is the same on all ranks.
+    """
+
+    def __init__(self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = ()) -> None:
+        super().__init__()
+        self.config, self.grid = model.config, grid
+        self.twin = cast(UNet, partition_module(model, grid, multiple_of=model.config.multiple))
+        self.checkpoint_levels = frozenset(checkpoint_levels)
+        self.slope = 0.01 if self.config.activation == "leaky_relu" else 0.0
+        self.work = Workplace(grid, Buffers())
+        self._shape: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
+        """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
+        if not self.covers(x):
+            y: Tensor = self.twin(x, features_only)
+            return y
+        parameters = [p for p in self.twin.parameters() if p.requires_grad]
+        if torch.is_grad_enabled() and parameters and not features_only:
+            logits: Tensor = _Logits.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
+            return logits
+        with torch.no_grad(), self._layouts(x) as layouts:
+            tape = self._encode_decode(x, layouts, keep=False)
+            if features_only:
+                held = tape.last.held
+                passes.activate(held.activation, held.rows)
+                result = _as_batch(held.rows.own[..., : held.channels])
+            else:
+                result = _as_batch(torch.cat([part for _, part in self._logits(tape)]))
+                self.work.buffers.give(tape.last.held.rows)
+            self._tidy()
+        return result
+
+    def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """`dice_cross_entropy` of the logits, which are made slab by slab and never held. Collective.
+
+        target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
+        out     loss [], soft Dice per class [K] (float64, no gradient)
+        """
+        communicator = self.grid.communicator
+        if not self.covers(x):
+            return dice_cross_entropy(self.twin(x), target, communicator)
+        parameters = [p for p in self.twin.parameters() if p.requires_grad]
+        loss, dice = _Loss.apply(self, x, target, *parameters)  # type: ignore[no-untyped-call]
+        return loss, dice
+
+    def logit_slabs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
+        if not self.covers(x):
+            features = self.twin(x, features_only=True)
+            d, h, w = features.shape[2:]
+            planes = head_slab_planes((d, h, w), self.config.classes)
+            for start in range(0, features.shape[2], planes):
+                yield start, self.twin.head(features[:, :, start : start + planes])
+            return
+        with torch.no_grad(), self._layouts(x) as layouts:
+            tape = self._encode_decode(x, layouts, keep=False)
+            for start, part in self._logits(tape):
+                yield start, _as_batch(part)
+            self.work.buffers.give(tape.last.held.rows)
+            self._tidy()
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether the fused layers take an input of this kind."""
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        return plain and not wanted and covers(self.config) and winograd.available()
+
+    # forward
+
+    @contextmanager
+    def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
+        """The layout of this input at each level. Collective."""
+        context = self._some_layer.context
+        context.begin_pass(x)
+        try:
+            layout = context.layout_of(self, x)
+            yield [layout.at_level(level) for level in range(self.config.levels + 1)]
+        finally:
+            context.end_pass()
+
+    @property
+    def _some_layer(self) -> PartitionedLayer:
+        level: Any = self.twin.encoder[0]
+        assert isinstance(level[0], PartitionedLayer)
+        return level[0]
+
+    def _up(self, tape: _Tape, level: int) -> Up:
+        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level).held)
+
+    def _layer(self, part: str, level: int, number: int) -> Layer:
+        modules: Any = getattr(self.twin, part)[level]
+        first = 3 * (number - 1)
+        dropout = modules[6] if number == 2 and len(modules) > 6 else None
+        return Layer(f"{part} {level}.{number}", modules[first], modules[first + 1], self.slope, dropout)
+
+    def _encode_decode(self, x: Tensor, layouts: list[Layout], keep: bool) -> _Tape:
+        if self._shape != tuple(x.shape):
+            self.work.buffers.clear()
+            self._shape = tuple(x.shape)
+        bricks = [self._some_layer.context.brick(layout)[0] for layout in layouts]
+        tape = _Tape(layouts, bricks, self._image(x, layouts[0]))
+        top = self.config.levels
+        below = tape.image
+        for level in range(top + 1):
+            self._encoder(tape, level, below, keep)
+            below = tape.pooled.get(level, below)
+        for level in reversed(range(top)):
+            self._decoder(tape, level, keep)
+        return tape
+
+    def _image(self, x: Tensor, layout: Layout) -> Held:
+        low, high = ghost_widths(self.grid, 1)
+        block = layout.block(self.grid.coords).shape
+        rows = x.detach()[0].permute(1, 2, 3, 0)
+        if low == high == (0, 0, 0):
+            return Held(Rows.of(rows.contiguous()), x.shape[1])
+        shape = (*(n + a + b for n, a, b in zip(block, low, high, strict=True)), x.shape[1])
+        held = Held(Rows(torch.empty(shape), low, block), x.shape[1])
+        held.rows.own.copy_(rows)
+        self.work.start_exchange(held)
+        return held
+
+    def _encoder(self, tape: _Tape, level: int, below: Held, keep: bool) -> None:
+        layouts, top = tape.layouts, self.config.levels
+        whole: Range = (0, layouts[level].block(self.grid.coords).shape[0])
+        first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
+        if not keep and below is not tape.image:
+            self.work.buffers.give(below.rows)
+        pooled = layouts[level + 1] if level < top else None
+        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=True, pooled=pooled)
+        self._leave_first(tape, "encoder", level, keep)
+
+    def _decoder(self, tape: _Tape, level: int, keep: bool) -> None:
+        whole: Range = (0, tape.layouts[level].block(self.grid.coords).shape[0])
+        below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
+        below.wait()
+        skip.wait()
+        slabs = self._first_slabs(tape, "decoder", level, [])
+        first = self._run(tape, "decoder", level, 1, slabs, ghosts=True)
+        if not keep:
+            self.work.buffers.give(skip.rows)
+            self.work.buffers.give(below.rows)
+        self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=level > 0)
+        self._leave_first(tape, "decoder", level, keep)
+
+    def _run(
+        self, tape: _Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
+        pooled: Layout | None = None,
+    ) -> Held:  # fmt: skip
+        layer = self._layer(part, level, number)
+        with self.grid.communicator.meter.during(layer.label):
+            output, small = fused.forward(
+                self.work, layer, slabs, tape.layouts[level], tape.bricks[level], ghosts=ghosts, pooled=pooled
+            )
+        tape.outputs[layer.label] = output
+        if small is not None:
+            tape.pooled[level] = small
+        return output.held
+
+    def _first_slabs(self, tape: _Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
+        """What the first convolution of a level reads: in the decoder the skip and slabs from below, else `inputs`."""
+        layout = tape.layouts[level]
+        if part == "encoder":
+            yield (0, layout.block(self.grid.coords).shape[0]), inputs
+            return
+        skip = tape.outputs[f"encoder {level}.2"].held
+        for planes, slab in self._up(tape, level).slabs(self.work, tape.bricks[level][0]):
+            yield planes, [skip, slab]
+
+    def _leave_first(self, tape: _Tape, part: str, level: int, keep: bool) -> None:
+        """Give the first convolution's output back, where nobody needs it or it is made again."""
+        output = tape.outputs[f"{part} {level}.1"]
+        output.held.wait()
+        if not keep or self._made_again(part, level):
+            self.work.buffers.give(output.held.rows)
+
+    def _made_again(self, part: str, level: int) -> bool:
+        return made_again(self.config, part, level, self.checkpoint_levels)
+
+    def _logits(self, tape: _Tape) -> Iterator[tuple[int, Tensor]]:
+        """Slabs of logits [planes, h, w, K], from the first plane on; each is overwritten by the next but one."""
+        weight = pointwise.pack_point(self.twin.head.weight, self.twin.head.bias)
+        held = tape.last.held
+        for first, last in self._head_slabs(tape):
+            yield first, self._head_slab(held, weight, (first, last)).own[..., : self.config.classes]
+
+    def _head_slabs(self, tape: _Tape) -> list[Range]:
+        sides = tape.last.held.rows.sides
+        planes = head_slab_planes(sides, self.config.classes)
+        return [(z, min(sides[0], z + planes)) for z in range(0, sides[0], planes)]
+
+    def _head_slab(self, held: Held, weight: pointwise.PointWeight, planes: Range) -> Rows:
+        """Logits of some planes, stored so that their own plane is their first."""
+        _, h, w = held.rows.sides
+        logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
+        pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
+        return logits
+
+    def _tidy(self) -> None:
+        if not self.training:
+            self.work.buffers.clear()
+
+    # backward
+
+    def _backward_from_logits(self, tape: _Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
+        """Gradients of all parameters from slabs of the logits' gradient. Collective."""
+        gradients: Gradients = {}
+        head, last = self.twin.head, tape.last.held
+        stored = padded_channels(self.config.classes)
+        turned = pointwise.pack_turned_point(head.weight, stored)
+        slot = fused.slot_before_activation(self.work, last)
+        weight, bias = (
+            torch.zeros(stored, last.rows.channels, dtype=torch.float64),
+            torch.zeros(stored, dtype=torch.float64),
+        )
+        for planes, given in slabs:
+            bias += bias_sums(given)
+            weight += pointwise.gradients(
+                last.activation, _shifted(given, planes[0]), turned, slot.rows, slot.sums, planes
+            )[0]
+        k, c = head.weight.shape[:2]
+        fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
+        top = self.config.levels
+        for level in range(top):
+            self._decoder_backward(tape, level, gradients)
+        for level in reversed(range(top + 1)):
+            self._encoder_backward(tape, level, gradients)
+        return gradients
+
+    def _second_backward(self, tape: _Tape, part: str, level: int, gradients: Gradients) -> Output:
+        """The second convolution of a level: leaves the gradient of the first one's output, which is returned."""
+        first, second = (tape.outputs.pop(f"{part} {level}.{n}") for n in (1, 2))
+        if self._made_again(part, level):
+            with self.grid.communicator.meter.during(f"{first.layer.label}, again"):
+                fused.again(self.work, first, self._first_slabs(tape, part, level, first.inputs))
+        whole: Range = (0, first.held.rows.sides[0])
+        with self.grid.communicator.meter.during(f"{second.layer.label}, backward"):
+            gradient = fused.output_gradient(self.work, second, gradients)
+            slot = fused.slot_before_activation(self.work, first.held)
+            fused.backward(self.work, second, gradient, [(whole, [first.held], [slot])], gradients)
+        return first
+
+    def _decoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
+        first = self._second_backward(tape, "decoder", level, gradients)
+        below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
+        up = self._up(tape, level)
+        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(self.work, first, gradients)
+            skip_slot = fused.slot_behind_activation(self.work, skip)
+            below_slot = fused.slot_before_activation(self.work, below)
+            found = _UpGradients()
+            slabs = self._up_slabs(up, skip, skip_slot, below_slot, found)
+            fused.backward(self.work, first, gradient, slabs, gradients)
+        assert found.weight is not None
+        assert found.bias is not None
+        up.enter(found.weight, found.bias, gradients)
+
+    def _up_slabs(
+        self, up: Up, skip: Held, skip_slot: Slot, below_slot: Slot, found: _UpGradients
+    ) -> Iterator[fused.SlabWithSlots]:
+        """Slabs for a decoder's first convolution; each slab's gradient goes through the up-convolution at once."""
+        for planes, slab in up.slabs(self.work, 2):
+            sides = (planes[1] - planes[0], *slab.rows.sides[1:])
+            given = self.work.buffers.take(sides, slab.rows.channels)
+            shifted = _shifted(given, planes[0])
+            yield planes, [skip, slab], [skip_slot, Slot(shifted)]
+            found.weight = up.backward(self.work, planes, shifted, below_slot, found.weight)
+            sums = bias_sums(given)
+            found.bias = sums if found.bias is None else found.bias + sums
+            self.work.buffers.give(given)
+
+    def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
+        second = tape.outputs[f"encoder {level}.2"]
+        if level < self.config.levels:
+            held, small = second.held, tape.pooled.pop(level)
+            assert held.gradient is not None
+            assert second.signs is not None
+            assert small.gradient is not None
+            held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
+            passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
+            self.work.buffers.give(small.gradient)
+            self.work.buffers.give(small.rows)
+        first = self._second_backward(tape, "encoder", level, gradients)
+        whole: Range = (0, first.held.rows.sides[0])
+        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(self.work, first, gradients)
+            slots = [fused.slot_behind_activation(self.work, x) for x in first.inputs if x is not tape.image]
+            fused.backward(self.work, first, gradient, [(whole, first.inputs, slots)], gradients)
+
+
+@dataclass
+class _UpGradients:
+    """Sums over the slabs of an up-convolution."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def _shifted(rows: Rows, first: int) -> Rows:
+    """Rows that hold the planes from `first` on, addressed by the planes of the whole block."""
+    return Rows(rows.buffer, (-first, 0, 0), rows.sides)
+
+
+def _as_batch(rows: Tensor) -> Tensor:
+    """[d, h, w, C] as [1, C, d, h, w]."""
+    return rows.permute(3, 0, 1, 2).unsqueeze(0)
+
+
+def _as_rows(x: Tensor, stored: int) -> Rows:
+    """[1, C, d, h, w] as rows of `stored` channels, the further ones zero."""
+    rows = torch.zeros(*x.shape[2:], stored)
+    rows[..., : x.shape[1]] = x[0].permute(1, 2, 3, 0)
+    return Rows.of(rows)
+
+
+class _Logits(torch.autograd.Function):
+    """A whole forward and backward as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, network: FusedUNet, x: Tensor, *parameters: nn.Parameter) -> Tensor:
+        with network._layouts(x) as layouts:
+            ctx.tape = network._encode_decode(x, layouts, keep=True)
+            logits = torch.cat([part for _, part in network._logits(ctx.tape)])
+        ctx.network, ctx.parameters = network, parameters
+        return _as_batch(logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tape, network = _once(ctx), ctx.network
+        rows = _as_rows(grad, padded_channels(grad.shape[1]))
+        found = network._backward_from_logits(tape, iter([((0, rows.sides[0]), rows)]))
+        return None, None, *(found.get(p) for p in ctx.parameters)
+
+
+class _Loss(torch.autograd.Function):
+    """Forward, loss and backward as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: FusedUNet, x: Tensor, target: Tensor, *parameters: nn.Parameter
+    ) -> tuple[Tensor, Tensor]:
+        with network._layouts(x) as layouts:
+            ctx.tape = network._encode_decode(x, layouts, keep=True)
+            sums = LossSums(network.config.classes)
+            for start, logits in network._logits(ctx.tape):
+                sums.add(logits, target[0, start : start + logits.shape[0]])
+        loss, dice = sums.finish(network.grid.communicator)
+        ctx.network, ctx.parameters, ctx.sums = network, parameters, sums
+        ctx.save_for_backward(target)
+        ctx.mark_non_differentiable(dice)
+        return loss.float(), dice
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (target,) = ctx.saved_tensors
+        tape, network = _once(ctx), ctx.network
+        found = network._backward_from_logits(tape, _logit_gradients(network, tape, target, ctx.sums, float(grad)))
+        return None, None, None, *(found.get(p) for p in ctx.parameters)
+
+
+def _logit_gradients(
+    network: FusedUNet, tape: _Tape, target: Tensor, sums: LossSums, factor: float
+) -> Iterator[tuple[Range, Rows]]:
+    weight = pointwise.pack_point(network.twin.head.weight, network.twin.head.bias)
+    for first, last in network._head_slabs(tape):
+        rows = network._head_slab(tape.last.held, weight, (first, last))
+        logits = rows.own[..., : network.config.classes]
+        sums.gradient(logits, target[0, first:last], factor, out=logits)
+        yield (first, last), rows
+
+
+def _once(ctx: Any) -> _Tape:
+    tape: _Tape | None = ctx.tape
+    ctx.tape = None
+    if tape is None:
+        raise RuntimeError("the fused U-Net goes backward once for each forward")
+    return tape

@@ -1,0 +1,45 @@
+"""Memory that is used again: fresh memory costs a page fault every 4 KiB, and more time than the values written."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from volseg.geometry import Triple
+from volseg.nn.kernels.rows import Rows
+from volseg.partition.arena import Arena, Piece
+
+NONE: Triple = (0, 0, 0)
+
+
+class Buffers:
+    """Rows in memory that an `Arena` keeps the books of."""
+
+    def __init__(self) -> None:
+        self.arena = Arena()
+        self._chunks: list[Tensor] = []
+        self._held: dict[int, Piece] = {}
+
+    def take(self, sides: Triple, channels: int, low: Triple = NONE, high: Triple = NONE) -> Rows:
+        """Uninitialised rows of a block of `sides`, with ghosts before and after it."""
+        shape = (*(n + a + b for n, a, b in zip(sides, low, high, strict=True)), channels)
+        count = math.prod(shape)
+        piece = self.arena.take(count)
+        if piece.chunk == len(self._chunks):
+            with torch.inference_mode(False):  # made there, it could not be written to elsewhere
+                self._chunks.append(torch.empty(self.arena.chunks[piece.chunk]))
+        buffer = self._chunks[piece.chunk][piece.start : piece.start + count]
+        self._held[buffer.data_ptr()] = piece
+        return Rows(buffer.view(shape), low, sides)
+
+    def give(self, rows: Rows) -> None:
+        """Take back what `take` gave and nobody reads any more."""
+        self.arena.give(self._held.pop(rows.buffer.data_ptr()))
+
+    def clear(self) -> None:
+        """Return the memory to the system, all at once; what is still held lives on with its holders."""
+        self.arena = Arena()
+        self._chunks.clear()
+        self._held.clear()

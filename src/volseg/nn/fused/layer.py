@@ -1,0 +1,296 @@
+"""A convolution with norm and activation, forward and backward, over this rank's block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.halo import GhostExchange, ghost_widths
+from volseg.geometry import Triple
+from volseg.nn.dropout import PartitionedDropout3d
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.normalization import Statistics, normalization_gradient, normalize
+from volseg.nn.kernels import passes, winograd
+from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.partition.layout import Layout
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+
+_NO_BRICK: Triple = (1, 1, 1)
+
+Slab = tuple[Range, list["Held"]]
+"""Planes of an output, and the inputs to compute them from."""
+
+Gradients = dict[nn.Parameter, Tensor]
+"""This rank's parts of the parameters' gradients."""
+
+
+@dataclass
+class Held:
+    """A tensor of the network that is in memory: its raw values, how they are activated, and its ghosts.
+
+    channels  that are there; rows may be stored with more
+    exchange  of the ghosts, if it is still under way
+    gradient  before the activation, once it is known; `sums` are its sums (`passes.through_activation`)
+    """
+
+    rows: Rows
+    channels: int
+    affine: Affine | None = None
+    exchange: GhostExchange | None = None
+    gradient: Rows | None = None
+    sums: Tensor | None = None
+
+    @property
+    def activation(self) -> Activation:
+        """As a kernel reads it."""
+        return Activation(self.rows, self.affine)
+
+    def wait(self) -> None:
+        """Return when the ghosts are there."""
+        if self.exchange is not None:
+            self.exchange.wait()
+            self.exchange = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where an input's gradient goes; with `sums` through its activation."""
+
+    rows: Rows
+    sums: Tensor | None = None
+
+
+SlabWithSlots = tuple[Range, list[Held], Sequence[Slot]]
+"""Planes of a block, the inputs there, and where their gradients go; no slots for an image."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The modules of one layer; `slope` is the leaky ReLU's, `dropout` drops channels behind it."""
+
+    label: str
+    conv: nn.Conv3d
+    norm: nn.Module
+    slope: float
+    dropout: nn.Module | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of the output."""
+        return int(self.conv.weight.shape[0])
+
+
+@dataclass
+class Output:
+    """What the forward of a layer leaves for its backward.
+
+    inputs  what it read
+    held    its raw output
+    signs   of its norm's weights, where it was pooled
+    """
+
+    layer: Layer
+    inputs: list[Held]
+    held: Held
+    statistics: Statistics | None
+    layout: Layout
+    signs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What layers share: the grid, memory that is used again, and the bricks of each layout."""
+
+    grid: ProcessGrid
+    buffers: Buffers
+
+    def rows(self, layout: Layout, channels: int, ghosts: bool) -> Rows:
+        """Uninitialised rows of this rank's block of `layout`, `channels` rounded up."""
+        low, high = ghost_widths(self.grid, 1) if ghosts else ((0, 0, 0), (0, 0, 0))
+        return self.buffers.take(layout.block(self.grid.coords).shape, padded_channels(channels), low, high)
+
+    def start_exchange(self, held: Held) -> None:
+        """Begin to fetch the ghosts of a tensor. Collective."""
+        rows = held.rows
+        exchange = GhostExchange(rows.buffer, rows.low, rows.high, self.grid)
+        held.exchange = None if exchange.done else exchange
+
+    def origin(self, layout: Layout) -> tuple[int, int]:
+        """-1 on H and W where the block begins at an odd coordinate."""
+        _, y, x = layout.block(self.grid.coords).start
+        return -(y % 2), -(x % 2)
+
+
+def forward(
+    work: Workplace, layer: Layer, slabs: Iterable[Slab], layout: Layout, brick: Triple, *, ghosts: bool,
+    pooled: Layout | None = None,
+) -> tuple[Output, Held | None]:  # fmt: skip
+    """The layer's output, and the output pooled where `pooled` is the layout of that. Collective.
+
+    slabs   planes of the output and the inputs for them, in order; the last one's inputs are noted
+    brick   voxels that no block boundary cuts
+    ghosts  the output is to have ghosts; they are under way when this returns
+    """
+    norm = layer.norm
+    rows = work.rows(layout, layer.channels, ghosts)
+    sums = _brick_sums(rows, brick) if needs_statistics(norm) else None
+    signs = _signs(norm, rows.channels) if pooled is not None else None
+    small = work.rows(pooled, layer.channels, ghosts=True) if pooled is not None else None
+    target = None if small is None or signs is None else winograd.Pooled(small, signs)
+    inputs = _convolve(work, layer, slabs, layout, rows, sums, target)
+    held = Held(rows, layer.channels)
+    small_held = None if small is None else Held(small, layer.channels)
+    for tensor in (small_held, held if ghosts else None):
+        if tensor is not None:
+            work.start_exchange(tensor)
+    held.affine, statistics = normalize(
+        norm, layer.channels, rows, sums, layout.shape, layer.slope, _kept_channels(layer), work.grid.communicator
+    )
+    if small_held is not None:
+        small_held.affine = held.affine
+    return Output(layer, list(inputs), held, statistics, layout, signs), small_held
+
+
+def again(work: Workplace, output: Output, slabs: Iterable[Slab]) -> None:
+    """Make a raw output again that was given back; its coefficients were kept, and ghosts it needs none any more."""
+    rows = work.rows(output.layout, output.layer.channels, ghosts=False)
+    _convolve(work, output.layer, slabs, output.layout, rows)
+    output.held.rows = rows
+
+
+def _convolve(
+    work: Workplace, layer: Layer, slabs: Iterable[Slab], layout: Layout, rows: Rows,
+    sums: winograd.BrickSums | None = None, pooled: winograd.Pooled | None = None,
+) -> list[Held]:  # fmt: skip
+    """Fill `rows` slab by slab; returns the last slab's inputs."""
+    conv = layer.conv
+    bias = _stored_bias(conv, rows.channels)
+    weight: winograd.Weight | None = None
+    inputs: list[Held] = []
+    for planes, inputs in slabs:
+        weight = weight or winograd.pack_weight(conv.weight, [x.channels for x in inputs])
+        winograd.forward(
+            [x.activation for x in inputs], weight, bias, rows, planes=planes, origin=work.origin(layout), sums=sums,
+            pooled=pooled, ghosts=[x.exchange for x in inputs if x.exchange is not None],
+        )  # fmt: skip
+    return inputs
+
+
+def output_gradient(work: Workplace, output: Output, gradients: Gradients) -> Held:
+    """The gradient of the convolution's raw output, with its ghosts under way, in the memory of the activation's.
+
+    The raw output is given back. Collective.
+    """
+    held, layer = output.held, output.layer
+    assert held.gradient is not None
+    assert held.sums is not None
+    found = normalization_gradient(layer.norm, output.statistics, held.sums, work.grid.communicator)
+    if found.combination is not None:
+        passes.combine(held.gradient, held.rows, *found.combination)
+    enter(gradients, layer.norm, found.weight, found.bias)
+    enter(gradients, layer.conv, None, held.sums[0, : layer.channels].float())
+    work.buffers.give(held.rows)
+    gradient = Held(held.gradient, layer.channels)
+    held.gradient = None
+    work.start_exchange(gradient)
+    return gradient
+
+
+def backward(
+    work: Workplace, output: Output, gradient: Held, slabs: Iterable[SlabWithSlots], gradients: Gradients
+) -> None:
+    """The gradients of the convolution's weight, and of its inputs to the slots given with them. Collective.
+
+    slabs  planes, the inputs there, and where their gradients go; without slots there are none
+    """
+    conv = output.layer.conv
+    total: Tensor | None = None
+    turned: winograd.Weight | None = None
+    for planes, inputs, slots in slabs:
+        sizes = [x.channels for x in inputs]
+        pending = [] if gradient.exchange is None else [gradient.exchange]
+        if not slots:
+            inputs[0].wait()
+            part = winograd.weight_gradient(inputs[0].activation, gradient.rows, planes=planes).transpose(3, 4)
+            part = part.flip(0, 1, 2)
+        else:
+            turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
+            targets = [winograd.Target(slot.rows, slot.sums) for slot in slots]
+            part = winograd.backward(
+                [x.activation for x in inputs], gradient.rows, turned, targets, planes=planes, ghosts=pending
+            )
+        total = part if total is None else total + part
+    gradient.wait()
+    assert total is not None
+    enter(gradients, conv, _weight_gradient(total, conv.weight, sizes), None)
+    work.buffers.give(gradient.rows)
+
+
+def slot_before_activation(work: Workplace, held: Held) -> Slot:
+    """For an input that nobody else reads: its gradient is complete, and goes through its activation at once."""
+    gradient = work.buffers.take(held.rows.sides, held.rows.channels, *ghost_widths(work.grid, 1))
+    held.gradient, held.sums = gradient, torch.zeros(2, held.rows.channels, dtype=torch.float64)
+    return Slot(gradient, held.sums)
+
+
+def slot_behind_activation(work: Workplace, held: Held) -> Slot:
+    """For an input whose gradient has more parts to come."""
+    held.gradient = work.buffers.take(held.rows.sides, held.rows.channels, *ghost_widths(work.grid, 1))
+    return Slot(held.gradient)
+
+
+def needs_statistics(norm: nn.Module) -> bool:
+    """Whether the norm takes statistics of its input now: not if there is none, nor a batch norm with running ones."""
+    if isinstance(norm, nn.Identity):
+        return False
+    return norm.training or not isinstance(norm, nn.BatchNorm3d) or norm.running_mean is None
+
+
+def _brick_sums(rows: Rows, brick: Triple) -> winograd.BrickSums | None:
+    if brick == _NO_BRICK:
+        return None
+    counts = [n // b for n, b in zip(rows.sides, brick, strict=True)]
+    return winograd.BrickSums(torch.empty(*counts, 2, rows.channels), brick)
+
+
+def _signs(norm: nn.Module, stored: int) -> Tensor:
+    """-1 for channels whose activation falls as the raw value rises, else 1."""
+    signs = torch.ones(stored)
+    weight = getattr(norm, "weight", None)
+    if isinstance(weight, Tensor):
+        signs[: weight.shape[0]][weight.detach() < 0] = -1
+    return signs
+
+
+def _stored_bias(conv: nn.Conv3d, stored: int) -> Tensor | None:
+    if conv.bias is None:
+        return None
+    return torch.nn.functional.pad(conv.bias.detach(), [0, stored - conv.bias.shape[0]])
+
+
+def _kept_channels(layer: Layer) -> Tensor | None:
+    if not isinstance(layer.dropout, PartitionedDropout3d):
+        return None
+    return layer.dropout.factors(layer.channels, torch.device("cpu"))
+
+
+def _weight_gradient(found: Tensor, weight: Tensor, sources: Sequence[int]) -> Tensor:
+    """[3, 3, 3, K, C as stored], taps reversed, as the weight's [K, C, 3, 3, 3]."""
+    own = found[:, :, :, : weight.shape[0]]
+    if any(s % 8 and len(sources) > 1 for s in sources):
+        stored = [padded_channels(s) for s in sources]
+        own = torch.cat([p[..., :s] for p, s in zip(own.split(stored, 4), sources, strict=True)], 4)
+    return own[..., : weight.shape[1]].flip(0, 1, 2).permute(3, 4, 0, 1, 2).contiguous()
+
+
+def enter(gradients: Gradients, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Note gradients of a module's parameters, where it has them."""
+    for name, value in (("weight", weight), ("bias", bias)):
+        parameter = getattr(module, name, None)
+        if isinstance(parameter, nn.Parameter) and value is not None:
+            gradients[parameter] = value

@@ -1,0 +1,72 @@
+"""Up-convolution in slabs: its output exists for a few planes at a time, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from volseg.nn.fused.layer import Gradients, Held, Slot, Workplace, enter
+from volseg.nn.kernels import pointwise
+from volseg.nn.kernels.rows import Activation, Rows
+from volseg.partition.slabs import up_slabs, up_sources
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+
+
+@dataclass(frozen=True)
+class Up:
+    """A transposed convolution with kernel and stride 2, and the tensor it reads, with its ghosts."""
+
+    module: nn.ConvTranspose3d
+    below: Held
+
+    @property
+    def channels(self) -> int:
+        """Of the output."""
+        return int(self.module.weight.shape[1])
+
+    def slabs(self, work: Workplace, multiple: int) -> Iterator[tuple[Range, Held]]:
+        """The output slab by slab, each with a plane and the ghosts around it: what a convolution of it reads.
+
+        multiple  slabs begin on multiples of it
+        """
+        rows, stored = self.below.rows, padded_channels(self.channels)
+        weight = pointwise.pack_up(self.module.weight, self.module.bias)
+        low, high = rows.low, rows.high
+        for planes, _ in up_slabs(rows.sides, low, high, stored, multiple):
+            start, stop = up_sources(planes, rows.sides[0], low[0], high[0])
+            source = _with_ghosts_as_own(rows, start, stop)
+            shape = (2 * source.sides[0], 2 * source.sides[1], 2 * source.sides[2])
+            slab = work.buffers.take(shape, stored)
+            pointwise.apply(Activation(source, self.below.affine), weight, slab)
+            before = (-2 * start, 2 * low[1], 2 * low[2])
+            sides = (2 * rows.sides[0], 2 * rows.sides[1], 2 * rows.sides[2])
+            yield planes, Held(Rows(slab.buffer, before, sides), self.channels)
+            work.buffers.give(slab)
+
+    def backward(self, work: Workplace, planes: Range, given: Rows, slot: Slot, total: Tensor | None) -> Tensor:
+        """The gradient of the input to `slot` for the input planes of a slab; that of the weight added to `total`."""
+        weight = pointwise.pack_turned_up(self.module.weight)
+        found = pointwise.gradients(
+            self.below.activation, given, weight, slot.rows, slot.sums, (planes[0] // 2, planes[1] // 2)
+        )
+        return found if total is None else total + found
+
+    def enter(self, total: Tensor, bias: Tensor, gradients: Gradients) -> None:
+        """Note the gradients of weight and bias. total [4, 2 K, C], bias [K], K as stored."""
+        c, k = self.module.weight.shape[:2]
+        taps = total.view(2, 2, 2, -1, total.shape[2])[:, :, :, :k, :c]
+        enter(gradients, self.module, taps.permute(4, 3, 0, 1, 2).float().contiguous(), bias[:k].float())
+
+
+def _with_ghosts_as_own(rows: Rows, start: int, stop: int) -> Rows:
+    """The planes start ... stop of the block with all ghosts on H and W, as a block of its own."""
+    part = rows.buffer[start + rows.low[0] : stop + rows.low[0]]
+    return Rows.of(part)
+
+
+def bias_sums(rows: Rows) -> Tensor:
+    """Sums over all voxels, [C] float64."""
+    return rows.own.sum((0, 1)).double().sum(0)

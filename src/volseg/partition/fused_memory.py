@@ -1,0 +1,254 @@
+"""What the fused U-Net of `models.fused_unet` holds, step by step: the same pieces of an arena, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import prod
+
+from volseg.config import ModelConfig
+from volseg.geometry import Triple
+from volseg.partition.arena import Arena, Piece
+from volseg.partition.layout import Layout
+from volseg.partition.slabs import head_slab_planes, up_slabs
+from volseg.partition.tiling import (
+    FLUSH,
+    POSITIONS,
+    TAPS,
+    backward_room,
+    forward_room,
+    padded_channels,
+    plan_blocks,
+    registers_for,
+)
+from volseg.partition.window import Range
+
+FLOAT = 4
+LANES = 8
+_LOSS_PIECE = 2**16
+_LOSS_TENSORS = 6
+
+
+def covers(model: ModelConfig) -> bool:
+    """Whether the fused layers take a network of this kind."""
+    return model.kernel_size == 3 and model.up == "transpose"
+
+
+def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Collection[int]) -> bool:
+    """Whether backward computes the first convolution of a level again, instead of keeping its output.
+
+    That of the image always: it costs a hundredth of a step, and its output is a sixth of what there is to keep.
+    """
+    first = part == "encoder" and level == 0 and model.in_channels <= 4
+    return first or level in checkpoint_levels
+
+
+class FusedWalk:
+    """One forward, or a forward and a backward, over the block of a rank.
+
+    arena    of the activations
+    by_level what of it was held, in bytes, when most was
+    peak_at  where that was
+    work     bytes of the kernels' own memory, and of weights on their way, at the layer with most of it
+    """
+
+    def __init__(
+        self, model: ModelConfig, layout: Layout, training: bool, checkpoint_levels: Collection[int] = (),
+        threads: int = 1, halos: bool = True,
+    ) -> None:  # fmt: skip
+        self.model, self.training, self.threads = model, training, threads
+        self.checkpoint_levels = checkpoint_levels
+        self.widths = [padded_channels(width) for width in model.widths]
+        self.inputs, self.classes = model.in_channels or 1, model.classes or 2
+        coords, self.low, self.high = _busiest(layout, halos)
+        self.sides = [layout.at_level(level).block(coords).shape for level in range(model.levels + 1)]
+        self.ghosts = tuple(a + b for a, b in zip(self.low, self.high, strict=True))
+        self.arena = Arena()
+        self.operation, self.peak_at = "", ""
+        self.by_level: dict[int, int] = {}
+        self.work = 0
+        self._held: dict[str, tuple[int, Piece]] = {}
+        self._most = 0
+        self._scratch = 0
+
+    @property
+    def image(self) -> int:
+        """Bytes of the image on this rank, and of its copy with ghosts where the volume is cut, and of the target."""
+        own = prod(self.sides[0])
+        copies = own + (self._size(0, 1) if any(self.ghosts) else 0)
+        return self.inputs * copies * FLOAT + (own if self.training else 0)
+
+    def forward(self) -> None:
+        """The layers in the order of `FusedUNet._encode_decode`."""
+        top = self.model.levels
+        for level in range(top + 1):
+            self._encoder(level)
+        for level in reversed(range(top)):
+            self._decoder(level)
+        self.operation = "head and loss"
+        _, h, w = self.sides[0]
+        planes = head_slab_planes(self.sides[0], self.classes)
+        logits = 2 * planes * h * w * padded_channels(self.classes)
+        self._worked(logits + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
+
+    def _encoder(self, level: int) -> None:
+        inputs = (self.inputs, *self.widths)[level]
+        below = f"pooled {level - 1}"
+        self.operation = f"encoder {level}, convolution 1"
+        self._take(f"encoder {level}.1", level, self.widths[level])
+        self._convolved(level, [inputs])
+        if not self.training:
+            self._give(below)
+        self.operation = f"encoder {level}, convolution 2"
+        self._take(f"encoder {level}.2", level, self.widths[level])
+        if level < self.model.levels:
+            self._take(f"pooled {level}", level + 1, self.widths[level])
+        self._convolved(level, [self.widths[level]])
+        self._leave_first("encoder", level)
+
+    def _decoder(self, level: int) -> None:
+        width = self.widths[level]
+        self.operation = f"decoder {level}, convolution 1"
+        self._take(f"decoder {level}.1", level, width)
+        for _, slab in self._slabs(level):
+            self._take_size("slab", level, slab)
+            self._give("slab")
+        self._convolved(level, [width, width])
+        if not self.training:
+            self._give(f"encoder {level}.2", self._above(level))
+        self.operation = f"decoder {level}, convolution 2"
+        self._take(f"decoder {level}.2", level, width, ghosts=level > 0)
+        self._convolved(level, [width])
+        self._leave_first("decoder", level)
+
+    def _leave_first(self, part: str, level: int) -> None:
+        if not self.training or self._again(part, level):
+            self._give(f"{part} {level}.1")
+
+    def backward(self) -> None:
+        """The layers in the order of `FusedUNet._backward_from_logits`."""
+        top = self.model.levels
+        self.operation = "head, backward"
+        self._take("gradient of decoder 0.2" if top else "gradient of encoder 0.2", 0, self.widths[0])
+        for level in range(top):
+            self._decoder_backward(level)
+        for level in reversed(range(top + 1)):
+            self._encoder_backward(level)
+
+    def _second_backward(self, part: str, level: int) -> None:
+        width, first, second = self.widths[level], f"{part} {level}.1", f"{part} {level}.2"
+        if self._again(part, level):
+            self.operation = f"{part} {level}, convolution 1, again"
+            self._take(first, level, width, ghosts=False)
+            if part == "decoder":
+                for _, slab in self._slabs(level):
+                    self._take_size("slab", level, slab)
+                    self._give("slab")
+            self._convolved(level, [width, width] if part == "decoder" else [(self.inputs, *self.widths)[level]])
+        self.operation = f"{part} {level}, convolution 2, backward"
+        self._give(second)
+        self._take(f"gradient of {first}", level, width)
+        self._convolved_backward(level, width, [width])
+        self._give(f"gradient of {second}")
+
+    def _decoder_backward(self, level: int) -> None:
+        self._second_backward("decoder", level)
+        width, first = self.widths[level], f"decoder {level}.1"
+        self.operation = f"decoder {level}, convolution 1, backward"
+        self._give(first)
+        self._take(f"gradient of encoder {level}.2", level, width)
+        self._take(f"gradient of {self._above(level)}", level + 1, self.widths[level + 1])
+        _, h, w = self.sides[level]
+        for planes, slab in self._slabs(level):
+            self._take_size("slab", level, slab)
+            self._take_size("gradient of slab", level, (planes[1] - planes[0]) * h * w * width)
+            self._give("gradient of slab")
+            self._give("slab")
+        self._convolved_backward(level, width, [width, width])
+        self._give(f"gradient of {first}")
+
+    def _encoder_backward(self, level: int) -> None:
+        if level < self.model.levels:
+            self._give(f"gradient of pooled {level}", f"pooled {level}")
+        self._second_backward("encoder", level)
+        width, first = self.widths[level], f"encoder {level}.1"
+        self.operation = f"encoder {level}, convolution 1, backward"
+        self._give(first)
+        if level > 0:
+            self._take(f"gradient of pooled {level - 1}", level, self.widths[level - 1])
+            self._convolved_backward(level, width, [self.widths[level - 1]])
+        else:
+            self._convolved_backward(level, width, [])
+        self._give(f"gradient of {first}")
+
+    def _above(self, level: int) -> str:
+        return f"{'encoder' if level + 1 == self.model.levels else 'decoder'} {level + 1}.2"
+
+    def _again(self, part: str, level: int) -> bool:
+        return made_again(self.model, part, level, self.checkpoint_levels)
+
+    def _slabs(self, level: int) -> list[tuple[Range, int]]:
+        """Planes and floats of each slab of the up-convolution to `level`."""
+        brick = 1 if level == self.model.levels else min(8, 2 ** (self.model.levels - level))
+        width, below = self.widths[level], self.sides[level + 1]
+        return [
+            (planes, 8 * prod(source) * width) for planes, source in up_slabs(below, self.low, self.high, width, brick)
+        ]
+
+    # bookkeeping
+
+    def _size(self, level: int, channels: int, ghosts: bool = True) -> int:
+        extra = self.ghosts if ghosts else (0, 0, 0)
+        return prod(n + g for n, g in zip(self.sides[level], extra, strict=True)) * channels
+
+    def _take(self, name: str, level: int, channels: int, ghosts: bool = True) -> None:
+        self._take_size(name, level, self._size(level, channels, ghosts))
+
+    def _take_size(self, name: str, level: int, size: int) -> None:
+        self._held[name] = level, self.arena.take(size)
+        held = sum(piece.size for _, piece in self._held.values())
+        if held > self._most:
+            self._most, self.peak_at = held, self.operation
+            self.by_level = {}
+            for at, piece in self._held.values():
+                self.by_level[at] = self.by_level.get(at, 0) + piece.size * FLOAT
+
+    def _give(self, *names: str) -> None:
+        for name in names:
+            if name in self._held:
+                self.arena.give(self._held.pop(name)[1])
+
+    def _convolved(self, level: int, inputs: list[int]) -> None:
+        width, (d, h, w) = self.widths[level], self.sides[level]
+        inner = sum(inputs)
+        layout = registers_for(width, LANES)
+        blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), self.threads)
+        self._scratch = max(self._scratch, forward_room(blocks, padded_channels(inner), layout))
+        self._worked(POSITIONS * TAPS * inner * width + 27 * inner * width)
+
+    def _convolved_backward(self, level: int, given: int, inputs: list[int]) -> None:
+        d, h, w = self.sides[level]
+        tile = sum(inputs) or given
+        window = given if inputs else padded_channels(self.inputs)
+        layout = registers_for(min(inputs, default=given), LANES)
+        blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), self.threads)
+        self._scratch = max(self._scratch, backward_room(blocks, window, tile, layout))
+        threads = min(self.threads, prod(blocks.counts))
+        sums = POSITIONS * TAPS * window * tile * (3 if -(-prod(blocks.counts) // threads) > FLUSH else 1)
+        turned = POSITIONS * TAPS * window * tile if inputs else 0
+        self._worked(threads * sums + turned + 2 * 27 * window * tile)
+
+    def _worked(self, floats: int) -> None:
+        self.work = max(self.work, (floats + self.threads * self._scratch) * FLOAT)
+
+
+def _busiest(layout: Layout, halos: bool) -> tuple[Triple, Triple, Triple]:
+    """Coordinates of the rank whose block with its ghosts is largest, and the ghosts before and after it."""
+    coords, low, high = [], [], []
+    for cuts in layout.boundaries:
+        last = len(cuts) - 2
+        wide = [cuts[c + 1] - cuts[c] + halos * ((c > 0) + (c < last)) for c in range(last + 1)]
+        c = wide.index(max(wide))
+        coords.append(c)
+        low.append(int(halos and c > 0))
+        high.append(int(halos and c < last))
+    return (coords[0], coords[1], coords[2]), (low[0], low[1], low[2]), (high[0], high[1], high[2])

@@ -1,0 +1,178 @@
+"""The fused U-Net: the bits of the partitioned one, its gradients, on any grid; and what it leaves to it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.test_unet import config, make, padded
+from oracles import GRIDS, relative_error, serial_grid
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import UNet
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.convert import partition_module
+from volseg.nn.gradients import sum_gradients
+from volseg.nn.losses import IGNORE, dice_cross_entropy
+
+VARIANTS = {
+    "instance": config(),
+    "group, relu, wide": config(norm="group", activation="relu", base_channels=16),
+    "batch, two channels": config(norm="batch", in_channels=2),
+    "no norm, one level": config(norm="none", levels=1),
+    "no levels": config(levels=0, classes=5),
+    "many channels in": config(in_channels=9, base_channels=8),
+    "odd channels": config(base_channels=5, levels=3, classes=2),
+}
+
+
+def blocks_of(settings: ModelConfig, shape: tuple[int, int, int], dims: tuple[int, int, int]) -> bool:
+    return all(p * settings.multiple <= n for p, n in zip(dims, shape, strict=True))
+
+
+def volume(settings: ModelConfig, shape: tuple[int, int, int]) -> Tensor:
+    whole = padded(shape, settings.multiple)
+    generator = torch.Generator().manual_seed(3)
+    more = torch.randn((1, settings.in_channels - 1, *whole.shape[2:]), generator=generator)
+    return torch.cat([whole, more], 1)
+
+
+@pytest.mark.parallel([1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_have_the_bits_of_the_partitioned_network_on_any_grid(name: str, communicator: Communicator) -> None:
+    settings = VARIANTS[name]
+    model = make(settings).eval()
+    whole = volume(settings, (19, 29, 31))
+    with torch.no_grad():
+        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        for dims in GRIDS[communicator.size]:
+            if not blocks_of(settings, tuple(whole.shape[2:]), dims):
+                continue
+            grid = ProcessGrid(communicator, dims)
+            block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
+            fused = FusedUNet(model, grid).eval()
+            assert fused.covers(block)
+            assert torch.equal(gather_blocks(fused(block), grid), alone), dims
+            slabs = torch.cat([part.clone() for _, part in fused.logit_slabs(block)], 2)
+            assert torch.equal(gather_blocks(slabs, grid), alone), dims
+            features = fused(block, features_only=True)
+            assert torch.equal(fused.twin.head(features), fused(block)), dims
+
+
+def targets(whole: Tensor, classes: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    target = torch.randint(0, classes, (1, *whole.shape[2:]), generator=generator).to(torch.uint8)
+    target[:, :2] = IGNORE
+    return target
+
+
+def gradients(model: UNet, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parallel([1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, communicator: Communicator) -> None:
+    """Of the twin on one rank: both have the same activations, so a sign near zero falls alike."""
+    settings = VARIANTS[name]
+    model = make(settings).train()
+    whole = volume(settings, (24, 30, 33))
+    target = targets(whole, settings.classes)
+    twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
+    expected_loss, expected_dice = dice_cross_entropy(twin(whole), target, serial_grid().communicator)
+    expected = gradients(twin, expected_loss)
+    running = {n: b.clone() for n, b in twin.named_buffers()}
+    for dims in GRIDS[communicator.size]:
+        if not blocks_of(settings, tuple(whole.shape[2:]), dims):
+            continue
+        grid = ProcessGrid(communicator, dims)
+        layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+        box = grid.block(layout).slices
+        for levels in ((), (0, 1)):
+            own = copy.deepcopy(model)
+            fused = FusedUNet(own, grid, levels)
+            loss, dice = fused.loss(take_block(whole, grid, layout), target[(slice(None), *box)])
+            gradients(own, loss)
+            sum_gradients(own.parameters(), communicator)
+            assert abs(float(loss.detach()) / float(expected_loss.detach()) - 1) < 1e-6
+            assert torch.allclose(dice, expected_dice, rtol=1e-6)
+            for key, p in own.named_parameters():
+                assert relative_error(p.grad, expected[key], floor=1e-2) <= 1e-5, (key, dims, levels)
+            for key, b in own.named_buffers():
+                assert relative_error(b.float(), running[key].float()) <= 1e-6, key
+
+
+def test_gradients_of_logits_and_of_the_loss_agree() -> None:
+    settings = config()
+    model = make(settings).train()
+    whole = volume(settings, (16, 16, 24))
+    target = targets(whole, settings.classes)
+    fused = FusedUNet(model, serial_grid())
+    from_loss = gradients(model, fused.loss(whole, target)[0])
+    logits = fused(whole)
+    from_logits = gradients(model, dice_cross_entropy(logits, target, serial_grid().communicator)[0])
+    for name, value in from_loss.items():
+        assert relative_error(from_logits[name], value, floor=1e-2) <= 1e-6, name
+
+
+@pytest.mark.parallel([1, 2, 4])
+def test_dropout_drops_the_same_channels_as_the_partitioned_network(communicator: Communicator) -> None:
+    settings = config(dropout=0.4)
+    model = make(settings).train()
+    whole = volume(settings, (16, 16, 16))
+    torch.manual_seed(8)
+    alone = partition_module(model, serial_grid(), 4)(whole).detach()
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
+    block = take_block(whole, grid, grid.layout((16, 16, 16), 4))
+    torch.manual_seed(8)
+    with torch.no_grad():
+        y = gather_blocks(FusedUNet(model, grid)(block), grid)
+    assert relative_error(y, alone) < 1e-5  # x * keep is taken into the norm's coefficients
+    assert relative_error(y, partition_module(model.eval(), serial_grid(), 4)(whole).detach()) > 1e-2
+
+
+def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
+    for changes, samples in (({"kernel_size": 5}, 1), ({"up": "trilinear"}, 1), ({}, 2)):
+        settings = config(**changes)
+        model = make(settings).train()
+        x = torch.randn(samples, 1, 8, 8, 8)
+        fused = FusedUNet(model, serial_grid())
+        assert not fused.covers(x)
+        twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
+        assert torch.equal(fused(x), twin(x))
+        target = torch.zeros(samples, 8, 8, 8, dtype=torch.uint8)
+        loss, _ = fused.loss(x, target)
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+    image = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
+    FusedUNet(make(config()), serial_grid())(image).sum().backward()
+    assert image.grad is not None
+
+
+def test_backward_goes_once() -> None:
+    loss, _ = FusedUNet(make(config()), serial_grid()).loss(torch.randn(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+def test_memory_is_handed_on_and_does_not_grow() -> None:
+    """Buffers of one step serve the next; another shape begins anew."""
+    model = make(config()).train()
+    fused = FusedUNet(model, serial_grid())
+
+    counts = []
+    for _ in range(3):
+        fused.loss(volume(config(), (16, 16, 16)), torch.zeros(1, 16, 16, 16))[0].backward()
+        counts.append(fused.work.buffers.arena.total)
+        assert fused.work.buffers.arena.free == counts[-1] > 0
+    assert counts[0] == counts[1] == counts[2]
+    fused.loss(volume(config(), (8, 8, 8)), torch.zeros(1, 8, 8, 8))[0].backward()
+    assert fused.work.buffers.arena.total < counts[0] / 4

@@ -1,0 +1,65 @@
+"""The plan of the fused U-Net's memory walks through the same pieces of an arena as the network itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oracles import GRIDS, serial_grid
+from volseg.config import ModelConfig
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import UNet
+from volseg.nn.blocks import take_block
+from volseg.partition.fused_memory import FusedWalk
+from volseg.partition.layout import Layout
+
+
+def config(**changes) -> ModelConfig:
+    return ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 8, "levels": 2} | changes))
+
+
+VARIANTS = [
+    (config(), (16, 24, 32), ()),
+    (config(levels=3, base_channels=4, in_channels=2), (24, 16, 40), ()),
+    (config(levels=3), (32, 16, 16), (0, 1)),
+    (config(levels=0), (9, 10, 11), ()),
+    (config(levels=1, in_channels=6), (8, 12, 10), (0, 1)),
+]
+
+
+@pytest.mark.parametrize(("settings", "shape", "checkpoints"), VARIANTS)
+def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
+    fused = FusedUNet(UNet(settings), serial_grid(), checkpoints)
+    x = torch.randn(1, settings.in_channels, *shape)
+    for training in (True, False):
+        fused.train(training)
+        fused.work.buffers.clear()
+        if training:
+            fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
+        else:
+            slabs = fused.logit_slabs(x)
+            next(slabs)
+        chunks = list(fused.work.buffers.arena.chunks)
+        walk = FusedWalk(settings, Layout.even(shape, (1, 1, 1), settings.multiple), training, checkpoints)
+        walk.forward()
+        if training:
+            walk.backward()
+        assert walk.arena.chunks == chunks
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("number", range(3))
+def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, communicator):
+    dims = GRIDS[communicator.size][number]
+    settings, shape = config(), (16, 24, 32)
+    grid = ProcessGrid(communicator, dims)
+    layout = grid.layout(shape, settings.multiple)
+    fused = FusedUNet(UNet(settings), grid)
+    block = take_block(torch.randn(1, 1, *shape), grid, layout)
+    fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
+    walk = FusedWalk(settings, layout, training=True)
+    walk.forward()
+    walk.backward()
+    totals = communicator.gather_all(fused.work.buffers.arena.total)
+    assert max(totals) == walk.arena.total
