@@ -11,7 +11,7 @@ from volseg.partition.arena import Arena, Piece
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes, up_slabs
 from volseg.partition.tiling import (
-    FLUSH,
+    FLUSH_TILES,
     POSITIONS,
     TAPS,
     backward_room,
@@ -220,7 +220,7 @@ class FusedWalk:
     def _convolved(self, level: int, inputs: list[int]) -> None:
         width, (d, h, w) = self.widths[level], self.sides[level]
         inner = sum(inputs)
-        layout = registers_for(width, LANES)
+        layout = registers_for([width], [], LANES)
         blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), self.threads)
         self._scratch = max(self._scratch, forward_room(blocks, padded_channels(inner), layout))
         self._worked(POSITIONS * TAPS * inner * width + 27 * inner * width)
@@ -229,13 +229,13 @@ class FusedWalk:
         d, h, w = self.sides[level]
         tile = sum(inputs) or given
         window = given if inputs else padded_channels(self.inputs)
-        layout = registers_for(min(inputs, default=given), LANES)
+        layout = registers_for(inputs or [given], [], LANES)
         blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), self.threads)
         self._scratch = max(self._scratch, backward_room(blocks, window, tile, layout))
-        threads = min(self.threads, prod(blocks.counts))
-        sums = POSITIONS * TAPS * window * tile * (3 if -(-prod(blocks.counts) // threads) > FLUSH else 1)
+        many = d * h * w > 4 * FLUSH_TILES * self.threads
+        sums = POSITIONS * TAPS * window * tile * (3 if many else 1)
         turned = POSITIONS * TAPS * window * tile if inputs else 0
-        self._worked(threads * sums + turned + 2 * 27 * window * tile)
+        self._worked(self.threads * sums + turned + 2 * 27 * window * tile)
 
     def _worked(self, floats: int) -> None:
         self.work = max(self.work, (floats + self.threads * self._scratch) * FLOAT)

@@ -5,6 +5,7 @@ A block of tiles is chosen so that its transformed window stays in the cache; it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from volseg.geometry import Triple
@@ -16,8 +17,8 @@ LANES = 8
 POSITIONS, TAPS = 16, 3
 """Of a transformed tile on H and W; taps on D."""
 
-FLUSH = 16
-"""Blocks whose weight gradients are added in float32 before they go to float64: some 3000 tiles."""
+FLUSH_TILES = 3072
+"""Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
 
 _CACHE_FLOATS = 2**16
 """Of a block's transformed window: 256 KiB, half of a small second-level cache."""
@@ -57,12 +58,21 @@ class Registers:
         return self.lanes * self.vectors
 
 
-def registers_for(channels: int, widest: int) -> Registers:
-    """The layout for a number of output channels, a multiple of 8, on vectors of at most `widest` floats.
+def registers_for(results: Sequence[int], read: Sequence[int], widest: int) -> Registers:
+    """The layout for kernels that compute and read tensors of these channels, on vectors of at most `widest` floats.
 
     16 registers of 8 floats (AVX2) hold 12 sums, two vectors of weights and one number in all lanes; 32 of 16 floats
     (AVX-512) hold 24 sums.
+
+    results  channels of the outputs, multiples of 8: a layout that fits each of them
+    read     channels of the inputs: multiples of it, or fewer, which may be stored as they are
     """
+    if any(c % widest for c in read):
+        widest = LANES
+    return min((_registers_for_one(c, widest) for c in results), key=lambda layout: layout.width)
+
+
+def _registers_for_one(channels: int, widest: int) -> Registers:
     if widest == 16 and channels % 32 == 0:
         return Registers(16, 2, 12)
     if widest == 16 and channels % 16 == 0:
@@ -139,6 +149,10 @@ def forward_room(blocks: Blocks, stride: int, layout: Registers) -> int:
     products = (blocks.chunk + layout.rows) * layout.width
     results = (blocks.planes * blocks.pairs * blocks.tiles + blocks.chunk) * 4 * layout.width
     return lines + POSITIONS * (window + products) + results
+
+
+WEIGHT_ROOM = 27 * 16
+"""Floats of scratch memory for the taps of a vector of channels."""
 
 
 def backward_room(blocks: Blocks, stride: int, tile_stride: int, layout: Registers) -> int:

@@ -11,13 +11,23 @@ from torch import Tensor
 
 from oracles import relative_error
 from volseg.nn.kernels import parts, passes, pointwise, winograd
-from volseg.nn.kernels.jit.compiler import Library
+from volseg.nn.kernels.jit.compiler import Library, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.reproducible import brick_moments
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.tiling import Registers, padded_channels
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="no fused multiply-add here")
+
+
+@pytest.fixture(autouse=True, params=[8, 16])
+def widest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Every test on vectors of 8 floats, and on those of 16 where the processor has them."""
+    if request.param > widest_vector():
+        pytest.skip("no vectors of 16 floats here")
+    for module in (winograd, pointwise):
+        monkeypatch.setattr(module, "widest_vector", lambda: request.param)
+    return int(request.param)
 
 
 def first(rows: Tensor) -> Tensor:
@@ -88,8 +98,9 @@ def test_gradients_equal_torch_whatever_the_shape(threads: int) -> None:
                 sums = torch.zeros(2, i.rows.channels, dtype=torch.float64) if i.affine and r.random() < 0.6 else None
                 targets.append(winograd.Target(Rows.of(torch.full(i.rows.buffer.shape, torch.nan)), sums))
             turned = winograd.pack_turned_weight(weight, sizes)
-            found = winograd.backward(inputs, Rows.of(given), turned, targets)
-            assert relative_error(found.flip(0, 1, 2).permute(3, 4, 0, 1, 2).double(), w.grad) < 2e-6, seed
+            into = winograd.WeightSums(weight, sizes, r.choice([1, 10**6]))
+            winograd.backward(inputs, Rows.of(given), turned, targets, into)
+            assert relative_error(into.gradient().double(), w.grad) < 2e-6, seed
             for i, target, expected in zip(inputs, targets, x.grad.split(sizes, 1), strict=True):
                 if target.sums is not None:
                     raw = first(i.rows.buffer)
@@ -111,16 +122,20 @@ def test_the_weight_gradient_of_an_image() -> None:
         image, given = torch.randn(9, 12, 40, channels), torch.randn(9, 12, 40, 16)
         weight = torch.zeros(16, channels, 3, 3, 3, dtype=torch.float64, requires_grad=True)
         F.conv3d(first(image), weight, padding=1).backward(first(given))
-        found = winograd.weight_gradient(Activation(Rows.of(image)), Rows.of(given))
-        assert relative_error(found.permute(4, 3, 0, 1, 2).double(), weight.grad) < 2e-6
+        into = winograd.WeightSums(weight.detach(), [channels], 1, image=True)
+        winograd.add_for_image(Activation(Rows.of(image)), Rows.of(given), into)
+        assert relative_error(into.gradient().double(), weight.grad) < 2e-6
 
 
 def test_many_blocks_add_up_in_float64() -> None:
     """A sum over 10^5 voxels of values far from zero: float32 alone would lose five digits."""
     x, given = torch.rand(16, 96, 96, 8) + 10, torch.rand(16, 96, 96, 8) + 10
-    turned = winograd.pack_turned_weight(torch.zeros(8, 8, 3, 3, 3), [8])
+    weight = torch.zeros(8, 8, 3, 3, 3)
+    turned, into = winograd.pack_turned_weight(weight, [8]), winograd.WeightSums(weight, [8], x.numel() // 8)
     target = winograd.Target(Rows.of(torch.empty_like(x)))
-    found = winograd.backward([Activation(Rows.of(x))], Rows.of(given), turned, [target])[1, 1, 1]
+    for planes in ((0, 6), (6, 16)):  # slab by slab
+        winograd.backward([Activation(Rows.of(x))], Rows.of(given), turned, [target], into, planes=planes)
+    found = into.gradient()[:, :, 1, 1, 1]
     exact = given.double().view(-1, 8).t() @ x.double().view(-1, 8)
     assert relative_error(found.double(), exact) < 3e-6
 

@@ -113,9 +113,17 @@ def test_threads_have_memory_of_their_own_and_an_error_comes_through() -> None:
     torch.set_num_threads(3)
     try:
         seen: list[tuple[int, int, int]] = []
-        workers.run(lambda first, last, place: seen.append((first, last, place)), 7, floats=10)
+
+        def note(first: int, last: int, place: int) -> None:
+            seen.append((first, last, place))
+
+        workers.run([note] * 3, 7, floats=10)
         assert sorted((a, b) for a, b, _ in seen) == [(0, 2), (2, 4), (4, 7)]
         assert len({place for _, _, place in seen}) == 3
+        seen.clear()
+        workers.run(note, 100, floats=10)  # in turn
+        assert sorted(n for a, b, _ in seen for n in range(a, b)) == list(range(100))
+        assert len(seen) > 3
 
         def fail(first: int, last: int, place: int) -> None:
             if first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -208,26 +209,24 @@ def backward(
 
     slabs  planes, the inputs there, and where their gradients go; without slots there are none
     """
-    conv = output.layer.conv
-    total: Tensor | None = None
+    conv, voxels = output.layer.conv, prod(gradient.rows.sides)
+    sums: winograd.WeightSums | None = None
     turned: winograd.Weight | None = None
     for planes, inputs, slots in slabs:
         sizes = [x.channels for x in inputs]
-        pending = [] if gradient.exchange is None else [gradient.exchange]
+        sums = sums or winograd.WeightSums(conv.weight, sizes, voxels, image=not slots)
         if not slots:
             inputs[0].wait()
-            part = winograd.weight_gradient(inputs[0].activation, gradient.rows, planes=planes).transpose(3, 4)
-            part = part.flip(0, 1, 2)
-        else:
-            turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
-            targets = [winograd.Target(slot.rows, slot.sums) for slot in slots]
-            part = winograd.backward(
-                [x.activation for x in inputs], gradient.rows, turned, targets, planes=planes, ghosts=pending
-            )
-        total = part if total is None else total + part
+            winograd.add_for_image(inputs[0].activation, gradient.rows, sums)
+            continue
+        turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
+        targets = [winograd.Target(slot.rows, slot.sums) for slot in slots]
+        pending = [] if gradient.exchange is None else [gradient.exchange]
+        activations = [x.activation for x in inputs]
+        winograd.backward(activations, gradient.rows, turned, targets, sums, planes=planes, ghosts=pending)
     gradient.wait()
-    assert total is not None
-    enter(gradients, conv, _weight_gradient(total, conv.weight, sizes), None)
+    assert sums is not None
+    enter(gradients, conv, sums.gradient(), None)
     work.buffers.give(gradient.rows)
 
 
@@ -277,15 +276,6 @@ def _kept_channels(layer: Layer) -> Tensor | None:
     if not isinstance(layer.dropout, PartitionedDropout3d):
         return None
     return layer.dropout.factors(layer.channels, torch.device("cpu"))
-
-
-def _weight_gradient(found: Tensor, weight: Tensor, sources: Sequence[int]) -> Tensor:
-    """[3, 3, 3, K, C as stored], taps reversed, as the weight's [K, C, 3, 3, 3]."""
-    own = found[:, :, :, : weight.shape[0]]
-    if any(s % 8 and len(sources) > 1 for s in sources):
-        stored = [padded_channels(s) for s in sources]
-        own = torch.cat([p[..., :s] for p, s in zip(own.split(stored, 4), sources, strict=True)], 4)
-    return own[..., : weight.shape[1]].flip(0, 1, 2).permute(3, 4, 0, 1, 2).contiguous()
 
 
 def enter(gradients: Gradients, module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:

@@ -250,16 +250,15 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
 
 
 def _minimal_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    total: Tensor | None = None
     d, h, w = grad.shape[2:]
+    stored = x.shape[1] if x.shape[1] < 8 else padded_channels(x.shape[1])
+    wide = weight if stored == x.shape[1] else weight.new_empty(weight.shape[0], stored, 3, 3, 3)
+    sums = winograd.WeightSums(wide, [stored], x.shape[0] * d * h * w, image=True)
     for sample, given in zip(x, grad, strict=True):
         window, own = Rows(_rows(sample), (1, 1, 1), (d, h, w)), given.permute(1, 2, 3, 0)
-        stored = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
-        part = winograd.weight_gradient(Activation(window), Rows.of(stored.contiguous()))
-        total = part if total is None else total + part
-    assert total is not None
-    k, c = weight.shape[:2]
-    return total[:, :, :, :c, :k].permute(4, 3, 0, 1, 2).contiguous()
+        padded = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
+        winograd.add_for_image(Activation(window), Rows.of(padded.contiguous()), sums)
+    return sums.gradient()[:, : x.shape[1]].contiguous()
 
 
 def _onednn_weight_gradient(

@@ -167,7 +167,7 @@ def _pack(taps: Tensor, bias: Tensor | None, spread: int) -> PointWeight:
         bias = torch.nn.functional.pad(bias.detach(), [0, taps.shape[2] - bias.shape[0]]).contiguous()
     inner = padded_channels(taps.shape[1]) if taps.shape[1] > 8 else taps.shape[1]
     taps = torch.nn.functional.pad(taps, [0, 0, 0, inner - taps.shape[1]])
-    layout = registers_for(taps.shape[2], widest_vector())
+    layout = registers_for([taps.shape[2]], [inner], widest_vector())
     packed = taps.unflatten(2, (-1, layout.width)).permute(0, 2, 1, 3).contiguous()
     return PointWeight(packed, bias, layout, inner, taps.shape[2], spread)
 
@@ -209,7 +209,7 @@ def pack_turned_up(weight: Tensor) -> PointWeight:
 def _pack_turned(taps: Tensor, spread: int) -> PointWeight:
     """taps [spread^2, N, C]"""
     taps = torch.nn.functional.pad(taps, [0, padded_channels(taps.shape[2]) - taps.shape[2]])
-    layout = registers_for(taps.shape[2], widest_vector())
+    layout = registers_for([taps.shape[2]], [taps.shape[1]], widest_vector())
     packed = taps.unflatten(2, (-1, layout.width)).permute(2, 0, 1, 3).contiguous()
     return PointWeight(packed, None, layout, taps.shape[1], taps.shape[2], spread)
 

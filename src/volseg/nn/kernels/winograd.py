@@ -22,9 +22,11 @@ from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, widest_vector
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import (
-    FLUSH,
+    FLUSH_TILES,
+    LANES,
     POSITIONS,
     TAPS,
+    WEIGHT_ROOM,
     Blocks,
     Registers,
     backward_room,
@@ -65,12 +67,6 @@ def _backward_library(layout: Registers) -> Library:
     return winograd_code.build_backward(layout)
 
 
-def _layout(*channels: int) -> Registers:
-    """The layout that fits several numbers of channels at once."""
-    layouts = [registers_for(c, widest_vector()) for c in channels]
-    return min(layouts, key=lambda layout: layout.width)
-
-
 @dataclass(frozen=True)
 class Weight:
     """A weight made ready for `forward` or `backward`.
@@ -93,40 +89,55 @@ def pack_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     sources  C cut into the inputs' channels; each input's are stored rounded up to vectors, a single one's may be
              fewer than a vector
     """
-    taps = weight.detach().permute(2, 3, 4, 1, 0)
-    if len(sources) > 1 or sources[0] > 8:
-        taps = _pad_sources(taps, 3, sources)
-    layout = _layout(padded_channels(weight.shape[0]))
-    return _pack(taps, layout, _forward_library(layout))
+    stored = _as_stored(weight.detach(), sources)
+    k, c = stored.shape[:2]
+    layout = registers_for([k], _read(sources), widest_vector())
+    strides = {"inner_stride": 27, "outer_stride": 27 * c, "tap_stride": 1}
+    return _pack(stored, 0, strides, c, k, layout, _forward_library(layout))
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     """The weight of the input gradient, for `backward`: taps reversed, inputs and outputs exchanged."""
-    taps = weight.detach().flip(2, 3, 4).permute(2, 3, 4, 0, 1)
-    taps = _pad_sources(_pad_sources(taps, 4, sources), 3, [weight.shape[0]])
-    layout = _layout(*(padded_channels(s) for s in sources))
-    return _pack(taps, layout, _backward_library(layout))
+    stored = _as_stored(weight.detach(), sources)
+    k, c = stored.shape[:2]
+    layout = registers_for([padded_channels(s) for s in sources], [k], widest_vector())
+    if c % 8:  # an image's channels, which `forward` takes as they are
+        stored, c = torch.nn.functional.pad(stored, [0] * 7 + [padded_channels(c) - c]), padded_channels(c)
+    strides = {"inner_stride": 27 * c, "outer_stride": 27, "tap_stride": -1}
+    return _pack(stored, 26, strides, k, c, layout, _backward_library(layout))
 
 
-def _pad_sources(taps: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
+def _read(sources: Sequence[int]) -> list[int]:
+    """The channels of inputs, for `registers_for`: rounded up, unless there is one and it may be an image."""
+    return list(sources) if len(sources) == 1 and sources[0] < LANES else [padded_channels(s) for s in sources]
+
+
+def _as_stored(weight: Tensor, sources: Sequence[int]) -> Tensor:
+    """[K, C, 3, 3, 3] with zeros where channels are stored and not there; fewer than a vector of one input stay."""
+    if len(sources) > 1 or sources[0] > 8:
+        weight = _pad_sources(weight, 1, sources)
+    return _pad_sources(weight, 0, [weight.shape[0]]).contiguous()
+
+
+def _pad_sources(weight: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
     if all(s % 8 == 0 for s in sources):
-        return taps
+        return weight
     parts = []
-    for part in taps.split(list(sources), dim):
-        missing = padded_channels(part.shape[dim]) - part.shape[dim]
+    for part in weight.split(list(sources), dim):
         zeros = list(part.shape)
-        zeros[dim] = missing
+        zeros[dim] = padded_channels(zeros[dim]) - zeros[dim]
         parts += [part, part.new_zeros(zeros)]
     return torch.cat(parts, dim)
 
 
-def _pack(taps: Tensor, layout: Registers, library: Library) -> Weight:
-    """taps [3, 3, 3, inner, K]"""
-    taps = _pad_sources(taps, 4, [taps.shape[4]]).contiguous()
-    inner, channels = taps.shape[3], taps.shape[4]
-    packed = torch.empty(channels * POSITIONS * 3 * inner)
-    job = library["transform_weight"].bind(weight=taps, out=packed, inner=inner, channels=channels)
-    workers.run(job, inner)
+def _pack(
+    stored: Tensor, offset: int, strides: dict[str, int], inner: int, channels: int, layout: Registers, library: Library
+) -> Weight:
+    """offset, strides  of the values in the stored weight (`winograd_code`)"""
+    packed = torch.empty(channels * POSITIONS * TAPS * inner)
+    place = stored.data_ptr() + 4 * offset
+    job = library["transform_weight"].bind(weight=place, **strides, out=packed, inner=inner, channels=channels)
+    workers.run(job, inner, WEIGHT_ROOM)
     return Weight(packed, layout, inner, channels)
 
 
@@ -287,94 +298,115 @@ class Target:
     sums: Tensor | None = None
 
 
+class WeightSums:
+    """The sums over the volume that a weight's gradient is made from, by thread.
+
+    weight   [K, C, 3, 3, 3]
+    sources  C cut into the inputs' channels
+    voxels   of this rank's block: whether so many can be added in float32
+    image    the windows are those of the input, not of the output's gradient (see `add_for_image`)
+    """
+
+    def __init__(self, weight: Tensor, sources: Sequence[int], voxels: int, image: bool = False) -> None:
+        self._shape, self._sources, self.image = tuple(weight.shape[:2]), list(sources), image
+        stored = sum(padded_channels(s) for s in sources), padded_channels(weight.shape[0])
+        self.tile_channels = stored[1] if image else stored[0]
+        tiles, windows = [padded_channels(s) for s in sources], [stored[1]]
+        if image:
+            tiles, windows = windows, _read(sources)
+        self.layout = registers_for(tiles, windows, widest_vector())
+        together = self.layout.window_channels(TAPS)
+        window = weight.shape[1] if image else stored[1]
+        self.inner = -(-window // together) * together
+        size = (workers.count(), POSITIONS, TAPS, self.inner, self.tile_channels)
+        self.sums = torch.zeros(size)
+        many = voxels > 4 * FLUSH_TILES * workers.count()
+        self.totals = torch.zeros(size, dtype=torch.float64) if many else None
+
+    def gradient(self) -> Tensor:
+        """[K, C, 3, 3, 3]: this rank's part."""
+        whole = self.sums if self.totals is None else self.totals
+        added = whole[0] if len(whole) == 1 else whole.sum(0)
+        given = {"gradient": None, "total": added} if self.totals is not None else {"gradient": added, "total": None}
+        k, c = padded_channels(self._shape[0]), self._shape[1] if self.image else self.tile_channels
+        out = torch.empty(k, c, 3, 3, 3)
+        if self.image:
+            place, strides = out.data_ptr(), {"inner_stride": 27, "outer_stride": 27 * c, "tap_stride": 1}
+        else:
+            place, strides = out.data_ptr() + 4 * 26, {"inner_stride": 27 * c, "outer_stride": 27, "tap_stride": -1}
+        job = _backward_library(self.layout)["finish_gradient"].bind(
+            **given, inner=self.inner, channels=self.tile_channels, out=place, **strides
+        )
+        workers.run(job, self._shape[1] if self.image else k, WEIGHT_ROOM)
+        return self._without_padding(out)
+
+    def _without_padding(self, out: Tensor) -> Tensor:
+        k, c = self._shape
+        if not self.image and any(s % 8 for s in self._sources):
+            parts = out.split([padded_channels(s) for s in self._sources], 1)
+            out = torch.cat([part[:, :s] for part, s in zip(parts, self._sources, strict=True)], 1)
+        return out if out.shape[:2] == (k, c) else out[:k, :c].contiguous()
+
+
 def backward(
-    inputs: Sequence[Activation],
-    gradient: Rows,
-    weight: Weight,
-    targets: Sequence[Target | None],
-    *,
-    planes: Range | None = None,
-    ghosts: Sequence[Ghosts] = (),
-) -> Tensor:
-    """Gradients of `forward`: of its inputs to `targets`, of its weight as the result.
+    inputs: Sequence[Activation], gradient: Rows, weight: Weight, targets: Sequence[Target], into: WeightSums, *,
+    planes: Range | None = None, ghosts: Sequence[Ghosts] = (),
+) -> None:  # fmt: skip
+    """Gradients of `forward`: of its inputs to `targets`, of its weight added to `into`.
 
     gradient  of the output, with ghosts where the volume goes on; zero beyond them
     weight    from `pack_turned_weight`
-    planes    of the block; all by default: then the weight's gradient is theirs alone
-    out       [3, 3, 3, K, C], taps reversed, K and C as stored: this block's part of the sum over the volume
+    planes    of the block; all by default
     """
-    return _gradients(Activation(gradient), inputs, weight, targets, planes or (0, gradient.sides[0]), ghosts)
+    _gradients(Activation(gradient), inputs, weight, targets, into, planes or (0, gradient.sides[0]), ghosts)
 
 
-def weight_gradient(x: Activation, gradient: Rows, *, planes: Range | None = None) -> Tensor:
-    """The weight's gradient alone, from windows of the input, which must have its ghosts: for an image.
-
-    out  [3, 3, 3, C, K], K as stored: this block's part
-    """
+def add_for_image(x: Activation, gradient: Rows, into: WeightSums) -> None:
+    """The weight's gradient alone added to `into`, from windows of an image, which must have its ghosts."""
     assert x.affine is None
-    found = _gradients(x, [Activation(gradient)], None, [None], planes or (0, gradient.sides[0]), ())
-    return found[:, :, :, : x.rows.channels]
+    _gradients(x, [Activation(gradient)], None, [], into, (0, gradient.sides[0]), ())
 
 
 def _gradients(
-    window: Activation, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target | None],
-    planes: Range, ghosts: Sequence[Ghosts],
-) -> Tensor:  # fmt: skip
+    window: Activation, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target],
+    into: WeightSums, planes: Range, ghosts: Sequence[Ghosts],
+) -> None:  # fmt: skip
     _, h, w = tiles[0].rows.sides
-    tile_stride = sum(x.rows.channels for x in tiles)
-    layout = weight.layout if weight is not None else _layout(tile_stride)
-    channels = window.rows.channels
-    stride = padded_channels(channels)
-    together = layout.window_channels(TAPS)
-    inner = -(-channels // together) * together
-    blocks = plan_blocks(planes, h, w, stride + tile_stride, inner, layout.rows, (1, 1, 1), workers.count())
-    count = prod(blocks.counts)
-    threads = len(workers.shares(count))
-    size = (POSITIONS, 3, inner, tile_stride)
-    gradients = torch.zeros(threads, *size)
-    flushing = -(-count // threads) > FLUSH
-    totals = torch.zeros(threads, *size, dtype=torch.float64) if flushing else None
+    layout, threads = into.layout, len(into.sums)
+    stride = padded_channels(window.rows.channels)
+    blocks = plan_blocks(planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads)
     sums = [_sums_by_thread(target, threads) for target in targets]
     common = {
         **_block_values(blocks), **_ranges(window.rows.valid), "height": h, "breadth": w,
         "window_data": window.rows.address, "window_plane": window.rows.plane, "window_line": window.rows.line,
-        "window_channels": channels, "stride": stride, "inner": inner,
-        **_sources(tiles), "tile_stride": tile_stride,
-        "weight": None if weight is None else weight.packed, "flush": FLUSH,
-        **_target("a", targets[0]), **_target("b", targets[1] if len(targets) > 1 else None),
+        "window_channels": window.rows.channels, "stride": stride, "inner": into.inner,
+        **_sources(tiles), "tile_stride": into.tile_channels, "weight": None if weight is None else weight.packed,
+        "flush": max(1, FLUSH_TILES // (blocks.planes * blocks.pairs * blocks.tiles)),
+        **_target("a", targets[0] if targets else None), **_target("b", targets[1] if len(targets) > 1 else None),
     }  # fmt: skip
-    entry, room = _backward_library(layout)["backward"], backward_room(blocks, stride, tile_stride, layout)
+    entry, room = _backward_library(layout)["backward"], backward_room(blocks, stride, into.tile_channels, layout)
     for order in _in_stages(blocks, window.rows, ghosts):
         jobs = [
             entry.bind(
-                **common, order=order.data_ptr(), gradient=gradients[n], total=None if totals is None else totals[n],
-                a_sums=None if sums[0] is None else sums[0][n],
-                b_sums=None if len(sums) < 2 or sums[1] is None else sums[1][n],
+                **common, order=order.data_ptr(), gradient=into.sums[n],
+                total=None if into.totals is None else into.totals[n],
+                a_sums=_of_thread(sums, 0, n), b_sums=_of_thread(sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
         workers.run(jobs, order.numel(), room)
     for target, by_thread in zip(targets, sums, strict=True):
-        if target is not None and target.sums is not None and by_thread is not None:
+        if target.sums is not None and by_thread is not None:
             target.sums.add_(by_thread.sum(0))
-    return _finish(layout, gradients, totals)
 
 
-def _finish(layout: Registers, gradients: Tensor, totals: Tensor | None) -> Tensor:
-    """[threads, 16, 3, A, B] outer sums to [3, 3, 3, A, B] gradients of the taps."""
-    whole = gradients if totals is None else totals
-    added = whole[0] if len(whole) == 1 else whole.sum(0)
-    out = torch.empty(3, 3, 3, *added.shape[2:])
-    size = out[0, 0, 0].numel()
-    job = _backward_library(layout)["finish_gradient"].bind(
-        gradient=added if totals is None else None, total=added if totals is not None else None, out=out, size=size
-    )
-    workers.run(job, size // layout.lanes)
-    return out
+def _of_thread(sums: Sequence[Tensor | None], number: int, thread: int) -> Tensor | None:
+    found = sums[number] if number < len(sums) else None
+    return None if found is None else found[thread]
 
 
-def _sums_by_thread(target: Target | None, threads: int) -> Tensor | None:
-    if target is None or target.sums is None:
+def _sums_by_thread(target: Target, threads: int) -> Tensor | None:
+    if target.sums is None:
         return None
     return torch.zeros(threads, *target.sums.shape, dtype=torch.float64)
 

@@ -462,27 +462,32 @@ def _define_transform_weight(module: Module, layout: Registers) -> None:
     @module.entry
     def transform_weight(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        weight: Pointer, out: Pointer, inner: Int, channels: Int,
+        weight: Pointer, inner_stride: Int, outer_stride: Int, tap_stride: Int,
+        out: Pointer, inner: Int, channels: Int,
     ) -> None:  # fmt: skip
-        """G g G^T for the input channels first ... last.
+        """G g G^T for the inner channels first ... last.
 
-        weight  [3, 3, 3, inner, channels], taps on D, H, W
-        out     [channels / width][16][3][inner][width]
+        weight   (inner channel, output channel, tap) by strides; 27 taps on D, H, W, the last fastest
+        out      [channels / width][16][3][inner][width]
+        scratch  [27, lanes]
         """
         half = f.constant(0.5)
         with (
             f.loop(last, start=first) as (c, _),
-            f.loop(3) as (tap, _),
             f.loop(channels // width) as (k, _),
             f.loop(width, step=lanes) as (lane, _),
         ):
-            place = weight + ((tap * 9 * inner + c) * channels + k * width + lane)
-            g = [[(place + (3 * y + x) * inner * channels).load() for x in range(3)] for y in range(3)]
-            rows = _filter_side(half, *g)
-            for y, row in enumerate(rows):
-                for x, value in enumerate(_filter_side(half, *([v] for v in row))):
-                    at = ((k * POSITIONS + 4 * y + x) * 3 + tap) * inner + c
-                    (out + (at * width + lane)).store(value[0])
+            for n in range(lanes):
+                source = weight + (c * inner_stride + (k * width + lane + n) * outer_stride)
+                with f.loop(27) as (tap, _):
+                    (scratch + (tap * lanes + n)).copy_one(source + tap * tap_stride)
+            with f.loop(3) as (tap, _):
+                g = [[(scratch + (tap * 9 + 3 * y + x) * lanes).load() for x in range(3)] for y in range(3)]
+                rows = _filter_side(half, *g)
+                for y, row in enumerate(rows):
+                    for x, value in enumerate(_filter_side(half, *([v] for v in row))):
+                        at = ((k * POSITIONS + 4 * y + x) * 3 + tap) * inner + c
+                        (out + (at * width + lane)).store(value[0])
 
 
 def _define_finish_gradient(module: Module, layout: Registers) -> None:
@@ -491,18 +496,20 @@ def _define_finish_gradient(module: Module, layout: Registers) -> None:
     @module.entry
     def finish_gradient(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        gradient: Pointer, total: Pointer, out: Pointer, size: Int,
+        gradient: Pointer, total: Pointer, inner: Int, channels: Int,
+        out: Pointer, inner_stride: Int, outer_stride: Int, tap_stride: Int,
     ) -> None:  # fmt: skip
-        """G^T u G for the vectors first ... last of a weight gradient.
+        """G^T u G, the gradient of a weight, for the inner channels first ... last.
 
-        gradient, total  [16, 3, size], one of them: float32 or float64
-        out              [3, 3, 3, size], taps on D, H, W
+        gradient, total  [16, 3, inner as stored, channels], one of them: float32 or float64
+        out              by strides, as `transform_weight` takes a weight
+        scratch          [27, lanes]
         """
-        half = f.constant(0.5)
-        wide = total.wide()
-        with f.loop(last, start=first) as (vector, _), f.loop(3) as (tap, _):
-            i = vector * lanes
-            with f.either(total.is_given()) as (from_total, from_gradient):
+        half, wide = f.constant(0.5), total.wide()
+        size = inner * channels
+        with f.loop(last, start=first) as (a, _), f.loop(channels, step=lanes) as (b, _):
+            i = a * channels + b
+            with f.loop(3) as (tap, _), f.either(total.is_given()) as (from_total, from_gradient):
                 for branch, source in ((from_total, wide), (from_gradient, gradient)):
                     with branch:
                         u = [[(source + ((4 * y + x) * 3 + tap) * size + i).load() for x in range(4)] for y in range(4)]
@@ -511,7 +518,11 @@ def _define_finish_gradient(module: Module, layout: Registers) -> None:
                         for y, row in enumerate(rows):
                             for x, value in enumerate(_gather_side(scale, *([v] for v in row))):
                                 number = value[0].narrow() if source is wide else value[0]
-                                (out + (((tap * 3 + y) * 3 + x) * size + i)).store(number)
+                                (scratch + (tap * 9 + 3 * y + x) * lanes).store(number)
+            for n in range(lanes):
+                target = out + (a * inner_stride + (b + n) * outer_stride)
+                with f.loop(27) as (tap, _):
+                    (target + tap * tap_stride).copy_one(scratch + (tap * lanes + n))
 
 
 def _filter_side(half: Vector, a: list[Vector], b: list[Vector], c: list[Vector]) -> Any:

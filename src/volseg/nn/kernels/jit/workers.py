@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 Work = Callable[[int, int, int], None]
+
+_PORTIONS = 6
+"""That a thread takes in turn."""
 
 _scratch: dict[int, Tensor] = {}
 
@@ -52,17 +55,28 @@ def release() -> None:
 def run(work: Work | Sequence[Work], items: int, floats: int = 0) -> None:
     """``work(first, last, scratch address)`` for all items, shared among the threads; returns when all are done.
 
-    work    one for all threads, or one for each
+    work    one for all threads: then each takes a few items at a time, so that none waits long for another. Or one for
+            each thread, whose items are always the same: where they add to sums of their own, so that these do not
+            change from run to run
     floats  of scratch memory that each thread needs
     """
-    parts = shares(items)
-    works = [work] * len(parts) if callable(work) else list(work)
-    places = [scratch(n, floats).data_ptr() if floats else 0 for n in range(len(parts))]
-    if len(parts) == 1:
-        works[0](0, items, places[0])
+    threads = max(1, min(items, count()))
+    if threads == 1:
+        single = work if callable(work) else work[0]
+        single(0, items, scratch(0, floats).data_ptr() if floats else 0)
         return
-    pool = _pool(count())
-    futures = [pool.submit(works[n], *parts[n], places[n]) for n in range(1, len(parts))]
-    works[0](*parts[0], places[0])
+    if callable(work):
+        queue = iter(shares(items, threads * _PORTIONS))  # to take the next element is one step of the interpreter
+        tasks = [partial(_take_turns, work, queue)] * threads
+    else:
+        tasks = [partial(one, *part) for one, part in zip(work, shares(items, threads), strict=False)]
+    places = [scratch(n, floats).data_ptr() if floats else 0 for n in range(threads)]
+    futures = [_pool(count()).submit(task, place) for task, place in zip(tasks[1:], places[1:], strict=True)]
+    tasks[0](places[0])
     for future in futures:
         future.result()
+
+
+def _take_turns(work: Work, queue: Iterator[tuple[int, int]], place: int) -> None:
+    for first, last in queue:
+        work(first, last, place)
