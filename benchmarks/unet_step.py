@@ -1,102 +1,175 @@
-"""The U-Net on one rank, as volseg runs it and as plain torch modules: time of a forward and of a training step.
+"""The U-Net in one process against plain torch modules, SGEMM and OpenVINO: time of a forward and of a training step.
 
-    python benchmarks/unet_step.py [--side 96] [--base-channels 16] [--levels 4] [--threads 2] [--repeats 5]
+    python benchmarks/unet_step.py [--sides 96,128] [--threads 1,2] [--base-channels 16] [--levels 4] [--repeats 5]
 
-The two are the same module with the same weights; torch's is timed in contiguous and in channels-last memory and the
-better of the two counts. Runs are interleaved; ratios (torch / volseg) are medians of the pairs.
+The plain network is the same module with the same weights, timed in contiguous and in channels-last memory; the better
+of the two counts in each turn. Runs are interleaved and ratios are medians of the turns' ratios. Peak memory is that of
+processes which do nothing else, above what they held before the first step. OpenVINO is compared where it is installed
+(`pip install -c constraints.txt '.[bench]'`). GF/s count the operations of the direct sums.
 """
 
 from __future__ import annotations
 
-from volseg.machine import tune_allocator
+from volseg.machine import prepare_for_torch
 
-tune_allocator()
+prepare_for_torch()
 
 import argparse  # noqa: E402
 import copy  # noqa: E402
+import os  # noqa: E402
 import statistics  # noqa: E402
-import time  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from support.timing import best, in_turn, ratio  # noqa: E402
+from support.unet import (  # noqa: E402
+    configuration,
+    data,
+    forward_operations,
+    fused,
+    our_forward,
+    our_step,
+    plain_forward,
+    plain_step,
+)
 
 from volseg.config import ModelConfig  # noqa: E402
-from volseg.distributed.communicator import SerialCommunicator  # noqa: E402
-from volseg.distributed.grid import ProcessGrid  # noqa: E402
+from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
-from volseg.nn.convert import partition_module  # noqa: E402
-from volseg.nn.losses import dice_cross_entropy  # noqa: E402
 
-CLASSES = 3
+SGEMM = 1536
+SMALL = 32
+MIB = 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("side", 96), ("base-channels", 16), ("levels", 4), ("threads", 2), ("repeats", 5)):
+    parser.add_argument("--sides", default="96,128")
+    parser.add_argument("--threads", default="1,2")
+    for name, default in (("base-channels", 16), ("levels", 4), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--peak", choices=("plain", "volseg"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    config = ModelConfig(in_channels=1, classes=CLASSES, base_channels=given.base_channels, levels=given.levels)
-    plain = UNet(config)
-    last = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d)
-    grid = ProcessGrid(SerialCommunicator(), (1, 1, 1))
-    ours = partition_module(copy.deepcopy(plain), grid, multiple_of=config.multiple)
-    x = torch.randn(1, 1, given.side, given.side, given.side)
-    target = torch.randint(0, CLASSES, (1, given.side, given.side, given.side), dtype=torch.uint8)
-    rivals = {"contiguous": (plain, x), "channels-last": (last, x.contiguous(memory_format=torch.channels_last_3d))}
+    config = configuration(given.base_channels, given.levels)
+    sides, threads = ([int(n) for n in text.split(",")] for text in (given.sides, given.threads))
+    if given.peak:
+        print(training_peak(config, sides[0], given.peak))
+        return
     print(
-        f"torch {torch.__version__}, {given.threads} threads, {given.side}^3, base {given.base_channels}, "
-        f"levels {given.levels}"
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, base {given.base_channels}, "
+        f"levels {given.levels}, {given.repeats} repeats\n"
     )
-    print("| pass | torch contiguous s | torch channels-last s | volseg s | best torch / volseg |")
-    print("|---|---|---|---|---|")
-    for name, training in (("forward", False), ("training step", True)):
-        times: dict[str, list[float]] = {key: [] for key in (*rivals, "volseg")}
-        for turn in range(given.repeats + 1):
-            for key, (model, image) in rivals.items():
-                taken = timed(partial(plain_step, model, image, target, training))
-                times[key] += [taken] * bool(turn)
-            taken = timed(partial(our_step, ours, x, target, training))
-            times["volseg"] += [taken] * bool(turn)
-        ratio = statistics.median(
-            min(times[key][n] for key in rivals) / times["volseg"][n] for n in range(given.repeats)
+    print("| measure | side | threads | plain torch s | volseg s | value |")
+    print("|---|---|---|---|---|---|")
+    for count in threads:
+        torch.set_num_threads(count)
+        for side in sides:
+            compare(config, side, count, given.repeats)
+        small_blocks(config, sides[0], count, given.repeats)
+        if find_spec("openvino") is not None:
+            openvino(config, sides[0], count, given.repeats)
+    for side in sides:
+        peaks = [peak_of(name, side, given) for name in ("plain", "volseg")]
+        values = " | ".join(f"{peak / MIB:.0f} MiB" for peak in peaks)
+        print(
+            f"| training peak above the process, volseg / plain | {side} | 1 | {values} | {peaks[1] / peaks[0]:.3f} |"
         )
-        seconds = " | ".join(f"{statistics.median(times[key]):.2f}" for key in times)
-        print(f"| {name} | {seconds} | {ratio:.2f} |", flush=True)
 
 
-def timed(call: object) -> float:
-    begin = time.perf_counter()
-    call()  # type: ignore[operator]
-    return time.perf_counter() - begin
+def compare(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+    """Forward and training step against plain torch, and the forward's rate against SGEMM's."""
+    torch.manual_seed(0)
+    plain, (x, target) = UNet(config), data((side, side, side))
+    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
+    x_last = x.contiguous(memory_format=torch.channels_last_3d)
+    a, b = torch.randn(2, SGEMM, SGEMM)
+    for name, theirs, own in (
+        ("forward", plain_forward, our_forward),
+        ("training step", plain_step, our_step),
+    ):
+        calls: dict[str, Callable[[], object]] = {
+            "contiguous": partial(theirs, plain, x, target),
+            "last": partial(theirs, last, x_last, target),
+            "sgemm": partial(torch.mm, a, b),
+            "volseg": partial(own, ours, x, target),
+        }
+        times = in_turn(calls, repeats)
+        theirs_best = best(times["contiguous"], times["last"])
+        gain = ratio(theirs_best, times["volseg"])
+        row(f"{name}, plain / volseg", side, threads, theirs_best, times["volseg"], f"{gain:.2f}")
+        if name == "forward":
+            rates = [forward_operations(config, side**3) / t / 1e9 for t in times["volseg"]]
+            sgemm = [2 * SGEMM**3 / t / 1e9 for t in times["sgemm"]]
+            value = f"{ratio(rates, sgemm):.2f} ({statistics.median(rates):.0f} / {statistics.median(sgemm):.0f} GF/s)"
+            row("forward GF/s / SGEMM GF/s", side, threads, None, times["volseg"], value)
 
 
-def plain_step(model: nn.Module, x: Tensor, target: Tensor, training: bool) -> None:
-    """Forward, or forward, Dice + cross-entropy and backward, as one would write it with torch."""
-    if not training:
-        with torch.inference_mode():
-            model(x)
-        return
-    logits = model(x)
-    labels = target.long()
-    p, t = logits.softmax(1), F.one_hot(labels, CLASSES).permute(0, 4, 1, 2, 3)
-    dice = (2 * (p * t).sum((0, 2, 3, 4)) + 1e-5) / (p.sum((0, 2, 3, 4)) + t.sum((0, 2, 3, 4)) + 1e-5)
-    (F.cross_entropy(logits, labels) + 1 - dice[1:].mean()).backward()
-    model.zero_grad(set_to_none=True)
+def small_blocks(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+    """GF/s of a small volume against those of a large one."""
+    torch.manual_seed(0)
+    model = UNet(config)
+    small, large = fused(model), fused(model)
+    for name, step in (("forward", our_forward), ("training step", our_step)):
+        times = in_turn(
+            {
+                "small": partial(step, small, *data((SMALL, SMALL, SMALL))),
+                "large": partial(step, large, *data((side, side, side))),
+            },
+            3 * repeats,
+        )
+        factor = forward_operations(config, SMALL**3) / forward_operations(config, side**3)
+        value = factor * ratio(times["large"], times["small"])
+        row(f"{name}, GF/s at {SMALL}^3 / at {side}^3", side, threads, None, times["small"], f"{value:.2f}")
 
 
-def our_step(model: nn.Module, x: Tensor, target: Tensor, training: bool) -> None:
-    """The same with the partitioned twin."""
-    if not training:
-        with torch.inference_mode():
-            model(x)
-        return
-    loss, _ = dice_cross_entropy(model(x), target, SerialCommunicator())
-    loss.backward()
-    model.zero_grad(set_to_none=True)
+def openvino(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+    """Forward against OpenVINO in float32 on the same weights."""
+    import openvino as ov
+
+    torch.manual_seed(0)
+    model, (x, target) = UNet(config).eval(), data((side, side, side))
+    core = ov.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    compiled = core.compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
+    array, ours = x.numpy(), fused(model)
+    theirs = torch.from_numpy(compiled(array)[0])
+    with torch.inference_mode():
+        difference = float((ours.eval()(x) - theirs).abs().max() / theirs.abs().max())
+    times = in_turn({"openvino": lambda: compiled(array), "volseg": partial(our_forward, ours, x, target)}, 2 * repeats)
+    value = f"{ratio(times['volseg'], times['openvino']):.2f} (logits differ by {difference:.0e} of the largest)"
+    row("forward, volseg / OpenVINO", side, threads, times["openvino"], times["volseg"], value)
+
+
+def row(name: str, side: int, threads: int, theirs: list[float] | None, ours: list[float], value: str) -> None:
+    seconds = ["-" if times is None else f"{statistics.median(times):.3f}" for times in (theirs, ours)]
+    print(f"| {name} | {side} | {threads} | {' | '.join(seconds)} | {value} |", flush=True)
+
+
+def peak_of(name: str, side: int, given: argparse.Namespace) -> int:
+    """Bytes above the process that two training steps need, measured in a process of their own."""
+    command = [sys.executable, __file__, "--peak", name, "--sides", str(side)]
+    command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+def training_peak(config: ModelConfig, side: int, name: str) -> int:
+    """Bytes above what this process holds after a step on a tiny volume, model and image included."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = UNet(config)
+    step = partial(plain_step, model) if name == "plain" else partial(our_step, fused(model))
+    tiny = 2 * config.multiple
+    step(*data((tiny, tiny, tiny)))
+    before = peak_memory()
+    x, target = data((side, side, side))
+    for _ in range(2):
+        step(x, target)
+    return peak_memory() - before
 
 
 if __name__ == "__main__":

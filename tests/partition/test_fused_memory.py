@@ -46,6 +46,7 @@ def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
         if training:
             walk.backward()
         assert walk.arena.chunks == chunks
+        assert walk.tensors == 4 * fused.work.buffers.total
 
 
 @pytest.mark.parallel([2, 3, 4])
@@ -61,5 +62,5 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, communicator):
     walk = FusedWalk(settings, layout, training=True)
     walk.forward()
     walk.backward()
-    totals = communicator.gather_all(fused.work.buffers.arena.total)
-    assert max(totals) == walk.arena.total
+    totals = communicator.gather_all(fused.work.buffers.total)
+    assert 4 * max(totals) == walk.tensors

@@ -13,7 +13,7 @@ from volseg.cli.failure import describe
 from volseg.distributed.launch import connect, cores_per_rank
 from volseg.distributed.placement import Placement, place
 from volseg.events import Listener, ignore
-from volseg.machine import tune_allocator
+from volseg.machine import prepare_for_torch
 
 if TYPE_CHECKING:
     from volseg.cli.render import Screen
@@ -53,7 +53,7 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
     # Before torch and numpy start their thread pools: ranks on one machine share its cores.
     asked = "OMP_NUM_THREADS" in os.environ
     os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
-    tune_allocator()
+    prepare_for_torch()
     communicator = connect()
     placement = place(communicator)
     if not asked:  # a launcher does not always say how many ranks are on this machine

@@ -333,13 +333,12 @@ class FusedUNet(nn.Module):
         """Slabs for a decoder's first convolution; each slab's gradient goes through the up-convolution at once."""
         for planes, slab in up.slabs(self.work, 2):
             sides = (planes[1] - planes[0], *slab.rows.sides[1:])
-            given = self.work.buffers.take(sides, slab.rows.channels)
+            given = self.work.buffers.slab("its gradient", sides, slab.rows.channels)
             shifted = _shifted(given, planes[0])
             yield planes, [skip, slab], [skip_slot, Slot(shifted)]
             found.weight = up.backward(self.work, planes, shifted, below_slot, found.weight)
             sums = bias_sums(given)
             found.bias = sums if found.bias is None else found.bias + sums
-            self.work.buffers.give(given)
 
     def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
         second = tape.outputs[f"encoder {level}.2"]

@@ -21,4 +21,4 @@ def sum_gradients(parameters: Iterable[nn.Parameter], communicator: Communicator
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).cpu() for p in group])
         communicator.reduce_all_in_place(flat.numpy())
         for p, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
-            p.grad = part.view(p.shape).to(p.device, copy=True)
+            p.grad = part.view(p.shape).to(p.device)

@@ -20,7 +20,6 @@ from volseg.partition.tiling import (
     plan_blocks,
     registers_for,
 )
-from volseg.partition.window import Range
 
 FLOAT = 4
 LANES = 8
@@ -69,6 +68,12 @@ class FusedWalk:
         self._held: dict[str, tuple[int, Piece]] = {}
         self._most = 0
         self._scratch = 0
+        self._largest_slab = self._largest_gradient = 0
+
+    @property
+    def tensors(self) -> int:
+        """Bytes of all tensors, and of what is free between them when most is held."""
+        return (self.arena.total + self._largest_slab + self._largest_gradient) * FLOAT
 
     @property
     def image(self) -> int:
@@ -109,14 +114,12 @@ class FusedWalk:
         width = self.widths[level]
         self.operation = f"decoder {level}, convolution 1"
         self._take(f"decoder {level}.1", level, width)
-        for _, slab in self._slabs(level):
-            self._take_size("slab", level, slab)
-            self._give("slab")
+        self._slab(level)
         self._convolved(level, [width, width])
         if not self.training:
             self._give(f"encoder {level}.2", self._above(level))
         self.operation = f"decoder {level}, convolution 2"
-        self._take(f"decoder {level}.2", level, width, ghosts=level > 0)
+        self._take(f"decoder {level}.2", level, width)
         self._convolved(level, [width])
         self._leave_first("decoder", level)
 
@@ -138,11 +141,9 @@ class FusedWalk:
         width, first, second = self.widths[level], f"{part} {level}.1", f"{part} {level}.2"
         if self._again(part, level):
             self.operation = f"{part} {level}, convolution 1, again"
-            self._take(first, level, width, ghosts=False)
+            self._take(first, level, width)
             if part == "decoder":
-                for _, slab in self._slabs(level):
-                    self._take_size("slab", level, slab)
-                    self._give("slab")
+                self._slab(level)
             self._convolved(level, [width, width] if part == "decoder" else [(self.inputs, *self.widths)[level]])
         self.operation = f"{part} {level}, convolution 2, backward"
         self._give(second)
@@ -157,12 +158,7 @@ class FusedWalk:
         self._give(first)
         self._take(f"gradient of encoder {level}.2", level, width)
         self._take(f"gradient of {self._above(level)}", level + 1, self.widths[level + 1])
-        _, h, w = self.sides[level]
-        for planes, slab in self._slabs(level):
-            self._take_size("slab", level, slab)
-            self._take_size("gradient of slab", level, (planes[1] - planes[0]) * h * w * width)
-            self._give("gradient of slab")
-            self._give("slab")
+        self._slab(level, with_gradient=True)
         self._convolved_backward(level, width, [width, width])
         self._give(f"gradient of {first}")
 
@@ -186,22 +182,24 @@ class FusedWalk:
     def _again(self, part: str, level: int) -> bool:
         return made_again(self.model, part, level, self.checkpoint_levels)
 
-    def _slabs(self, level: int) -> list[tuple[Range, int]]:
-        """Planes and floats of each slab of the up-convolution to `level`."""
+    def _slab(self, level: int, with_gradient: bool = False) -> None:
+        """Enter the largest slab of the up-convolution to `level`, which has memory of its own (`Buffers.slab`)."""
         brick = 1 if level == self.model.levels else min(8, 2 ** (self.model.levels - level))
         width, below = self.widths[level], self.sides[level + 1]
-        return [
-            (planes, 8 * prod(source) * width) for planes, source in up_slabs(below, self.low, self.high, width, brick)
-        ]
+        _, h, w = self.sides[level]
+        multiple = 2 if with_gradient else brick
+        for planes, source in up_slabs(below, self.low, self.high, width, multiple):
+            self._largest_slab = max(self._largest_slab, 8 * prod(source) * width)
+            if with_gradient:
+                self._largest_gradient = max(self._largest_gradient, (planes[1] - planes[0]) * h * w * width)
 
     # bookkeeping
 
-    def _size(self, level: int, channels: int, ghosts: bool = True) -> int:
-        extra = self.ghosts if ghosts else (0, 0, 0)
-        return prod(n + g for n, g in zip(self.sides[level], extra, strict=True)) * channels
+    def _size(self, level: int, channels: int) -> int:
+        return prod(n + g for n, g in zip(self.sides[level], self.ghosts, strict=True)) * channels
 
-    def _take(self, name: str, level: int, channels: int, ghosts: bool = True) -> None:
-        self._take_size(name, level, self._size(level, channels, ghosts))
+    def _take(self, name: str, level: int, channels: int) -> None:
+        self._take_size(name, level, self._size(level, channels))
 
     def _take_size(self, name: str, level: int, size: int) -> None:
         self._held[name] = level, self.arena.take(size)

@@ -24,7 +24,7 @@ SEGMENTING_PROCESS = 300 * 2**20
 optimizers, which bring its compiler along, and the pictures."""
 
 FREED_HEAP = 64 * 2**20
-"""What glibc may keep of freed memory (`machine.tune_allocator`); small tensors leave a tenth of the whole there."""
+"""What glibc may keep of freed memory (`machine.prepare_for_torch`); small tensors leave a tenth of the whole there."""
 
 _WEIGHT_COPIES = {"sgd": 4, "adamw": 5}
 """Weights, gradients, their message buffer, and the optimizer's state."""
@@ -147,7 +147,7 @@ def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
 
 def _finish_fused(walk: FusedWalk, process: int, weights: int, beside: int) -> MemoryPlan:
     """The plan with `beside` bytes more at full resolution; so is what the arena has free when most is held."""
-    activations = walk.arena.total * FLOAT + beside
+    activations = walk.tensors + beside
     deeper = [walk.by_level.get(level, 0) for level in range(1, walk.model.levels + 1)]
     by_level = (activations - sum(deeper), *deeper)
     return MemoryPlan(process, weights, activations, by_level, walk.peak_at, walk.work)

@@ -100,7 +100,7 @@ def test_gradients_equal_torch_whatever_the_shape(threads: int) -> None:
             turned = winograd.pack_turned_weight(weight, sizes)
             into = winograd.WeightSums(weight, sizes, r.choice([1, 10**6]))
             winograd.backward(inputs, Rows.of(given), turned, targets, into)
-            assert relative_error(into.gradient().double(), w.grad) < 2e-6, seed
+            assert relative_error(into.finish().double(), w.grad) < 2e-6, seed
             for i, target, expected in zip(inputs, targets, x.grad.split(sizes, 1), strict=True):
                 if target.sums is not None:
                     raw = first(i.rows.buffer)
@@ -124,7 +124,7 @@ def test_the_weight_gradient_of_an_image() -> None:
         F.conv3d(first(image), weight, padding=1).backward(first(given))
         into = winograd.WeightSums(weight.detach(), [channels], 1, image=True)
         winograd.add_for_image(Activation(Rows.of(image)), Rows.of(given), into)
-        assert relative_error(into.gradient().double(), weight.grad) < 2e-6
+        assert relative_error(into.finish().double(), weight.grad) < 2e-6
 
 
 def test_many_blocks_add_up_in_float64() -> None:
@@ -135,7 +135,7 @@ def test_many_blocks_add_up_in_float64() -> None:
     target = winograd.Target(Rows.of(torch.empty_like(x)))
     for planes in ((0, 6), (6, 16)):  # slab by slab
         winograd.backward([Activation(Rows.of(x))], Rows.of(given), turned, [target], into, planes=planes)
-    found = into.gradient()[:, :, 1, 1, 1]
+    found = into.finish()[:, :, 1, 1, 1]
     exact = given.double().view(-1, 8).t() @ x.double().view(-1, 8)
     assert relative_error(found.double(), exact) < 3e-6
 

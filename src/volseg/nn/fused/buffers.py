@@ -15,12 +15,13 @@ NONE: Triple = (0, 0, 0)
 
 
 class Buffers:
-    """Rows in memory that an `Arena` keeps the books of."""
+    """Rows in memory that an `Arena` keeps the books of, and slabs in memory of their own."""
 
     def __init__(self) -> None:
         self.arena = Arena()
         self._chunks: list[Tensor] = []
         self._held: dict[int, Piece] = {}
+        self._slabs: dict[str, Tensor] = {}
 
     def take(self, sides: Triple, channels: int, low: Triple = NONE, high: Triple = NONE) -> Rows:
         """Uninitialised rows of a block of `sides`, with ghosts before and after it."""
@@ -34,6 +35,26 @@ class Buffers:
         self._held[buffer.data_ptr()] = piece
         return Rows(buffer.view(shape), low, sides)
 
+    def slab(self, purpose: str, sides: Triple, channels: int) -> Rows:
+        """Uninitialised rows that last until the next slab for this purpose.
+
+        Slabs differ a little in size from one to the next; pieces of the arena for them would be too small for the
+        tensors that follow.
+        """
+        count = math.prod(sides) * channels
+        held = self._slabs.pop(purpose, None)
+        if held is None or held.numel() < count:
+            held = None  # before the larger one is there
+            with torch.inference_mode(False):
+                held = torch.empty(count)
+        self._slabs[purpose] = held
+        return Rows.of(held[:count].view(*sides, channels))
+
+    @property
+    def total(self) -> int:
+        """Values of all memory."""
+        return self.arena.total + sum(held.numel() for held in self._slabs.values())
+
     def give(self, rows: Rows) -> None:
         """Take back what `take` gave and nobody reads any more."""
         self.arena.give(self._held.pop(rows.buffer.data_ptr()))
@@ -42,4 +63,5 @@ class Buffers:
         """Return the memory to the system, all at once; what is still held lives on with its holders."""
         self.arena = Arena()
         self._chunks.clear()
+        self._slabs.clear()
         self._held.clear()

@@ -110,9 +110,12 @@ class Workplace:
     grid: ProcessGrid
     buffers: Buffers
 
-    def rows(self, layout: Layout, channels: int, ghosts: bool) -> Rows:
-        """Uninitialised rows of this rank's block of `layout`, `channels` rounded up."""
-        low, high = ghost_widths(self.grid, 1) if ghosts else ((0, 0, 0), (0, 0, 0))
+    def rows(self, layout: Layout, channels: int) -> Rows:
+        """Uninitialised rows of this rank's block of `layout`, `channels` rounded up.
+
+        With room for ghosts even where nobody needs them: tensors of one size can have each other's memory.
+        """
+        low, high = ghost_widths(self.grid, 1)
         return self.buffers.take(layout.block(self.grid.coords).shape, padded_channels(channels), low, high)
 
     def start_exchange(self, held: Held) -> None:
@@ -135,13 +138,13 @@ def forward(
 
     slabs   planes of the output and the inputs for them, in order; the last one's inputs are noted
     brick   voxels that no block boundary cuts
-    ghosts  the output is to have ghosts; they are under way when this returns
+    ghosts  the output's ghosts are needed; they are under way when this returns
     """
     norm = layer.norm
-    rows = work.rows(layout, layer.channels, ghosts)
+    rows = work.rows(layout, layer.channels)
     sums = _brick_sums(rows, brick) if needs_statistics(norm) else None
     signs = _signs(norm, rows.channels) if pooled is not None else None
-    small = work.rows(pooled, layer.channels, ghosts=True) if pooled is not None else None
+    small = work.rows(pooled, layer.channels) if pooled is not None else None
     target = None if small is None or signs is None else winograd.Pooled(small, signs)
     inputs = _convolve(work, layer, slabs, layout, rows, sums, target)
     held = Held(rows, layer.channels)
@@ -158,8 +161,8 @@ def forward(
 
 
 def again(work: Workplace, output: Output, slabs: Iterable[Slab]) -> None:
-    """Make a raw output again that was given back; its coefficients were kept, and ghosts it needs none any more."""
-    rows = work.rows(output.layout, output.layer.channels, ghosts=False)
+    """Make a raw output again that was given back; its coefficients were kept, and nobody needs its ghosts."""
+    rows = work.rows(output.layout, output.layer.channels)
     _convolve(work, output.layer, slabs, output.layout, rows)
     output.held.rows = rows
 
@@ -179,6 +182,8 @@ def _convolve(
             [x.activation for x in inputs], weight, bias, rows, planes=planes, origin=work.origin(layout), sums=sums,
             pooled=pooled, ghosts=[x.exchange for x in inputs if x.exchange is not None],
         )  # fmt: skip
+    assert weight is not None
+    weight.release()
     return inputs
 
 
@@ -226,7 +231,9 @@ def backward(
         winograd.backward(activations, gradient.rows, turned, targets, sums, planes=planes, ghosts=pending)
     gradient.wait()
     assert sums is not None
-    enter(gradients, conv, sums.gradient(), None)
+    if turned is not None:
+        turned.release()
+    enter(gradients, conv, sums.finish(), None)
     work.buffers.give(gradient.rows)
 
 

@@ -39,12 +39,11 @@ class Up:
             start, stop = up_sources(planes, rows.sides[0], low[0], high[0])
             source = _with_ghosts_as_own(rows, start, stop)
             shape = (2 * source.sides[0], 2 * source.sides[1], 2 * source.sides[2])
-            slab = work.buffers.take(shape, stored)
+            slab = work.buffers.slab("up-convolution", shape, stored)
             pointwise.apply(Activation(source, self.below.affine), weight, slab)
             before = (-2 * start, 2 * low[1], 2 * low[2])
             sides = (2 * rows.sides[0], 2 * rows.sides[1], 2 * rows.sides[2])
             yield planes, Held(Rows(slab.buffer, before, sides), self.channels)
-            work.buffers.give(slab)
 
     def backward(self, work: Workplace, planes: Range, given: Rows, slot: Slot, total: Tensor | None) -> Tensor:
         """The gradient of the input to `slot` for the input planes of a slab; that of the weight added to `total`."""

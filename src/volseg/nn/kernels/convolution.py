@@ -258,7 +258,7 @@ def _minimal_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         window, own = Rows(_rows(sample), (1, 1, 1), (d, h, w)), given.permute(1, 2, 3, 0)
         padded = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
         winograd.add_for_image(Activation(window), Rows.of(padded.contiguous()), sums)
-    return sums.gradient()[:, : x.shape[1]].contiguous()
+    return sums.finish()[:, : x.shape[1]].contiguous()
 
 
 def _onednn_weight_gradient(

@@ -81,6 +81,10 @@ class Weight:
     inner: int
     channels: int
 
+    def release(self) -> None:
+        """Give the memory to the next weight; this one must not be used any more."""
+        workers.give("weight", self.packed)
+
 
 def pack_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     """The weight of a convolution for `forward`.
@@ -134,10 +138,10 @@ def _pack(
     stored: Tensor, offset: int, strides: dict[str, int], inner: int, channels: int, layout: Registers, library: Library
 ) -> Weight:
     """offset, strides  of the values in the stored weight (`winograd_code`)"""
-    packed = torch.empty(channels * POSITIONS * TAPS * inner)
+    packed = workers.take("weight", channels * POSITIONS * TAPS * inner)
     place = stored.data_ptr() + 4 * offset
-    job = library["transform_weight"].bind(weight=place, **strides, out=packed, inner=inner, channels=channels)
-    workers.run(job, inner, WEIGHT_ROOM)
+    job = library["transform_weight"].bind(weight=place, **strides, out=packed, inner=inner)
+    workers.run(job, channels // layout.width * inner, WEIGHT_ROOM)
     return Weight(packed, layout, inner, channels)
 
 
@@ -319,12 +323,13 @@ class WeightSums:
         window = weight.shape[1] if image else stored[1]
         self.inner = -(-window // together) * together
         size = (workers.count(), POSITIONS, TAPS, self.inner, self.tile_channels)
-        self.sums = torch.zeros(size)
+        self._memory = workers.take("weight gradient", prod(size))
+        self.sums = self._memory[: prod(size)].view(size).zero_()
         many = voxels > 4 * FLUSH_TILES * workers.count()
         self.totals = torch.zeros(size, dtype=torch.float64) if many else None
 
-    def gradient(self) -> Tensor:
-        """[K, C, 3, 3, 3]: this rank's part."""
+    def finish(self) -> Tensor:
+        """[K, C, 3, 3, 3]: this rank's part of the gradient. Gives the sums' memory back."""
         whole = self.sums if self.totals is None else self.totals
         added = whole[0] if len(whole) == 1 else whole.sum(0)
         given = {"gradient": None, "total": added} if self.totals is not None else {"gradient": added, "total": None}
@@ -338,6 +343,7 @@ class WeightSums:
             **given, inner=self.inner, channels=self.tile_channels, out=place, **strides
         )
         workers.run(job, self._shape[1] if self.image else k, WEIGHT_ROOM)
+        workers.give("weight gradient", self._memory)
         return self._without_padding(out)
 
     def _without_padding(self, out: Tensor) -> Tensor:

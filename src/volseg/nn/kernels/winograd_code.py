@@ -463,20 +463,17 @@ def _define_transform_weight(module: Module, layout: Registers) -> None:
     def transform_weight(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         weight: Pointer, inner_stride: Int, outer_stride: Int, tap_stride: Int,
-        out: Pointer, inner: Int, channels: Int,
+        out: Pointer, inner: Int,
     ) -> None:  # fmt: skip
-        """G g G^T for the inner channels first ... last.
+        """G g G^T for the numbers first ... last, which count output channels by width, then inner channels.
 
         weight   (inner channel, output channel, tap) by strides; 27 taps on D, H, W, the last fastest
-        out      [channels / width][16][3][inner][width]
+        out      [output channels / width][16][3][inner][width]
         scratch  [27, lanes]
         """
         half = f.constant(0.5)
-        with (
-            f.loop(last, start=first) as (c, _),
-            f.loop(channels // width) as (k, _),
-            f.loop(width, step=lanes) as (lane, _),
-        ):
+        with f.loop(last, start=first) as (number, _), f.loop(width, step=lanes) as (lane, _):
+            k, c = number // inner, number % inner
             for n in range(lanes):
                 source = weight + (c * inner_stride + (k * width + lane + n) * outer_stride)
                 with f.loop(27) as (tap, _):

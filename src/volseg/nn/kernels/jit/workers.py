@@ -15,6 +15,7 @@ _PORTIONS = 6
 """That a thread takes in turn."""
 
 _scratch: dict[int, Tensor] = {}
+_given: dict[str, Tensor] = {}
 
 
 def count() -> int:
@@ -48,8 +49,26 @@ def scratch_bytes() -> int:
 
 
 def release() -> None:
-    """Give the threads' memory back."""
+    """Return that memory, and what was given back, to the system."""
     _scratch.clear()
+    _given.clear()
+
+
+def take(purpose: str, floats: int) -> Tensor:
+    """Uninitialised memory of at least `floats`; what was last given back for this purpose, where that is enough."""
+    held = _given.pop(purpose, None)
+    if held is None or held.numel() < floats:
+        held = None  # before the larger one is there
+        with torch.inference_mode(False):
+            held = torch.empty(floats)
+    return held
+
+
+def give(purpose: str, memory: Tensor) -> None:
+    """Let the next `take` have this memory, which nobody reads any more: fresh memory costs more than writing it."""
+    held = _given.get(purpose)
+    if held is None or held.numel() < memory.numel():
+        _given[purpose] = memory
 
 
 def run(work: Work | Sequence[Work], items: int, floats: int = 0) -> None:

@@ -1,0 +1,79 @@
+"""The U-Net under test: as volseg runs it and as one would write it with torch, its operations, and steps of both."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator, SerialCommunicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import UNet
+
+CLASSES = 3
+
+
+def configuration(base_channels: int, levels: int) -> ModelConfig:
+    """One image channel, three classes, instance norm."""
+    return ModelConfig(in_channels=1, classes=CLASSES, base_channels=base_channels, levels=levels)
+
+
+def fused(model: UNet, communicator: Communicator | None = None, dims: tuple[int, int, int] = (1, 1, 1)) -> FusedUNet:
+    """The network as `volseg train` and `volseg segment` run it, with weights of its own."""
+    return FusedUNet(copy.deepcopy(model), ProcessGrid(communicator or SerialCommunicator(), dims))
+
+
+def data(sides: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """An image [1, 1, D, H, W] and labels [1, D, H, W]."""
+    source = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (1, *sides), dtype=torch.uint8, generator=source)
+    return torch.randn(1, 1, *sides, generator=source), labels
+
+
+def plain_forward(model: nn.Module, x: Tensor, _: Tensor) -> None:
+    """Logits and their arg-max."""
+    with torch.inference_mode():
+        model(x).argmax(1)
+
+
+def plain_step(model: nn.Module, x: Tensor, target: Tensor) -> None:
+    """Forward, Dice + cross-entropy and backward, as one would write it with torch."""
+    logits = model(x)
+    labels = target.long()
+    p, t = logits.softmax(1), F.one_hot(labels, CLASSES).permute(0, 4, 1, 2, 3)
+    dice = (2 * (p * t).sum((0, 2, 3, 4)) + 1e-5) / (p.sum((0, 2, 3, 4)) + t.sum((0, 2, 3, 4)) + 1e-5)
+    (F.cross_entropy(logits, labels) + 1 - dice[1:].mean()).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def our_forward(model: FusedUNet, x: Tensor, _: Tensor) -> None:
+    """The arg-max of the logits, slab by slab, as `segment` takes it."""
+    model.eval()
+    with torch.inference_mode():
+        for _, logits in model.logit_slabs(x):
+            logits[0].argmax(0)
+
+
+def our_step(model: FusedUNet, x: Tensor, target: Tensor) -> None:
+    """Forward, Dice + cross-entropy and backward, as `train` takes it; no optimizer, and no sum over ranks."""
+    model.train()
+    loss, _ = model.loss(x, target)
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def forward_operations(config: ModelConfig, voxels: int) -> float:
+    """Multiplications and additions of the direct sums of a forward pass, whatever the kernels do."""
+    widths, total = config.widths, 0.0
+    for level, width in enumerate(widths):
+        here = voxels / 8**level
+        first = config.in_channels if level == 0 else widths[level - 1]
+        total += 2 * 27 * here * (first * width + width * width)
+        if level < config.levels:
+            total += 2 * 27 * here * (2 * width * width + width * width)
+            total += 2 * here * widths[level + 1] * width  # the up-convolution: one of eight taps meets each voxel
+    return total + 2 * voxels * widths[0] * config.classes
