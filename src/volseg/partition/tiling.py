@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from volseg.geometry import Triple
 from volseg.partition.window import Range
@@ -102,6 +103,7 @@ class Blocks:
     chunk: int
 
 
+@lru_cache(maxsize=1024)
 def plan_blocks(
     planes: Range, height: int, breadth: int, window: int, results: int, rows: int, multiple: Triple,
     threads: int, origin: tuple[int, int] = (0, 0),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Protocol
 
@@ -221,11 +221,13 @@ def _in_stages(blocks: Blocks, window: Rows, ghosts: Sequence[Ghosts]) -> Iterat
         yield late
 
 
+@lru_cache(maxsize=1024)
 def _order(blocks: Blocks) -> Tensor:
     """All blocks."""
     return torch.arange(prod(blocks.counts))
 
 
+@lru_cache(maxsize=1024)
 def _split(blocks: Blocks, low: Triple, high: Triple, sides: Triple) -> tuple[Tensor, Tensor]:
     """The blocks whose window holds no ghosts, and the others.
 

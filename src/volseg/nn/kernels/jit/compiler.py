@@ -26,7 +26,14 @@ def _features() -> dict[str, bool]:
 
 @cache
 def widest_vector() -> int:
-    """How many floats this processor's vectors hold: 16, 8, or 0 where it has no fused multiply-add."""
+    """How many floats this processor's vectors hold: 16, 8, or 0 where it has no fused multiply-add.
+
+    Also 0 where the system does not let a program run code that it has written itself.
+    """
+    try:
+        binding.check_jit_execution()
+    except OSError:
+        return 0
     features = _features()
     if features.get("avx512f") and features.get("avx512vl") and features.get("avx512dq"):
         return 16
