@@ -36,10 +36,13 @@ from support.unet import (  # noqa: E402
     plain_forward,
     plain_step,
 )
+from torch import Tensor  # noqa: E402
 
 from volseg.config import ModelConfig  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
+from volseg.nn.kernels import winograd  # noqa: E402
+from volseg.nn.kernels.rows import Activation, Rows  # noqa: E402
 
 SGEMM = 1536
 SMALL = 32
@@ -69,7 +72,9 @@ def main() -> None:
         torch.set_num_threads(count)
         for side in sides:
             compare(config, side, count, given.repeats)
+        small_layers(config, sides[0], count, given.repeats)
         small_blocks(config, sides[0], count, given.repeats)
+        half_precision(config, sides[0], count, given.repeats)
         if find_spec("openvino") is not None:
             openvino(config, sides[0], count, given.repeats)
     for side in sides:
@@ -106,6 +111,62 @@ def compare(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
             sgemm = [2 * SGEMM**3 / t / 1e9 for t in times["sgemm"]]
             value = f"{ratio(rates, sgemm):.2f} ({statistics.median(rates):.0f} / {statistics.median(sgemm):.0f} GF/s)"
             row("forward GF/s / SGEMM GF/s", side, threads, None, times["volseg"], value)
+
+
+def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+    """GF/s of one convolution of the finest level on a small block against those on a large one."""
+    width = config.base_channels
+    weight = torch.randn(width, width, 3, 3, 3)
+
+    def step(sides: int, backward: bool) -> Callable[[], object]:
+        x, out, given = (Rows.of(torch.randn(sides, sides, sides, width)) for _ in range(3))
+
+        def forward() -> None:
+            winograd.forward([Activation(x)], winograd.pack_weight(weight, [width]), None, out)
+
+        def gradients() -> None:
+            turned = winograd.pack_turned_weight(weight, [width])
+            sums = winograd.WeightSums(weight, [width], sides**3)
+            winograd.backward([Activation(x)], given, turned, [winograd.Target(out)], sums)
+            sums.finish()
+
+        return gradients if backward else forward
+
+    for backward in (False, True):
+        times = in_turn({"small": step(SMALL, backward), "large": step(side, backward)}, 5 * repeats)
+        value = (SMALL / side) ** 3 * ratio(times["large"], times["small"])
+        name = f"one convolution {'backward' if backward else 'forward'}, GF/s at {SMALL}^3 / at {side}^3"
+        row(name, side, threads, None, times["small"], f"{value:.2f}")
+
+
+def half_precision(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+    """torch's bfloat16 against volseg's float32: whether mixed precision would gain anything on this processor."""
+    torch.manual_seed(0)
+    plain, (x, target) = UNet(config), data((side, side, side))
+    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
+    x_last = x.contiguous(memory_format=torch.channels_last_3d)
+
+    def half(step: Callable[..., None], model: UNet, image: Tensor) -> Callable[[], None]:
+        def run() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                step(model, image, target)
+
+        return run
+
+    for name, theirs, own in (("forward", plain_forward, our_forward), ("training step", plain_step, our_step)):
+        times = in_turn(
+            {
+                "contiguous": half(theirs, plain, x),
+                "last": half(theirs, last, x_last),
+                "volseg": partial(own, ours, x, target),
+            },
+            repeats,
+        )
+        theirs_best = best(times["contiguous"], times["last"])
+        gain = ratio(theirs_best, times["volseg"])
+        row(
+            f"{name}, plain in bfloat16 / volseg in float32", side, threads, theirs_best, times["volseg"], f"{gain:.2f}"
+        )
 
 
 def small_blocks(config: ModelConfig, side: int, threads: int, repeats: int) -> None:

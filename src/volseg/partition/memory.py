@@ -18,8 +18,8 @@ from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
 
 FLOAT = 4
-TRAINING_PROCESS = 420 * 2**20
-SEGMENTING_PROCESS = 300 * 2**20
+TRAINING_PROCESS = 488 * 2**20
+SEGMENTING_PROCESS = 398 * 2**20
 """Python, torch, MPI and their libraries, measured by running on 16^3 voxels (see docs/memory.md). Training has torch's
 optimizers, which bring its compiler along, and the pictures."""
 
