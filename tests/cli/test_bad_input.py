@@ -205,6 +205,8 @@ def test_configurations(refused, here, toml, said):
         (["--partition=two"], "give auto, or a grid"),
         (["--learning-rate=-1"], "learning_rate"),
         (["--epochs=many"], "--epochs"),
+        (["--checkpoint-levels=0,fine"], "give levels with commas, such as 0,1"),
+        (["--checkpoint-levels=0,9"], "checkpoint_levels = 9 is no level of this U-Net"),
     ],
 )
 def test_options_of_train(refused, options, said):

@@ -115,6 +115,14 @@ def test_neither_torch_nor_mpi_is_imported(python, tmp_path, file):
     assert ended.stdout.splitlines()[-1].strip() == "[]"
 
 
+def test_checkpointed_levels_need_less_to_train_and_as_much_to_segment(plan):
+    before, after = (
+        facts(plan, "--shape=96x96x96", "--ranks=2", *more)[1]["tasks"] for more in ([], ["--checkpoint-levels=0,1"])
+    )
+    assert after["train"]["peak_bytes_per_rank"] < before["train"]["peak_bytes_per_rank"]
+    assert after["segment"] == before["segment"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -131,6 +139,8 @@ def test_neither_torch_nor_mpi_is_imported(python, tmp_path, file):
         (["--shape=64x64x64", "--memory=lots"], "give an amount such as 24GiB"),
         (["--shape=64x64x64", "--memory=0"], "give an amount such as 24GiB"),
         (["--shape=64x64x64", "--for=dream"], "--for"),
+        (["--shape=64x64x64", "--checkpoint-levels=top"], "give levels with commas, such as 0,1"),
+        (["--shape=64x64x64", "--checkpoint-levels=0,7"], "checkpoint_levels = 7 is no level of this U-Net"),
         (["--shape=64x64x64", "--config=none.toml"], "none.toml: cannot be read"),
         (["--shape=64x64x64", "--model=none"], "none"),
         (["--shape=64x64x64", "--model=a", "--config=b"], "not both"),

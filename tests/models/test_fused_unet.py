@@ -109,6 +109,22 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
                 assert relative_error(b.float(), running[key].float()) <= 1e-6, key
 
 
+def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config()
+    model = make(settings).train()
+    whole = volume(settings, (16, 16, 24))
+    target = targets(whole, settings.classes)
+    fused = FusedUNet(model, serial_grid())
+    loss, _ = fused.loss(whole, target)
+    expected = gradients(model, loss)
+    monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
+    assert not fused.covers(whole)
+    other, _ = fused.loss(whole, target)
+    assert abs(float(other.detach()) / float(loss.detach()) - 1) < 1e-6
+    for name, value in gradients(model, other).items():
+        assert relative_error(value, expected[name], floor=1e-2) <= 1e-4, name
+
+
 def test_gradients_of_logits_and_of_the_loss_agree() -> None:
     settings = config()
     model = make(settings).train()

@@ -1,5 +1,6 @@
 """Training over ranks: the loss curve of one rank on any number of them, and going on on another number."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,27 @@ def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimiz
     assert len(report.peaks) == communicator.size
     np.testing.assert_allclose(many, alone, rtol=1e-5)
     assert alone[-6:].mean() < alone[:6].mean()
+    facts = json.loads((shared / "many" / "report.json").read_text())
+    assert [set(rank) for rank in facts["placement"]] == [{"node", "cores", "threads"}] * communicator.size
+    waited = facts["communication"]
+    assert 0 <= waited["share_of_time"] <= 1
+    assert len(waited["seconds_by_rank"]) == communicator.size
+    layers = waited["by_layer"]
+    sends = {layer for layer, figures in layers.items() if figures["bytes"] > 0}
+    assert {"encoder 0.1", "encoder 0.2", "decoder 0.1, backward", "gradients of the weights"} <= sends
+
+
+@pytest.mark.parallel([1, 2])
+def test_checkpointing_a_level_does_not_change_the_loss(shared, communicator):
+    with communicator.together():
+        if communicator.is_root:
+            tiny_dataset(shared / "data")
+    curves = []
+    for levels in ((), (0, 1)):
+        run = shared / f"run {len(levels)}"
+        train(TrainingJob(shared / "data", run, tiny_config(epochs=2, checkpoint_levels=levels)), communicator)
+        curves.append(losses(run))
+    np.testing.assert_array_equal(curves[0], curves[1])
 
 
 @pytest.mark.parallel(4)

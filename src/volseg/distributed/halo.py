@@ -10,8 +10,6 @@ Tensors on a GPU are staged through pinned host buffers, because the MPI that co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -196,9 +194,3 @@ class GhostExchange:
             low, high = self._low[later], self._high[later]
             face = face.narrow(later, low, int(self._buffer.shape[later]) - low - high)
         return face
-
-
-def advance_all(exchanges: Sequence[GhostExchange]) -> None:
-    """One axis more of each."""
-    for exchange in exchanges:
-        exchange.advance()

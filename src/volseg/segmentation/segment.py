@@ -203,6 +203,7 @@ def _plan_memory(job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, 
     return segmenting_memory(
         card.config.model,
         scan.layout,
+        threads=torch.get_num_threads(),
         kept_bytes=0 if resampled else voxels * image,
         mask_bytes=voxels * (beside + (image if resampled else 0)) + libraries,
     )

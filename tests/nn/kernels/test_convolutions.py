@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oracles import relative_error
 from volseg.nn.kernels import parts, passes, pointwise, winograd
+from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.reproducible import brick_moments
@@ -259,3 +260,32 @@ def test_products_have_the_same_bits_whatever_the_registers(layout: Registers) -
     expected = compute(Registers(8, 2, 6))
     found = compute(layout)
     assert torch.equal(found, expected[:, : layout.width])
+
+
+def test_memory_given_back_is_taken_again_where_it_is_large_enough() -> None:
+    workers.release()
+    first = workers.take("weight", 100)
+    workers.give("weight", first)
+    assert workers.take("weight gradient", 10) is not first
+    assert workers.take("weight", 60) is first
+    small = workers.take("weight", 50)
+    assert small is not first, "one is in use"
+    workers.give("weight", first)
+    workers.give("weight", small)
+    assert workers.take("weight", 101).numel() >= 101
+    workers.release()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_item_is_worked_on_once(threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        for items in (1, 2, 5, 100):
+            seen: list[int] = []
+            workers.run(lambda first, last, _, s=seen: s.extend(range(first, last)), items)
+            assert sorted(seen) == list(range(items))
+            parts: list[list[int]] = [[] for _ in range(threads)]
+            workers.run([lambda a, b, _, own=own: own.extend(range(a, b)) for own in parts], items)
+            assert [n for own in parts for n in own] == list(range(items)), "each thread has its share, in order"
+    finally:
+        torch.set_num_threads(1)

@@ -1,0 +1,56 @@
+"""Ranks that share a machine get cores of their own, and as many threads as those are."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.placement import Placement, available_cores, bind, own_cores, place
+
+
+@pytest.fixture
+def cores():
+    """This process's cores, which are given back."""
+    before = available_cores()
+    yield before
+    bind(before)
+
+
+def test_cores_are_shared_out_evenly_and_never_twice():
+    assert [own_cores((0, 1, 2, 3, 4, 5), n, 3) for n in range(3)] == [(0, 1), (2, 3), (4, 5)]
+    assert [own_cores((1, 3, 8, 9, 10), n, 2) for n in range(2)] == [(1, 3), (8, 9)]
+    assert [own_cores((0, 1), n, 3) for n in range(3)] == [(), (), ()], "fewer cores than ranks: none is bound"
+
+
+@pytest.mark.parametrize(
+    ("size", "mine", "bound", "threads"),
+    [(1, 8, False, 8), (4, 8, False, 2), (4, 2, True, 2), (16, 8, False, 1)],
+)
+def test_no_core_has_two_threads(size, mine, bound, threads):
+    assert Placement("here", size, tuple(range(mine)), bound).threads == threads
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no processes")
+def test_ranks_of_one_machine_keep_to_different_cores(cores, communicator: Communicator, monkeypatch):
+    monkeypatch.delenv("VOLSEG_BIND", raising=False)
+    found = place(communicator)
+    everyone = communicator.gather_all((found, available_cores()))
+    same = all(p.node == found.node for p, _ in everyone)
+    assert not same or found.local_size == communicator.size
+    if len(cores) >= communicator.size and same:
+        assert all(p.bound and p.cores == now for p, now in everyone)
+        every_core = [core for p, _ in everyone for core in p.cores]
+        assert len(set(every_core)) == len(every_core)
+    else:
+        assert all(now == cores for p, now in everyone if p.node == found.node)
+
+
+@pytest.mark.parallel(2)
+def test_a_user_may_keep_ranks_unbound(cores, communicator: Communicator, monkeypatch):
+    monkeypatch.setenv("VOLSEG_BIND", "0")
+    found = place(communicator)
+    assert not found.bound
+    assert available_cores() == cores
