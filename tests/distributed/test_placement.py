@@ -25,11 +25,11 @@ def test_cores_are_shared_out_evenly_and_never_twice():
 
 
 @pytest.mark.parametrize(
-    ("size", "mine", "bound", "threads"),
-    [(1, 8, False, 8), (4, 8, False, 2), (4, 2, True, 2), (16, 8, False, 1)],
+    ("size", "mine", "sharing", "threads"),
+    [(1, 8, 1, 8), (4, 8, 4, 2), (4, 2, 1, 2), (4, 4, 1, 4), (16, 8, 16, 1)],
 )
-def test_no_core_has_two_threads(size, mine, bound, threads):
-    assert Placement("here", size, tuple(range(mine)), bound).threads == threads
+def test_no_core_has_two_threads(size, mine, sharing, threads):
+    assert Placement("here", size, tuple(range(mine)), sharing, bound=False).threads == threads
 
 
 @pytest.mark.parallel([2, 4])
@@ -49,8 +49,18 @@ def test_ranks_of_one_machine_keep_to_different_cores(cores, communicator: Commu
 
 
 @pytest.mark.parallel(2)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no processes")
+def test_a_launcher_s_binding_stays(cores, communicator: Communicator):
+    if len(cores) < 2 or not bind((cores[communicator.rank],)):
+        pytest.skip("two cores are needed")
+    found = place(communicator)
+    assert (found.cores, found.sharing, found.bound, found.threads) == ((cores[communicator.rank],), 1, False, 1)
+
+
+@pytest.mark.parallel(2)
 def test_a_user_may_keep_ranks_unbound(cores, communicator: Communicator, monkeypatch):
     monkeypatch.setenv("VOLSEG_BIND", "0")
     found = place(communicator)
     assert not found.bound
+    assert found.sharing == 2
     assert available_cores() == cores

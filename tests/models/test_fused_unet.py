@@ -118,6 +118,7 @@ def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatc
     loss, _ = fused.loss(whole, target)
     expected = gradients(model, loss)
     monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
+    fused = FusedUNet(model, serial_grid())
     assert not fused.covers(whole)
     other, _ = fused.loss(whole, target)
     assert abs(float(other.detach()) / float(loss.detach()) - 1) < 1e-6
@@ -154,6 +155,28 @@ def test_dropout_drops_the_same_channels_as_the_partitioned_network(communicator
     assert relative_error(y, partition_module(model.eval(), serial_grid(), 4)(whole).detach()) > 1e-2
 
 
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("norm", ["none", "instance", "batch"])
+def test_dropout_in_the_gradients(norm: str, communicator: Communicator) -> None:
+    """Dropped channels take no part, kept ones count more, biases included."""
+    settings = config(dropout=0.4, norm=norm)
+    model = make(settings).train()
+    whole = volume(settings, (16, 24, 16))
+    target = targets(whole, settings.classes)
+    twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
+    torch.manual_seed(8)
+    expected = gradients(twin, dice_cross_entropy(twin(whole), target, serial_grid().communicator)[0])
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
+    layout = grid.layout((16, 24, 16), settings.multiple)
+    fused = FusedUNet(model, grid)
+    torch.manual_seed(8)
+    loss, _ = fused.loss(take_block(whole, grid, layout), target[(slice(None), *grid.block(layout).slices)])
+    gradients(model, loss)
+    sum_gradients(model.parameters(), communicator)
+    for name, p in model.named_parameters():
+        assert relative_error(p.grad, expected[name], floor=1e-2) <= 1e-4, name
+
+
 def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
     for changes, samples in (({"kernel_size": 5}, 1), ({"up": "trilinear"}, 1), ({}, 2)):
         settings = config(**changes)
@@ -167,6 +190,9 @@ def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
         loss, _ = fused.loss(x, target)
         loss.backward()
         assert all(p.grad is not None for p in model.parameters())
+    double = FusedUNet(make(config()).double(), serial_grid())
+    assert not double.covers(torch.randn(1, 1, 8, 8, 8))
+    assert double(torch.randn(1, 1, 8, 8, 8).double()).dtype == torch.float64
     image = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
     FusedUNet(make(config()), serial_grid())(image).sum().backward()
     assert image.grad is not None
@@ -192,3 +218,48 @@ def test_memory_is_handed_on_and_does_not_grow() -> None:
     assert counts[0] == counts[1] == counts[2]
     fused.loss(volume(config(), (8, 8, 8)), torch.zeros(1, 8, 8, 8))[0].backward()
     assert fused.work.buffers.arena.total < counts[0] / 4
+
+
+def test_passes_that_are_not_finished_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits nobody goes backward from, slabs nobody takes, an error in the middle."""
+    fused = FusedUNet(make(config()).train(), serial_grid())
+    x, target = volume(config(), (16, 16, 16)), torch.zeros(1, 16, 16, 16)
+    fused.loss(x, target)[0].backward()
+    needed = fused.work.buffers.arena.total
+    for _ in range(3):
+        fused.loss(x, target)
+        fused(x)
+        fused(x, features_only=True)
+        next(fused.logit_slabs(x))
+        monkeypatch.setattr(fused, "_run", broken)
+        with pytest.raises(ValueError, match="broken"):
+            fused(x)
+        monkeypatch.undo()
+    fused.loss(x, target)[0].backward()
+    assert fused.work.buffers.arena.total == needed
+
+
+def broken(*_: object, **__: object) -> None:
+    raise ValueError("broken")
+
+
+def test_backward_after_other_passes() -> None:
+    """Two losses at once, of volumes of two shapes, and a look at the logits before the backward."""
+    model = make(config()).train()
+    fused = FusedUNet(model, serial_grid())
+    volumes = [volume(config(), shape) for shape in ((16, 16, 16), (8, 16, 24))]
+    labels = [targets(x, 3) for x in volumes]
+    apart = [gradients(model, fused.loss(x, y)[0]) for x, y in zip(volumes, labels, strict=True)]
+    losses = [fused.loss(x, y)[0] for x, y in zip(volumes, labels, strict=True)]
+    with torch.no_grad():
+        fused(volumes[0])
+        list(fused.logit_slabs(volumes[1]))
+    together = gradients(model, losses[0] + losses[1])
+    for name, value in together.items():
+        assert relative_error(value, apart[0][name] + apart[1][name], floor=1e-2) <= 1e-6, name
+
+
+def test_slabs_of_logits_leave_the_caller_s_grad_mode_alone() -> None:
+    fused = FusedUNet(make(config()), serial_grid())
+    for _ in fused.logit_slabs(torch.randn(1, 1, 8, 8, 8)):
+        assert torch.is_grad_enabled()

@@ -51,7 +51,10 @@ def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
 
 @pytest.mark.parallel([2, 3, 4])
 @pytest.mark.parametrize("number", range(3))
-def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, communicator):
+@pytest.mark.parametrize("slab", [2**21, 2**12])
+def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communicator, monkeypatch):
+    """Also where the output of an up-convolution is cut into several slabs, which differ in size."""
+    monkeypatch.setattr("volseg.partition.slabs._UP_FLOATS", slab)
     dims = GRIDS[communicator.size][number]
     settings, shape = config(), (16, 24, 32)
     grid = ProcessGrid(communicator, dims)

@@ -187,10 +187,12 @@ class MpiCommunicator(Communicator):
             self.comm.Barrier()
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
-        return self.comm.bcast(value, root=root)
+        with self.meter.waiting():
+            return self.comm.bcast(value, root=root)
 
     def gather_all(self, value: Any) -> list[Any]:
-        gathered: list[Any] = self.comm.allgather(value)
+        with self.meter.waiting():
+            gathered: list[Any] = self.comm.allgather(value)
         return gathered
 
     def reduce_all(self, values: np.ndarray, how: Reduction = "sum") -> np.ndarray:

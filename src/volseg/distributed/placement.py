@@ -21,18 +21,20 @@ class Placement:
     node         the machine's name
     local_size   ranks of the job on it
     cores        that this rank may run on
+    sharing      ranks that may run on some of these cores, this one included
     bound        whether it was bound to them here
     """
 
     node: str
     local_size: int
     cores: tuple[int, ...]
+    sharing: int
     bound: bool
 
     @property
     def threads(self) -> int:
         """How many threads this rank should have: no core has more than one thread of the job."""
-        return max(1, len(self.cores) if self.bound or self.local_size == 1 else len(self.cores) // self.local_size)
+        return max(1, len(self.cores) // self.sharing)
 
 
 def place(communicator: Communicator) -> Placement:
@@ -46,7 +48,8 @@ def place(communicator: Communicator) -> Placement:
     shared = len(here) > 1 and all(everyone[rank][1] == cores for rank in here)
     own = own_cores(cores, here.index(communicator.rank), len(here)) if shared and may_bind() else ()
     bound = bool(own) and bind(own)
-    return Placement(node, len(here), own if bound else cores, bound)
+    sharing = 1 if bound else sum(not set(cores).isdisjoint(everyone[rank][1]) for rank in here)
+    return Placement(node, len(here), own if bound else cores, sharing, bound)
 
 
 def available_cores() -> tuple[int, ...]:

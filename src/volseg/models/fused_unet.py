@@ -7,11 +7,13 @@ operation: autograd would hold every intermediate and could not hand memory from
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,9 +41,11 @@ from volseg.partition.window import Range
 class _Tape:
     """What a forward pass leaves: the image, and each layer's output by its name.
 
+    work             where its tensors lie
     layouts, bricks  of each level, finest first
     """
 
+    work: Workplace
     layouts: list[Layout]
     bricks: list[Triple]
     image: Held
@@ -67,6 +71,8 @@ class FusedUNet(nn.Module):
 
     checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
 
+    To make one is collective.
+
     Settings that the fused layers do not cover (several samples together, kernels other than 3, up-sampling by
     interpolation, a gradient for the image, other devices and types) go through the layers of `partition_module`; which
     of the two it is follows from model and input alone, so it is the same on all ranks.
@@ -80,6 +86,9 @@ class FusedUNet(nn.Module):
         self.slope = 0.01 if self.config.activation == "leaky_relu" else 0.0
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
+        self._tape: weakref.ref[_Tape] | None = None
+        kernels = np.array([float(winograd.available())])
+        self._kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
@@ -96,10 +105,11 @@ class FusedUNet(nn.Module):
                 held = tape.last.held
                 passes.activate(held.activation, held.rows)
                 result = _as_batch(held.rows.own[..., : held.channels])
-            else:
-                result = _as_batch(torch.cat([part for _, part in self._logits(tape)]))
-                self.work.buffers.give(tape.last.held.rows)
-            self._tidy()
+                tape.work.buffers.clear()  # the result lives on
+                return result
+            result = _as_batch(torch.cat([part for _, part in self._logits(tape)]))
+            tape.work.buffers.give(tape.last.held.rows)
+            self._tidy(tape)
         return result
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,16 +136,23 @@ class FusedUNet(nn.Module):
             return
         with torch.no_grad(), self._layouts(x) as layouts:
             tape = self._encode_decode(x, layouts, keep=False)
-            for start, part in self._logits(tape):
-                yield start, _as_batch(part)
-            self.work.buffers.give(tape.last.held.rows)
-            self._tidy()
+        slabs = self._logits(tape)
+        while True:
+            with torch.no_grad():  # not while the caller works on the slab
+                start, part = next(slabs, (0, None))
+            if part is None:
+                break
+            yield start, _as_batch(part)
+        tape.work.buffers.give(tape.last.held.rows)
+        self._tidy(tape)
 
     def covers(self, x: Tensor) -> bool:
         """Whether the fused layers take an input of this kind."""
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
         wanted = torch.is_grad_enabled() and x.requires_grad
-        return plain and not wanted and covers(self.config) and winograd.available()
+        weight = self.twin.head.weight
+        ours = self._kernels and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return plain and not wanted and ours and covers(self.config)
 
     # forward
 
@@ -166,11 +183,10 @@ class FusedUNet(nn.Module):
         return Layer(f"{part} {level}.{number}", modules[first], modules[first + 1], self.slope, dropout)
 
     def _encode_decode(self, x: Tensor, layouts: list[Layout], keep: bool) -> _Tape:
-        if self._shape != tuple(x.shape):
-            self.work.buffers.clear()
-            self._shape = tuple(x.shape)
+        work = self._begin(x)
         bricks = [self._some_layer.context.brick(layout)[0] for layout in layouts]
-        tape = _Tape(layouts, bricks, self._image(x, layouts[0]))
+        tape = _Tape(work, layouts, bricks, self._image(work, x, layouts[0]))
+        self._tape = weakref.ref(tape)
         top = self.config.levels
         below = tape.image
         for level in range(top + 1):
@@ -180,7 +196,17 @@ class FusedUNet(nn.Module):
             self._decoder(tape, level, keep)
         return tape
 
-    def _image(self, x: Tensor, layout: Layout) -> Held:
+    def _begin(self, x: Tensor) -> Workplace:
+        """Memory for a pass: that of the last one, unless somebody still holds its tape."""
+        last = None if self._tape is None else self._tape()
+        if last is not None and not self.work.buffers.idle:
+            self.work = Workplace(self.grid, Buffers())
+        elif self._shape != tuple(x.shape) or not self.work.buffers.idle:  # not idle: a pass was broken off
+            self.work.buffers.clear()
+        self._shape = tuple(x.shape)
+        return self.work
+
+    def _image(self, work: Workplace, x: Tensor, layout: Layout) -> Held:
         low, high = ghost_widths(self.grid, 1)
         block = layout.block(self.grid.coords).shape
         rows = x.detach()[0].permute(1, 2, 3, 0)
@@ -189,7 +215,7 @@ class FusedUNet(nn.Module):
         shape = (*(n + a + b for n, a, b in zip(block, low, high, strict=True)), x.shape[1])
         held = Held(Rows(torch.empty(shape), low, block), x.shape[1])
         held.rows.own.copy_(rows)
-        self.work.start_exchange(held)
+        work.start_exchange(held)
         return held
 
     def _encoder(self, tape: _Tape, level: int, below: Held, keep: bool) -> None:
@@ -197,9 +223,9 @@ class FusedUNet(nn.Module):
         whole: Range = (0, layouts[level].block(self.grid.coords).shape[0])
         first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
         if not keep and below is not tape.image:
-            self.work.buffers.give(below.rows)
+            tape.work.buffers.give(below.rows)
         pooled = layouts[level + 1] if level < top else None
-        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=True, pooled=pooled)
+        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=top > 0, pooled=pooled)
         self._leave_first(tape, "encoder", level, keep)
 
     def _decoder(self, tape: _Tape, level: int, keep: bool) -> None:
@@ -210,8 +236,8 @@ class FusedUNet(nn.Module):
         slabs = self._first_slabs(tape, "decoder", level, [])
         first = self._run(tape, "decoder", level, 1, slabs, ghosts=True)
         if not keep:
-            self.work.buffers.give(skip.rows)
-            self.work.buffers.give(below.rows)
+            tape.work.buffers.give(skip.rows)
+            tape.work.buffers.give(below.rows)
         self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=level > 0)
         self._leave_first(tape, "decoder", level, keep)
 
@@ -222,8 +248,10 @@ class FusedUNet(nn.Module):
         layer = self._layer(part, level, number)
         with self.grid.communicator.meter.during(layer.label):
             output, small = fused.forward(
-                self.work, layer, slabs, tape.layouts[level], tape.bricks[level], ghosts=ghosts, pooled=pooled
+                tape.work, layer, slabs, tape.layouts[level], tape.bricks[level], ghosts=ghosts, pooled=pooled
             )
+        if part == "decoder" and number == 1:
+            output.inputs = []  # its slabs were for this pass
         tape.outputs[layer.label] = output
         if small is not None:
             tape.pooled[level] = small
@@ -236,7 +264,7 @@ class FusedUNet(nn.Module):
             yield (0, layout.block(self.grid.coords).shape[0]), inputs
             return
         skip = tape.outputs[f"encoder {level}.2"].held
-        for planes, slab in self._up(tape, level).slabs(self.work, tape.bricks[level][0]):
+        for planes, slab in self._up(tape, level).slabs(tape.work, tape.bricks[level][0]):
             yield planes, [skip, slab]
 
     def _leave_first(self, tape: _Tape, part: str, level: int, keep: bool) -> None:
@@ -244,13 +272,13 @@ class FusedUNet(nn.Module):
         output = tape.outputs[f"{part} {level}.1"]
         output.held.wait()
         if not keep or self._made_again(part, level):
-            self.work.buffers.give(output.held.rows)
+            tape.work.buffers.give(output.held.rows)
 
     def _made_again(self, part: str, level: int) -> bool:
         return made_again(self.config, part, level, self.checkpoint_levels)
 
     def _logits(self, tape: _Tape) -> Iterator[tuple[int, Tensor]]:
-        """Slabs of logits [planes, h, w, K], from the first plane on; each is overwritten by the next but one."""
+        """Slabs of logits [planes, h, w, K], from the first plane on; each"""
         weight = pointwise.pack_point(self.twin.head.weight, self.twin.head.bias)
         held = tape.last.held
         for first, last in self._head_slabs(tape):
@@ -268,9 +296,9 @@ class FusedUNet(nn.Module):
         pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
         return logits
 
-    def _tidy(self) -> None:
+    def _tidy(self, tape: _Tape) -> None:
         if not self.training:
-            self.work.buffers.clear()
+            tape.work.buffers.clear()
 
     # backward
 
@@ -280,7 +308,7 @@ class FusedUNet(nn.Module):
         head, last = self.twin.head, tape.last.held
         stored = padded_channels(self.config.classes)
         turned = pointwise.pack_turned_point(head.weight, stored)
-        slot = fused.slot_before_activation(self.work, last)
+        slot = fused.slot_before_activation(tape.work, last)
         weight, bias = (
             torch.zeros(stored, last.rows.channels, dtype=torch.float64),
             torch.zeros(stored, dtype=torch.float64),
@@ -304,12 +332,12 @@ class FusedUNet(nn.Module):
         first, second = (tape.outputs.pop(f"{part} {level}.{n}") for n in (1, 2))
         if self._made_again(part, level):
             with self.grid.communicator.meter.during(f"{first.layer.label}, again"):
-                fused.again(self.work, first, self._first_slabs(tape, part, level, first.inputs))
+                fused.again(tape.work, first, self._first_slabs(tape, part, level, first.inputs))
         whole: Range = (0, first.held.rows.sides[0])
         with self.grid.communicator.meter.during(f"{second.layer.label}, backward"):
-            gradient = fused.output_gradient(self.work, second, gradients)
-            slot = fused.slot_before_activation(self.work, first.held)
-            fused.backward(self.work, second, gradient, [(whole, [first.held], [slot])], gradients)
+            gradient = fused.output_gradient(tape.work, second, gradients)
+            slot = fused.slot_before_activation(tape.work, first.held)
+            fused.backward(tape.work, second, gradient, [(whole, [first.held], [slot])], gradients)
         return first
 
     def _decoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
@@ -317,26 +345,26 @@ class FusedUNet(nn.Module):
         below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
         up = self._up(tape, level)
         with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(self.work, first, gradients)
-            skip_slot = fused.slot_behind_activation(self.work, skip)
-            below_slot = fused.slot_before_activation(self.work, below)
+            gradient = fused.output_gradient(tape.work, first, gradients)
+            skip_slot = fused.slot_behind_activation(tape.work, skip)
+            below_slot = fused.slot_before_activation(tape.work, below)
             found = _UpGradients()
-            slabs = self._up_slabs(up, skip, skip_slot, below_slot, found)
-            fused.backward(self.work, first, gradient, slabs, gradients)
+            slabs = self._up_slabs(tape.work, up, skip, skip_slot, below_slot, found)
+            fused.backward(tape.work, first, gradient, slabs, gradients)
         assert found.weight is not None
         assert found.bias is not None
         up.enter(found.weight, found.bias, gradients)
 
     def _up_slabs(
-        self, up: Up, skip: Held, skip_slot: Slot, below_slot: Slot, found: _UpGradients
+        self, work: Workplace, up: Up, skip: Held, skip_slot: Slot, below_slot: Slot, found: _UpGradients
     ) -> Iterator[fused.SlabWithSlots]:
         """Slabs for a decoder's first convolution; each slab's gradient goes through the up-convolution at once."""
-        for planes, slab in up.slabs(self.work, 2):
+        for planes, slab in up.slabs(work, 2):
             sides = (planes[1] - planes[0], *slab.rows.sides[1:])
-            given = self.work.buffers.slab("its gradient", sides, slab.rows.channels)
+            given = work.buffers.slab("its gradient", sides, slab.rows.channels)
             shifted = _shifted(given, planes[0])
             yield planes, [skip, slab], [skip_slot, Slot(shifted)]
-            found.weight = up.backward(self.work, planes, shifted, below_slot, found.weight)
+            found.weight = up.backward(work, planes, shifted, below_slot, found.weight)
             sums = bias_sums(given)
             found.bias = sums if found.bias is None else found.bias + sums
 
@@ -349,14 +377,14 @@ class FusedUNet(nn.Module):
             assert small.gradient is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
             passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
-            self.work.buffers.give(small.gradient)
-            self.work.buffers.give(small.rows)
+            tape.work.buffers.give(small.gradient)
+            tape.work.buffers.give(small.rows)
         first = self._second_backward(tape, "encoder", level, gradients)
         whole: Range = (0, first.held.rows.sides[0])
         with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(self.work, first, gradients)
-            slots = [fused.slot_behind_activation(self.work, x) for x in first.inputs if x is not tape.image]
-            fused.backward(self.work, first, gradient, [(whole, first.inputs, slots)], gradients)
+            gradient = fused.output_gradient(tape.work, first, gradients, ghosts=level > 0)
+            slots = [fused.slot_behind_activation(tape.work, x) for x in first.inputs if x is not tape.image]
+            fused.backward(tape.work, first, gradient, [(whole, first.inputs, slots)], gradients)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def covers(model: ModelConfig) -> bool:
 def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Collection[int]) -> bool:
     """Whether backward computes the first convolution of a level again, instead of keeping its output.
 
-    That of the image always: it costs a hundredth of a step, and its output is a sixth of what there is to keep.
+    That of an image of few channels always: it costs a hundredth of a step, and its output is a fifth of what there is.
     """
     first = part == "encoder" and level == 0 and model.in_channels <= 4
     return first or level in checkpoint_levels

@@ -34,7 +34,7 @@ _WEIGHT_COPIES = {"sgd": 4, "adamw": 5}
 class MemoryPlan:
     """Predicted memory of the rank with the largest block, in bytes.
 
-    process      the program itself, and freed memory that the allocator keeps
+    process      the program itself, and, where layers allocate for themselves, freed memory that the allocator keeps
     weights      weights, and in training gradients, their message buffer and the optimizer's state
     activations  tensors at the moment of the peak, and free memory between them
     work         the kernels' own memory, and weights on their way to and from them

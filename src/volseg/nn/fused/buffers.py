@@ -35,8 +35,13 @@ class Buffers:
         self._held[buffer.data_ptr()] = piece
         return Rows(buffer.view(shape), low, sides)
 
-    def slab(self, purpose: str, sides: Triple, channels: int) -> Rows:
-        """Uninitialised rows that last until the next slab for this purpose.
+    @property
+    def idle(self) -> bool:
+        """Whether all that was taken was given back."""
+        return not self._held
+
+    def slab(self, purpose: str, sides: Triple, channels: int, largest: int = 0) -> Rows:
+        """Uninitialised rows that last until the next slab for this purpose; none there will have more than `largest`.
 
         Slabs differ a little in size from one to the next; pieces of the arena for them would be too small for the
         tensors that follow.
@@ -46,7 +51,7 @@ class Buffers:
         if held is None or held.numel() < count:
             held = None  # before the larger one is there
             with torch.inference_mode(False):
-                held = torch.empty(count)
+                held = torch.empty(max(count, largest))
         self._slabs[purpose] = held
         return Rows.of(held[:count].view(*sides, channels))
 

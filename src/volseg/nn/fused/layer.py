@@ -105,7 +105,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Workplace:
-    """What layers share: the grid, memory that is used again, and the bricks of each layout."""
+    """What layers share: the grid, and memory that is used again."""
 
     grid: ProcessGrid
     buffers: Buffers
@@ -187,10 +187,12 @@ def _convolve(
     return inputs
 
 
-def output_gradient(work: Workplace, output: Output, gradients: Gradients) -> Held:
-    """The gradient of the convolution's raw output, with its ghosts under way, in the memory of the activation's.
+def output_gradient(work: Workplace, output: Output, gradients: Gradients, *, ghosts: bool = True) -> Held:
+    """The gradient of the convolution's raw output, in the memory of the activation's. Collective.
 
-    The raw output is given back. Collective.
+    The raw output is given back.
+
+    ghosts  are needed, for the inputs' gradients; they are under way when this returns
     """
     held, layer = output.held, output.layer
     assert held.gradient is not None
@@ -199,11 +201,15 @@ def output_gradient(work: Workplace, output: Output, gradients: Gradients) -> He
     if found.combination is not None:
         passes.combine(held.gradient, held.rows, *found.combination)
     enter(gradients, layer.norm, found.weight, found.bias)
-    enter(gradients, layer.conv, None, held.sums[0, : layer.channels].float())
+    bias = held.sums[0, : layer.channels]  # without a norm, which would take it away again
+    if output.statistics is not None and output.statistics.keep is not None:
+        bias = bias * output.statistics.keep
+    enter(gradients, layer.conv, None, bias.float())
     work.buffers.give(held.rows)
     gradient = Held(held.gradient, layer.channels)
     held.gradient = None
-    work.start_exchange(gradient)
+    if ghosts:
+        work.start_exchange(gradient)
     return gradient
 
 

@@ -48,7 +48,8 @@ def normalize(
     """
     if not isinstance(norm, PartitionedNorm):
         one = torch.ones(channels, dtype=torch.float64)
-        return _affine(one, torch.zeros_like(one), keep, slope, raw.channels), None
+        fixed = None if keep is None else Statistics(torch.zeros_like(one), one, None, 1, keep)
+        return _affine(one, torch.zeros_like(one), keep, slope, raw.channels), fixed
     weight, bias = _parameters(norm)
     if isinstance(norm, PartitionedBatchNorm3d) and not norm.training and norm.running_mean is not None:
         assert norm.running_var is not None
@@ -73,7 +74,7 @@ def normalize(
 
 def _parameters(norm: Any) -> tuple[Tensor | None, Tensor | None]:
     """Weight and bias, which torch's norms have or have not."""
-    return norm.weight, norm.bias
+    return getattr(norm, "weight", None), getattr(norm, "bias", None)
 
 
 def _eps(norm: Any) -> float:
@@ -145,7 +146,7 @@ def normalization_gradient(
 
     sums  [2, C as stored] float64: of the gradient g before the activation, and of g times raw
     """
-    if statistics is None or not isinstance(norm, PartitionedNorm):
+    if statistics is None:
         return NormGradient(None, None, None)
     (weight, bias), stored = _parameters(norm), sums.shape[1]
     mean, rstd, keep = statistics.mean, statistics.rstd, statistics.keep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor, nn
 
@@ -35,11 +36,13 @@ class Up:
         rows, stored = self.below.rows, padded_channels(self.channels)
         weight = pointwise.pack_up(self.module.weight, self.module.bias)
         low, high = rows.low, rows.high
-        for planes, _ in up_slabs(rows.sides, low, high, stored, multiple):
+        slabs = up_slabs(rows.sides, low, high, stored, multiple)
+        largest = max(8 * prod(source) * stored for _, source in slabs)
+        for planes, _ in slabs:
             start, stop = up_sources(planes, rows.sides[0], low[0], high[0])
             source = _with_ghosts_as_own(rows, start, stop)
             shape = (2 * source.sides[0], 2 * source.sides[1], 2 * source.sides[2])
-            slab = work.buffers.slab("up-convolution", shape, stored)
+            slab = work.buffers.slab("up-convolution", shape, stored, largest)
             pointwise.apply(Activation(source, self.below.affine), weight, slab)
             before = (-2 * start, 2 * low[1], 2 * low[2])
             sides = (2 * rows.sides[0], 2 * rows.sides[1], 2 * rows.sides[2])

@@ -47,13 +47,13 @@ def _onednn(x: Tensor) -> bool:
 def _minimal(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> bool:
     """Whether `winograd` takes a convolution, or its gradients."""
     plain = stride == dilation == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (3, 3, 3)
-    return plain and _onednn(x) and winograd.available()
+    return plain and _onednn(x) and _onednn(weight) and winograd.available()
 
 
 def _pointwise(x: Tensor, weight: Tensor, stride: Triple, groups: int) -> bool:
     """Whether `pointwise` takes a 1x1x1 convolution."""
     plain = stride == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (1, 1, 1)
-    return plain and _onednn(x) and winograd.available()
+    return plain and _onednn(x) and _onednn(weight) and winograd.available()
 
 
 def _rows(sample: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def transposed_convolve(
     if _minimal(x, weight, stride, dilation, groups):
         return _minimal_transposed(x, weight, shape)
     doubles = kernel == stride == (2, 2, 2) and tuple(2 * n for n in x.shape[2:]) == shape
-    if doubles and groups == 1 and dilation == (1, 1, 1) and winograd.available():
+    if doubles and groups == 1 and dilation == (1, 1, 1) and _onednn(weight) and winograd.available():
         packed = pointwise.pack_up(weight, None)
         return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[1])
     turned = _turn(weight, groups)

@@ -61,29 +61,6 @@ def _define_gradients(module: Module) -> None:
                 value = f.fma((source + x * channels).load(), weight, constant)
                 place.store(f.fma(place.load(), factor, value))
 
-    @module.entry
-    def through_activation(
-        f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, first_plane: Int, raw: Pointer, raw_plane: Int, raw_line: Int,
-        gradient: Pointer, plane: Int, line: Int, scale: Pointer, shift: Pointer, slope: Vector, sums: Pointer,
-    ) -> None:  # fmt: skip
-        """The gradient before the activation, in place; its sums and those of its product with raw are added to sums.
-
-        sums  [2, channels] float64
-        """
-        wide, zero = sums.wide(), f.constant(0)
-        with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
-            z, y = first_plane + number // height, number % height
-            source, target = raw + (z * raw_plane + y * raw_line + c), gradient + (z * plane + y * line + c)
-            a, b = (scale + c).load(), (shift + c).load()
-            with f.loop(breadth, carried=[zero, zero]) as (x, state):
-                value, place = (source + x * channels).load(), target + x * channels
-                new = f.leaky_gradient(place.load(), value * a + b, slope)
-                place.store(new)
-                state.values = state.values[0] + new, state.values[1] + new * value
-            for at, total in ((c, state.values[0]), (channels + c, state.values[1])):
-                (wide + at).store((wide + at).load() + total.wide())
-
 
 def _define_unpool(module: Module) -> None:
     @module.entry
@@ -155,21 +132,8 @@ def combine(gradient: Rows, raw: Rows, a: Tensor, b: Tensor, c: Tensor) -> None:
     workers.run(job, raw.sides[0] * raw.sides[1])
 
 
-def through_activation(gradient: Rows, x: Activation, sums: Tensor, planes: Range | None = None) -> None:
-    """The gradient of what `x` stands for becomes that before the activation, in place.
-
-    sums  [2, C] float64, added to: of the new gradient, and of its product with the raw values
-    """
-    assert x.affine is not None
-    first, last = planes or (0, x.rows.sides[0])
-    values = {
-        **_shape(x.rows), "first_plane": first, **_raw(x.rows), **_gradient(gradient), **_coefficients(x.affine),
-    }  # fmt: skip
-    _summed("through_activation", values, sums, (last - first) * x.rows.sides[1])
-
-
 def unpool(gradient: Rows, x: Activation, signs: Tensor, pooled: Rows, sums: Tensor) -> None:
-    """Add the gradient of the pooled tensor, then go through the activation as `through_activation` does, in place.
+    """Add the gradient of the pooled tensor, then go through the activation, in place.
 
     signs   [C] as `winograd.Pooled` has them
     pooled  gradient of the pooled values, half as long on each axis

@@ -184,6 +184,7 @@ def forward(
     origin  (0 or -1) on H and W: -1 where the block begins at an odd coordinate of the volume
     ghosts  of the inputs, where they are still under way: blocks that need none are computed meanwhile
     """
+    assert origin == (0, 0) or (sums is None and pooled is None), "bricks and pools begin at even coordinates"
     d, h, w = out.sides
     brick = sums.brick if sums is not None else (1, 1, 1)
     deep, high, wide = (max(b, 2) if pooled is not None else b for b in brick)

@@ -184,10 +184,6 @@ class Function:
         """A pointer to nothing."""
         return Pointer(self, ir.Constant(FLOAT.as_pointer(), None))
 
-    def wide_zero(self) -> Vector:
-        """Zero in all lanes, float64."""
-        return Vector(self, ir.Constant(self.wide_type, [0.0] * self.lanes))
-
     def splat(self, number: Any) -> Vector:
         """One LLVM float in all lanes."""
         nothing = ir.Constant(self.vector_type, ir.Undefined)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ Work = Callable[[int, int, int], None]
 
 _PORTIONS = 6
 """That a thread takes in turn."""
+
+_running = Lock()
+"""One kernel at a time: its threads have the scratch memory of their numbers."""
 
 _scratch: dict[int, Tensor] = {}
 _given: dict[str, Tensor] = {}
@@ -41,11 +45,6 @@ def scratch(thread: int, floats: int) -> Tensor:
         with torch.inference_mode(False):
             held = _scratch[thread] = torch.empty(floats)
     return held
-
-
-def scratch_bytes() -> int:
-    """What the threads' memory takes in all."""
-    return sum(4 * held.numel() for held in _scratch.values())
 
 
 def release() -> None:
@@ -79,19 +78,28 @@ def run(work: Work | Sequence[Work], items: int, floats: int = 0) -> None:
             change from run to run
     floats  of scratch memory that each thread needs
     """
-    threads = max(1, min(items, count()))
+    with _running:
+        _run(work, items, floats, max(1, min(items, count())))
+
+
+def _run(work: Work | Sequence[Work], items: int, floats: int, threads: int) -> None:
     if threads == 1:
         single = work if callable(work) else work[0]
         single(0, items, scratch(0, floats).data_ptr() if floats else 0)
         return
+    tasks: list[Callable[[int], None]]
     if callable(work):
         queue = iter(shares(items, threads * _PORTIONS))  # to take the next element is one step of the interpreter
         tasks = [partial(_take_turns, work, queue)] * threads
     else:
         tasks = [partial(one, *part) for one, part in zip(work, shares(items, threads), strict=False)]
     places = [scratch(n, floats).data_ptr() if floats else 0 for n in range(threads)]
-    futures = [_pool(count()).submit(task, place) for task, place in zip(tasks[1:], places[1:], strict=True)]
-    tasks[0](places[0])
+    pairs = list(zip(tasks, places, strict=True))
+    futures = [_pool(count()).submit(task, place) for task, place in pairs[1:]]
+    try:
+        tasks[0](places[0])
+    finally:
+        wait(futures)  # also after Ctrl-C: they write to memory that the caller may give back
     for future in futures:
         future.result()
 
