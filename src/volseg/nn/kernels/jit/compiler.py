@@ -6,7 +6,7 @@ import ctypes
 import struct
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
-from volseg.nn.kernels.jit.language import Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Module, Vector
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
@@ -106,19 +106,22 @@ class Entry:
         """The function with its named parameters: numbers, float32 or float64 CPU tensors, addresses, None for none."""
         if values.keys() != self.parameters.keys():
             raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")
-        words = [_word(kind, values[name]) for name, kind in self.parameters.items()]
-        return Job(self, np.array(words, dtype=np.int64), [v for v in values.values() if isinstance(v, Tensor)])
+        words, held = [], []
+        for name, kind in self.parameters.items():
+            value = values[name]
+            if isinstance(value, Tensor):
+                held.append(value)
+                value = address(value)
+            elif kind is Vector:
+                value = _bits(value)
+            words.append(value or 0)
+        return Job(self, np.array(words, dtype=np.int64), held)
 
 
-def _word(kind: type, value: Any) -> int:
-    if kind is Vector:
-        return int.from_bytes(struct.pack("<f", value), sys.byteorder, signed=True)
-    if kind is Int:
-        return int(value)
-    assert kind is Pointer
-    if value is None:
-        return 0
-    return address(value) if isinstance(value, Tensor) else int(value)
+@lru_cache(maxsize=64)
+def _bits(value: float) -> int:
+    """A float32 as the whole number with the same bits."""
+    return int.from_bytes(struct.pack("<f", value), sys.byteorder, signed=True)
 
 
 def address(tensor: Tensor) -> int:
