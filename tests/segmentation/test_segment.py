@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from tiny import SERIAL, SHAPE, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.errors import PartitionError, VolumeError
@@ -227,7 +228,10 @@ def test_statistics_count_the_mask_s_voxels(tmp_path, run):
     assert report.files[2].name == "scan_mask_preview.png"
     assert report.files[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     write_report(tmp_path / "r.json", report)
-    assert json.loads((tmp_path / "r.json").read_text())["labels"][0]["voxels"] == int(rows[1]["voxels"])
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["labels"][0]["voxels"] == int(rows[1]["voxels"])
+    assert [rank["threads"] for rank in written["placement"]] == [torch.get_num_threads()]
+    assert written["communication"]["seconds_by_rank"] == [0]
 
 
 def test_cleaned_split_and_measured(tmp_path, run):

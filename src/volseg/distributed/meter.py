@@ -6,6 +6,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from volseg.distributed.communicator import Communicator
 
 
 class CommunicationMeter:
@@ -60,3 +64,26 @@ class CommunicationMeter:
         self.seconds.clear()
         self.messages.clear()
         self.bytes.clear()
+
+
+def communication_facts(communicator: Communicator, seconds: float) -> dict[str, Any]:
+    """How long ranks waited in MPI for what computation did not hide, in all and by layer. Collective.
+
+    seconds  the time in which they did; by layer it is the rank that waited longest who counts
+    """
+    meters = communicator.gather_all(communicator.meter.by_layer())
+    layers = sorted({layer for meter in meters for layer in meter})
+    by_layer = {
+        layer: {
+            "seconds": round(max(meter.get(layer, (0.0, 0, 0))[0] for meter in meters), 6),
+            "messages": max(meter.get(layer, (0.0, 0, 0))[1] for meter in meters),
+            "bytes": max(meter.get(layer, (0.0, 0, 0))[2] for meter in meters),
+        }
+        for layer in layers
+    }
+    waited = [sum(entry[0] for entry in meter.values()) for meter in meters]
+    return {
+        "share_of_time": round(max(waited) / max(seconds, 1e-9), 4),
+        "seconds_by_rank": [round(value, 3) for value in waited],
+        "by_layer": dict(sorted(by_layer.items(), key=lambda item: -float(item[1]["seconds"]))),
+    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from volseg.distributed.communicator import Communicator
 
@@ -77,3 +78,9 @@ def bind(cores: tuple[int, ...]) -> bool:
     except OSError:
         return False
     return True
+
+
+def placement_facts(communicator: Communicator, threads: int) -> list[dict[str, Any]]:
+    """Machine, cores and threads of every rank, as they stand in a report. Collective."""
+    own = {"node": socket.gethostname(), "cores": list(available_cores()), "threads": threads}
+    return communicator.gather_all(own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from volseg.files import write_text
 from volseg.geometry import Triple
@@ -23,6 +24,7 @@ class SegmentationReport:
     peaks    measured peak memory by rank, bytes
     planned  predicted peak of the busiest rank, bytes
     audit    of the scan
+    placement, communication  where the ranks ran, and how long they waited for each other
     """
 
     files: tuple[Path, ...]
@@ -36,6 +38,8 @@ class SegmentationReport:
     peaks: tuple[int, ...]
     planned: int
     audit: Audit
+    placement: list[dict[str, Any]]
+    communication: dict[str, Any]
 
 
 def write_report(path: Path, report: SegmentationReport) -> None:
@@ -48,9 +52,11 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "seen_spacing_mm": list(report.spacing),
         "ranks": len(report.peaks),
         "grid": list(report.grid),
+        "placement": report.placement,
         "seconds": round(report.seconds, 3),
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,
+        "communication": report.communication,
         "labels": [row.record() for row in report.statistics],
         "removed": [vars(row) for row in report.removed],
         "scan": report.audit.as_json(),

@@ -11,6 +11,8 @@ import torch
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.meter import communication_facts
+from volseg.distributed.placement import placement_facts
 from volseg.errors import PartitionError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
@@ -51,6 +53,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
 
     Raises VolsegError, on all ranks, where scan, model, grid or output cannot be used; nothing is written then.
     """
+    communicator.meter.reset()
     started = time.monotonic()
     model, card = load_model(job.model)
     labels = LabelTable(card.labels)
@@ -88,6 +91,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     if job.preview:
         write_preview(outputs["preview"], image, result.mask, scan, grid, card.labels, job.scan.name)
     listen(_step(STEPS, ""))
+    seconds = time.monotonic() - started
     report = SegmentationReport(
         tuple(outputs.values()),
         rows,
@@ -96,10 +100,12 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         scan.space.shape,
         scan.space.spacing,
         grid.dims,
-        time.monotonic() - started,
+        seconds,
         tuple(communicator.gather_all(peak_memory())),
         planned.peak,
         scan.channels[0].audit,
+        placement_facts(communicator, torch.get_num_threads()),
+        communication_facts(communicator, seconds),
     )
     with communicator.together():
         if job.report is not None and communicator.is_root:

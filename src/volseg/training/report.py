@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ import torch
 from volseg import __version__
 from volseg.config import config_tables
 from volseg.distributed.communicator import Communicator
-from volseg.distributed.placement import available_cores
+from volseg.distributed.meter import communication_facts
+from volseg.distributed.placement import placement_facts
 from volseg.files import write_text
 from volseg.machine import peak_memory
 from volseg.training.job import REPORT, TrainingJob
@@ -60,7 +60,7 @@ def make_report(
         "ranks": communicator.size,
         "grid": list(setup.grid.dims),
         "threads_per_rank": torch.get_num_threads(),
-        "placement": placement_facts(communicator),
+        "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,
         "seconds": round(seconds, 3),
         "loss": loss,
@@ -89,35 +89,6 @@ def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:
         "planned_bytes": planned,
         "planned_over_measured": round(planned / max(peaks), 3),
     }
-
-
-def communication_facts(communicator: Communicator, seconds: float) -> dict[str, Any]:
-    """How long ranks waited in MPI for what computation did not hide, in all and by layer. Collective.
-
-    seconds  the time in which they did; by layer it is the rank that waited longest who counts
-    """
-    meters = communicator.gather_all(communicator.meter.by_layer())
-    layers = sorted({layer for meter in meters for layer in meter})
-    by_layer = {
-        layer: {
-            "seconds": round(max(meter.get(layer, (0.0, 0, 0))[0] for meter in meters), 6),
-            "messages": max(meter.get(layer, (0.0, 0, 0))[1] for meter in meters),
-            "bytes": max(meter.get(layer, (0.0, 0, 0))[2] for meter in meters),
-        }
-        for layer in layers
-    }
-    waited = [sum(entry[0] for entry in meter.values()) for meter in meters]
-    return {
-        "share_of_time": round(max(waited) / max(seconds, 1e-9), 4),
-        "seconds_by_rank": [round(value, 3) for value in waited],
-        "by_layer": dict(sorted(by_layer.items(), key=lambda item: -float(item[1]["seconds"]))),
-    }
-
-
-def placement_facts(communicator: Communicator) -> list[dict[str, Any]]:
-    """Machine, cores and threads of every rank. Collective."""
-    own = {"node": socket.gethostname(), "cores": list(available_cores()), "threads": torch.get_num_threads()}
-    return communicator.gather_all(own)
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ Tiles begin at even coordinates of the *whole* volume, so a voxel's bits follow 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +224,60 @@ def _block(
     return _Block(z, f.smaller(planes, last_plane - z), origin_y + row * pairs * 2, origin_x + column * tiles * 2)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A tensor that is read through its activation, leaky(data * scale + shift), as `Parts.fill_line` reads it."""
+
+    data: Pointer
+    plane: Int
+    line: Int
+    channels: Int
+    scale: Pointer
+    shift: Pointer
+    slope: Vector
+
+
+def _fill_window(
+    f: Function, parts: Parts, transforms: _Transforms, sources: Sequence[_Source],
+    ranges: tuple[tuple[Int, Int], tuple[Int, Int], tuple[Int, Int]], block: _Block, pairs: Int, tiles: Int,
+    stride: Int, position: Int, lines: Pointer, window: Pointer,
+) -> None:  # fmt: skip
+    """Write down: a block's window, transformed.
+
+    sources  one or two tensors side by side; the second may be nothing
+    ranges   of the voxels there are on D, H, W; beyond them is zero
+    lines    [2 pairs + 2, 2 tiles + 2, stride] for the lines of a plane
+    window   [16 positions `position` floats apart][planes + 2, pairs, tiles, stride]
+    """
+    (low_z, high_z), (low_y, high_y), (low_x, high_x) = ranges
+    columns, zero = tiles * 2 + 2, f.number(0)
+    line_stride = columns * stride
+
+    def fill(source: _Source, target: Pointer, y: Int, z: Int, begin: Int, end: Int) -> None:
+        parts.fill_line(
+            f, target, stride, block.x - 1, columns, begin, end, source.data + (z * source.plane + y * source.line),
+            source.channels, source.scale, source.shift, source.slope,
+        )  # fmt: skip
+
+    with f.loop(block.planes + 2) as (dz, _):
+        z = block.z + dz - 1
+        there = (z >= low_z) & (z < high_z)
+        with f.loop(pairs * 2 + 2) as (dy, _):
+            y = block.y + dy - 1
+            filled = there & (y >= low_y) & (y < high_y)
+            begin, end = f.choose(filled, low_x, zero), f.choose(filled, high_x, zero)
+            target = lines + dy * line_stride
+            fill(sources[0], target, y, z, begin, end)
+            for second in sources[1:]:
+                with f.when(second.data.is_given()):
+                    fill(second, target + sources[0].channels, y, z, begin, end)
+        with f.loop(pairs) as (pair, _):
+            transforms.window(
+                f, lines + pair * 2 * line_stride, line_stride, window + (dz * pairs + pair) * tiles * stride, position,
+                tiles, stride,
+            )  # fmt: skip
+
+
 def _define_forward(
     module: Module, layout: Registers, parts: Parts, transforms: _Transforms, results: _Results
 ) -> None:
@@ -247,41 +302,23 @@ def _define_forward(
         stride      channels of the window, both sources' rounded up; `inner` of them are summed over
         weight      [out_channels / width][16][3][inner][width]
         """
-        columns, lines = tiles * 2 + 2, pairs * 2 + 2
-        line_stride = columns * stride
-        per_plane = pairs * tiles
+        line_stride, per_plane = (tiles * 2 + 2) * stride, pairs * tiles
         position = ((planes + 2) * per_plane + rows) * stride
-        window, products = scratch + lines * line_stride, scratch + (lines * line_stride + position * POSITIONS)
+        lines = scratch
+        window = lines + (pairs * 2 + 2) * line_stride
+        products = window + position * POSITIONS
         product_position = (chunk + rows) * width
         values = products + product_position * POSITIONS
+        sources = [
+            _Source(a, a_plane, a_line, a_channels, a_scale, a_shift, a_slope),
+            _Source(b, b_plane, b_line, b_channels, b_scale, b_shift, b_slope),
+        ]
+        ranges = (low_z, high_z), (low_y, high_y), (low_x, high_x)
         with f.loop(last, start=first) as (number, _):
             block = _block(
                 f, order, number, planes, pairs, tiles, first_plane, last_plane, origin_y, origin_x, blocks_y, blocks_x
             )
-            with f.loop(block.planes + 2) as (dz, _):
-                z = block.z + dz - 1
-                there = (z >= low_z) & (z < high_z)
-                with f.loop(lines) as (dy, _):
-                    y = block.y + dy - 1
-                    filled = there & (y >= low_y) & (y < high_y)
-                    begin, end = f.choose(filled, low_x, f.number(0)), f.choose(filled, high_x, f.number(0))
-                    target = scratch + dy * line_stride
-                    source = a + (z * a_plane + y * a_line)
-                    parts.fill_line(
-                        f, target, stride, block.x - 1, columns, begin, end, source, a_channels, a_scale, a_shift,
-                        a_slope,
-                    )  # fmt: skip
-                    with f.when(b.is_given()):
-                        source = b + (z * b_plane + y * b_line)
-                        parts.fill_line(
-                            f, target + a_channels, stride, block.x - 1, columns, begin, end, source, b_channels,
-                            b_scale, b_shift, b_slope,
-                        )  # fmt: skip
-                with f.loop(pairs) as (pair, _):
-                    transforms.window(
-                        f, scratch + pair * 2 * line_stride, line_stride,
-                        window + (dz * pairs + pair) * tiles * stride, position, tiles, stride,
-                    )  # fmt: skip
+            _fill_window(f, parts, transforms, sources, ranges, block, pairs, tiles, stride, position, lines, window)
             count = block.planes * per_plane
             y0, y1 = f.larger(0 - block.y, 0), f.smaller(height - block.y, pairs * 2)
             x0, x1 = f.larger(0 - block.x, 0), f.smaller(breadth - block.x, tiles * 2)
@@ -347,41 +384,25 @@ def _define_backward(module: Module, layout: Registers, parts: Parts, transforms
         gradient  [16, 3, inner, tile_stride] outer sums of this thread, added to
         total     the same in float64, to which `gradient` is moved each `flush` blocks, or nothing
         """
-        columns, lines = tiles * 2 + 2, pairs * 2 + 2
-        line_stride, tile_line = columns * stride, tiles * 2 * tile_stride
+        line_stride, tile_line = (tiles * 2 + 2) * stride, tiles * 2 * tile_stride
         per_plane = pairs * tiles
         position = ((planes + 2) * per_plane + rows) * stride
         tile_position = planes * per_plane * tile_stride
-        line_room = f.larger(lines * line_stride, pairs * 2 * tile_line)
-        window = scratch + line_room
+        lines = scratch
+        window = lines + f.larger((pairs * 2 + 2) * line_stride, pairs * 2 * tile_line)
         tile = window + position * POSITIONS
         products = tile + tile_position * POSITIONS
         product_position = (chunk + rows) * width
         values = products + product_position * POSITIONS
         size = inner * tile_stride * 3
+        none, zero = f.nothing(), f.number(0)
+        windowed = [_Source(window_data, window_plane, window_line, window_channels, none, none, a_slope)]
+        ranges = (low_z, high_z), (low_y, high_y), (low_x, high_x)
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
-            zero = f.number(0)
             block = _block(
                 f, order, number, planes, pairs, tiles, first_plane, last_plane, zero, zero, blocks_y, blocks_x
             )
-            with f.loop(block.planes + 2) as (dz, _):
-                z = block.z + dz - 1
-                there = (z >= low_z) & (z < high_z)
-                with f.loop(lines) as (dy, _):
-                    y = block.y + dy - 1
-                    filled = there & (y >= low_y) & (y < high_y)
-                    begin, end = f.choose(filled, low_x, zero), f.choose(filled, high_x, zero)
-                    source = window_data + (z * window_plane + y * window_line)
-                    none = f.nothing()
-                    parts.fill_line(
-                        f, scratch + dy * line_stride, stride, block.x - 1, columns, begin, end, source,
-                        window_channels, none, none, a_slope,
-                    )  # fmt: skip
-                with f.loop(pairs) as (pair, _):
-                    transforms.window(
-                        f, scratch + pair * 2 * line_stride, line_stride,
-                        window + (dz * pairs + pair) * tiles * stride, position, tiles, stride,
-                    )  # fmt: skip
+            _fill_window(f, parts, transforms, windowed, ranges, block, pairs, tiles, stride, position, lines, window)
             with f.loop(block.planes) as (dz, _):
                 z = block.z + dz
                 with f.loop(pairs * 2) as (dy, _):
