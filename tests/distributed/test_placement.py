@@ -12,9 +12,10 @@ from volseg.distributed.placement import Placement, available_cores, bind, own_c
 
 @pytest.fixture
 def cores():
-    """This process's cores, which are given back."""
+    """All cores of the machine, whatever a test before has bound this process to; that is restored."""
     before = available_cores()
-    yield before
+    bind(tuple(range(os.cpu_count() or 1)))
+    yield available_cores()
     bind(before)
 
 

@@ -75,7 +75,7 @@ def bind(cores: tuple[int, ...]) -> bool:
     """Bind this process to `cores`; whether the system let it."""
     try:
         os.sched_setaffinity(0, cores)
-    except OSError:
+    except (AttributeError, OSError):  # a system that binds no processes, or did not want to
         return False
     return True
 
