@@ -88,7 +88,7 @@ class TrainingConfig:
     seed           of the initial weights and of the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
-                   compute the others again
+                   compute the others again; level 0 does not lower the peak (docs/memory.md)
     """
 
     epochs: int = 40
