@@ -13,6 +13,7 @@ from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layout import Layout
+from volseg.partition.memory import segmenting_memory
 
 
 def config(**changes) -> ModelConfig:
@@ -67,3 +68,13 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     walk.backward()
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walk.tensors
+
+
+def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
+    layout = Layout.even((32, 32, 32), (1, 1, 1), 4)
+    plain = segmenting_memory(config(), layout, kept_bytes=1000)
+    network = plain.activations - 1000 - 5 * 32**3  # but for what is kept, the image and the mask
+    assert segmenting_memory(config(), layout, kept_bytes=1000, afterwards=network) == plain
+    more = segmenting_memory(config(), layout, kept_bytes=1000, afterwards=network + 77)
+    assert (more.peak - plain.peak, more.peak_at) == (77, "output")
+    assert sum(more.by_level) == more.activations

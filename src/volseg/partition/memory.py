@@ -8,7 +8,7 @@ largest sum, and the plan names the operation at which it occurs. Nothing is fit
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
@@ -96,25 +96,38 @@ def _walk_training(
 
 
 def segmenting_memory(
-    model: ModelConfig, layout: Layout, *, threads: int = 1, kept_bytes: int = 0, mask_bytes: int | None = None
-) -> MemoryPlan:
+    model: ModelConfig, layout: Layout, *, threads: int = 1, kept_bytes: int = 0, mask_bytes: int | None = None,
+    afterwards: int = 0,
+) -> MemoryPlan:  # fmt: skip
     """What a rank of so many threads needs to segment one scan of `layout`.
 
     kept_bytes  held from the beginning to the end: the image, where it is drawn or measured
     mask_bytes  made beside the network's last features: the mask (by default a byte a voxel) and what goes with it
+    afterwards  made when the network is done and its memory given back
     """
     fixed = fixed_memory(model, "", "segment") - SEGMENTING_PROCESS
     mask = prod(layout.largest_block) if mask_bytes is None else mask_bytes
     if covers(model):
         walk = FusedWalk(model, layout, False, threads=threads)
         walk.forward()
-        return _finish_fused(walk, SEGMENTING_PROCESS, fixed, walk.image + kept_bytes + mask)
+        plan = _finish_fused(walk, SEGMENTING_PROCESS, fixed, walk.image + kept_bytes + mask)
+        return _with_afterwards(plan, walk.tensors, afterwards)
     layers = LayerWalk(model, layout, training=False)
     layers.ledger.make("kept", 0, -(-kept_bytes // FLOAT))
     layers.forward()
     layers.ledger.operation = "mask"
     layers.ledger.make("mask", 0, -(-mask // FLOAT))
-    return _finish_layers(layers, SEGMENTING_PROCESS, fixed)
+    plan = _finish_layers(layers, SEGMENTING_PROCESS, fixed)
+    return _with_afterwards(plan, plan.activations - kept_bytes - mask, afterwards)
+
+
+def _with_afterwards(plan: MemoryPlan, network: int, afterwards: int) -> MemoryPlan:
+    """The plan where what comes after the network may need more than its tensors did."""
+    if afterwards <= network:
+        return plan
+    more = afterwards - network
+    by_level = (plan.by_level[0] + more, *plan.by_level[1:])
+    return replace(plan, activations=plan.activations + more, by_level=by_level, peak_at="output")
 
 
 def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> int:

@@ -43,9 +43,11 @@ from volseg.volumes.scan import Scan, lay_out, open_channels, seen_space
 from volseg.volumes.writing import SEGMENTATION_SUFFIX, all_or_none
 
 STEPS = 5
-SEG_LIBRARIES = 160 * 2**20
+SEG_LIBRARIES = 120 * 2**20
 """What highdicom adds to the process that writes a DICOM SEG, measured on 20 x 512 x 512 voxels; its frames come on top
 (see `dicom.seg.output`)."""
+PICTURE_LIBRARIES = 65 * 2**20
+"""What matplotlib and a preview add to the process that draws it: 45 to 95 MiB, on a small scan and on the same."""
 
 
 def segment(job: SegmentationJob, communicator: Communicator, listen: Listener = ignore) -> SegmentationReport:
@@ -206,12 +208,14 @@ def _plan_memory(job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, 
     resampled = scan.back is not None
     voxels = max(box.size for box in scan.boxes)
     libraries = SEG_LIBRARIES if mask.suffix.lower() == SEGMENTATION_SUFFIX else 0
+    libraries += PICTURE_LIBRARIES if job.preview else 0
     return segmenting_memory(
         card.config.model,
         scan.layout,
         threads=torch.get_num_threads(),
         kept_bytes=0 if resampled else voxels * image,
-        mask_bytes=voxels * (beside + (image if resampled else 0)) + libraries,
+        mask_bytes=voxels * (beside + (image if resampled else 0)),
+        afterwards=libraries,
     )
 
 
