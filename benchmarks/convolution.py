@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from support.timing import in_turn
 
 from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
 
@@ -41,7 +41,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for inputs, outputs, side in SHAPES:
         for name, plain, ours in passes(inputs, outputs, side):
-            a, b = interleaved(plain, ours, repeats)
+            times = in_turn({"torch": plain, "volseg": ours}, repeats)
+            a, b = statistics.median(times["torch"]), statistics.median(times["volseg"])
             flops = 2 * 27 * inputs * outputs * side**3
             print(
                 f"| {inputs} | {outputs} | {side} | {name} | {a * 1e3:.2f} | {b * 1e3:.2f} | {a / b:.1f} | "
@@ -73,18 +74,6 @@ def passes(inputs: int, outputs: int, side: int) -> list[tuple[str, Callable[[],
             lambda: weight_gradient(x, grad, weight, ONE, ONE, 1),
         ),
     ]
-
-
-def interleaved(a: Callable[[], object], b: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, run in turn after one run that does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
-        for number, call in enumerate((a, b)):
-            begin = time.perf_counter()
-            call()
-            if turn:
-                times[number].append(time.perf_counter() - begin)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 if __name__ == "__main__":

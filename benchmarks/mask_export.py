@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +26,8 @@ import nibabel as nib
 import numpy as np
 from mpi4py import MPI
 from nibabel.openers import Opener
+from support.launch import mpirun
+from support.timing import seconds
 
 from volseg.distributed.communicator import Communicator, MpiCommunicator, SerialCommunicator
 from volseg.distributed.launch import under_launcher
@@ -46,8 +47,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where to write; default: the temporary folder")
     given = parser.parse_args()
     if given.ranks > 1 and not under_launcher():
-        launcher = Path(sys.executable).with_name("mpirun")
-        command = [str(launcher) if launcher.exists() else "mpirun", "-n", str(given.ranks), sys.executable, *sys.argv]
+        command = [*mpirun(given.ranks), sys.executable, *sys.argv]
         raise SystemExit(subprocess.run(command, check=False).returncode)
     everyone = MpiCommunicator(MPI.COMM_WORLD)
     say(everyone, f"{everyone.size} ranks, level {COMPRESSION_LEVEL}, {given.repeats} repeats")
@@ -72,12 +72,12 @@ def measure(shape: Triple, kind: str, path: Path, repeats: int, everyone: Commun
     for _ in range(repeats):
         quietly_wait()
         if everyone.is_root:
-            alone.append(timed(lambda: write(path, shape, whole, [Box.whole(shape)], SerialCommunicator())))
+            alone.append(seconds(lambda: write(path, shape, whole, [Box.whole(shape)], SerialCommunicator())))
             first = path.read_bytes() if path.is_file() else b""
             if path.name.endswith(".gz"):
-                peer.append(timed(lambda: save_with_nibabel(path.with_name("peer.nii.gz"), whole)))
+                peer.append(seconds(lambda: save_with_nibabel(path.with_name("peer.nii.gz"), whole)))
         quietly_wait()
-        together.append(timed(lambda: write(path, shape, block, blocks, everyone)))
+        together.append(seconds(lambda: write(path, shape, block, blocks, everyone)))
         machine.append(cores(everyone))
         if everyone.is_root and path.is_file() and path.read_bytes() != first:
             raise SystemExit(f"{path.name}: other bytes on {everyone.size} ranks than on one")
@@ -104,10 +104,10 @@ def cores(everyone: Communicator) -> float:
     """How many times the work of one rank all ranks do in the same time, compressing each for itself."""
     text = np.random.default_rng(1).normal(0, 20, 2_000_000).astype(np.int16).tobytes()
     quietly_wait()
-    one = timed(lambda: zlib.compress(text, COMPRESSION_LEVEL)) if everyone.is_root else 0.0
+    one = seconds(lambda: zlib.compress(text, COMPRESSION_LEVEL)) if everyone.is_root else 0.0
     quietly_wait()
     everyone.barrier()
-    slowest: float = max(everyone.gather_all(timed(lambda: zlib.compress(text, COMPRESSION_LEVEL))))
+    slowest: float = max(everyone.gather_all(seconds(lambda: zlib.compress(text, COMPRESSION_LEVEL))))
     return everyone.size * one / slowest
 
 
@@ -136,12 +136,6 @@ def render(shape: Triple, kind: str, box: Box) -> np.ndarray:
         noise = np.random.default_rng(box.start[0] + d).normal(0, 20, box.shape[1:])
         values[d] = np.where(body[0], 20 + 15 * mask[d] + noise, -1000 + noise / 4)
     return values
-
-
-def timed(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
 
 
 def quietly_wait() -> None:

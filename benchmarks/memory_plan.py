@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from support.launch import mpirun
+
 GIB = 2**30
 
 
@@ -42,7 +44,9 @@ def main() -> None:
         for ranks in map(int, given.ranks.split(",")):
             mask = f"mask{ranks}.nii.gz"
             volseg(
-                ranks, ["segment", str(scan), "-o", mask, "--model", "run1", "-q", "--report", f"s{ranks}.json"], folder
+                ranks,
+                ["segment", str(scan), "-o", mask, "--model", f"run{ranks}", "-q", "--report", f"s{ranks}.json"],
+                folder,
             )
             report = json.loads((folder / f"s{ranks}.json").read_text())
             row("segment", ranks, report["peak_bytes_by_rank"], report["planned_bytes"])
@@ -55,9 +59,7 @@ def row(task: str, ranks: int, peaks: list[int], planned: int) -> None:
 
 def volseg(ranks: int, arguments: list[str], folder: Path) -> str:
     """Run one command on `ranks` ranks and return what it printed."""
-    beside = Path(sys.executable).with_name("mpirun")
-    launcher = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks)] if ranks > 1 else []
-    command = [*launcher, sys.executable, "-m", "volseg", *arguments]
+    command = [*(mpirun(ranks) if ranks > 1 else []), sys.executable, "-m", "volseg", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False

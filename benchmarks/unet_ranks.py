@@ -1,13 +1,13 @@
 """A training step of the U-Net on two ranks against one, and against two threads: time, memory, waiting.
 
-    python benchmarks/unet_ranks.py [--sides 96,128] [--base-channels 16] [--levels 4] [--repeats 7]
+    python benchmarks/unet_ranks.py [--sides 96,128] [--base-channels 16] [--levels 4] [--repeats 5]
 
 One job of two ranks, each bound to a core. In each repeat, one after the other: both ranks with a thread each, rank 0
 alone with one thread, rank 0 alone with two threads on both cores; meanwhile rank 1 sleeps. Each takes two steps and
 the second counts, since cores that slept begin slowly. A step is forward, loss, backward and the sum of the gradients
-over the ranks, and takes as long as the slower rank. Ratios are medians of the
-repeats' ratios. Memory is that of jobs which do nothing else, above what they held before. Waiting is time in MPI calls
-that return later than the work beside them, with a block of 128^3 for each rank: messages, and ranks that are late.
+over the ranks, and takes as long as the slower rank. Ratios are medians of the repeats' ratios. Memory is that of jobs
+which do nothing else, above what they held before. Waiting is time in MPI calls that return later than the work beside
+them, with a block of 128^3 for each rank: messages, and ranks that are late.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 from mpi4py import MPI  # noqa: E402
+from support.launch import mpirun  # noqa: E402
 from support.timing import ratio, seconds  # noqa: E402
 from support.unet import configuration, data, fused  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from volseg.config import ModelConfig  # noqa: E402
 from volseg.distributed.communicator import Communicator, SerialCommunicator  # noqa: E402
-from volseg.distributed.grid import ProcessGrid  # noqa: E402
 from volseg.distributed.launch import connect  # noqa: E402
 from volseg.distributed.placement import available_cores, place  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.fused_unet import FusedUNet  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
+from volseg.nn.blocks import take_block  # noqa: E402
 from volseg.nn.gradients import sum_gradients  # noqa: E402
 
 Sides = tuple[int, int, int]
@@ -75,8 +75,7 @@ def main() -> None:
 
 def launch(what: str, side: int, ranks: int, given: argparse.Namespace) -> str:
     """Run this program as a job and return what it printed."""
-    beside = Path(sys.executable).with_name("mpirun")
-    command = [str(beside) if beside.exists() else "mpirun", "-n", str(ranks), sys.executable, __file__]
+    command = [*mpirun(ranks), sys.executable, __file__]
     command += ["--worker", what, "--sides", str(side), "--repeats", str(given.repeats)]
     command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
     done = subprocess.run(
@@ -103,19 +102,14 @@ def work(what: str, config: ModelConfig, sides: Sides, repeats: int) -> None:
 def step_of(model: UNet, sides: Sides, communicator: Communicator) -> Callable[[], None]:
     """A training step on this rank's block of a volume."""
     network = fused(model, communicator, DIMS if communicator.size > 1 else (1, 1, 1))
-    x, target = own_block(network, *data(sides))
+    layout = network.grid.layout(sides, network.config.multiple)
+    x, target = data(sides)
+    x, target = take_block(x, network.grid, layout), take_block(target.unsqueeze(1), network.grid, layout)[:, 0]
 
     def step() -> None:
         train_once(network, x, target, communicator)
 
     return step
-
-
-def own_block(network: FusedUNet, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """This rank's part of an image and its labels."""
-    grid: ProcessGrid = network.grid
-    d, h, w = grid.layout(tuple(x.shape[2:]), network.config.multiple).block(grid.coords).slices
-    return x[:, :, d, h, w].contiguous(), target[:, d, h, w].contiguous()
 
 
 def train_once(network: FusedUNet, x: Tensor, target: Tensor, communicator: Communicator) -> None:

@@ -20,7 +20,7 @@ import os  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from functools import partial  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
 
@@ -87,30 +87,46 @@ def main() -> None:
 
 def compare(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
     """Forward and training step against plain torch, and the forward's rate against SGEMM's."""
-    torch.manual_seed(0)
-    plain, (x, target) = UNet(config), data((side, side, side))
-    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
-    x_last = x.contiguous(memory_format=torch.channels_last_3d)
-    a, b = torch.randn(2, SGEMM, SGEMM)
-    for name, theirs, own in (
-        ("forward", plain_forward, our_forward),
-        ("training step", plain_step, our_step),
-    ):
-        calls: dict[str, Callable[[], object]] = {
-            "contiguous": partial(theirs, plain, x, target),
-            "last": partial(theirs, last, x_last, target),
-            "sgemm": partial(torch.mm, a, b),
-            "volseg": partial(own, ours, x, target),
-        }
-        times = in_turn(calls, repeats)
-        theirs_best = best(times["contiguous"], times["last"])
-        gain = ratio(theirs_best, times["volseg"])
-        row(f"{name}, plain / volseg", side, threads, theirs_best, times["volseg"], f"{gain:.2f}")
+    for name, times in beside_plain(config, side, repeats, bfloat16=False):
+        plain_row(f"{name}, plain / volseg", side, threads, times)
         if name == "forward":
             rates = [forward_operations(config, side**3) / t / 1e9 for t in times["volseg"]]
             sgemm = [2 * SGEMM**3 / t / 1e9 for t in times["sgemm"]]
             value = f"{ratio(rates, sgemm):.2f} ({statistics.median(rates):.0f} / {statistics.median(sgemm):.0f} GF/s)"
             row("forward GF/s / SGEMM GF/s", side, threads, None, times["volseg"], value)
+
+
+def beside_plain(
+    config: ModelConfig, side: int, repeats: int, *, bfloat16: bool
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Times of forward and training step: plain torch in both memory formats, SGEMM, volseg.
+
+    bfloat16  plain torch runs under autocast
+    """
+    torch.manual_seed(0)
+    plain, (x, target) = UNet(config), data((side, side, side))
+    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
+    x_last = x.contiguous(memory_format=torch.channels_last_3d)
+    a, b = torch.randn(2, SGEMM, SGEMM)
+
+    def theirs(step: Callable[..., None], model: UNet, image: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            step(model, image, target)
+
+    for name, step, own in (("forward", plain_forward, our_forward), ("training step", plain_step, our_step)):
+        calls: dict[str, Callable[[], object]] = {
+            "contiguous": partial(theirs, step, plain, x),
+            "last": partial(theirs, step, last, x_last),
+            "sgemm": partial(torch.mm, a, b),
+            "volseg": partial(own, ours, x, target),
+        }
+        yield name, in_turn(calls, repeats)
+
+
+def plain_row(name: str, side: int, threads: int, times: dict[str, list[float]]) -> None:
+    """The better of plain torch's memory formats over volseg."""
+    theirs, ours = best(times["contiguous"], times["last"]), times["volseg"]
+    row(name, side, threads, theirs, ours, f"{ratio(theirs, ours):.2f}")
 
 
 def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
@@ -141,32 +157,8 @@ def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> 
 
 def half_precision(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
     """torch's bfloat16 against volseg's float32: whether mixed precision would gain anything on this processor."""
-    torch.manual_seed(0)
-    plain, (x, target) = UNet(config), data((side, side, side))
-    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
-    x_last = x.contiguous(memory_format=torch.channels_last_3d)
-
-    def half(step: Callable[..., None], model: UNet, image: Tensor) -> Callable[[], None]:
-        def run() -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                step(model, image, target)
-
-        return run
-
-    for name, theirs, own in (("forward", plain_forward, our_forward), ("training step", plain_step, our_step)):
-        times = in_turn(
-            {
-                "contiguous": half(theirs, plain, x),
-                "last": half(theirs, last, x_last),
-                "volseg": partial(own, ours, x, target),
-            },
-            repeats,
-        )
-        theirs_best = best(times["contiguous"], times["last"])
-        gain = ratio(theirs_best, times["volseg"])
-        row(
-            f"{name}, plain in bfloat16 / volseg in float32", side, threads, theirs_best, times["volseg"], f"{gain:.2f}"
-        )
+    for name, times in beside_plain(config, side, repeats, bfloat16=True):
+        plain_row(f"{name}, plain in bfloat16 / volseg in float32", side, threads, times)
 
 
 def small_blocks(config: ModelConfig, side: int, threads: int, repeats: int) -> None:

@@ -11,6 +11,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
+from volseg.nn.fused.buffers import Buffers
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layout import Layout
 from volseg.partition.memory import segmenting_memory
@@ -78,3 +79,12 @@ def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
     more = segmenting_memory(config(), layout, kept_bytes=1000, afterwards=network + 77)
     assert (more.peak - plain.peak, more.peak_at) == (77, "output")
     assert sum(more.by_level) == more.activations
+
+
+def test_a_slab_has_room_for_the_largest_from_the_first_one_on() -> None:
+    """Else the first one, still read, and the larger one after it would be there together."""
+    buffers = Buffers()
+    buffers.slab("up", (1, 1, 2), 8, 16)  # of a coarser level
+    first = buffers.slab("up", (1, 1, 1), 8, 64)
+    assert buffers.slab("up", (2, 2, 2), 8, 64).address == first.address
+    assert buffers.total == 64

@@ -12,6 +12,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes, up_slabs
 from volseg.partition.tiling import (
     FLUSH_TILES,
+    LANES,
     POSITIONS,
     TAPS,
     backward_room,
@@ -22,7 +23,6 @@ from volseg.partition.tiling import (
 )
 
 FLOAT = 4
-LANES = 8
 _LOSS_PIECE = 2**16
 _LOSS_TENSORS = 6
 

@@ -20,8 +20,8 @@ from volseg.partition.layout import Layout
 FLOAT = 4
 TRAINING_PROCESS = 488 * 2**20
 SEGMENTING_PROCESS = 398 * 2**20
-"""Python, torch, MPI and their libraries, measured by running on 16^3 voxels (see docs/memory.md). Training has torch's
-optimizers, which bring its compiler along, and the pictures."""
+"""Python, torch, MPI and their libraries, measured by running on small volumes (see docs/memory.md). Training has
+torch's optimizers, which bring its compiler along, and the pictures."""
 
 FREED_HEAP = 64 * 2**20
 """What glibc may keep of freed memory (`machine.prepare_for_torch`); small tensors leave a tenth of the whole there."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.memory import grown, lasting
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.arena import Arena, Piece
 
@@ -29,8 +29,7 @@ class Buffers:
         count = math.prod(shape)
         piece = self.arena.take(count)
         if piece.chunk == len(self._chunks):
-            with torch.inference_mode(False):  # made there, it could not be written to elsewhere
-                self._chunks.append(torch.empty(self.arena.chunks[piece.chunk]))
+            self._chunks.append(lasting(self.arena.chunks[piece.chunk]))
         buffer = self._chunks[piece.chunk][piece.start : piece.start + count]
         self._held[buffer.data_ptr()] = piece
         return Rows(buffer.view(shape), low, sides)
@@ -41,18 +40,15 @@ class Buffers:
         return not self._held
 
     def slab(self, purpose: str, sides: Triple, channels: int, largest: int = 0) -> Rows:
-        """Uninitialised rows that last until the next slab for this purpose; none there will have more than `largest`.
+        """Uninitialised rows that last until the next slab for this purpose.
+
+        largest  values of the largest slab to come, for which there is room from the first one on
 
         Slabs differ a little in size from one to the next; pieces of the arena for them would be too small for the
         tensors that follow.
         """
         count = math.prod(sides) * channels
-        held = self._slabs.pop(purpose, None)
-        if held is None or held.numel() < count:
-            held = None  # before the larger one is there
-            with torch.inference_mode(False):
-                held = torch.empty(max(count, largest))
-        self._slabs[purpose] = held
+        held = grown(self._slabs, purpose, max(count, largest))
         return Rows.of(held[:count].view(*sides, channels))
 
     @property

@@ -10,6 +10,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from volseg.nn.kernels.memory import grown, lasting
+
 Work = Callable[[int, int, int], None]
 
 _PORTIONS = 6
@@ -40,11 +42,7 @@ def shares(items: int, threads: int | None = None) -> list[tuple[int, int]]:
 
 def scratch(thread: int, floats: int) -> Tensor:
     """Uninitialised memory of a thread, kept and grown from call to call."""
-    held = _scratch.get(thread)
-    if held is None or held.numel() < floats:
-        with torch.inference_mode(False):
-            held = _scratch[thread] = torch.empty(floats)
-    return held
+    return grown(_scratch, thread, floats)
 
 
 def release() -> None:
@@ -58,8 +56,7 @@ def take(purpose: str, floats: int) -> Tensor:
     held = _given.pop(purpose, None)
     if held is None or held.numel() < floats:
         held = None  # before the larger one is there
-        with torch.inference_mode(False):
-            held = torch.empty(floats)
+        held = lasting(floats)
     return held
 
 
