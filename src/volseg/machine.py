@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -13,12 +14,9 @@ def peak_memory() -> int:
 
     Linux keeps it as VmHWM; ru_maxrss there begins with that of the program which started this one.
     """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    measured = _status("VmHWM")
+    if measured is not None:
+        return measured
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -26,6 +24,52 @@ def peak_memory() -> int:
 def physical_memory() -> int:
     """Memory of this machine in bytes, whoever uses it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes; 0 where the system does not say."""
+    return _status("VmRSS") or 0
+
+
+def available_memory() -> int:
+    """Memory in bytes that this machine, or the container or job this process is in, could still give.
+
+    Where the system does not say (other than Linux), all of the machine's.
+    """
+    free = physical_memory()
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    return max(0, min([free, *_room_in_groups()]))
+
+
+def _room_in_groups() -> Iterator[int]:
+    """What control groups leave: their limits, less what is in use and could not be dropped. cgroup v2, then v1."""
+    for folder, limit, used in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        path = next((line.rpartition(":")[2] for line in _lines(Path("/proc/self/cgroup"))), "/").lstrip("/")
+        for group in (folder / path, folder):
+            texts = [_lines(group / limit), _lines(group / used)]
+            if all(texts) and texts[0][0].isdigit():
+                droppable = [int(t.split()[1]) for t in _lines(group / "memory.stat") if t.startswith("inactive_file ")]
+                yield int(texts[0][0]) - int(texts[1][0]) + sum(droppable)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def _status(name: str) -> int | None:
+    """A size of this process, in bytes, as Linux tells it."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def prepare_for_torch() -> None:

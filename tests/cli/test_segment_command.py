@@ -3,7 +3,10 @@
 import pytest
 
 from volseg.cli.app import run
+from volseg.partition.memory import MemoryPlan
+from volseg.partition.schedule import Schedule
 from volseg.segmentation import segment as segmentation
+from volseg.segmentation.limit import Choice
 from volseg.segmentation.report import SegmentationReport
 from volseg.volumes.audit import Audit
 
@@ -11,7 +14,9 @@ from volseg.volumes.audit import Audit
 @pytest.mark.parametrize(("planned", "warned"), [(100, False), (95, False), (80, True), (120, True)])
 def test_a_memory_plan_off_by_more_than_a_tenth_is_warned_of(monkeypatch, capsys, planned, warned):
     box, spacing = (4, 4, 4), (1.0, 1.0, 1.0)
-    report = SegmentationReport((), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), planned, Audit(), [], {})
+    plan = MemoryPlan(planned, 0, 0, (0,), "")
+    choice = Choice(Schedule.IN_PLACE, plan, 99, False, "", {})
+    report = SegmentationReport((), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {})
     monkeypatch.setattr(segmentation, "segment", lambda *arguments: report)
     assert run(["segment", "scan.nii", "--no-progress"]) == 0
     assert ("planned and measured memory differ by 20%" in capsys.readouterr().err) == warned

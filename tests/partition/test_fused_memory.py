@@ -14,7 +14,6 @@ from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layout import Layout
-from volseg.partition.memory import segmenting_memory
 
 
 def config(**changes) -> ModelConfig:
@@ -34,21 +33,12 @@ VARIANTS = [
 def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
     fused = FusedUNet(UNet(settings), serial_grid(), checkpoints)
     x = torch.randn(1, settings.in_channels, *shape)
-    for training in (True, False):
-        fused.train(training)
-        fused.work.buffers.clear()
-        if training:
-            fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
-        else:
-            slabs = fused.logit_slabs(x)
-            next(slabs)
-        chunks = list(fused.work.buffers.arena.chunks)
-        walk = FusedWalk(settings, Layout.even(shape, (1, 1, 1), settings.multiple), training, checkpoints)
-        walk.forward()
-        if training:
-            walk.backward()
-        assert walk.arena.chunks == chunks
-        assert walk.tensors == 4 * fused.work.buffers.total
+    fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
+    walk = FusedWalk(settings, Layout.even(shape, (1, 1, 1), settings.multiple), checkpoints)
+    walk.forward()
+    walk.backward()
+    assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
+    assert walk.tensors == 4 * fused.work.buffers.total
 
 
 @pytest.mark.parallel([2, 3, 4])
@@ -64,21 +54,11 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     fused = FusedUNet(UNet(settings), grid)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
-    walk = FusedWalk(settings, layout, training=True)
+    walk = FusedWalk(settings, layout)
     walk.forward()
     walk.backward()
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walk.tensors
-
-
-def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
-    layout = Layout.even((32, 32, 32), (1, 1, 1), 4)
-    plain = segmenting_memory(config(), layout, kept_bytes=1000)
-    network = plain.activations - 1000 - 5 * 32**3  # but for what is kept, the image and the mask
-    assert segmenting_memory(config(), layout, kept_bytes=1000, afterwards=network) == plain
-    more = segmenting_memory(config(), layout, kept_bytes=1000, afterwards=network + 77)
-    assert (more.peak - plain.peak, more.peak_at) == (77, "output")
-    assert sum(more.by_level) == more.activations
 
 
 def test_a_slab_has_room_for_the_largest_from_the_first_one_on() -> None:

@@ -158,7 +158,7 @@ def test_ledger():
 def test_more_ranks_need_less_memory_each_and_levels_add_up(task):
     last = None
     for ranks in (1, 2, 4, 8):
-        memory = make_plan((64, 64, 64), MODEL, ranks, task, TrainingConfig()).memory
+        memory = make_plan((256, 256, 256), MODEL, ranks, task, TrainingConfig()).memory
         assert sum(memory.by_level) == memory.activations
         assert memory.peak_at
         if last is not None:

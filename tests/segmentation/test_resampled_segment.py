@@ -18,9 +18,10 @@ from volseg.geometry import Box
 from volseg.models.stored import load_model
 from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout, padded_shape
-from volseg.segmentation.inference import read_input, segment_block, softmax
+from volseg.segmentation.inference import segment_block, softmax
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.resampling import bring_back, mask_type
+from volseg.segmentation.scan_image import ScanImage
 from volseg.segmentation.segment import open_scan, segment
 from volseg.segmentation.verification import verify_partition
 from volseg.volumes.interpolation import AxisMap, interpolate_axes
@@ -179,7 +180,7 @@ def test_the_mask_lies_on_the_scan_s_grid_and_is_that_of_the_whole_reference(tmp
     laid_out, grid = open_scan(scan, card, "auto", SERIAL)
     assert laid_out.space.shape == (16, 17, 14)
     assert laid_out.space.spacing == pytest.approx((1, 1.004, 1))
-    x, _ = read_input(laid_out, card, grid)
+    x = seen_by_network(laid_out, card, grid)
     with torch.inference_mode():
         logits = model(x)[0, :, :16, :17, :14].contiguous().numpy()
     expected = np.stack([interpolate_axes(values, laid_out.back) for values in logits])
@@ -200,8 +201,7 @@ def test_nothing_is_resampled_within_one_per_cent_or_when_not_asked(tmp_path, ru
         scan, grid = open_scan(path, card, "auto", SERIAL, spacing)
         assert scan.back is None
         assert scan.channels is scan.images
-        x, image = read_input(scan, card, grid)
-        assert segment_block(model, x, scan, card, grid).mask.shape == image.shape == scan.space.shape
+        assert segment_block(model, scan, card, grid).mask.shape == scan.native.shape == scan.space.shape
     scan, _ = open_scan(far, card, "auto", SERIAL)
     assert scan.channels[0].audit.fixes == ("resampled from 2.3x1.004x0.6 to 1x1.004x1 mm, linear",)
 
@@ -224,8 +224,14 @@ def test_ingesting_at_the_spacing_first_shows_the_network_the_same_voxels(tmp_pa
     copy = tmp_path / "copy.zarr"
     write_volume(copy, view.space, view.dtype, lambda units: view.read(units[0].box), SERIAL)
     _, card = load_model(run)
-    inputs = [read_input(*_laid_out(path, card))[0] for path in (scan, copy)]
+    inputs = [seen_by_network(*_laid_out(path, card)) for path in (scan, copy)]
     assert torch.equal(*inputs)
+
+
+def seen_by_network(scan, card, grid):
+    """The network's input [1, C, d, h, w] on one rank."""
+    rows = ScanImage(scan, card, grid, width=0).planes((0, scan.block.shape[0]), 0)
+    return rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous()
 
 
 def _laid_out(path, card):

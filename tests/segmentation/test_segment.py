@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import cc3d
@@ -108,10 +109,11 @@ def both_ways_of_grids(shared, communicator, partition):
     return digest(shared / "one.nii"), digest(shared / "many.nii")
 
 
-@pytest.mark.parallel([2, 4])
-def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
+@pytest.mark.parallel([1, 2, 4])
+def test_each_rank_reads_its_block_and_a_voxel_around_it_slab_by_slab(shared, communicator, monkeypatch):
     from volseg.volumes.nifti import reading as nifti
 
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
     with communicator.together():
         if communicator.is_root:
             save_nifti(shared / "scan.nii", ct_like())
@@ -122,14 +124,16 @@ def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
         return original(self, box)
 
     monkeypatch.setattr(nifti._PlainNifti, "read", read)
-    segment(SegmentationJob(shared / "scan.nii", shared / "run"), communicator)
-    everyone = communicator.gather_all(boxes)
-    assert all(len(own) == 1 for own in everyone)
-    blocks = [own[0] for own in everyone]
-    assert sum(box.size for box in blocks) == np.prod(SHAPE)
-    for n, box in enumerate(blocks):
-        assert all(box.intersect(other).size == 0 for other in blocks[:n])
-    assert max(box.size for box in blocks) <= 1.4 * np.prod(SHAPE) / communicator.size
+    segment(SegmentationJob(shared / "scan.nii", shared / "run", partition=f"1x{communicator.size}x1"), communicator)
+    assert [box.shape[0] for box in boxes] == [9, 4]  # planes of a slab and one behind it; no plane twice
+    assert [box.start[0] for box in boxes] == [0, 9]
+    own = {(box.start[1:], box.stop[1:]) for box in boxes}
+    assert len(own) == 1
+    ((h0, _), (h1, w1)) = own.pop()
+    assert w1 == SHAPE[2]
+    ends = communicator.gather_all((h0, h1))
+    assert (ends[0][0], ends[-1][1]) == (0, SHAPE[1])
+    assert all(before[1] - after[0] == 2 for before, after in pairwise(ends))
 
 
 @pytest.mark.parallel([2, 4])
@@ -275,7 +279,9 @@ def test_masks_and_probabilities_appear_together_or_not_at_all(tmp_path, run, mo
 def test_a_scan_too_large_for_the_machine_is_refused_before_any_work(tmp_path, run):
     scan = save_nifti(tmp_path / "scan.nii", ct_like())
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(PartitionError, match=r"at 0.003 x 0.003 x 0.003 mm need .* GiB a rank, this machine has"):
+    with pytest.raises(
+        PartitionError, match=r"do not fit .* GiB a rank \(what is free\): in-place needs .*, recompute needs"
+    ):
         segment(SegmentationJob(scan, run, spacing=(0.003, 0.003, 0.003)), SERIAL)
     assert sorted(tmp_path.iterdir()) == before
 

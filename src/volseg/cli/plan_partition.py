@@ -15,6 +15,8 @@ from volseg.cli.sizes import parse_levels, parse_shape
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from volseg.config import Config
     from volseg.partition.planner import Plan
 
@@ -67,7 +69,7 @@ def plan_partition(
         found = [plan.layout.dims for plan in fewest.values() if plan is not None]
         ranks = max((d * h * w for d, h, w in found), default=1)
     dims = None if partition == "auto" else parse_grid(partition, ranks)
-    plans = {t: make_plan(size, settings.model, ranks, t, training, dims) for t in tasks}
+    plans = {t: make_plan(size, settings.model, ranks, t, training, dims, limit) for t in tasks}
     if json_output:
         import json
 
@@ -127,12 +129,30 @@ def _facts(
                 "activations_bytes_by_level": list(plan.memory.by_level),
                 "peak_at": plan.memory.peak_at,
                 "fits": None if limit is None else plan.memory.peak <= limit,
+                "schedule": plan.schedule,
+                "peak_bytes_per_rank_by_schedule": {s: memory.peak for s, memory in plan.by_schedule.items()},
                 "fewest_ranks": _ranks(fewest[task]),
                 "fewest_ranks_grid": None if fewest[task] is None else list(fewest[task].layout.dims),  # type: ignore[union-attr]
             }
             for task, plan in plans.items()
         },
     }
+
+
+def _show_schedules(console: Console, plans: dict[Task, Plan], limit: int | None) -> None:
+    """What each way to segment needs."""
+    from volseg.cli.render import gibibytes, table
+
+    plan = plans.get(Task.segment)
+    if plan is None:
+        return
+    rows = []
+    for schedule, memory in plan.by_schedule.items():
+        fits = [] if limit is None else ["yes" if memory.peak <= limit else "no"]
+        mark = "chosen" if schedule is plan.schedule else ""
+        rows.append((schedule, gibibytes(memory.peak), gibibytes(memory.activations), memory.peak_at, *fits, mark))
+    fits_column = [] if limit is None else [f"fits {gibibytes(limit)}"]
+    console.print(table("", ("segment", "peak", "activations", "peak at", *fits_column, ""), rows))
 
 
 def _ranks(plan: Plan | None) -> int | None:
@@ -166,6 +186,7 @@ def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int |
         for task, p in plans.items()
     ]  # fmt: skip
     console.print(table("", columns, body))
+    _show_schedules(console, plans, limit)
     levels = [
         (f"level {n}", *(gibibytes(p.memory.by_level[n]) for p in plans.values()))
         for n in range(len(first.memory.by_level))

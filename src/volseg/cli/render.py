@@ -172,6 +172,12 @@ def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) ->
         listen(events.Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
 
 
+def warn_of_limit(peaks: Sequence[int], limit: int, given: bool, listen: events.Listener) -> None:
+    """Say so where a limit that the user gave was not kept."""
+    if given and max(peaks) > limit:
+        listen(events.Caution(f"{gibibytes(max(peaks))} were used, more than --memory-limit {gibibytes(limit)}"))
+
+
 def duration(seconds: float) -> str:
     """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on."""
     minutes, second = divmod(round(seconds), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,15 @@ import typer
 from volseg.cli.job import job
 from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
 from volseg.cli.sizes import parse_spacing
+
+
+class ScheduleName(StrEnum):
+    """A schedule by name, or the fastest that fits."""
+
+    auto = "auto"
+    in_place = "in-place"
+    recompute = "recompute"
+    spill = "spill"
 
 
 def segment(
@@ -54,6 +64,22 @@ def segment(
         typer.Option("--statistics", help="Also MASK_statistics.csv: ml, HU, centroid and bounding box of each label."),
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also MASK_preview.png: three planes.")] = False,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="Memory a rank may use, such as 4GiB.  [default: what the machine has free, shared]"),
+    ] = None,
+    schedule: Annotated[
+        ScheduleName, typer.Option(help="How the network is run; auto: the fastest that fits the memory.")
+    ] = ScheduleName.auto,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for what does not fit the memory.  [default: the mask's]")
+    ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Keep what is done in MASK_state, and go on from there if a run was interrupted."
+        ),
+    ] = False,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time, what was mended.")
     ] = None,
@@ -68,7 +94,9 @@ def segment(
     the same on any number of ranks.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, warn_of_plan
+        from volseg.cli.render import duration, peak_memory_text, warn_of_limit, warn_of_plan
+        from volseg.partition.planner import parse_memory
+        from volseg.partition.schedule import Schedule
         from volseg.segmentation.job import SegmentationJob
         from volseg.segmentation.postprocessing import Cleaning
         from volseg.segmentation.segment import segment as segment_scan
@@ -88,11 +116,16 @@ def segment(
             dicom=DicomOptions(series, fix_tilt, resample_gaps),
             cleaning=Cleaning(keep_largest, min_volume, connectivity),
             split=split,
+            memory_limit=None if memory_limit is None else parse_memory(memory_limit, "--memory-limit"),
+            schedule=None if schedule is ScheduleName.auto else Schedule(schedule),
+            scratch=scratch,
+            go_on=go_on,
         )
         report = segment_scan(settings, work.communicator, work.listen)
         work.print(_label_table(scan.name, report))
         work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
         warn_of_plan(report.peaks, report.planned, work.listen)
+        warn_of_limit(report.peaks, report.choice.limit, report.choice.given, work.listen)
         for path in report.files:
             work.print(f"wrote {path}")
 

@@ -8,7 +8,7 @@ operation: autograd would hold every intermediate and could not hand memory from
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,18 +20,21 @@ from torch import Tensor, nn
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.geometry import Triple
+from volseg.models.layers import as_batch, context_of, layer_of
+from volseg.models.streamed_unet import Journal, StreamedUNet, TensorImage, image_width
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused.buffers import Buffers
-from volseg.nn.fused.layer import Gradients, Held, Layer, Output, Slot, Workplace
+from volseg.nn.fused.layer import Gradients, Held, Output, Slot, Workplace
+from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.up import Up, bias_sums
 from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
-from volseg.nn.layer import PartitionedLayer
 from volseg.nn.losses import LossSums, dice_cross_entropy
-from volseg.partition.fused_memory import covers, made_again
+from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
+from volseg.partition.schedule import IN_PLACE, Schedule, covers
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
@@ -70,6 +73,7 @@ class FusedUNet(nn.Module):
     logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
 
     checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
+    kernels            whether all ranks' processors run the kernels of the fused layers
 
     To make one is collective.
 
@@ -83,12 +87,11 @@ class FusedUNet(nn.Module):
         self.config, self.grid = model.config, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=model.config.multiple))
         self.checkpoint_levels = frozenset(checkpoint_levels)
-        self.slope = 0.01 if self.config.activation == "leaky_relu" else 0.0
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
         self._tape: weakref.ref[_Tape] | None = None
         kernels = np.array([float(winograd.available())])
-        self._kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
+        self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
@@ -99,18 +102,15 @@ class FusedUNet(nn.Module):
         if torch.is_grad_enabled() and parameters and not features_only:
             logits: Tensor = _Logits.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
             return logits
-        with torch.no_grad(), self._layouts(x) as layouts:
-            tape = self._encode_decode(x, layouts, keep=False)
-            if features_only:
-                held = tape.last.held
-                passes.activate(held.activation, held.rows)
-                result = _as_batch(held.rows.own[..., : held.channels])
-                tape.work.buffers.clear()  # the result lives on
-                return result
-            result = _as_batch(torch.cat([part for _, part in self._logits(tape)]))
-            tape.work.buffers.give(tape.last.held.rows)
-            self._tidy(tape)
-        return result
+        if features_only:
+            h, w = x.shape[3:]
+            parts = [
+                part[:, :, : b - a, :h, :w].clone()
+                for (a, b), part in self.streamed().feature_slabs(*self._streamed_input(x))
+            ]
+        else:
+            parts = [part for _, part in self.logit_slabs(x)]
+        return torch.cat(parts, 2)
 
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """`dice_cross_entropy` of the logits, which are made slab by slab and never held. Collective.
@@ -134,24 +134,27 @@ class FusedUNet(nn.Module):
             for start in range(0, features.shape[2], planes):
                 yield start, self.twin.head(features[:, :, start : start + planes])
             return
-        with torch.no_grad(), self._layouts(x) as layouts:
-            tape = self._encode_decode(x, layouts, keep=False)
-        slabs = self._logits(tape)
-        while True:
-            with torch.no_grad():  # not while the caller works on the slab
-                start, part = next(slabs, (0, None))
-            if part is None:
-                break
-            yield start, _as_batch(part)
-        tape.work.buffers.give(tape.last.held.rows)
-        self._tidy(tape)
+        yield from self.streamed().logit_slabs(*self._streamed_input(x))
+
+    def streamed(
+        self, schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
+        journal: Journal | None = None,
+    ) -> StreamedUNet:  # fmt: skip
+        """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
+        self.work = Workplace(self.grid, Buffers())
+        return StreamedUNet(self.twin, self.grid, schedule, store, tell, journal)
+
+    def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
+        """Collective."""
+        with self._layouts(x) as layouts:
+            return TensorImage(x, layouts[0], self.grid, image_width(IN_PLACE)), layouts[0]
 
     def covers(self, x: Tensor) -> bool:
         """Whether the fused layers take an input of this kind."""
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
         wanted = torch.is_grad_enabled() and x.requires_grad
         weight = self.twin.head.weight
-        ours = self._kernels and weight.device.type == "cpu" and weight.dtype == torch.float32
+        ours = self.kernels and weight.device.type == "cpu" and weight.dtype == torch.float32
         return plain and not wanted and ours and covers(self.config)
 
     # forward
@@ -159,7 +162,7 @@ class FusedUNet(nn.Module):
     @contextmanager
     def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
         """The layout of this input at each level. Collective."""
-        context = self._some_layer.context
+        context = context_of(self.twin)
         context.begin_pass(x)
         try:
             layout = context.layout_of(self, x)
@@ -167,33 +170,21 @@ class FusedUNet(nn.Module):
         finally:
             context.end_pass()
 
-    @property
-    def _some_layer(self) -> PartitionedLayer:
-        level: Any = self.twin.encoder[0]
-        assert isinstance(level[0], PartitionedLayer)
-        return level[0]
-
     def _up(self, tape: _Tape, level: int) -> Up:
         return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level).held)
 
-    def _layer(self, part: str, level: int, number: int) -> Layer:
-        modules: Any = getattr(self.twin, part)[level]
-        first = 3 * (number - 1)
-        dropout = modules[6] if number == 2 and len(modules) > 6 else None
-        return Layer(f"{part} {level}.{number}", modules[first], modules[first + 1], self.slope, dropout)
-
-    def _encode_decode(self, x: Tensor, layouts: list[Layout], keep: bool) -> _Tape:
+    def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> _Tape:
         work = self._begin(x)
-        bricks = [self._some_layer.context.brick(layout)[0] for layout in layouts]
+        bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
         tape = _Tape(work, layouts, bricks, self._image(work, x, layouts[0]))
         self._tape = weakref.ref(tape)
         top = self.config.levels
         below = tape.image
         for level in range(top + 1):
-            self._encoder(tape, level, below, keep)
+            self._encoder(tape, level, below)
             below = tape.pooled.get(level, below)
         for level in reversed(range(top)):
-            self._decoder(tape, level, keep)
+            self._decoder(tape, level)
         return tape
 
     def _begin(self, x: Tensor) -> Workplace:
@@ -218,37 +209,33 @@ class FusedUNet(nn.Module):
         work.start_exchange(held)
         return held
 
-    def _encoder(self, tape: _Tape, level: int, below: Held, keep: bool) -> None:
+    def _encoder(self, tape: _Tape, level: int, below: Held) -> None:
         layouts, top = tape.layouts, self.config.levels
         whole: Range = (0, layouts[level].block(self.grid.coords).shape[0])
         first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
-        if not keep and below is not tape.image:
-            tape.work.buffers.give(below.rows)
         pooled = layouts[level + 1] if level < top else None
         self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=top > 0, pooled=pooled)
-        self._leave_first(tape, "encoder", level, keep)
+        self._leave_first(tape, "encoder", level)
 
-    def _decoder(self, tape: _Tape, level: int, keep: bool) -> None:
+    def _decoder(self, tape: _Tape, level: int) -> None:
         whole: Range = (0, tape.layouts[level].block(self.grid.coords).shape[0])
-        below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
-        below.wait()
-        skip.wait()
+        tape.above(level).held.wait()
+        tape.outputs[f"encoder {level}.2"].held.wait()
         slabs = self._first_slabs(tape, "decoder", level, [])
         first = self._run(tape, "decoder", level, 1, slabs, ghosts=True)
-        if not keep:
-            tape.work.buffers.give(skip.rows)
-            tape.work.buffers.give(below.rows)
         self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=level > 0)
-        self._leave_first(tape, "decoder", level, keep)
+        self._leave_first(tape, "decoder", level)
 
     def _run(
         self, tape: _Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
         pooled: Layout | None = None,
     ) -> Held:  # fmt: skip
-        layer = self._layer(part, level, number)
+        layer, work, layout = layer_of(self.twin, part, level, number), tape.work, tape.layouts[level]
+        rows = work.rows(layout, layer.channels)
+        small_rows = work.rows(pooled, layer.channels) if pooled is not None else None
         with self.grid.communicator.meter.during(layer.label):
             output, small = fused.forward(
-                tape.work, layer, slabs, tape.layouts[level], tape.bricks[level], ghosts=ghosts, pooled=pooled
+                work, layer, slabs, layout, tape.bricks[level], rows, small_rows, ghosts=ghosts
             )
         if part == "decoder" and number == 1:
             output.inputs = []  # its slabs were for this pass
@@ -267,11 +254,11 @@ class FusedUNet(nn.Module):
         for planes, slab in self._up(tape, level).slabs(tape.work, tape.bricks[level][0]):
             yield planes, [skip, slab]
 
-    def _leave_first(self, tape: _Tape, part: str, level: int, keep: bool) -> None:
-        """Give the first convolution's output back, where nobody needs it or it is made again."""
+    def _leave_first(self, tape: _Tape, part: str, level: int) -> None:
+        """Give the first convolution's output back, where it is made again."""
         output = tape.outputs[f"{part} {level}.1"]
         output.held.wait()
-        if not keep or self._made_again(part, level):
+        if self._made_again(part, level):
             tape.work.buffers.give(output.held.rows)
 
     def _made_again(self, part: str, level: int) -> bool:
@@ -295,10 +282,6 @@ class FusedUNet(nn.Module):
         logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
         pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
         return logits
-
-    def _tidy(self, tape: _Tape) -> None:
-        if not self.training:
-            tape.work.buffers.clear()
 
     # backward
 
@@ -400,11 +383,6 @@ def _shifted(rows: Rows, first: int) -> Rows:
     return Rows(rows.buffer, (-first, 0, 0), rows.sides)
 
 
-def _as_batch(rows: Tensor) -> Tensor:
-    """[d, h, w, C] as [1, C, d, h, w]."""
-    return rows.permute(3, 0, 1, 2).unsqueeze(0)
-
-
 def _as_rows(x: Tensor, stored: int) -> Rows:
     """[1, C, d, h, w] as rows of `stored` channels, the further ones zero."""
     rows = torch.zeros(*x.shape[2:], stored)
@@ -418,10 +396,10 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: FusedUNet, x: Tensor, *parameters: nn.Parameter) -> Tensor:
         with network._layouts(x) as layouts:
-            ctx.tape = network._encode_decode(x, layouts, keep=True)
+            ctx.tape = network._encode_decode(x, layouts)
             logits = torch.cat([part for _, part in network._logits(ctx.tape)])
         ctx.network, ctx.parameters = network, parameters
-        return _as_batch(logits)
+        return as_batch(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -439,7 +417,7 @@ class _Loss(torch.autograd.Function):
         ctx: Any, network: FusedUNet, x: Tensor, target: Tensor, *parameters: nn.Parameter
     ) -> tuple[Tensor, Tensor]:
         with network._layouts(x) as layouts:
-            ctx.tape = network._encode_decode(x, layouts, keep=True)
+            ctx.tape = network._encode_decode(x, layouts)
             sums = LossSums(network.config.classes)
             for start, logits in network._logits(ctx.tape):
                 sums.add(logits, target[0, start : start + logits.shape[0]])

@@ -36,7 +36,11 @@ class PartitionContext:
 
     def begin_pass(self, x: Tensor) -> None:
         """The network is called with block `x` [N, C, d, h, w]. Collective."""
-        self._entry = self._ask(_sides(x))
+        self.begin_pass_of(self._ask(_sides(x)))
+
+    def begin_pass_of(self, layout: Layout) -> None:
+        """The network is called with a tensor of this layout, the same on all ranks."""
+        self._entry = layout
         self._in_pass = True
         self._calls.clear()
 

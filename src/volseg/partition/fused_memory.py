@@ -1,4 +1,4 @@
-"""What the fused U-Net of `models.fused_unet` holds, step by step: the same pieces of an arena, in the same order."""
+"""What the fused U-Net of `models.fused_unet` holds in training: the same pieces of an arena, in the same order."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ _LOSS_PIECE = 2**16
 _LOSS_TENSORS = 6
 
 
-def covers(model: ModelConfig) -> bool:
-    """Whether the fused layers take a network of this kind."""
-    return model.kernel_size == 3 and model.up == "transpose"
-
-
 def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Collection[int]) -> bool:
     """Whether backward computes the first convolution of a level again, instead of keeping its output.
 
@@ -42,7 +37,7 @@ def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Col
 
 
 class FusedWalk:
-    """One forward, or a forward and a backward, over the block of a rank.
+    """A forward and a backward over the block of a rank.
 
     arena    of the activations
     by_level what of it was held, in bytes, when most was
@@ -51,14 +46,14 @@ class FusedWalk:
     """
 
     def __init__(
-        self, model: ModelConfig, layout: Layout, training: bool, checkpoint_levels: Collection[int] = (),
-        threads: int = 1, halos: bool = True,
+        self, model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1,
+        halos: bool = True,
     ) -> None:  # fmt: skip
-        self.model, self.training, self.threads = model, training, threads
+        self.model, self.threads = model, threads
         self.checkpoint_levels = checkpoint_levels
         self.widths = [padded_channels(width) for width in model.widths]
         self.inputs, self.classes = model.in_channels or 1, model.classes or 2
-        coords, self.low, self.high = _busiest(layout, halos)
+        coords, self.low, self.high = busiest(layout, halos)
         self.sides = [layout.at_level(level).block(coords).shape for level in range(model.levels + 1)]
         self.ghosts = tuple(a + b for a, b in zip(self.low, self.high, strict=True))
         self.arena = Arena()
@@ -80,7 +75,7 @@ class FusedWalk:
         """Bytes of the image on this rank, and of its copy with ghosts where the volume is cut, and of the target."""
         own = prod(self.sides[0])
         copies = own + (self._size(0, 1) if any(self.ghosts) else 0)
-        return self.inputs * copies * FLOAT + (own if self.training else 0)
+        return self.inputs * copies * FLOAT + own
 
     def forward(self) -> None:
         """The layers in the order of `FusedUNet._encode_decode`."""
@@ -97,12 +92,9 @@ class FusedWalk:
 
     def _encoder(self, level: int) -> None:
         inputs = (self.inputs, *self.widths)[level]
-        below = f"pooled {level - 1}"
         self.operation = f"encoder {level}, convolution 1"
         self._take(f"encoder {level}.1", level, self.widths[level])
         self._convolved(level, [inputs])
-        if not self.training:
-            self._give(below)
         self.operation = f"encoder {level}, convolution 2"
         self._take(f"encoder {level}.2", level, self.widths[level])
         if level < self.model.levels:
@@ -116,15 +108,13 @@ class FusedWalk:
         self._take(f"decoder {level}.1", level, width)
         self._slab(level)
         self._convolved(level, [width, width])
-        if not self.training:
-            self._give(f"encoder {level}.2", self._above(level))
         self.operation = f"decoder {level}, convolution 2"
         self._take(f"decoder {level}.2", level, width)
         self._convolved(level, [width])
         self._leave_first("decoder", level)
 
     def _leave_first(self, part: str, level: int) -> None:
-        if not self.training or self._again(part, level):
+        if self._again(part, level):
             self._give(f"{part} {level}.1")
 
     def backward(self) -> None:
@@ -216,12 +206,9 @@ class FusedWalk:
                 self.arena.give(self._held.pop(name)[1])
 
     def _convolved(self, level: int, inputs: list[int]) -> None:
-        width, (d, h, w) = self.widths[level], self.sides[level]
-        inner = sum(inputs)
-        layout = registers_for([width], [], LANES)
-        blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), self.threads)
-        self._scratch = max(self._scratch, forward_room(blocks, padded_channels(inner), layout))
-        self._worked(POSITIONS * TAPS * inner * width + 27 * inner * width)
+        weights, scratch = _convolution_floats(self.sides[level], inputs, self.widths[level], self.threads)
+        self._scratch = max(self._scratch, scratch)
+        self._worked(weights)
 
     def _convolved_backward(self, level: int, given: int, inputs: list[int]) -> None:
         d, h, w = self.sides[level]
@@ -239,7 +226,21 @@ class FusedWalk:
         self.work = max(self.work, (floats + self.threads * self._scratch) * FLOAT)
 
 
-def _busiest(layout: Layout, halos: bool) -> tuple[Triple, Triple, Triple]:
+def convolution_work(sides: Triple, inputs: list[int], width: int, threads: int) -> int:
+    """Bytes that a convolution's forward works in: scratch of the threads, its weight as given and transformed."""
+    weights, scratch = _convolution_floats(sides, inputs, width, threads)
+    return (weights + threads * scratch) * FLOAT
+
+
+def _convolution_floats(sides: Triple, inputs: list[int], width: int, threads: int) -> tuple[int, int]:
+    """Values of the weights, and of each thread's scratch."""
+    (d, h, w), inner = sides, sum(inputs)
+    layout = registers_for([width], [], LANES)
+    blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads)
+    return POSITIONS * TAPS * inner * width + 27 * inner * width, forward_room(blocks, padded_channels(inner), layout)
+
+
+def busiest(layout: Layout, halos: bool) -> tuple[Triple, Triple, Triple]:
     """Coordinates of the rank whose block with its ghosts is largest, and the ghosts before and after it."""
     coords, low, high = [], [], []
     for cuts in layout.boundaries:

@@ -13,9 +13,11 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
-from volseg.partition.fused_memory import FusedWalk, covers
+from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
+from volseg.partition.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
+from volseg.partition.streamed_memory import StreamedWalk
 
 FLOAT = 4
 TRAINING_PROCESS = 488 * 2**20
@@ -84,7 +86,7 @@ def _walk_training(
     model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1, halos: bool = True
 ) -> FusedWalk | LayerWalk:
     if covers(model):
-        walk = FusedWalk(model, layout, True, checkpoint_levels, threads, halos)
+        walk = FusedWalk(model, layout, checkpoint_levels, threads, halos)
         walk.forward()
         walk.backward()
         return walk
@@ -95,39 +97,59 @@ def _walk_training(
     return layers
 
 
-def segmenting_memory(
-    model: ModelConfig, layout: Layout, *, threads: int = 1, kept_bytes: int = 0, mask_bytes: int | None = None,
-    afterwards: int = 0,
-) -> MemoryPlan:  # fmt: skip
-    """What a rank of so many threads needs to segment one scan of `layout`.
+@dataclass(frozen=True)
+class Beside:
+    """What `segment` holds beside the network, in bytes on the busiest rank.
 
-    kept_bytes  held from the beginning to the end: the image, where it is drawn or measured
-    mask_bytes  made beside the network's last features: the mask (by default a byte a voxel) and what goes with it
+    image       the image as it is stored; held as long as the network reads it
+    mask        made as the network's last layer is: the mask, probabilities
     afterwards  made when the network is done and its memory given back
     """
+
+    image: int = 0
+    mask: int = 0
+    afterwards: int = 0
+
+
+def segmenting_memory(
+    model: ModelConfig, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1, beside: Beside | None = None
+) -> MemoryPlan:
+    """What a rank of so many threads needs to segment one scan of `layout`.
+
+    beside  by default an image of 2 bytes and a mask of 1 byte a voxel
+    """
+    voxels = prod(layout.largest_block)
+    beside = beside or Beside(image=2 * voxels * (model.in_channels or 1), mask=voxels)
     fixed = fixed_memory(model, "", "segment") - SEGMENTING_PROCESS
-    mask = prod(layout.largest_block) if mask_bytes is None else mask_bytes
-    if covers(model):
-        walk = FusedWalk(model, layout, False, threads=threads)
-        walk.forward()
-        plan = _finish_fused(walk, SEGMENTING_PROCESS, fixed, walk.image + kept_bytes + mask)
-        return _with_afterwards(plan, walk.tensors, afterwards)
-    layers = LayerWalk(model, layout, training=False)
-    layers.ledger.make("kept", 0, -(-kept_bytes // FLOAT))
-    layers.forward()
-    layers.ledger.operation = "mask"
-    layers.ledger.make("mask", 0, -(-mask // FLOAT))
-    plan = _finish_layers(layers, SEGMENTING_PROCESS, fixed)
-    return _with_afterwards(plan, plan.activations - kept_bytes - mask, afterwards)
-
-
-def _with_afterwards(plan: MemoryPlan, network: int, afterwards: int) -> MemoryPlan:
-    """The plan where what comes after the network may need more than its tensors did."""
-    if afterwards <= network:
+    if schedule is LAYERS or not covers(model):
+        layers = LayerWalk(model, layout, training=False)
+        layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
+        layers.forward()
+        layers.ledger.operation = "mask"
+        layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
+        plan = _finish_layers(layers, SEGMENTING_PROCESS, fixed)
+    else:
+        walk = StreamedWalk(model, layout, schedule, threads, beside.image).run()
+        peak, last = walk.peak, walk.last
+        if last.total + beside.mask > peak.total:
+            peak = replace(last, by_level=(last.by_level[0] + beside.mask, *last.by_level[1:]))
+        plan = MemoryPlan(
+            SEGMENTING_PROCESS, fixed, sum(peak.by_level), peak.by_level, peak.operation, peak.work
+        )  # fmt: skip
+    more = beside.mask + beside.afterwards
+    if more <= plan.activations + plan.work:
         return plan
-    more = afterwards - network
-    by_level = (plan.by_level[0] + more, *plan.by_level[1:])
-    return replace(plan, activations=plan.activations + more, by_level=by_level, peak_at="output")
+    return replace(plan, activations=more, work=0, by_level=(more, *(0,) * model.levels), peak_at="output")
+
+
+def segmenting_memories(
+    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None
+) -> dict[Schedule, MemoryPlan]:
+    """Every schedule that the network can be run by, fastest first."""
+    return {
+        schedule: segmenting_memory(model, layout, schedule, threads=threads, beside=beside)
+        for schedule in schedules_of(model)
+    }
 
 
 def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> int:
@@ -137,9 +159,9 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        fused = FusedWalk(model, layout, False, halos=False)
-        fused.forward()
-        return sum(fused.by_level.values())
+        walks = [StreamedWalk(model, layout, s, halos=False).run() for s in schedules_of(model) if s.in_memory]
+        # Windows and the planes that basins have to spare need not be in step with the volume.
+        return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
     layers = LayerWalk(model, layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak

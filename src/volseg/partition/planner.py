@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt, prod
 
 from volseg.config import ModelConfig, TrainingConfig
@@ -15,9 +15,13 @@ from volseg.partition.memory import (
     MemoryPlan,
     activations_without_halos,
     fixed_memory,
-    segmenting_memory,
+    segmenting_memories,
     training_memory,
 )
+from volseg.partition.schedule import Schedule
+
+_FINENESS = 128
+"""Of the search for the fewest ranks: exact up to so many, above that within one part of it."""
 
 
 def grids_of(ranks: int) -> Iterator[Triple]:
@@ -107,25 +111,38 @@ class Plan:
 
     memory        of the rank with the largest block
     halo_bytes    what that rank receives in one forward pass, over all its convolutions
+    schedule      that `memory` is for, in segmenting; None in training
+    by_schedule   memory by each of the schedules that there are, fastest first
     """
 
     shape: Triple
     layout: Layout
     memory: MemoryPlan
     halo_bytes: int
+    schedule: Schedule | None = None
+    by_schedule: dict[Schedule, MemoryPlan] = field(default_factory=dict)
 
 
 def make_plan(
-    shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None
-) -> Plan:
+    shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
+    limit: int | None = None,
+) -> Plan:  # fmt: skip
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
+
+    limit  bytes a rank: of the schedules to segment by, the fastest that fits is chosen, in memory if one does; else
+           the one that needs least. Without a limit the fastest
 
     Raises PartitionError where the volume cannot be split so.
     """
     dims = dims or choose_grid(shape, ranks, model.multiple)
     layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
-    memory = training_memory(model, training, layout) if task == "train" else segmenting_memory(model, layout)
-    return Plan(shape, layout, memory, forward_halo_bytes(model, layout))
+    halo = forward_halo_bytes(model, layout)
+    if task == "train":
+        return Plan(shape, layout, training_memory(model, training, layout), halo)
+    plans = segmenting_memories(model, layout)
+    fitting = [s for s, plan in plans.items() if limit is None or plan.peak <= limit]
+    schedule = fitting[0] if fitting else min(plans, key=lambda s: plans[s].peak)
+    return Plan(shape, layout, plans[schedule], halo, schedule, plans)
 
 
 def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
@@ -143,26 +160,40 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
 
 
 def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int) -> Plan | None:
-    """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does."""
+    """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
+
+    All in memory: with a scratch folder, fewer ranks segment the same. Above 128 ranks it may be a hundredth too many.
+    """
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
     room = limit - fixed_memory(model, training.optimizer, task)
     if room <= 0:
         return None
+    finest = make_plan(shape, model, most, task, training, limit=limit)
+    if finest.memory.peak > limit or (finest.schedule is not None and not finest.schedule.in_memory):
+        return None  # and so on any grid before it
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
-    for ranks in range(first, most + 1):
+    ranks = first
+    while ranks <= most:
         if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            plan = make_plan(shape, model, ranks, task, training)
-            if plan.memory.peak <= limit:
+            plan = make_plan(shape, model, ranks, task, training, limit=limit)
+            if plan.memory.peak <= limit and (plan.schedule is None or plan.schedule.in_memory):
                 return plan
-    return None
+        ranks += max(1, ranks // _FINENESS)
+    return finest
 
 
-def parse_memory(text: str) -> int:
+def fewest_ranks_to_segment(shape: Triple, model: ModelConfig, limit: int) -> int | None:
+    """The fewest ranks that segment a volume within `limit` bytes a rank, by any schedule; None where none do."""
+    plan = fewest_ranks(shape, model, "segment", TrainingConfig(), limit)
+    return None if plan is None else prod(plan.layout.dims)
+
+
+def parse_memory(text: str, option: str = "--memory") -> int:
     """``24GiB``, ``512 MiB`` or ``24`` (GiB) in bytes. Raises ConfigError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB|G|M)?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) <= 0:
-        raise ConfigError(f"--memory {text}: give an amount such as 24GiB or 512MiB")
+        raise ConfigError(f"{option} {text}: give an amount such as 24GiB or 512MiB")
     units = {"g": 2**30, "gib": 2**30, "m": 2**20, "mib": 2**20, "gb": 10**9, "mb": 10**6}
     return int(float(match[1]) * units[(match[2] or "GiB").lower()])

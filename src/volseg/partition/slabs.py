@@ -1,6 +1,8 @@
-"""How many planes are computed at a time where a tensor never exists whole: up-convolutions and logits."""
+"""How many planes are computed at a time where a tensor never exists whole, or overwrites what it is made from."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from volseg.geometry import Triple
 from volseg.partition.tiling import padded_channels
@@ -12,8 +14,16 @@ _UP_FLOATS = 2**21
 _HEAD_FLOATS = 2**20
 """Of a slab of logits."""
 
+_ROLLING_FLOATS = 2**20
+"""Of a slab that overwrites what it is made from, at least: one of less would not keep the threads busy."""
 
-def up_slabs(below: Triple, low: Triple, high: Triple, channels: int, multiple: int) -> list[tuple[Range, Triple]]:
+_ROLLING_PLANES = 8
+"""Such slabs begin on multiples of it: of the planes of a brick and of a block of tiles."""
+
+UpSlab = tuple[Range, Triple]
+
+
+def up_slabs(below: Triple, low: Triple, high: Triple, channels: int, multiple: int) -> list[UpSlab]:
     """Slabs of an up-convolution's output: its planes, and the sides of the input from which it is made.
 
     below      (d, h, w) of the input
@@ -26,13 +36,23 @@ def up_slabs(below: Triple, low: Triple, high: Triple, channels: int, multiple: 
     d, h, w = below
     unit = max(2, multiple)
     planes = max(1, _UP_FLOATS // (4 * h * w * channels) // unit) * unit
+    return up_slabs_of(ranges(2 * d, planes), below, low, high)
+
+
+def up_slabs_of(slabs: Sequence[Range], below: Triple, low: Triple, high: Triple) -> list[UpSlab]:
+    """`up_slabs` for the planes given."""
+    d, h, w = below
     wide = h + low[1] + high[1], w + low[2] + high[2]
     found = []
-    for first in range(0, 2 * d, planes):
-        last = min(2 * d, first + planes)
-        start, stop = up_sources((first, last), d, low[0], high[0])
-        found.append(((first, last), (stop - start, *wide)))
+    for planes in slabs:
+        start, stop = up_sources(planes, d, low[0], high[0])
+        found.append((planes, (stop - start, *wide)))
     return found
+
+
+def ranges(length: int, step: int) -> list[Range]:
+    """0 ... length cut into pieces of `step`."""
+    return [(first, min(length, first + step)) for first in range(0, length, step)]
 
 
 def up_sources(planes: Range, depth: int, low: int, high: int) -> Range:
@@ -43,3 +63,19 @@ def up_sources(planes: Range, depth: int, low: int, high: int) -> Range:
 def head_slab_planes(sides: Triple, classes: int) -> int:
     """Planes of logits that are computed at a time."""
     return max(1, min(sides[0], _HEAD_FLOATS // (sides[1] * sides[2] * padded_channels(classes))))
+
+
+def rolling_planes(sides: Triple, channels: int) -> int:
+    """Planes that are computed at a time where the output overwrites the input, or is not kept."""
+    d, h, w = sides
+    wanted = -(-_ROLLING_FLOATS // (h * w * channels))
+    return min(d, -(-wanted // _ROLLING_PLANES) * _ROLLING_PLANES)
+
+
+def window_planes(depth: int, low: int, high: int, width: int, step: int) -> int:
+    """Planes of a stage's output that are held at most, in a pass that goes on by `step` planes.
+
+    low, high  planes beyond the block of `depth` that are computed; up to `width` of them, and the stage after reads
+               two planes of what was there before
+    """
+    return min(depth + low + high, step + max(width + low, 2 if width else 0))

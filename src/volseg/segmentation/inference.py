@@ -1,7 +1,8 @@
-"""Whole-volume inference on this rank's block: features once, then the head by slabs, so logits never exist whole."""
+"""Whole-volume inference on this rank's block: the network slab by slab, and of each slab of logits the arg-max."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,17 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import VolumeError
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
+from volseg.models.streamed_unet import Journal, StreamedUNet, image_passes, image_width
 from volseg.models.unet import UNet
+from volseg.nn.fused.chain import reach
+from volseg.nn.fused.scratch import Store
+from volseg.partition.schedule import IN_PLACE, LAYERS, Schedule, covers
+from volseg.partition.window import Range
 from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
-from volseg.volumes.scan import Scan, normalized_block, own_normalization
+from volseg.segmentation.scan_image import ScanImage
+from volseg.volumes.scan import Scan
 
 
 @dataclass(frozen=True)
@@ -23,45 +29,82 @@ class BlockResult:
 
     mask           [d, h, w] uint8 (uint16 above 256 classes)
     probabilities  [K, d, h, w] float32, or None where they were not asked for
+    seconds        by layer of the network
     """
 
     mask: np.ndarray
     probabilities: np.ndarray | None
+    seconds: dict[str, float]
 
 
-def read_input(scan: Scan, card: ModelCard, grid: ProcessGrid) -> tuple[Tensor, np.ndarray]:
-    """The network's input [1, C, d, h, w] on this rank, and the first channel's values there, [d, h, w]. Collective.
+class BlockNetwork:
+    """A network on this rank's block of a scan, run by one of the schedules. To make one is collective.
 
-    Raises VolumeError, on all ranks, where the model wants another number of channels or voxels are not finite.
+    Raises VolumeError, on all ranks, where the model wants another number of channels.
     """
-    wanted = card.config.model.in_channels
-    if len(scan.channels) != wanted:
-        raise VolumeError(
-            f"{scan.channels[0].path}: {len(scan.channels)} image channel(s), but the model was trained with {wanted} "
-            f"({', '.join(scheme.name for scheme in card.schemes)}); name the first of files CASE_0000, CASE_0001, ..."
-        )
-    arrays: list[np.ndarray] = []
-    with grid.communicator.together():
-        arrays = scan.read()
-    block = normalized_block(arrays, scan, card.schemes, own_normalization(arrays, card.schemes, grid))
-    return torch.from_numpy(block).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d), arrays[0]
+
+    def __init__(
+        self, model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, schedule: Schedule = IN_PLACE,
+        store: Store | None = None, tell: Callable[[float], None] | None = None, journal: Journal | None = None,
+    ) -> None:  # fmt: skip
+        self.scan, self.grid = scan, grid
+        self.twin = FusedUNet(model, grid).eval()
+        if not covers(card.config.model) or not self.twin.kernels:
+            schedule = LAYERS
+        beyond = int(scan.back is not None)
+        passes = image_passes(schedule, card.config.model.norm)
+        self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), passes)
+        self.streamed: StreamedUNet | None = None
+        if schedule is not LAYERS:
+            self.streamed = self.twin.streamed(schedule, store, tell, journal)
+
+    def logit_slabs(self) -> Iterator[tuple[int, Tensor]]:
+        """First plane and logits [1, K, planes, h, w] of one slab after another, padding included. Collective."""
+        if self.streamed is not None:
+            yield from self.streamed.logit_slabs(self.image, self.scan.layout)
+        else:
+            yield from self.twin.logit_slabs(self._whole_image())
+
+    def feature_slabs(self) -> Iterator[tuple[Range, Tensor]]:
+        """What the head reads, for ranges of planes in turn, with a voxel more where the volume goes on. Collective."""
+        if self.streamed is not None:
+            yield from self.streamed.feature_slabs(self.image, self.scan.layout)
+        else:
+            features = with_far_ghosts(self.twin(self._whole_image(), features_only=True), self.scan, self.grid)
+            yield (0, self.scan.block.shape[0]), features
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By layer."""
+        return {} if self.streamed is None else self.streamed.seconds
+
+    def _whole_image(self) -> Tensor:
+        rows = self.image.planes((0, self.scan.block.shape[0]), 0)
+        self.image.settled()
+        return rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.inference_mode()
 def segment_block(
-    model: UNet, x: Tensor, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False
-) -> BlockResult:
-    """Segment this rank's box of the mask, from the input that `read_input` gave. Collective.
+    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False,
+    schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
+    journal: Journal | None = None,
+) -> BlockResult:  # fmt: skip
+    """Segment this rank's box of the mask. Collective.
 
-    The bits do not depend on the grid. Probabilities of a resampled scan are those of the interpolated logits.
+    store  where the network's tensors lie
+    tell   is called with the share of the network that is done
+    journal  keeps what a run after an interruption need not compute again
+
+    The bits depend neither on the grid nor on the schedule. Probabilities of a resampled scan are those of the
+    interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
-    twin = FusedUNet(model, grid)
-    twin.eval()
+    network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal)
     classes, shape = card.config.model.classes, scan.mask_box.shape
     mask = np.empty(shape, dtype=mask_type(classes))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
     if scan.back is None:
-        for start, logits in twin.logit_slabs(x):
+        for start, logits in network.logit_slabs():
             inside = logits[0, :, : max(0, shape[0] - start), : shape[1], : shape[2]]
             stop = start + inside.shape[1]
             if inside.numel():
@@ -69,13 +112,19 @@ def segment_block(
                 if kept is not None:
                     kept[:, start:stop] = inside.numpy()
     else:
-        features = with_far_ghosts(twin(x, features_only=True), scan, grid)
-        maps = maps_of_box(scan.back, scan.mask_box, scan.block, features)
-        bring_back(features, model.head.weight, model.head.bias, maps, mask, kept)
+        _, high = reach(scan.layout, grid.coords, 1)
+        d, h, w = (n + far for n, far in zip(scan.block.shape, high, strict=True))
+        on_d, on_h, on_w = maps_of_box(scan.back, scan.mask_box, scan.block, (d, h, w))
+        for (first, last), features in network.feature_slabs():
+            planes = slice(*np.searchsorted(on_d.low, (first, last)))
+            maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
+            some = None if kept is None else kept[:, planes]
+            bring_back(features, model.head.weight, model.head.bias, maps, mask[planes], some)
+    network.image.close()
     if kept is not None:
         for plane in range(shape[0]):
             kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
-    return BlockResult(mask, kept)
+    return BlockResult(mask, kept, network.seconds)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from volseg.errors import VolumeError
+from volseg.partition.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
@@ -36,6 +37,10 @@ class SegmentationJob:
     statistics     also MASK_statistics.csv
     preview        also MASK_preview.png
     report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
+    memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
+    schedule       how the network is run; None: the fastest that fits
+    scratch        folder for what does not fit into memory; None: that of the mask
+    go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
     scan: Path
@@ -51,6 +56,10 @@ class SegmentationJob:
     dicom: DicomOptions = field(default_factory=DicomOptions)
     cleaning: Cleaning = field(default_factory=Cleaning)
     split: bool = False
+    memory_limit: int | None = None
+    schedule: Schedule | None = None
+    scratch: Path | None = None
+    go_on: bool = False
 
 
 def channel_files(path: Path, channels: int) -> list[Path]:

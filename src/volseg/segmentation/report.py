@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from volseg.files import write_text
 from volseg.geometry import Triple
+from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
 from volseg.segmentation.statistics import LabelStatistics
 from volseg.volumes.audit import Audit
@@ -22,7 +24,8 @@ class SegmentationReport:
     seen     (D, H, W) voxels as the network saw them, and `spacing` their sides in mm; canonical order
     removed  what post-processing removed, by label
     peaks    measured peak memory by rank, bytes
-    planned  predicted peak of the busiest rank, bytes
+    choice   the schedule, and the predicted peak of the busiest rank
+    phases   seconds by phase, and of the network by layer
     audit    of the scan
     placement, communication  where the ranks ran, and how long they waited for each other
     """
@@ -36,10 +39,16 @@ class SegmentationReport:
     grid: Triple
     seconds: float
     peaks: tuple[int, ...]
-    planned: int
+    choice: Choice
+    phases: dict[str, Any]
     audit: Audit
     placement: list[dict[str, Any]]
     communication: dict[str, Any]
+
+    @property
+    def planned(self) -> int:
+        """Predicted peak of the busiest rank, bytes."""
+        return self.choice.plan.peak
 
 
 def write_report(path: Path, report: SegmentationReport) -> None:
@@ -53,7 +62,14 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "ranks": len(report.peaks),
         "grid": list(report.grid),
         "placement": report.placement,
+        "schedule": report.choice.schedule,
+        "schedule_reason": report.choice.reason,
         "seconds": round(report.seconds, 3),
+        "seconds_by_phase": report.phases,
+        "voxels_per_second": round(prod(report.seen) / max(report.seconds, 1e-9)),
+        "memory_limit_bytes": report.choice.limit,
+        "planned_bytes_by_schedule": report.choice.planned,
+        "peak_at": report.choice.plan.peak_at,
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,
         "communication": report.communication,

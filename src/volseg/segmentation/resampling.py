@@ -18,7 +18,7 @@ from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
-from volseg.geometry import Box
+from volseg.geometry import Box, Triple
 from volseg.nn.kernels.convolution import convolve
 from volseg.partition.window import Range, plan_window
 from volseg.volumes.interpolation import AxisMap, between
@@ -48,9 +48,8 @@ def with_far_ghosts(features: Tensor, scan: Scan, grid: ProcessGrid) -> Tensor:
     return exchange_window(features, plan_window(scan.layout, grid.coords, needs, scan.layout), grid)
 
 
-def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, features: Tensor) -> list[AxisMap]:
-    """`back` for the voxels of `box` alone, counted from the first voxel of `block`, where `features` begin."""
-    sides = features.shape[2:]
+def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, sides: Triple) -> list[AxisMap]:
+    """`back` for the voxels of `box` alone, counted from the first voxel of `block`, where features of `sides` lie."""
     cut = zip(back, box.slices, block.start, sides, strict=True)
     return [axis[own].relative_to(first, side) for axis, own, first, side in cut]
 

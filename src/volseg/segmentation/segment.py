@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
-from volseg.errors import PartitionError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
-from volseg.machine import peak_memory, physical_memory
+from volseg.machine import peak_memory
 from volseg.models.stored import ModelCard, load_model
-from volseg.partition.memory import MemoryPlan, segmenting_memory
+from volseg.models.unet import UNet
+from volseg.nn.fused.scratch import ScratchStore
+from volseg.partition.memory import Beside
 from volseg.partition.planner import grid_for
-from volseg.segmentation.inference import BlockResult, read_input, segment_block
+from volseg.partition.schedule import SPILL
+from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,
     channel_files,
@@ -29,9 +32,12 @@ from volseg.segmentation.job import (
     input_files,
     plan_outputs,
 )
+from volseg.segmentation.limit import Choice, choose
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import clean
 from volseg.segmentation.report import SegmentationReport, write_report
+from volseg.segmentation.resampling import mask_type
+from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
 from volseg.volumes.dicom.options import DicomOptions
@@ -41,8 +47,9 @@ from volseg.volumes.mask_names import alone
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import Scan, lay_out, open_channels, seen_space
 from volseg.volumes.writing import SEGMENTATION_SUFFIX, all_or_none
+from volseg.volumes.zarr.label_image import store_of
 
-STEPS = 5
+STEPS = 4
 SEG_LIBRARIES = 120 * 2**20
 """What highdicom adds to the process that writes a DICOM SEG, measured on 20 x 512 x 512 voxels; its frames come on top
 (see `dicom.seg.output`)."""
@@ -65,35 +72,46 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
             check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
     scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
     looked_at = job.preview or job.statistics  # at the image, beside the mask
-    planned = _plan_memory(job, outputs["mask"], scan, card, looked_at)
+    choice = _choose(job, outputs["mask"], scan, card, communicator, looked_at)
     with communicator.together():
         _check_against_scan(outputs, scan)
-        _check_memory(planned, scan)
-    _tell(job, scan, card, grid, listen)
+    _tell(job, scan, card, grid, choice, listen)
+    clock = _Clock()
 
-    x, image = read_input(scan, card, grid)
-    if not looked_at or scan.back is not None:
-        image = np.empty(0, image.dtype)
-    listen(_step(0, "network"))
-    result = segment_block(model, x, scan, card, grid, probabilities=job.probabilities)
-    del x
-    listen(_step(1, "components"))
+    store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
+    tell = _NetworkProgress(scan, communicator, listen)
+    state = _state(job, outputs["mask"], model, scan, card, communicator, listen) if job.go_on else None
+    result = segment_block(
+        model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
+        journal=state,
+    )  # fmt: skip
+    clock.note("network")
+    listen(_step(0, "components"))
     removed = clean(result.mask, scan.boxes, scan.native.voxel_ml, job.cleaning, communicator)
-    listen(_step(2, "mask"))
+    clock.note("components")
+    listen(_step(1, "mask"))
     _write_volumes(job, outputs, result, labels, scan, grid)
-    listen(_step(3, "statistics"))
-    if looked_at and scan.back is not None:
+    clock.note("mask")
+    listen(_step(2, "statistics"))
+    image = np.empty(0, scan.images[0].dtype)
+    if looked_at:
         with communicator.together():
             image = scan.read_image()
     rows = _measure(result.mask, image if job.statistics else None, scan, card, communicator)
     with communicator.together():
         if job.statistics and communicator.is_root:
             write_statistics(outputs["statistics"], rows)
-    listen(_step(4, "preview" if job.preview else "report"))
+    clock.note("statistics")
+    listen(_step(3, "preview" if job.preview else "report"))
     if job.preview:
         write_preview(outputs["preview"], image, result.mask, scan, grid, card.labels, job.scan.name)
+    clock.note("preview")
     listen(_step(STEPS, ""))
+    if state is not None:
+        state.remove()
     seconds = time.monotonic() - started
+    phases: dict[str, Any] = {"preparation": round(seconds - clock.total, 3), **clock.seconds}
+    phases["network_by_layer"] = {label: round(taken, 3) for label, taken in result.seconds.items()}
     report = SegmentationReport(
         tuple(outputs.values()),
         rows,
@@ -104,7 +122,8 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         grid.dims,
         seconds,
         tuple(communicator.gather_all(peak_memory())),
-        planned.peak,
+        choice,
+        phases,
         scan.channels[0].audit,
         placement_facts(communicator, torch.get_num_threads()),
         communication_facts(communicator, seconds),
@@ -141,6 +160,19 @@ def open_scan(
     return lay_out(volumes, grid, multiple, wanted), grid
 
 
+def _state(
+    job: SegmentationJob, mask: Path, model: UNet, scan: Scan, card: ModelCard, communicator: Communicator,
+    listen: Listener,
+) -> SegmentationState:  # fmt: skip
+    """What an interrupted run left. Collective."""
+    state = SegmentationState(mask, scan, card, digest_of(model.state_dict()), communicator)
+    if state.found:
+        listen(Message(f"going on from {state.folder}: {state.described}"))
+    elif state.refused:
+        listen(Caution(f"{state.folder} belongs to another scan, model or spacing; starting anew"))
+    return state
+
+
 def _check_against_scan(outputs: dict[str, Path], scan: Scan) -> None:
     """What can only be said when the scan is known. Raises VolumeError."""
     inputs = [file for image in scan.images for file in image.audit.inputs]
@@ -148,17 +180,6 @@ def _check_against_scan(outputs: dict[str, Path], scan: Scan) -> None:
         check_no_input(path, kind, inputs)
         if kind.startswith("mask") and path.suffix.lower() == SEGMENTATION_SUFFIX:
             check_source(path, scan.source, scan.native)
-
-
-def _check_memory(planned: MemoryPlan, scan: Scan) -> None:
-    """Raise PartitionError where one rank alone would need more than this machine has."""
-    there = physical_memory()
-    if planned.peak > there:
-        raise PartitionError(
-            f"{scan.source.path}: {format_triple(scan.space.shape)} voxels at {_mm(scan.space.spacing)} mm need "
-            f"{planned.peak / 2**30:.1f} GiB a rank, this machine has {there / 2**30:.1f} GiB: use more ranks on more "
-            "machines (volseg plan-partition says how many), or a coarser --spacing"
-        )
 
 
 def _write_volumes(
@@ -199,27 +220,41 @@ def _measure(
     return tuple(measure_labels(mask, scan.mask_box, scan.native, card.labels, communicator, read))
 
 
-def _plan_memory(job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, looked_at: bool) -> MemoryPlan:
-    """What the busiest rank will hold, the mask and what lies beside it included."""
-    image = scan.images[0].dtype.itemsize if looked_at else 0
-    beside = 1 + int(job.split) + (4 * card.config.model.classes if job.probabilities else 0)
-    if not job.cleaning.removes_nothing:
-        beside += 4  # the components' numbers
-    resampled = scan.back is not None
+def _choose(
+    job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, communicator: Communicator, looked_at: bool
+) -> Choice:
+    """The schedule, from what the busiest rank will hold: the mask and what lies beside it included. Collective."""
+    model = card.config.model
     voxels = max(box.size for box in scan.boxes)
+    stored = sum(volume.dtype.itemsize for volume in scan.channels)
+    label = mask_type(model.classes).itemsize
+    afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if looked_at else 0)
+    if not job.cleaning.removes_nothing:
+        afterwards = max(afterwards, 4)  # the components' numbers
     libraries = SEG_LIBRARIES if mask.suffix.lower() == SEGMENTATION_SUFFIX else 0
     libraries += PICTURE_LIBRARIES if job.preview else 0
-    return segmenting_memory(
-        card.config.model,
-        scan.layout,
-        threads=torch.get_num_threads(),
-        kept_bytes=0 if resampled else voxels * image,
-        mask_bytes=voxels * (beside + (image if resampled else 0)),
-        afterwards=libraries,
+    beside = Beside(
+        image=prod(scan.layout.largest_block) * stored,
+        mask=voxels * (label + (4 * model.classes if job.probabilities else 0)),
+        afterwards=voxels * afterwards + libraries,
     )
+    return choose(
+        model, scan.layout, beside, torch.get_num_threads(), communicator, str(job.scan),
+        limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask),
+    )  # fmt: skip
 
 
-def _tell(job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, listen: Listener) -> None:
+def _scratch(job: SegmentationJob, mask: Path) -> Path:
+    """The folder for what does not fit into memory: beside the mask, unless the user names one."""
+    if job.scratch is not None:
+        return job.scratch
+    store = store_of(mask)
+    return (store or mask).parent
+
+
+def _tell(
+    job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, choice: Choice, listen: Listener
+) -> None:
     """What the user should know before the work begins."""
     ranks = grid.communicator.size
     listen(
@@ -228,6 +263,7 @@ def _tell(job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, 
             f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
         )
     )
+    listen(Message(f"{choice.schedule}: {choice.reason}; planned {choice.plan.peak / 2**30:.2f} GiB"))
     for channel in scan.channels:
         for line in channel.audit.warnings:
             listen(Caution(f"{channel.path}: {line}"))
@@ -244,7 +280,39 @@ def _tell(job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, 
 
 
 def _step(done: int, now: str) -> Progress:
-    return Progress("segment", done, STEPS, "steps", {"now": now} if now else {})
+    return Progress("outputs", done, STEPS, "steps", {"now": now} if now else {})
+
+
+class _NetworkProgress:
+    """Tells how many voxels are done, as a share of the network's arithmetic, and how many a second; on the root."""
+
+    def __init__(self, scan: Scan, communicator: Communicator, listen: Listener) -> None:
+        self._voxels, self._listen = prod(scan.space.shape), listen if communicator.is_root else ignore
+        self._begin = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        done = share * self._voxels
+        speed = done / max(time.monotonic() - self._begin, 1e-9)
+        figures = {"speed": f"{speed / 1e6:.2f} million voxels/s"}
+        self._listen(Progress("network", round(done), self._voxels, "voxels", figures))
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    @property
+    def total(self) -> float:
+        """Of all phases."""
+        return sum(self.seconds.values())
+
+    def note(self, phase: str) -> None:
+        """A phase is over."""
+        now = time.monotonic()
+        self.seconds[phase], self._last = round(now - self._last, 3), now
 
 
 def _mm(spacing: tuple[float, float, float]) -> str:

@@ -12,10 +12,9 @@ from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
-from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
-from volseg.segmentation.inference import read_input
+from volseg.segmentation.inference import BlockNetwork
 from volseg.segmentation.segment import open_scan
 from volseg.volumes.scan import Scan
 
@@ -66,12 +65,10 @@ def verify_partition(model_path: Path, scan_path: Path, partition: str, communic
 @torch.inference_mode()
 def block_logits(model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid) -> np.ndarray:
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
-    x, _ = read_input(scan, card, grid)
-    twin = FusedUNet(model, grid)
-    twin.eval()
+    network = BlockNetwork(model, scan, card, grid)
     d, h, w = scan.inside.shape
     out = np.empty((card.config.model.classes, d, h, w), dtype=np.float32)
-    for start, logits in twin.logit_slabs(x):
+    for start, logits in network.logit_slabs():
         inside = logits[0, :, : max(0, d - start), :h, :w]
         out[:, start : start + inside.shape[1]] = inside.numpy()
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,8 +16,10 @@ from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.normalization import Statistics, normalization_gradient, normalize
 from volseg.nn.kernels import passes, winograd
+from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
+from volseg.partition.slabs import ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 
@@ -131,20 +133,21 @@ class Workplace:
 
 
 def forward(
-    work: Workplace, layer: Layer, slabs: Iterable[Slab], layout: Layout, brick: Triple, *, ghosts: bool,
-    pooled: Layout | None = None,
+    work: Workplace, layer: Layer, slabs: Iterable[Slab], layout: Layout, brick: Triple, rows: Rows,
+    small: Rows | None = None, *, ghosts: bool, known: Affine | None = None,
 ) -> tuple[Output, Held | None]:  # fmt: skip
-    """The layer's output, and the output pooled where `pooled` is the layout of that. Collective.
+    """The layer's output, and the output pooled where there is room for that. Collective.
 
-    slabs   planes of the output and the inputs for them, in order; the last one's inputs are noted
+    slabs   planes of the output and the inputs for them; the last one's inputs are noted
     brick   voxels that no block boundary cuts
+    rows    for the output
+    small   for the output pooled
     ghosts  the output's ghosts are needed; they are under way when this returns
+    known   the norm's coefficients, where they were found before
     """
     norm = layer.norm
-    rows = work.rows(layout, layer.channels)
-    sums = _brick_sums(rows, brick) if needs_statistics(norm) else None
-    signs = _signs(norm, rows.channels) if pooled is not None else None
-    small = work.rows(pooled, layer.channels) if pooled is not None else None
+    sums = brick_sums(rows.sides, rows.channels, brick) if needs_statistics(norm) and known is None else None
+    signs = channel_signs(norm, rows.channels) if small is not None else None
     target = None if small is None or signs is None else winograd.Pooled(small, signs)
     inputs = _convolve(work, layer, slabs, layout, rows, sums, target)
     held = Held(rows, layer.channels)
@@ -152,12 +155,24 @@ def forward(
     for tensor in (small_held, held if ghosts else None):
         if tensor is not None:
             work.start_exchange(tensor)
-    held.affine, statistics = normalize(
-        norm, layer.channels, rows, sums, layout.shape, layer.slope, _kept_channels(layer), work.grid.communicator
-    )
+    statistics = None
+    if known is not None:
+        held.affine = known
+    else:
+        held.affine, statistics = normalize(
+            norm, layer.channels, rows.channels, lambda: _raw_slabs(rows, sums), sums, layout.shape, layer.slope,
+            kept_channels(layer), work.grid.communicator,
+        )  # fmt: skip
     if small_held is not None:
         small_held.affine = held.affine
     return Output(layer, list(inputs), held, statistics, layout, signs), small_held
+
+
+def _raw_slabs(rows: Rows, sums: winograd.BrickSums | None) -> Iterator[Tensor]:
+    """The block, some bricks thick at a time; whole where bricks are single voxels."""
+    planes = rows.sides[0] if sums is None else LARGEST_BRICK[0]
+    for first, last in ranges(rows.sides[0], planes):
+        yield rows.own[first:last]
 
 
 def again(work: Workplace, output: Output, slabs: Iterable[Slab]) -> None:
@@ -173,7 +188,7 @@ def _convolve(
 ) -> list[Held]:  # fmt: skip
     """Fill `rows` slab by slab; returns the last slab's inputs."""
     conv = layer.conv
-    bias = _stored_bias(conv, rows.channels)
+    bias = stored_bias(conv, rows.channels)
     weight: winograd.Weight | None = None
     inputs: list[Held] = []
     for planes, inputs in slabs:
@@ -263,14 +278,15 @@ def needs_statistics(norm: nn.Module) -> bool:
     return norm.training or not isinstance(norm, nn.BatchNorm3d) or norm.running_mean is None
 
 
-def _brick_sums(rows: Rows, brick: Triple) -> winograd.BrickSums | None:
+def brick_sums(sides: Triple, channels: int, brick: Triple) -> winograd.BrickSums | None:
+    """Room for the sums of a block's bricks; None where these are single voxels."""
     if brick == _NO_BRICK:
         return None
-    counts = [n // b for n, b in zip(rows.sides, brick, strict=True)]
-    return winograd.BrickSums(torch.empty(*counts, 2, rows.channels), brick)
+    counts = [n // b for n, b in zip(sides, brick, strict=True)]
+    return winograd.BrickSums(torch.empty(*counts, 2, channels), brick)
 
 
-def _signs(norm: nn.Module, stored: int) -> Tensor:
+def channel_signs(norm: nn.Module, stored: int) -> Tensor:
     """-1 for channels whose activation falls as the raw value rises, else 1."""
     signs = torch.ones(stored)
     weight = getattr(norm, "weight", None)
@@ -279,13 +295,15 @@ def _signs(norm: nn.Module, stored: int) -> Tensor:
     return signs
 
 
-def _stored_bias(conv: nn.Conv3d, stored: int) -> Tensor | None:
+def stored_bias(conv: nn.Conv3d, stored: int) -> Tensor | None:
+    """The bias, with zeros for channels that are stored and not there."""
     if conv.bias is None:
         return None
     return torch.nn.functional.pad(conv.bias.detach(), [0, stored - conv.bias.shape[0]])
 
 
-def _kept_channels(layer: Layer) -> Tensor | None:
+def kept_channels(layer: Layer) -> Tensor | None:
+    """What channel dropout multiplies by in this pass, [C]; None without it."""
     if not isinstance(layer.dropout, PartitionedDropout3d):
         return None
     return layer.dropout.factors(layer.channels, torch.device("cpu"))

@@ -6,6 +6,7 @@ cache; they have the same bits on every grid (`kernels.reproducible`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from volseg.distributed.communicator import Communicator
 from volseg.geometry import Triple
 from volseg.nn.kernels.reproducible import brick_moments, moments, order_free_sum
-from volseg.nn.kernels.rows import Affine, Rows
+from volseg.nn.kernels.rows import Affine
 from volseg.nn.kernels.winograd import BrickSums
 from volseg.nn.normalization import CANCELLED, PartitionedBatchNorm3d, PartitionedNorm, Pooling
 
@@ -32,15 +33,20 @@ class Statistics:
     keep: Tensor | None  # [C] what channel dropout multiplies by
 
 
+RawSlabs = Callable[[], Iterable[Tensor]]
+"""Gives this rank's block of a raw tensor, whole bricks [planes, h, w, C as stored] at a time."""
+
+
 def normalize(
-    norm: nn.Module, channels: int, raw: Rows, sums: BrickSums | None, shape: Triple, slope: float,
+    norm: nn.Module, channels: int, stored: int, raw: RawSlabs, sums: BrickSums | None, shape: Triple, slope: float,
     keep: Tensor | None, communicator: Communicator,
 ) -> tuple[Affine, Statistics | None]:  # fmt: skip
     """The coefficients of `norm` and a leaky ReLU behind it for a convolution's output. Collective.
 
     norm      a partitioned norm, or anything else for none
-    channels  of `raw`, which may be stored with more
-    sums      of the bricks of this rank's block; None where bricks are single voxels
+    channels  of the output, `stored` with as many or more
+    raw       the output; asked for only where the sums do not say enough
+    sums      of the bricks of this rank's block; None where bricks are single voxels: then `raw` gives one slab
     shape     (D, H, W) of the whole volume
     keep      [channels] factors of channel dropout, or None
 
@@ -49,7 +55,7 @@ def normalize(
     if not isinstance(norm, PartitionedNorm):
         one = torch.ones(channels, dtype=torch.float64)
         fixed = None if keep is None else Statistics(torch.zeros_like(one), one, None, 1, keep)
-        return _affine(one, torch.zeros_like(one), keep, slope, raw.channels), fixed
+        return _affine(one, torch.zeros_like(one), keep, slope, stored), fixed
     weight, bias = _parameters(norm)
     if isinstance(norm, PartitionedBatchNorm3d) and not norm.training and norm.running_mean is not None:
         assert norm.running_var is not None
@@ -69,7 +75,7 @@ def normalize(
     offset = -statistics.mean * gain
     if bias is not None:
         offset = bias.detach().double() + offset
-    return _affine(gain, offset, keep, slope, raw.channels), statistics
+    return _affine(gain, offset, keep, slope, stored), statistics
 
 
 def _parameters(norm: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -94,24 +100,26 @@ def _stored(values: Tensor, channels: int) -> Tensor:
 
 
 def _moments(
-    raw: Rows, channels: int, sums: BrickSums | None, shape: Triple, pooling: Pooling, count: int,
+    raw: RawSlabs, channels: int, sums: BrickSums | None, shape: Triple, pooling: Pooling, count: int,
     communicator: Communicator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Mean and biased variance per channel, [C] float64. Collective."""
     brick = (1, 1, 1) if sums is None else sums.brick
     bricks = (shape[0] // brick[0]) * (shape[1] // brick[1]) * (shape[2] // brick[2])
     if sums is None:
-        total = moments(_channels_first(raw.own[..., :channels]), brick, bricks, communicator)
+        (whole,) = raw()
+        total = moments(_channels_first(whole[..., :channels]), brick, bricks, communicator)
     else:
-        total = order_free_sum(sums.sums.view(1, -1, 2, raw.channels)[..., :channels], bricks, communicator)
+        total = order_free_sum(sums.sums.view(1, -1, 2, sums.sums.shape[-1])[..., :channels], bricks, communicator)
     mean, var = _mean_and_variance(pooling.spread(total)[0] / count)
     if (var * CANCELLED < mean * mean).any():  # the same answer on every rank: these bits are
         centre = torch.from_numpy(mean).float()
-        centred = raw.own[..., :channels] - centre
         if sums is None:
-            total = moments(_channels_first(centred), brick, bricks, communicator)
+            (whole,) = raw()
+            total = moments(_channels_first(whole[..., :channels] - centre), brick, bricks, communicator)
         else:
-            total = order_free_sum(brick_moments(centred, brick).unsqueeze(0), bricks, communicator)
+            parts = [brick_moments(slab[..., :channels] - centre, brick) for slab in raw()]
+            total = order_free_sum(torch.cat(parts).unsqueeze(0), bricks, communicator)
         rest, var = _mean_and_variance(pooling.spread(total)[0] / count)
         mean = centre.double().numpy() + rest
     return mean, var

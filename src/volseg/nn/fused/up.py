@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from volseg.nn.fused.layer import Gradients, Held, Slot, Workplace, enter
 from volseg.nn.kernels import pointwise
 from volseg.nn.kernels.rows import Activation, Rows
-from volseg.partition.slabs import up_slabs, up_sources
+from volseg.partition.slabs import UpSlab, up_slabs, up_slabs_of, up_sources
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 
@@ -33,10 +33,18 @@ class Up:
 
         multiple  slabs begin on multiples of it
         """
+        rows = self.below.rows
+        return self._made(work, up_slabs(rows.sides, rows.low, rows.high, padded_channels(self.channels), multiple))
+
+    def slabs_of(self, work: Workplace, planes: Sequence[Range]) -> Iterator[tuple[Range, Held]]:
+        """The same for the planes given, which may begin in the ghosts."""
+        rows = self.below.rows
+        return self._made(work, up_slabs_of(planes, rows.sides, rows.low, rows.high))
+
+    def _made(self, work: Workplace, slabs: Sequence[UpSlab]) -> Iterator[tuple[Range, Held]]:
         rows, stored = self.below.rows, padded_channels(self.channels)
         weight = pointwise.pack_up(self.module.weight, self.module.bias)
         low, high = rows.low, rows.high
-        slabs = up_slabs(rows.sides, low, high, stored, multiple)
         largest = max(8 * prod(source) * stored for _, source in slabs)
         for planes, _ in slabs:
             start, stop = up_sources(planes, rows.sides[0], low[0], high[0])

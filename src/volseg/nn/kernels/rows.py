@@ -70,6 +70,11 @@ class Rows:
         d, h, w = ((-low, int(n) - low) for low, n in zip(self.low, self.buffer.shape[:3], strict=True))
         return d, h, w
 
+    def seen_from(self, origin: Triple, sides: Triple) -> Rows:
+        """The same memory for a block of `sides` that begins at `origin`, counted from this block's own first voxel."""
+        d, h, w = (low + first for low, first in zip(self.low, origin, strict=True))
+        return Rows(self.buffer, (d, h, w), sides)
+
     @property
     def own(self) -> Tensor:
         """The block itself, a view [d, h, w, C]."""

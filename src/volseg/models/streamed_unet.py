@@ -1,0 +1,479 @@
+"""The U-Net's forward at the floor of memory: slab by slab, each output over its own input.
+
+Three schedules, with the same bits:
+
+    in-place   each level holds one tensor: its skip, or what is being computed (`partition.basin`)
+    recompute  the finest level is never held: five passes over the image compute it again as far as each needs
+               (`nn.fused.chain`), two for the encoder, three for the decoder and the head
+    spill      in-place, with the tensors in files of a scratch folder, of which a few planes are in memory at a time
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.halo import exchange_window, ghost_widths
+from volseg.geometry import Box, Triple
+from volseg.models.layers import as_batch, context_of, layer_of
+from volseg.models.unet import UNet
+from volseg.nn.fused import layer as fused
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.chain import Chain, Image, Stage, reach
+from volseg.nn.fused.layer import Held, Layer, Workplace, brick_sums, channel_signs, kept_channels, needs_statistics
+from volseg.nn.fused.normalization import normalize
+from volseg.nn.fused.scratch import Store
+from volseg.nn.fused.up import Up
+from volseg.nn.kernels import passes, pointwise, winograd
+from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.partition.basin import Basin, basins
+from volseg.partition.layout import Layout
+from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, layer_costs, level_of
+from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range, plan_window
+
+_COARSE = "coarse"
+"""For whose output the journal has coefficients beside those of the finest level's layers."""
+
+
+class TensorImage:
+    """An image that is there as a tensor: this rank's block [1, C, d, h, w]. To make one is collective.
+
+    width  voxels around the block that will be asked for, where the volume goes on
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, grid: ProcessGrid, width: int) -> None:
+        self.channels = int(x.shape[1])
+        self._low, self._high = reach(layout, grid.coords, width)
+        if self._low == self._high == (0, 0, 0):
+            wide = x.detach()
+        else:
+
+            def needs(axis: int, own: Range) -> Range:
+                return max(0, own[0] - width), min(layout.shape[axis], own[1] + width)
+
+            wide = exchange_window(x.detach(), plan_window(layout, grid.coords, needs, layout), grid)
+        self._rows = wide[0].permute(1, 2, 3, 0)
+
+    def settled(self) -> None:
+        """Nothing can go wrong."""
+
+    def planes(self, wanted: Range, width: int) -> Tensor:
+        """As `nn.fused.chain.Image.planes`."""
+        cut = [slice(wanted[0] + self._low[0], wanted[1] + self._low[0])]
+        for low, high, side in zip(self._low[1:], self._high[1:], self._rows.shape[1:3], strict=True):
+            cut.append(slice(low - min(low, width), side - high + min(high, width)))
+        return self._rows[tuple(cut)].contiguous()
+
+
+class Journal(Protocol):
+    """What is kept of a run for one that goes on after an interruption."""
+
+    def affines(self) -> dict[str, Affine]:
+        """Coefficients of the finest level's layers, by label, as far as they are known."""
+
+    def fill_coarse(self, box: Box, out: Tensor) -> bool:
+        """The raw output of the coarse levels in a box of level 1, to `out` [d, h, w, C]; whether it is known."""
+
+    def keep(self, affines: dict[str, Affine], coarse: tuple[Box, Tensor] | None = None) -> None:
+        """Keep what was found. Collective."""
+
+
+def image_width(schedule: Schedule, beyond: int = 0) -> int:
+    """Voxels around a block that the image is asked for, where the volume goes on."""
+    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
+
+
+def image_passes(schedule: Schedule, norm: str) -> int:
+    """How often an image is read."""
+    return 1 if schedule is not RECOMPUTE else 2 if norm == "none" else 5
+
+
+@dataclass
+class _Level:
+    """A level of a run: its layout and brick; its basin, and the memory of that; and the tensors that lie there."""
+
+    layout: Layout
+    brick: Triple
+    basin: Basin | None = None
+    memory: Tensor | None = None
+    held: dict[str, Held] = field(default_factory=dict)
+
+
+class StreamedUNet:
+    """Runs a partitioned U-Net that the fused layers cover (`partition.fused_memory.covers`), forward only.
+
+    twin      the network as `partition_module` made it
+    schedule  see above
+    store     where tensors lie
+    tell      is called with the share of the work that is done, 0 to 1, after each slab
+    journal   keeps what the next run need not compute again, and knows what the last one kept
+    seconds   of each layer, in RECOMPUTE of each pass; what the caller does with a slab counts with the head
+
+    A run must be gone through to its end, on all ranks.
+    """
+
+    def __init__(
+        self, twin: UNet, grid: ProcessGrid, schedule: Schedule = IN_PLACE, store: Store | None = None,
+        tell: Callable[[float], None] | None = None, journal: Journal | None = None,
+    ) -> None:  # fmt: skip
+        self.twin, self.grid, self.config, self.schedule = twin, grid, twin.config, schedule
+        self.store = store or Store()
+        self.tell = tell
+        self.journal = journal if twin.config.levels else None
+        self._affines: dict[str, Affine] = {}
+        self.work = Workplace(grid, Buffers())
+        self._levels: list[_Level] = []
+        self.seconds: dict[str, float] = {}
+        self._costs: dict[str, float] = {}
+        self._done = self._whole = 0.0
+
+    # what comes out
+
+    def logit_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[int, Tensor]]:
+        """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
+        head, classes = self.twin.head, self.config.classes
+        weight = pointwise.pack_point(head.weight, head.bias)
+        for planes, held in self._without_gradients(self.run(image, layout)):
+            _, h, w = held.rows.sides
+            step = head_slab_planes(held.rows.sides, classes)
+            for first, last in ((a + planes[0], b + planes[0]) for a, b in ranges(planes[1] - planes[0], step)):
+                with torch.no_grad():
+                    logits = Rows.of(torch.empty(last - first, h, w, weight.channels))
+                    pointwise.apply(
+                        held.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last)
+                    )
+                yield first, as_batch(logits.own[..., :classes])
+
+    def feature_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[Range, Tensor]]:
+        """What the head reads, [1, C, planes + 1, h + 1, w + 1] for ranges of planes in turn. Collective.
+
+        The further plane, row and column only where the volume goes on; good until the next are asked for.
+        """
+        activated = 0
+        for planes, held in self._without_gradients(self.run(image, layout, beyond=1)):
+            _, high = reach(layout, self.grid.coords, 1)
+            last = min(planes[1] + 1, held.rows.sides[0] + high[0])
+            with torch.no_grad():
+                fresh = _part(held.rows, (max(activated, planes[0]), last), high)
+                passes.activate(Activation(fresh, held.affine), fresh)
+            activated = last
+            yield planes, as_batch(_part(held.rows, (planes[0], last), high).own[..., : held.channels])
+
+    def _without_gradients(self, slabs: Iterator[tuple[Range, Held]]) -> Iterator[tuple[Range, Held]]:
+        """Not while the caller works on a slab."""
+        while True:
+            with torch.no_grad():
+                found = next(slabs, None)
+            if found is None:
+                return
+            yield found
+
+    def run(self, image: Image, layout: Layout, beyond: int = 0) -> Iterator[tuple[Range, Held]]:
+        """Ranges of this rank's planes, and there what the head reads; good until the next are asked for. Collective.
+
+        beyond  voxels around the block that are wanted too, where the volume goes on: 0 or 1
+        """
+        # The up-convolution to voxels beyond the block reads a voxel more, which thin blocks do not have.
+        thin = beyond and min(min(n.shape) for n in layout.at_level(1).blocks()) < 2 if self.config.levels else True
+        recompute = self.schedule is RECOMPUTE and not thin
+        self._begin(layout, RECOMPUTE if recompute else IN_PLACE, beyond)
+        try:
+            if recompute:
+                yield from self._recompute(image, beyond)
+            else:
+                yield from self._in_place(image, beyond)
+            if self.tell is not None:
+                self.tell(1.0)
+        finally:
+            self._levels = []
+            self.work.buffers.clear()
+
+    # the two ways
+
+    def _in_place(self, image: Image, beyond: int) -> Iterator[tuple[Range, Held]]:
+        top, gone_on = self.config.levels, self._coarse_is_known()
+        self._encode(0, self._image_slabs(image), ghosts=top > 0 or beyond > 0, pool=not gone_on)
+        image.settled()
+        if gone_on:
+            self._fetch_coarse()
+        else:
+            self._coarse(1)
+            self._keep_coarse()
+        if top:
+            self._decode(0, ghosts=beyond > 0)
+        last = self._levels[0].held["decoder 2" if top else "encoder 2"]
+        last.wait()
+        with self._during("head"):
+            for planes in self._slabs(0, last.rows.sides[0]):
+                yield planes, last
+                self.store.relax()
+
+    def _recompute(self, image: Image, beyond: int) -> Iterator[tuple[Range, Held]]:
+        stages = [self._stage(part, number) for part in ("encoder", "decoder") for number in (1, 2)]
+        if self._coarse_is_known():
+            self._fetch_coarse()
+        else:
+            self._pass(image, stages[:1])
+            image.settled()
+            self._pass(image, stages[:2], pool=True)
+            self.work.buffers.clear()  # the coarser levels need their room
+            self._coarse(1)
+            self._keep_coarse()
+        below = self._above(0)
+        below.wait()
+        stages[2].up = self._up(0, below)
+        for count in (3, 4):
+            if stages[count - 1].affine is None:
+                self._pass(image, stages[:count])
+                self._keep()
+        chain = self._chain(image, stages, beyond)
+        with self._during("head"):
+            for planes, held in chain.run():
+                self._count([stage.layer for stage in stages], planes)
+                yield planes, held
+
+    def _coarse(self, first: int) -> None:
+        """Down from a level to the deepest, and up to it again."""
+        top = self.config.levels
+        for level in range(first, top + 1):
+            pooled = self._levels[level].held.pop("pooled")
+            pooled.wait()
+            slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
+            self._encode(level, slabs, ghosts=True)
+        for level in reversed(range(first, top)):
+            self._decode(level, ghosts=True)
+
+    # in place
+
+    def _encode(self, level: int, slabs: Iterator[fused.Slab], *, ghosts: bool, pool: bool = True) -> None:
+        first = self._convolve("encoder", level, 1, slabs, "low", ghosts=True)
+        first.wait()
+        falling = ((planes, [first]) for planes in reversed(self._slabs(level, first.rows.sides[0])))
+        small = None
+        if pool and level < self.config.levels:
+            small = self._place(level + 1, self.config.widths[level], "high")
+        self._convolve("encoder", level, 2, falling, "high", ghosts=ghosts, small=small)
+        self._levels[level].held.pop("encoder 1")
+
+    def _decode(self, level: int, *, ghosts: bool) -> None:
+        planes = self._slabs(level, self._levels[level].held["encoder 2"].rows.sides[0])
+        first = self._convolve("decoder", level, 1, self._skip_and_up(level, planes), "low", ghosts=True)
+        first.wait()
+        self._levels[level].held.pop("encoder 2")
+        self._levels[level + 1].held.clear()
+        self._levels[level + 1].memory = None
+        falling = ((part, [first]) for part in reversed(planes))
+        self._convolve("decoder", level, 2, falling, "high", ghosts=ghosts)
+        self._levels[level].held.pop("decoder 1")
+
+    def _skip_and_up(self, level: int, planes: Sequence[Range]) -> Iterator[fused.Slab]:
+        """What a decoder's first convolution reads."""
+        skip, below = self._levels[level].held["encoder 2"], self._above(level)
+        skip.wait()
+        below.wait()
+        for part, up in self._up(level, below).slabs_of(self.work, planes):
+            yield part, [skip, up]
+
+    def _convolve(
+        self, part: str, level: int, number: int, slabs: Iterator[fused.Slab], end: str, *, ghosts: bool,
+        small: Rows | None = None,
+    ) -> Held:  # fmt: skip
+        here, layer = self._levels[level], self._layer(part, level, number)
+        rows = self._place(level, layer.channels, end)
+        with self._during(layer.label):
+            output, pooled = fused.forward(
+                self.work,
+                layer,
+                self._watched(slabs, layer),
+                here.layout,
+                here.brick,
+                rows,
+                small,
+                ghosts=ghosts,
+                known=self._affines.get(layer.label),
+            )
+        here.held[f"{part} {number}"] = output.held
+        self._found(layer.label, output.held.affine)
+        if pooled is not None:
+            self._levels[level + 1].held["pooled"] = pooled
+        return output.held
+
+    def _watched(self, slabs: Iterator[fused.Slab], layer: Layer) -> Iterator[fused.Slab]:
+        """The slabs, told of when they are done."""
+        for planes, inputs in slabs:
+            yield planes, inputs
+            self._count([layer], planes)
+            self.store.relax()
+
+    def _place(self, level: int, channels: int, end: str) -> Rows:
+        """Room for a tensor at the low or the high end of a level's basin."""
+        here, stored = self._levels[level], padded_channels(channels)
+        basin = here.basin
+        assert basin is not None
+        if here.memory is None:
+            if basin.host is None:
+                here.memory = self.store.take(basin.size)
+            else:
+                host = self._levels[basin.host].memory
+                assert host is not None
+                here.memory = host[basin.offset : basin.offset + basin.size]
+        begin = 0 if end == "low" else basin.at_high_end(stored)
+        shape = (*(n + a + b for n, a, b in zip(basin.sides, basin.low, basin.high, strict=True)), stored)
+        buffer = here.memory[begin : begin + basin.floats(stored)].view(shape)
+        return Rows(buffer, basin.low, basin.sides)
+
+    def _slabs(self, level: int, depth: int) -> list[Range]:
+        basin = self._levels[level].basin
+        assert basin is not None
+        return ranges(depth, basin.planes)
+
+    def _image_slabs(self, image: Image) -> Iterator[fused.Slab]:
+        low, high = ghost_widths(self.grid, 1)
+        sides = self._levels[0].layout.block(self.grid.coords).shape
+        for first, last in self._slabs(0, sides[0]):
+            wanted = max(first - 1, -low[0]), min(last + 1, sides[0] + high[0])
+            rows = Rows(image.planes(wanted, 1), (-wanted[0], low[1], low[2]), sides)
+            yield (first, last), [Held(rows, image.channels)]
+
+    # chains
+
+    def _stage(self, part: str, number: int) -> Stage:
+        layer = self._layer(part, 0, number)
+        return Stage(layer, self._affines.get(layer.label))
+
+    def _chain(self, image: Image, stages: Sequence[Stage], beyond: int = 0) -> Chain:
+        layout = self._levels[0].layout
+        step = rolling_planes(layout.block(self.grid.coords).shape, padded_channels(self.config.widths[0]))
+        return Chain(self.work, layout, image, stages, step, beyond)
+
+    def _pass(self, image: Image, stages: Sequence[Stage], pool: bool = False) -> None:
+        """A pass that finds the last stage's coefficients, and with `pool` its output pooled. Collective."""
+        here, layer = self._levels[0], stages[-1].layer
+        chain, stored = self._chain(image, stages), padded_channels(layer.channels)
+        sides = here.layout.block(self.grid.coords).shape
+        sums = brick_sums(sides, stored, here.brick) if needs_statistics(layer.norm) else None
+        small = Held(self._place(1, layer.channels, "high"), layer.channels) if pool else None
+        pooled = None if small is None else winograd.Pooled(small.rows, channel_signs(layer.norm, stored))
+        if sums is not None or pooled is not None:
+            with self._during(layer.label):
+                for planes, _ in chain.run(sums, pooled):
+                    self._count([stage.layer for stage in stages], planes)
+        if small is not None:
+            self.work.start_exchange(small)
+            self._levels[1].held["pooled"] = small
+
+        def raw() -> Iterator[Tensor]:
+            for planes, part in chain.run():
+                yield _part(part.rows, planes, (0, 0, 0)).own
+
+        stages[-1].affine, _ = normalize(
+            layer.norm, layer.channels, stored, raw, sums, here.layout.shape, layer.slope, kept_channels(layer),
+            self.grid.communicator,
+        )  # fmt: skip
+        self._found(layer.label, stages[-1].affine)
+        if small is not None:
+            small.affine = stages[-1].affine
+
+    # going on after an interruption
+
+    def _found(self, label: str, affine: Affine | None) -> None:
+        """A layer's coefficients are known."""
+        if affine is not None and level_of(label) == 0:
+            self._affines[label] = affine
+
+    def _coarse_is_known(self) -> bool:
+        return self.journal is not None and _COARSE in self._affines
+
+    def _keep(self) -> None:
+        if self.journal is not None:
+            self.journal.keep(self._affines)
+
+    def _keep_coarse(self) -> None:
+        if self.journal is None:
+            return
+        below = self._above(0)
+        assert below.affine is not None
+        self._affines[_COARSE] = below.affine
+        self.journal.keep(self._affines, (self._coarse_box, below.rows.own))
+
+    def _fetch_coarse(self) -> None:
+        """Instead of `_coarse`."""
+        assert self.journal is not None
+        channels = self.config.widths[1]
+        below = Held(self._place(1, channels, "high"), channels, self._affines[_COARSE])
+        found = self.journal.fill_coarse(self._coarse_box, below.rows.own)
+        assert found, "coefficients without the tensor they are for"
+        self.work.start_exchange(below)
+        self._levels[1].held["encoder 2" if self.config.levels == 1 else "decoder 2"] = below
+        self._done += sum(cost * self._depth(label) for label, cost in self._costs.items() if level_of(label) > 0)
+
+    @property
+    def _coarse_box(self) -> Box:
+        return self._levels[1].layout.block(self.grid.coords)
+
+    # both
+
+    def _begin(self, layout: Layout, schedule: Schedule, beyond: int) -> None:
+        context, coords = context_of(self.twin), self.grid.coords
+        context.begin_pass_of(layout)
+        context.end_pass()
+        layouts = [layout.at_level(level) for level in range(self.config.levels + 1)]
+        self._levels = [_Level(one, context.brick(one)[0]) for one in layouts]
+        top = schedule.finest_held
+        ghosts = [ghost_widths(self.grid, 1 + beyond * (level == top == 1)) for level in range(len(layouts))]
+        sides = [one.block(coords).shape for one in layouts]
+        widths = [padded_channels(width) for width in self.config.widths]
+        for level, basin in basins(sides, ghosts, widths, top).items():
+            self._levels[level].basin = basin
+        self._costs = layer_costs(self.config, IN_PLACE)
+        costs = layer_costs(self.config, schedule)
+        self._whole = sum(cost * self._depth(label) for label, cost in costs.items())
+        self._done = 0.0
+        self._affines = {} if self.journal is None else self.journal.affines()
+
+    def _depth(self, label: str) -> int:
+        """Planes of this rank's block at a layer's level."""
+        return self._levels[level_of(label)].layout.block(self.grid.coords).shape[0]
+
+    @contextmanager
+    def _during(self, label: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        with self.grid.communicator.meter.during(label):
+            yield
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - begin
+
+    def _count(self, layers: Sequence[Layer], planes: Range) -> None:
+        """Planes of these layers are done."""
+        self._done += (planes[1] - planes[0]) * sum(self._costs[layer.label] for layer in layers)
+        if self.tell is not None:
+            self.tell(min(1.0, self._done / self._whole))
+
+    def _above(self, level: int) -> Held:
+        """What the up-convolution to a level reads."""
+        deepest = level + 1 == self.config.levels
+        return self._levels[level + 1].held["encoder 2" if deepest else "decoder 2"]
+
+    def _up(self, level: int, below: Held) -> Up:
+        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), below)
+
+    def _layer(self, part: str, level: int, number: int) -> Layer:
+        return layer_of(self.twin, part, level, number)
+
+
+def _part(rows: Rows, planes: Range, high: Triple) -> Rows:
+    """Some planes of a block with the voxels after it on H and W, as a block of its own."""
+    sides = planes[1] - planes[0], rows.sides[1] + high[1], rows.sides[2] + high[2]
+    cut = [
+        slice(low + first, low + first + side)
+        for low, first, side in zip(rows.low, (planes[0], 0, 0), sides, strict=True)
+    ]
+    return Rows(rows.buffer[tuple(cut)], (0, 0, 0), sides)

@@ -1,0 +1,171 @@
+"""Several convolutions one after the other in one pass over a block: of each tensor a few planes exist at a time.
+
+Each stage computes what the next one reads: on the sides where the volume goes on, a voxel more for every stage that
+follows it. So the image is the only thing that is fetched from other ranks, and no tensor is ever whole. Nothing is
+computed twice along D; the windows keep the planes that the next step needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from volseg.geometry import Triple
+from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
+from volseg.nn.fused.up import Up
+from volseg.nn.kernels import winograd
+from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.partition.layout import Layout
+from volseg.partition.slabs import ranges, window_planes
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+
+
+class Image(Protocol):
+    """What a network reads: this rank's block of an image, and what lies around it.
+
+    channels  of the image
+    """
+
+    channels: int
+
+    def planes(self, wanted: Range, width: int) -> Tensor:
+        """Planes [n, h', w', C] float32, with up to `width` voxels around the block where the volume goes on.
+
+        wanted  counted from the block's first plane
+        """
+
+    def settled(self) -> None:
+        """All planes have been asked for once. Collective. Raises, on all ranks, what went wrong on any."""
+
+
+def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
+    """Voxels before and after a block, at most `width`, up to the faces of the volume."""
+    block, whole = layout.block(coords), layout.shape
+    low = tuple(min(width, start) for start in block.start)
+    high = tuple(min(width, n - stop) for n, stop in zip(whole, block.stop, strict=True))
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+@dataclass
+class Stage:
+    """A convolution of a chain.
+
+    affine  its norm's coefficients; None as long as they are not known, which only the last stage's may be
+    up      what it reads beside the stage before
+    """
+
+    layer: Layer
+    affine: Affine | None = None
+    up: Up | None = None
+
+
+class _Window:
+    """The planes first ... stop of a stage's output, and `width` voxels around the block on H and W."""
+
+    def __init__(self, work: Workplace, name: str, stage: Stage, layout: Layout, width: int, step: int) -> None:
+        coords = work.grid.coords
+        self.low, self.high = reach(layout, coords, width)
+        self.sides = layout.block(coords).shape
+        self.stage = stage
+        channels = padded_channels(stage.layer.channels)
+        planes = window_planes(self.sides[0], self.low[0], self.high[0], width, step)
+        shape = (planes, *(n + a + b for n, a, b in zip(self.sides, self.low, self.high, strict=True)))
+        self.buffer = work.buffers.slab(name, (shape[0], shape[2], shape[3]), channels).buffer
+        self.first = self.stop = -self.low[0]
+
+    @property
+    def held(self) -> Held:
+        rows = Rows(self.buffer[: self.stop - self.first], (-self.first, *self.low[1:]), self.sides)
+        return Held(rows, self.stage.layer.channels, self.stage.affine)
+
+    def make_room(self, keep_from: int, stop: int) -> Range:
+        """Forget the planes before `keep_from`; the planes that are to be filled now."""
+        gone = min(max(keep_from, self.first), self.stop) - self.first
+        kept = self.stop - self.first - gone
+        if gone and kept:
+            source = self.buffer[gone : gone + kept]
+            self.buffer[:kept].copy_(source.clone() if gone < kept else source)
+        self.first += gone
+        filled = self.stop, stop
+        self.stop = stop
+        assert self.stop - self.first <= len(self.buffer), "a window too small"
+        return filled
+
+
+class Chain:
+    """The pass, planned once.
+
+    stages  the first one reads the image
+    step    planes of the last stage's output at a time; a multiple of the bricks'
+    beyond  voxels around the block that are wanted of it, where the volume goes on
+    """
+
+    def __init__(
+        self, work: Workplace, layout: Layout, image: Image, stages: Sequence[Stage], step: int, beyond: int = 0
+    ) -> None:  # fmt: skip
+        self.work, self.layout, self.image, self.stages, self.step = work, layout, image, stages, step
+        self.beyond = beyond
+
+    def run(
+        self, sums: winograd.BrickSums | None = None, pooled: winograd.Pooled | None = None
+    ) -> Iterator[tuple[Range, Held]]:
+        """Ranges of this rank's planes, and the last stage's output there, good until the next are asked for. Local.
+
+        sums, pooled  of the last stage
+        """
+        widths = [len(self.stages) - 1 - n + self.beyond for n in range(len(self.stages))]
+        windows = [
+            _Window(self.work, f"window {n}", stage, self.layout, width, self.step)
+            for n, (stage, width) in enumerate(zip(self.stages, widths, strict=True))
+        ]
+        weights = [winograd.pack_weight(s.layer.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
+        depth = self.layout.block(self.work.grid.coords).shape[0]
+        last_stage = len(windows) - 1
+        for first, last in ranges(depth, self.step):
+            for n, (window, width) in enumerate(zip(windows, widths, strict=True)):
+                keep = windows[n + 1].stop - 1 if n < last_stage else first
+                planes = window.make_room(keep, min(last + width, depth + window.high[0]))
+                if planes[1] > planes[0]:
+                    at_end = n == last_stage
+                    self._compute(
+                        windows, n, width, planes, weights[n], sums if at_end else None, pooled if at_end else None
+                    )
+            yield (first, last), windows[-1].held
+        for weight in weights:
+            weight.release()
+
+    def _sources(self, number: int) -> list[int]:
+        stage = self.stages[number]
+        before = self.image.channels if number == 0 else self.stages[number - 1].layer.channels
+        return [before] if stage.up is None else [before, stage.up.channels]
+
+    def _compute(
+        self, windows: Sequence[_Window], number: int, width: int, planes: Range, weight: winograd.Weight,
+        sums: winograd.BrickSums | None, pooled: winograd.Pooled | None,
+    ) -> None:  # fmt: skip
+        window, stage = windows[number], self.stages[number]
+        low, high = window.low, window.high
+        inputs = [self._read(planes, width) if number == 0 else windows[number - 1].held]
+        if stage.up is not None:
+            inputs += [held for _, held in stage.up.slabs_of(self.work, [planes])]
+        # The kernel sees a block that is wider on H and W; planes are counted as always.
+        origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
+        start = self.layout.block(self.work.grid.coords).start
+        winograd.forward(
+            [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
+            stored_bias(stage.layer.conv, window.buffer.shape[3]),
+            window.held.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
+            origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
+        )  # fmt: skip
+
+    def _read(self, planes: Range, width: int) -> Held:
+        """The image where the first stage reads it."""
+        low, high = reach(self.layout, self.work.grid.coords, width + 1)
+        sides = self.layout.block(self.work.grid.coords).shape
+        wanted = max(planes[0] - 1, -low[0]), min(planes[1] + 1, sides[0] + high[0])
+        tensor = self.image.planes(wanted, width + 1)
+        return Held(Rows(tensor, (-wanted[0], low[1], low[2]), sides), self.image.channels)

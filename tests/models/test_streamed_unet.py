@@ -1,0 +1,115 @@
+"""The streamed forward: the bits of the partitioned network, whatever the schedule, the slabs, and the grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.test_fused_unet import VARIANTS, blocks_of, volume
+from models.test_unet import config, make
+from oracles import GRIDS, serial_grid
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.streamed_unet import TensorImage, image_width
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.convert import partition_module
+from volseg.nn.fused.scratch import ScratchStore
+from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
+
+MORE = VARIANTS | {
+    "levels enough to be hosted": config(levels=4, base_channels=4, classes=2),
+    "dropout": config(dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("slab", [1, 2**20], ids=["thin slabs", "whole"])
+@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE, SPILL])
+def test_every_schedule_has_the_bits_of_the_partitioned_network(
+    schedule: Schedule, name: str, slab: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", slab)
+    check(schedule, name, serial_grid().communicator, tmp_path)
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
+def test_so_it_has_on_two_ranks(
+    schedule: Schedule, name: str, communicator: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    check(schedule, name, communicator, tmp_path)
+
+
+@pytest.mark.parallel([2, 3, 4, 8])
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE, SPILL])
+def test_so_it_has_on_any_grid(
+    schedule: Schedule, communicator: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    check(schedule, "instance", communicator, tmp_path)
+
+
+def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Path) -> None:
+    """Logits and features of one network on all grids of so many ranks."""
+    settings = MORE[name]
+    model = make(settings).eval()
+    whole = volume(settings, (45, 29, 31))
+    shape = tuple(whole.shape[2:])
+    with torch.no_grad():
+        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        features = partition_module(model, serial_grid(), settings.multiple)(whole, features_only=True)
+    for dims in GRIDS[communicator.size]:
+        if not blocks_of(settings, shape, dims):
+            continue
+        grid = ProcessGrid(communicator, dims)
+        layout = grid.layout(shape, settings.multiple)
+        block = take_block(whole, grid, layout)
+        store = ScratchStore(scratch) if schedule is SPILL else None
+        told: list[float] = []
+        streamed = FusedUNet(model, grid).eval().streamed(schedule, store, told.append)
+        image = TensorImage(block, layout, grid, image_width(schedule))
+        parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
+        assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), dims
+        assert told == sorted(told)
+        assert told[-1] == 1
+        box = layout.block(grid.coords)
+        image = TensorImage(block, layout, grid, image_width(schedule, 1))
+        reached = 0
+        for (first, last), part in streamed.feature_slabs(image, layout):
+            d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, shape, strict=True))
+            d = min(d, box.start[0] + last + 1)
+            expected = features[:, :, box.start[0] + first : d, box.start[1] : h, box.start[2] : w]
+            assert torch.equal(part, expected), dims
+            assert first == reached
+            reached = last
+        assert reached == box.shape[0]
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
+def test_statistics_that_cancel_are_taken_again(
+    schedule: Schedule, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raw values far from zero: their variance comes from a second look at them."""
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    settings = config(levels=2)
+    model = make(settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 5:
+                parameter.abs_()
+    whole = volume(settings, (40, 16, 16)) * 1e-3 + 100
+    shape = tuple(whole.shape[2:])
+    with torch.no_grad():
+        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+    grid = ProcessGrid(communicator, (communicator.size, 1, 1))
+    layout = grid.layout(shape, settings.multiple)
+    streamed = FusedUNet(model, grid).eval().streamed(schedule)
+    image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(schedule))
+    parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
+    assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone)
