@@ -1,0 +1,75 @@
+"""The schedule a scan is segmented by, and the memory limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiny import SERIAL, ct_like, save_nifti, untrained_run
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator
+from volseg.errors import PartitionError
+from volseg.partition.layout import Layout
+from volseg.partition.memory import Beside, segmenting_memories
+from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL
+from volseg.segmentation.job import SegmentationJob
+from volseg.segmentation.limit import Choice, choose, memory_limit
+from volseg.segmentation.segment import segment
+
+MODEL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=4)
+LAYOUT = Layout.even((512, 512, 512), (1, 1, 1), 16)
+BESIDE = Beside(image=2 * 512**3, mask=512**3)
+PLANS = segmenting_memories(MODEL, LAYOUT, beside=BESIDE)
+
+
+def chosen(limit: int, model: ModelConfig = MODEL, **options) -> Choice:
+    return choose(model, LAYOUT, BESIDE, 1, SERIAL, "scan.nii", limit=limit, **options)
+
+
+def test_the_fastest_that_fits_is_chosen_and_says_why(tmp_path: Path) -> None:
+    assert PLANS[IN_PLACE].peak > PLANS[RECOMPUTE].peak > PLANS[SPILL].peak
+    for schedule in (IN_PLACE, RECOMPUTE):
+        assert chosen(PLANS[schedule].peak).schedule is schedule
+    choice = chosen(PLANS[RECOMPUTE].peak)
+    assert "the fastest that fits" in choice.reason
+    assert "in-place needs" in choice.reason
+    assert chosen(PLANS[IN_PLACE].peak, schedule=RECOMPUTE).schedule is RECOMPUTE
+
+
+def test_spilling_is_the_last_resort_and_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("volseg.segmentation.limit._has_room", lambda folder, *_: folder is not None)
+    assert chosen(PLANS[SPILL].peak, scratch=tmp_path).schedule is SPILL
+    with pytest.raises(PartitionError, match="give a folder with more room: --scratch"):
+        chosen(PLANS[SPILL].peak)
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(PartitionError, match=r"do not fit 0\.59 GiB a rank \(--memory-limit\).* ranks of 0\.59 GiB"):
+        chosen(600 * 2**20)
+    with pytest.raises(PartitionError, match="no number of ranks would do"):
+        chosen(100 * 2**20)
+    with pytest.raises(PartitionError, match="--schedule recompute would fit"):
+        chosen(PLANS[RECOMPUTE].peak, schedule=IN_PLACE)
+
+
+def test_a_network_that_is_not_streamed_runs_layer_by_layer(tmp_path: Path) -> None:
+    plain = ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, kernel_size=5)
+    assert chosen(2**40, plain).schedule is LAYERS
+    with pytest.raises(PartitionError, match="this network can only be run as layers"):
+        chosen(2**40, plain, schedule=RECOMPUTE)
+
+
+@pytest.mark.parallel([1, 2])
+def test_without_a_limit_the_ranks_share_what_is_free(communicator: Communicator, monkeypatch) -> None:
+    monkeypatch.setattr("volseg.segmentation.limit.available_memory", lambda: 10 * 2**30)
+    monkeypatch.setattr("volseg.segmentation.limit.resident_memory", lambda: 2**20)
+    assert memory_limit(communicator) == 9 * 2**30 // communicator.size + 2**20
+
+
+def test_a_limit_too_low_is_refused_before_any_work(tmp_path: Path) -> None:
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(PartitionError, match="do not fit"):
+        segment(SegmentationJob(scan, run, memory_limit=2**20), SERIAL)
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,113 @@
+"""``segment --continue``: what an interrupted run leaves, and how the next one goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tiny import SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
+from volseg.events import Caution, Message
+from volseg.models import streamed_unet
+from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL
+from volseg.segmentation.job import SegmentationJob
+from volseg.segmentation.segment import segment
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+def interrupted(job, communicator, monkeypatch, where):
+    """Run a job until the head, or until a layer is to be computed."""
+    with monkeypatch.context() as patch:
+        if where == "head":
+            patch.setattr("volseg.segmentation.inference.BlockNetwork.logit_slabs", broken_logits)
+        else:
+            original = streamed_unet.StreamedUNet._during
+
+            def during(self, label):
+                if label == where:
+                    raise Interrupted
+                return original(self, label)
+
+            patch.setattr(streamed_unet.StreamedUNet, "_during", during)
+        with pytest.raises(Interrupted):
+            segment(job, communicator)
+
+
+def broken_logits(self):
+    for _ in self.streamed.logit_slabs(self.image, self.scan.layout):
+        raise Interrupted
+    yield
+
+
+def layers_of(report):
+    return set(report.phases["network_by_layer"])
+
+
+@pytest.mark.parametrize("first", [IN_PLACE, RECOMPUTE])
+@pytest.mark.parametrize("second", [IN_PLACE, RECOMPUTE, SPILL])
+def test_a_run_goes_on_behind_the_coarse_levels_by_any_schedule(first, second, tmp_path, monkeypatch):
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like((21, 18, 15))), untrained_run(tmp_path / "run")
+    interrupted(SegmentationJob(scan, run, schedule=first, go_on=True), SERIAL, monkeypatch, "head")
+    state = tmp_path / "scan_mask_state"
+    assert (state / "state.json").exists()
+    events = []
+    report = segment(SegmentationJob(scan, run, schedule=second, go_on=True), SERIAL, events.append)
+    assert any("going on from" in event.text for event in events if isinstance(event, Message))
+    assert not any(label.startswith(("encoder 1", "decoder 1", "encoder 2")) for label in layers_of(report))
+    if first is second is RECOMPUTE:
+        assert layers_of(report) == {"head"}
+    plain = segment(SegmentationJob(scan, run, tmp_path / "plain.nii.gz"), SERIAL)
+    assert digest(report.files[0]) == digest(plain.files[0])
+    assert not state.exists()
+
+
+def test_before_the_coarse_levels_are_done_nothing_is_kept(tmp_path, monkeypatch):
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    job = SegmentationJob(scan, run, go_on=True)
+    interrupted(job, SERIAL, monkeypatch, "decoder 1.1")
+    assert not (tmp_path / "scan_mask_state").exists()
+    assert "encoder 1.1" in layers_of(segment(job, SERIAL))
+
+
+@pytest.mark.parametrize("change", ["scan", "model", "spacing", "damage", "missing"])
+def test_a_state_of_something_else_is_not_used(change, tmp_path, monkeypatch):
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    job = SegmentationJob(scan, run, go_on=True)
+    interrupted(job, SERIAL, monkeypatch, "head")
+    state = tmp_path / "scan_mask_state"
+    if change == "scan":
+        save_nifti(scan, ct_like(seed=5))
+    elif change == "model":
+        job = SegmentationJob(scan, untrained_run(tmp_path / "other", seed=4), go_on=True)
+    elif change == "spacing":
+        job = SegmentationJob(scan, run, go_on=True, spacing=(1.0, 1.0, 1.2))
+    elif change == "damage":
+        (state / "state.json").write_text(json.dumps({"belongs": 3}))
+    else:
+        next(state.glob("*.npy")).unlink()
+    events = []
+    report = segment(job, SERIAL, events.append)
+    assert "encoder 1.1" in layers_of(report)
+    warned = any("belongs to another" in event.text for event in events if isinstance(event, Caution))
+    assert warned == (change in ("scan", "model", "spacing"))
+    expected = segment(SegmentationJob(job.scan, job.model, tmp_path / "expected.nii.gz", spacing=job.spacing), SERIAL)
+    assert digest(report.files[0]) == digest(expected.files[0])
+
+
+@pytest.mark.parallel([2, 4])
+def test_another_number_of_ranks_goes_on(shared, communicator, monkeypatch):
+    job = SegmentationJob(shared / "scan.nii", shared / "run", shared / "many" / "m.nii", go_on=True)
+    with communicator.together():
+        if communicator.is_root:
+            for name in ("one", "many"):
+                (shared / name).mkdir()
+            save_nifti(job.scan, ct_like((21, 18, 15)))
+            segment(SegmentationJob(job.scan, job.model, shared / "one" / "m.nii"), SERIAL)
+            interrupted(job, SERIAL, monkeypatch, "head")
+    report = segment(job, communicator)
+    assert not any(label.startswith("encoder 1") for label in layers_of(report))
+    one, many = root_listings(communicator, shared / "one", shared / "many")
+    assert one == many
