@@ -148,8 +148,10 @@ class StreamedWalk:
         return prod(self.sides[level]) // (min(8, side) * min(2, side) * min(8, side)) * 2 * self.widths[level] * FLOAT
 
     def _logits(self) -> int:
+        """Of a slab, and a copy of it on the way to the arg-max; no more planes than are computed together."""
         _, h, w = self.sides[0]
-        return 2 * head_slab_planes(self.sides[0], self.classes) * h * w * padded_channels(self.classes) * FLOAT
+        planes = min(head_slab_planes(self.sides[0], self.classes), rolling_planes(self.sides[0], self.widths[0]))
+        return 2 * planes * h * w * padded_channels(self.classes) * FLOAT
 
     def _wide(self, width: int) -> Triple:
         """The block with `width` voxels around it where the volume goes on."""

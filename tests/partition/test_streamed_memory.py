@@ -1,0 +1,117 @@
+"""The plan of the streamed U-Net's memory holds what the network holds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from oracles import GRIDS
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.streamed_unet import TensorImage, image_width
+from volseg.models.unet import UNet
+from volseg.nn.blocks import take_block
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.scratch import Store
+from volseg.partition.basin import peak_of
+from volseg.partition.layout import Layout
+from volseg.partition.memory import Beside, segmenting_memory
+from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, layer_costs, schedules_of
+from volseg.partition.streamed_memory import StreamedWalk
+
+
+def config(**changes: object) -> ModelConfig:
+    return ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 8, "levels": 2} | changes))  # type: ignore[arg-type]
+
+
+class CountingStore(Store):
+    """Notes what was asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def take(self, floats: int) -> Tensor:
+        self.sizes.append(floats)
+        return super().take(floats)
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
+@pytest.mark.parametrize(
+    ("settings", "shape"), [(config(), (48, 24, 32)), (config(levels=4, base_channels=4), (64, 32, 32))]
+)
+def test_basins_and_windows_are_the_planned_ones(
+    settings: ModelConfig, shape: tuple[int, int, int], schedule: Schedule, communicator: Communicator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    totals: list[int] = []
+    clear = Buffers.clear
+
+    def noted(self: Buffers) -> None:
+        totals.append(self.total)
+        clear(self)
+
+    monkeypatch.setattr(Buffers, "clear", noted)
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(shape, settings.multiple)
+    x = take_block(torch.randn(1, 1, *shape), grid, layout)
+    store = CountingStore()
+    streamed = FusedUNet(UNet(settings), grid).eval().streamed(schedule, store)
+    for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+        pass
+    walk = StreamedWalk(settings, layout, schedule).run()
+    assert max(communicator.gather_all(sum(store.sizes))) == peak_of(walk.basins)
+    if schedule is RECOMPUTE:
+        # Of the last pass: windows and the slab of the up-convolution; the walk has some planes of the image besides.
+        held = 4 * max(communicator.gather_all(totals[-1]))
+        planned = walk.last.by_level[0] - walk._logits()
+        assert 0.85 * planned <= held <= planned
+
+
+def test_levels_add_up_and_schedules_come_in_order() -> None:
+    model = config(levels=4, base_channels=16)
+    layout = Layout.even((256, 256, 256), (1, 1, 1), 16)
+    plans = [segmenting_memory(model, layout, schedule) for schedule in schedules_of(model)]
+    assert [plan.peak for plan in plans] == sorted((plan.peak for plan in plans), reverse=True)
+    for plan in plans:
+        assert sum(plan.by_level) == plan.activations
+        assert plan.peak_at
+    assert plans[0].activations <= 100 * 256**3  # bytes a voxel: each level once, a third more than the finest's 64
+
+
+def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
+    layout = Layout.even((32, 32, 32), (1, 1, 1), 4)
+    plain = segmenting_memory(config(), layout, beside=Beside(mask=1000))
+    network = plain.activations + plain.work
+    same = segmenting_memory(config(), layout, beside=Beside(mask=1000, afterwards=network - 1000))
+    assert same == plain
+    more = segmenting_memory(config(), layout, beside=Beside(mask=1000, afterwards=network - 1000 + 77))
+    assert (more.peak - plain.peak, more.peak_at) == (77, "output")
+    assert sum(more.by_level) == more.activations
+
+
+def test_classes_do_not_raise_the_peak() -> None:
+    layout = Layout.even((256, 256, 256), (1, 1, 1), 16)
+    few, many = (
+        segmenting_memory(config(levels=4, base_channels=16, classes=n), layout, beside=Beside(mask=256**3))
+        for n in (2, 100)
+    )
+    assert many.peak <= 1.01 * few.peak
+
+
+def test_spilling_counts_a_whole_tensor_where_faces_touch_all_its_pages() -> None:
+    model = config(levels=4, base_channels=16)
+    shape = (256, 256, 256)
+    slices, columns = (Layout.even(shape, dims, 16) for dims in ((2, 1, 1), (1, 1, 2)))
+    assert segmenting_memory(model, slices, SPILL).peak < 0.5 * segmenting_memory(model, columns, SPILL).peak
+
+
+def test_recomputing_costs_about_twice_the_arithmetic() -> None:
+    model = config(levels=4, base_channels=16)
+    once, again = (sum(layer_costs(model, s).values()) for s in (IN_PLACE, RECOMPUTE))
+    assert 1 < again / once < 4
+    assert schedules_of(config(levels=0)) == [IN_PLACE, SPILL]
