@@ -112,13 +112,16 @@ def test_the_fewest_ranks_are_really_fewest(task, shape):
     peaks = {}
     for ranks in range(1, 41):
         try:
-            peaks[ranks] = make_plan(shape, MODEL, ranks, task, TrainingConfig()).memory.peak
+            plan = make_plan(shape, MODEL, ranks, task, TrainingConfig())
         except PartitionError:
             continue
-    for limit in sorted(peaks.values()):
+        peaks[ranks] = min((m.peak for s, m in plan.by_schedule.items() if s.in_memory), default=plan.memory.peak)
+    margin = 1.03 if task == "segment" else 1
+    for peak in sorted(peaks.values()):
+        limit = int(peak * margin) + 1
         plan = fewest_ranks(shape, MODEL, task, TrainingConfig(), limit)
         assert plan is not None
-        assert prod(plan.layout.dims) == min(n for n, peak in peaks.items() if peak <= limit)
+        assert prod(plan.layout.dims) == min(n for n, peak in peaks.items() if peak * margin <= limit)
     assert fewest_ranks(shape, MODEL, task, TrainingConfig(), 2**20) is None
 
 

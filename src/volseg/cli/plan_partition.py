@@ -77,7 +77,7 @@ def plan_partition(
     else:
         _show(plans, fewest, limit, settings)
     # A limit that no plan meets is an answer, but one that a script must not overlook.
-    if limit is not None and any(plan.memory.peak > limit for plan in plans.values()):
+    if limit is not None and not all(plan.fits(limit) for plan in plans.values()):
         raise typer.Exit(1)
 
 
@@ -128,7 +128,7 @@ def _facts(
                 "work_bytes": plan.memory.work,
                 "activations_bytes_by_level": list(plan.memory.by_level),
                 "peak_at": plan.memory.peak_at,
-                "fits": None if limit is None else plan.memory.peak <= limit,
+                "fits": None if limit is None else plan.fits(limit),
                 "schedule": plan.schedule,
                 "peak_bytes_per_rank_by_schedule": {s: memory.peak for s, memory in plan.by_schedule.items()},
                 "fewest_ranks": _ranks(fewest[task]),
@@ -142,13 +142,14 @@ def _facts(
 def _show_schedules(console: Console, plans: dict[Task, Plan], limit: int | None) -> None:
     """What each way to segment needs."""
     from volseg.cli.render import gibibytes, table
+    from volseg.partition.memory import surely_fits
 
     plan = plans.get(Task.segment)
     if plan is None:
         return
     rows = []
     for schedule, memory in plan.by_schedule.items():
-        fits = [] if limit is None else ["yes" if memory.peak <= limit else "no"]
+        fits = [] if limit is None else ["yes" if surely_fits(memory, limit) else "no"]
         mark = "chosen" if schedule is plan.schedule else ""
         rows.append((schedule, gibibytes(memory.peak), gibibytes(memory.activations), memory.peak_at, *fits, mark))
     fits_column = [] if limit is None else [f"fits {gibibytes(limit)}"]
@@ -203,5 +204,5 @@ def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int |
                 f"{task}: the fewest ranks within {gibibytes(limit)} are {_ranks(best)}, as "
                 f"{format_triple(best.layout.dims)}, with {gibibytes(best.memory.peak)} a rank"
             )
-        if plan.memory.peak > limit:
+        if not plan.fits(limit):
             console.print(f"{task}: {_ranks(plan)} ranks need {gibibytes(plan.memory.peak)} a rank, which does not fit")

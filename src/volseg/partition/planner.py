@@ -16,6 +16,7 @@ from volseg.partition.memory import (
     activations_without_halos,
     fixed_memory,
     segmenting_memories,
+    surely_fits,
     training_memory,
 )
 from volseg.partition.schedule import Schedule
@@ -122,6 +123,12 @@ class Plan:
     schedule: Schedule | None = None
     by_schedule: dict[Schedule, MemoryPlan] = field(default_factory=dict)
 
+    def fits(self, limit: int, *, in_memory: bool = False) -> bool:
+        """Whether it keeps to `limit` bytes a rank; with `in_memory` without files."""
+        if self.schedule is None:
+            return self.memory.peak <= limit
+        return surely_fits(self.memory, limit) and (self.schedule.in_memory or not in_memory)
+
 
 def make_plan(
     shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
@@ -140,7 +147,7 @@ def make_plan(
     if task == "train":
         return Plan(shape, layout, training_memory(model, training, layout), halo)
     plans = segmenting_memories(model, layout)
-    fitting = [s for s, plan in plans.items() if limit is None or plan.peak <= limit]
+    fitting = [s for s, plan in plans.items() if limit is None or surely_fits(plan, limit)]
     schedule = fitting[0] if fitting else min(plans, key=lambda s: plans[s].peak)
     return Plan(shape, layout, plans[schedule], halo, schedule, plans)
 
@@ -170,7 +177,7 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: Trainin
     if room <= 0:
         return None
     finest = make_plan(shape, model, most, task, training, limit=limit)
-    if finest.memory.peak > limit or (finest.schedule is not None and not finest.schedule.in_memory):
+    if not finest.fits(limit, in_memory=True):
         return None  # and so on any grid before it
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
@@ -178,7 +185,7 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: Trainin
     while ranks <= most:
         if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
             plan = make_plan(shape, model, ranks, task, training, limit=limit)
-            if plan.memory.peak <= limit and (plan.schedule is None or plan.schedule.in_memory):
+            if plan.fits(limit, in_memory=True):
                 return plan
         ranks += max(1, ranks // _FINENESS)
     return finest

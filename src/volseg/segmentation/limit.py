@@ -17,7 +17,7 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, resident_memory
 from volseg.partition.layout import Layout
-from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories
+from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.partition.planner import fewest_ranks_to_segment
 from volseg.partition.schedule import SPILL, Schedule
 from volseg.partition.streamed_memory import scratch_bytes
@@ -80,7 +80,7 @@ def choose(
         )
     refused = {}
     for candidate, plan in allowed.items():
-        if plan.peak > limit:
+        if not surely_fits(plan, limit):
             refused[candidate] = f"{candidate} needs {_gib(plan.peak)}"
         elif candidate is SPILL and not room:
             refused[candidate] = f"{candidate} needs {_gib(scratch_bytes(model, layout))} a rank in {scratch}"
@@ -99,10 +99,10 @@ def _remedy(
     model: ModelConfig, shape: Triple, limit: int, plans: dict[Schedule, MemoryPlan], refused: dict[Schedule, str],
     schedule: Schedule | None,
 ) -> str:  # fmt: skip
-    fits = next((s for s, plan in plans.items() if plan.peak <= limit and s not in refused), None)
+    fits = next((s for s, plan in plans.items() if surely_fits(plan, limit) and s not in refused), None)
     if schedule is not None and fits is not None:
         return f"--schedule {fits} would fit"
-    if SPILL in refused and plans[SPILL].peak <= limit:
+    if SPILL in refused and surely_fits(plans[SPILL], limit):
         return "give a folder with more room: --scratch"
     ranks = fewest_ranks_to_segment(shape, model, limit)
     more = f"{ranks} ranks of {_gib(limit)} would do" if ranks else "no number of ranks would do"
