@@ -141,6 +141,9 @@ class Slices:
     def settled(self) -> None:
         """Nothing can go wrong."""
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def plane_of(z: int, side: int):
     import torch

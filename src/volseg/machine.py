@@ -44,17 +44,24 @@ def available_memory() -> int:
 
 
 def _room_in_groups() -> Iterator[int]:
-    """What control groups leave: their limits, less what is in use and could not be dropped. cgroup v2, then v1."""
-    for folder, limit, used in (
-        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        path = next((line.rpartition(":")[2] for line in _lines(Path("/proc/self/cgroup"))), "/").lstrip("/")
-        for group in (folder / path, folder):
+    """What the control groups of this process leave, and those above them: limits, less what is in use and could not
+    be dropped. cgroup v2 (its line has no controllers), and v1."""
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, used = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, used = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
             texts = [_lines(group / limit), _lines(group / used)]
-            if all(texts) and texts[0][0].isdigit():
+            if all(texts) and texts[0][0].isdigit() and texts[1][0].isdigit():
                 droppable = [int(t.split()[1]) for t in _lines(group / "memory.stat") if t.startswith("inactive_file ")]
                 yield int(texts[0][0]) - int(texts[1][0]) + sum(droppable)
+            if group == root:
+                break
 
 
 def _lines(path: Path) -> list[str]:

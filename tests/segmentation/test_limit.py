@@ -11,16 +11,16 @@ from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.errors import PartitionError
 from volseg.partition.layout import Layout
-from volseg.partition.memory import Beside, segmenting_memories
+from volseg.partition.memory import segmenting_memories
 from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL, Schedule
 from volseg.segmentation.job import SegmentationJob
-from volseg.segmentation.limit import Choice, choose, memory_limit
+from volseg.segmentation.limit import BesideVoxels, Choice, choose, memory_limit
 from volseg.segmentation.segment import segment
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=4)
 LAYOUT = Layout.even((512, 512, 512), (1, 1, 1), 16)
-BESIDE = Beside(image=2 * 512**3, mask=512**3)
-PLANS = segmenting_memories(MODEL, LAYOUT, beside=BESIDE)
+BESIDE = BesideVoxels(image=2, mask=1)
+PLANS = segmenting_memories(MODEL, LAYOUT, beside=BESIDE.of(512**3))
 
 
 def enough(schedule: Schedule) -> int:
@@ -45,7 +45,9 @@ def test_the_fastest_that_fits_is_chosen_and_says_why(tmp_path: Path) -> None:
 def test_spilling_is_the_last_resort_and_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("volseg.segmentation.limit._has_room", lambda folder, *_: folder is not None)
     assert chosen(enough(SPILL), scratch=tmp_path).schedule is SPILL
-    with pytest.raises(PartitionError, match="give a folder with more room: --scratch"):
+    with pytest.raises(
+        PartitionError, match=r"on a disk \(no folder was given\); give a folder with more room, --scratch"
+    ):
         chosen(enough(SPILL))
 
 
@@ -61,7 +63,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 def test_a_network_that_is_not_streamed_runs_layer_by_layer(tmp_path: Path) -> None:
     plain = ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, kernel_size=5)
     assert chosen(2**40, plain).schedule is LAYERS
-    with pytest.raises(PartitionError, match="this network can only be run as layers"):
+    with pytest.raises(PartitionError, match="this network runs as layers, for only networks of kernel_size 3"):
         chosen(2**40, plain, schedule=RECOMPUTE)
 
 
@@ -78,3 +80,17 @@ def test_a_limit_too_low_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match="do not fit"):
         segment(SegmentationJob(scan, run, memory_limit=2**20), SERIAL)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_processor_without_the_kernels_is_planned_for(tmp_path: Path) -> None:
+    choice = chosen(2**40, kernels=False)
+    assert choice.schedule is LAYERS
+    assert choice.plan.peak > 3 * PLANS[IN_PLACE].peak
+    with pytest.raises(PartitionError, match="lacks the instructions"):
+        chosen(2**40, kernels=False, schedule=IN_PLACE)
+
+
+def test_the_remedy_counts_what_lies_beside_the_network() -> None:
+    beside = BesideVoxels(image=2, mask=1 + 4 * 50)  # probabilities of 50 classes
+    with pytest.raises(PartitionError, match=r"spill needs .*; 2 ranks of 16\.0 GiB would do"):
+        choose(MODEL, LAYOUT, beside, 1, SERIAL, "scan.nii", limit=16 * 2**30)

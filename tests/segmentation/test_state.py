@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from tiny import SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
@@ -72,7 +73,7 @@ def test_before_the_coarse_levels_are_done_nothing_is_kept(tmp_path, monkeypatch
     assert "encoder 1.1" in layers_of(segment(job, SERIAL))
 
 
-@pytest.mark.parametrize("change", ["scan", "model", "spacing", "damage", "missing"])
+@pytest.mark.parametrize("change", ["scan", "model", "spacing", "damage", "missing", "shortened"])
 def test_a_state_of_something_else_is_not_used(change, tmp_path, monkeypatch):
     scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
     job = SegmentationJob(scan, run, go_on=True)
@@ -85,14 +86,20 @@ def test_a_state_of_something_else_is_not_used(change, tmp_path, monkeypatch):
     elif change == "spacing":
         job = SegmentationJob(scan, run, go_on=True, spacing=(1.0, 1.0, 1.2))
     elif change == "damage":
-        (state / "state.json").write_text(json.dumps({"belongs": 3}))
+        content = json.loads((state / "state.json").read_text())
+        content["affines"]["coarse"] = [1]
+        (state / "state.json").write_text(json.dumps(content))
+    elif change == "shortened":
+        file = next(state.glob("*.npy"))
+        np.save(file, np.load(file)[:-1])
     else:
         next(state.glob("*.npy")).unlink()
     events = []
     report = segment(job, SERIAL, events.append)
     assert "encoder 1.1" in layers_of(report)
-    warned = any("belongs to another" in event.text for event in events if isinstance(event, Caution))
-    assert warned == (change in ("scan", "model", "spacing"))
+    warnings = [event.text for event in events if isinstance(event, Caution) and "starting anew" in event.text]
+    assert len(warnings) == 1
+    assert ("belongs to another" in warnings[0]) == (change in ("scan", "model", "spacing"))
     expected = segment(SegmentationJob(job.scan, job.model, tmp_path / "expected.nii.gz", spacing=job.spacing), SERIAL)
     assert digest(report.files[0]) == digest(expected.files[0])
 
@@ -111,3 +118,45 @@ def test_another_number_of_ranks_goes_on(shared, communicator, monkeypatch):
     assert not any(label.startswith("encoder 1") for label in layers_of(report))
     one, many = root_listings(communicator, shared / "one", shared / "many")
     assert one == many
+
+
+def test_blocks_of_two_runs_are_never_taken_for_one_s(tmp_path, monkeypatch):
+    """A run of another model overwrites the block, and is killed before it says whose it is."""
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    other = untrained_run(tmp_path / "other", seed=4)
+    interrupted(SegmentationJob(scan, run, go_on=True), SERIAL, monkeypatch, "head")
+    with monkeypatch.context() as patch:
+        patch.setattr("volseg.segmentation.state.write_text", raise_interrupted)
+        with pytest.raises(Interrupted):
+            segment(SegmentationJob(scan, other, go_on=True), SERIAL)
+    report = segment(SegmentationJob(scan, run, go_on=True), SERIAL)
+    assert "encoder 1.1" in layers_of(report)
+
+
+def raise_interrupted(*_):
+    raise Interrupted
+
+
+def test_what_is_not_ours_in_the_folder_stays(tmp_path):
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    mine = tmp_path / "scan_mask_state" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    segment(SegmentationJob(scan, run, go_on=True), SERIAL)
+    assert [file.name for file in mine.parent.iterdir()] == ["notes.txt"]
+
+
+def test_a_read_error_of_a_run_that_goes_on_is_raised(tmp_path, monkeypatch):
+    from volseg.volumes.nifti import reading as nifti
+
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
+    interrupted(SegmentationJob(scan, run, go_on=True), SERIAL, monkeypatch, "head")
+
+    def read(self, box):
+        raise OSError("no such sector")
+
+    monkeypatch.setattr(nifti._PlainNifti, "read", read)
+    for schedule in (IN_PLACE, RECOMPUTE):
+        with pytest.raises(OSError, match="no such sector"):
+            segment(SegmentationJob(scan, run, schedule=schedule, go_on=True), SERIAL)
+    assert not (tmp_path / "scan_mask.nii.gz").exists()

@@ -66,6 +66,9 @@ class TensorImage:
     def settled(self) -> None:
         """Nothing can go wrong."""
 
+    def close(self) -> None:
+        """The tensor is the caller's."""
+
     def planes(self, wanted: Range, width: int) -> Tensor:
         """As `nn.fused.chain.Image.planes`."""
         cut = [slice(wanted[0] + self._low[0], wanted[1] + self._low[0])]
@@ -80,21 +83,19 @@ class Journal(Protocol):
     def affines(self) -> dict[str, Affine]:
         """Coefficients of the finest level's layers, by label, as far as they are known."""
 
-    def fill_coarse(self, box: Box, out: Tensor) -> bool:
-        """The raw output of the coarse levels in a box of level 1, to `out` [d, h, w, C]; whether it is known."""
+    def fill_coarse(self, box: Box, out: Tensor) -> None:
+        """The raw output of the coarse levels in a box of level 1, to `out` [d, h, w, C]. Where "coarse" is known."""
 
-    def keep(self, affines: dict[str, Affine], coarse: tuple[Box, Tensor] | None = None) -> None:
-        """Keep what was found. Collective."""
+    def keep(self, affines: dict[str, Affine]) -> None:
+        """Keep coefficients. Collective."""
+
+    def keep_coarse(self, box: Box, slabs: Iterator[Tensor]) -> None:
+        """Keep the raw output of the coarse levels: this rank's box of level 1, plane by plane. Collective."""
 
 
 def image_width(schedule: Schedule, beyond: int = 0) -> int:
     """Voxels around a block that the image is asked for, where the volume goes on."""
     return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
-
-
-def image_passes(schedule: Schedule, norm: str) -> int:
-    """How often an image is read."""
-    return 1 if schedule is not RECOMPUTE else 2 if norm == "none" else 5
 
 
 @dataclass
@@ -203,6 +204,7 @@ class StreamedUNet:
         top, gone_on = self.config.levels, self._coarse_is_known()
         self._encode(0, self._image_slabs(image), ghosts=top > 0 or beyond > 0, pool=not gone_on)
         image.settled()
+        image.close()
         if gone_on:
             self._fetch_coarse()
         else:
@@ -210,6 +212,7 @@ class StreamedUNet:
             self._keep_coarse()
         if top:
             self._decode(0, ghosts=beyond > 0)
+        self.work.buffers.clear()
         last = self._levels[0].held["decoder 2" if top else "encoder 2"]
         last.wait()
         with self._during("head"):
@@ -223,7 +226,6 @@ class StreamedUNet:
             self._fetch_coarse()
         else:
             self._pass(image, stages[:1])
-            image.settled()
             self._pass(image, stages[:2], pool=True)
             self.work.buffers.clear()  # the coarser levels need their room
             self._coarse(1)
@@ -240,6 +242,8 @@ class StreamedUNet:
             for planes, held in chain.run():
                 self._count([stage.layer for stage in stages], planes)
                 yield planes, held
+        image.settled()
+        image.close()
 
     def _coarse(self, first: int) -> None:
         """Down from a level to the deepest, and up to it again."""
@@ -367,6 +371,7 @@ class StreamedUNet:
             with self._during(layer.label):
                 for planes, _ in chain.run(sums, pooled):
                     self._count([stage.layer for stage in stages], planes)
+            image.settled()
         if small is not None:
             self.work.start_exchange(small)
             self._levels[1].held["pooled"] = small
@@ -402,16 +407,24 @@ class StreamedUNet:
             return
         below = self._above(0)
         assert below.affine is not None
+        self.journal.keep_coarse(self._coarse_box, self._relaxed(below.rows.own))
         self._affines[_COARSE] = below.affine
-        self.journal.keep(self._affines, (self._coarse_box, below.rows.own))
+        self.journal.keep(self._affines)
+
+    def _relaxed(self, planes: Tensor) -> Iterator[Tensor]:
+        """One plane after the other, none in memory for longer than needed."""
+        for plane in planes:
+            yield plane
+            self.store.relax()
 
     def _fetch_coarse(self) -> None:
         """Instead of `_coarse`."""
         assert self.journal is not None
         channels = self.config.widths[1]
         below = Held(self._place(1, channels, "high"), channels, self._affines[_COARSE])
-        found = self.journal.fill_coarse(self._coarse_box, below.rows.own)
-        assert found, "coefficients without the tensor they are for"
+        box = self._coarse_box
+        for z, plane in enumerate(self._relaxed(below.rows.own), start=box.start[0]):
+            self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))
         self.work.start_exchange(below)
         self._levels[1].held["encoder 2" if self.config.levels == 1 else "decoder 2"] = below
         self._done += sum(cost * self._depth(label) for label, cost in self._costs.items() if level_of(label) > 0)

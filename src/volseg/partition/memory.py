@@ -151,12 +151,12 @@ def surely_fits(plan: MemoryPlan, limit: int) -> bool:
 
 
 def segmenting_memories(
-    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None
+    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True
 ) -> dict[Schedule, MemoryPlan]:
     """Every schedule that the network can be run by, fastest first."""
     return {
         schedule: segmenting_memory(model, layout, schedule, threads=threads, beside=beside)
-        for schedule in schedules_of(model)
+        for schedule in schedules_of(model, kernels)
     }
 
 

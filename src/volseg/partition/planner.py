@@ -191,12 +191,6 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: Trainin
     return finest
 
 
-def fewest_ranks_to_segment(shape: Triple, model: ModelConfig, limit: int) -> int | None:
-    """The fewest ranks that segment a volume within `limit` bytes a rank, by any schedule; None where none do."""
-    plan = fewest_ranks(shape, model, "segment", TrainingConfig(), limit)
-    return None if plan is None else prod(plan.layout.dims)
-
-
 def parse_memory(text: str, option: str = "--memory") -> int:
     """``24GiB``, ``512 MiB`` or ``24`` (GiB) in bytes. Raises ConfigError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB|G|M)?", text.strip(), re.IGNORECASE)

@@ -35,9 +35,12 @@ class Schedule(StrEnum):
 IN_PLACE, RECOMPUTE, SPILL, LAYERS = Schedule.IN_PLACE, Schedule.RECOMPUTE, Schedule.SPILL, Schedule.LAYERS
 
 
-def schedules_of(model: ModelConfig) -> list[Schedule]:
-    """The schedules that a network can be run by, fastest first."""
-    if not covers(model):
+def schedules_of(model: ModelConfig, kernels: bool = True) -> list[Schedule]:
+    """The schedules that a network can be run by, fastest first.
+
+    kernels  the processors run those of the fused layers
+    """
+    if not covers(model) or not kernels:
         return [LAYERS]
     return [IN_PLACE, RECOMPUTE, SPILL] if model.levels else [IN_PLACE, SPILL]
 

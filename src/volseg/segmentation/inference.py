@@ -12,11 +12,11 @@ from torch import Tensor
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
-from volseg.models.streamed_unet import Journal, StreamedUNet, image_passes, image_width
+from volseg.models.streamed_unet import Journal, StreamedUNet, image_width
 from volseg.models.unet import UNet
 from volseg.nn.fused.chain import reach
 from volseg.nn.fused.scratch import Store
-from volseg.partition.schedule import IN_PLACE, LAYERS, Schedule, covers
+from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, covers
 from volseg.partition.window import Range
 from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.segmentation.scan_image import ScanImage
@@ -52,8 +52,7 @@ class BlockNetwork:
         if not covers(card.config.model) or not self.twin.kernels:
             schedule = LAYERS
         beyond = int(scan.back is not None)
-        passes = image_passes(schedule, card.config.model.norm)
-        self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), passes)
+        self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)
         self.streamed: StreamedUNet | None = None
         if schedule is not LAYERS:
             self.streamed = self.twin.streamed(schedule, store, tell, journal)
@@ -81,6 +80,7 @@ class BlockNetwork:
     def _whole_image(self) -> Tensor:
         rows = self.image.planes((0, self.scan.block.shape[0]), 0)
         self.image.settled()
+        self.image.close()
         return rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -120,7 +120,6 @@ def segment_block(
             maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
             some = None if kept is None else kept[:, planes]
             bring_back(features, model.head.weight, model.head.bias, maps, mask[planes], some)
-    network.image.close()
     if kept is not None:
         for plane in range(shape[0]):
             kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))

@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, resident_memory
 from volseg.partition.layout import Layout
 from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
-from volseg.partition.planner import fewest_ranks_to_segment
+from volseg.partition.planner import choose_grid, most_ranks
 from volseg.partition.schedule import SPILL, Schedule
 from volseg.partition.streamed_memory import scratch_bytes
 
@@ -46,6 +47,23 @@ class Choice:
     planned: dict[Schedule, int]
 
 
+@dataclass(frozen=True)
+class BesideVoxels:
+    """What is held beside the network (`partition.memory.Beside`), in bytes a voxel of a rank's block.
+
+    once  bytes whatever the block
+    """
+
+    image: float = 0
+    mask: float = 0
+    afterwards: float = 0
+    once: int = 0
+
+    def of(self, voxels: int) -> Beside:
+        """For a block of so many voxels."""
+        return Beside(int(self.image * voxels), int(self.mask * voxels), int(self.afterwards * voxels) + self.once)
+
+
 def memory_limit(communicator: Communicator) -> int:
     """Bytes a rank may use where nobody says: what its machine has free, shared among its ranks. Collective.
 
@@ -57,11 +75,13 @@ def memory_limit(communicator: Communicator) -> int:
 
 
 def choose(
-    model: ModelConfig, layout: Layout, beside: Beside, threads: int, communicator: Communicator, name: str, *,
-    limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
+    model: ModelConfig, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
+    kernels: bool = True, limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
 ) -> Choice:  # fmt: skip
-    """Choose a schedule, before any work. Collective.
+    """Choose a schedule, before any work. Collective; all arguments but `threads` and `kernels` the same on all ranks.
 
+    beside    what is held beside the network
+    kernels   whether this rank's processor runs those of the fused layers
     name      of the scan, for messages
     limit     bytes a rank may use; None: what is free
     schedule  the only one allowed
@@ -69,44 +89,78 @@ def choose(
 
     Raises PartitionError, on all ranks, where nothing fits; it says what would.
     """
-    plans = segmenting_memories(model, layout, threads=threads, beside=beside)
+    threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
+    plan_of = _Planner(model, layout.shape, beside, threads, kernels=not lacking)
+    plans = plan_of(layout)
     given, limit = limit is not None, limit or memory_limit(communicator)
-    room = _has_room(scratch, scratch_bytes(model, layout), communicator)
+    files = scratch_bytes(model, layout)
+    room = _has_room(scratch, files, communicator)
     allowed = {s: plan for s, plan in plans.items() if schedule in (None, s)}
     if not allowed:
-        raise PartitionError(
-            f"--schedule {schedule}: this network can only be run as {', '.join(plans)} (a kernel_size other than 3, "
-            "or up other than transpose, is not streamed)"
-        )
+        raise PartitionError(f"--schedule {schedule}: this network runs as {', '.join(plans)}, {_why(model, lacking)}")
     refused = {}
     for candidate, plan in allowed.items():
         if not surely_fits(plan, limit):
             refused[candidate] = f"{candidate} needs {_gib(plan.peak)}"
         elif candidate is SPILL and not room:
-            refused[candidate] = f"{candidate} needs {_gib(scratch_bytes(model, layout))} a rank in {scratch}"
+            refused[candidate] = f"{candidate} needs {_gib(files)} a rank on a disk ({_disk(scratch)})"
         else:
             what = "asked for, and fits" if schedule else "the fastest that fits" if len(plans) > 1 else "fits"
             reason = ", ".join([f"{what} {_gib(limit)} a rank", *refused.values()])
             return Choice(candidate, plan, limit, given, reason, {s: p.peak for s, p in plans.items()})
+    others = [s for s, p in plans.items() if s not in allowed and surely_fits(p, limit) and (s is not SPILL or room)]
+    if others:
+        remedy = f"--schedule {others[0]} would fit"
+    else:
+        ranks = plan_of.ranks_that_fit(limit, communicator.size)
+        remedy = f"{ranks} ranks of {_gib(limit)} would do" if ranks else "no number of ranks would do"
+        if SPILL in refused and surely_fits(plans[SPILL], limit):
+            remedy = f"give a folder with more room, --scratch, or more ranks: {remedy}"
+        remedy += ", or a coarser --spacing"
     source = "--memory-limit" if given else "what is free"
     raise PartitionError(
         f"{name}: {format_triple(layout.shape)} voxels on {communicator.size} rank(s) do not fit {_gib(limit)} a rank "
-        f"({source}): {', '.join(refused.values())}; {_remedy(model, layout.shape, limit, plans, refused, schedule)}"
+        f"({source}): {', '.join(refused.values())}; {remedy}"
     )
 
 
-def _remedy(
-    model: ModelConfig, shape: Triple, limit: int, plans: dict[Schedule, MemoryPlan], refused: dict[Schedule, str],
-    schedule: Schedule | None,
-) -> str:  # fmt: skip
-    fits = next((s for s, plan in plans.items() if surely_fits(plan, limit) and s not in refused), None)
-    if schedule is not None and fits is not None:
-        return f"--schedule {fits} would fit"
-    if SPILL in refused and surely_fits(plans[SPILL], limit):
-        return "give a folder with more room: --scratch"
-    ranks = fewest_ranks_to_segment(shape, model, limit)
-    more = f"{ranks} ranks of {_gib(limit)} would do" if ranks else "no number of ranks would do"
-    return f"{more}, or a coarser --spacing"
+def _why(model: ModelConfig, lacking: int) -> str:
+    if lacking:
+        return "for the processor lacks the instructions of the fast kernels"
+    if model.levels == 0:
+        return "for it has but one level"
+    return "for only networks of kernel_size 3 and up = transpose are streamed"
+
+
+class _Planner:
+    """Plans of one job for any layout."""
+
+    def __init__(self, model: ModelConfig, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool) -> None:
+        self._model, self._shape, self._beside = model, shape, beside
+        self._threads, self._kernels = threads, kernels
+
+    def __call__(self, layout: Layout) -> dict[Schedule, MemoryPlan]:
+        """By schedule."""
+        beside = self._beside.of(prod(layout.largest_block))
+        return segmenting_memories(
+            self._model, layout, threads=self._threads, beside=beside, kernels=self._kernels
+        )  # fmt: skip
+
+    def ranks_that_fit(self, limit: int, more_than: int) -> int | None:
+        """A number of ranks that would do, in memory: `more_than` doubled until it does; None where none does."""
+        ranks, multiple = 2 * more_than, self._model.multiple
+        while ranks <= most_ranks(self._shape, ranks, multiple):
+            layout = Layout.even(self._shape, choose_grid(self._shape, ranks, multiple), multiple)
+            if any(surely_fits(plan, limit) for s, plan in self(layout).items() if s.in_memory):
+                return ranks
+            ranks *= 2
+        return None
+
+
+def _disk(folder: Path | None) -> str:
+    if folder is None:
+        return "no folder was given"
+    return f"{folder} has less" if folder.is_dir() else f"{folder} is no folder"
 
 
 def _has_room(folder: Path | None, size: int, communicator: Communicator) -> bool:

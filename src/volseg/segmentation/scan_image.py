@@ -25,13 +25,13 @@ class ScanImage:
     """The channels of a scan around this rank's block. To make one is collective.
 
     width   voxels around the block that will be asked for, where the volume goes on; they are read, not exchanged
-    passes  how often all planes will be asked for, in rising order. If more than once, or if a channel is normalised by
-            the volume's own mean, the voxels are kept as they are stored until the last pass is over
+    kept    the voxels are kept, as they are stored, until `close`: for several passes over them. They are also where a
+            channel is normalised by the volume's own mean, and where the planes are no slices of a compressed file
 
     Raises VolumeError, on all ranks, where the model wants another number of channels.
     """
 
-    def __init__(self, scan: Scan, card: ModelCard, grid: ProcessGrid, width: int, passes: int = 1) -> None:
+    def __init__(self, scan: Scan, card: ModelCard, grid: ProcessGrid, width: int, kept: bool = False) -> None:
         wanted = card.config.model.in_channels
         if len(scan.channels) != wanted:
             raise VolumeError(
@@ -40,17 +40,17 @@ class ScanImage:
                 "CASE_0001, ..."
             )
         self.channels = wanted
-        self._scan, self._grid, self._passes = scan, grid, passes
+        self._scan, self._grid = scan, grid
         measured = any(scheme.fixed is None for scheme in card.schemes)
         whole = Box.whole(scan.layout.shape)
         box = _around(scan.block, (width, width, width)).intersect(whole)
-        self._readers = [_Reader(volume, box, kept=passes > 1 or measured) for volume in scan.channels]
+        self._readers = [_Reader(volume, box, kept or measured) for volume in scan.channels]
         self._rules: list[Normalization] = []
         self._error: Exception | None = None
         if measured:
             with grid.communicator.together():
                 for reader in self._readers:
-                    for _ in self._pieces(reader, box):
+                    for _ in self._pieces(reader, reader.box):
                         pass
         for reader, scheme in zip(self._readers, card.schemes, strict=True):
             rule = scheme.fixed or measure_volume(lambda r=reader: self._pieces(r, scan.inside), grid.communicator)  # type: ignore[misc]
@@ -71,23 +71,16 @@ class ScanImage:
                     out[(*place, channel)] = rule.apply(reader.read(there))
             except Exception as error:
                 self._error = error
-        if slab.stop[0] >= min(block.stop[0] + width, whole.stop[0]):
-            self._passed()
         return torch.from_numpy(out)
 
     def settled(self) -> None:
-        """All planes have been read once. Collective. Raises what went wrong, on all ranks."""
+        """As `nn.fused.chain.Image.settled`."""
         self._grid.communicator.raise_together(self._error)
 
     def close(self) -> None:
         """Let go of the voxels and the files."""
         for reader in self._readers:
             reader.close()
-
-    def _passed(self) -> None:
-        self._passes -= 1
-        if self._passes == 0:
-            self.close()
 
     def _pieces(self, reader: _Reader, box: Box) -> Iterator[np.ndarray]:
         """A box, some planes at a time."""
@@ -104,7 +97,9 @@ class _Reader:
     """
 
     def __init__(self, volume: Volume, box: Box, kept: bool) -> None:
-        self.volume, self.kept = volume, kept
+        # Each plane of a compressed file that is stored along another axis would cost as much as the file.
+        self._at_once = volume.whole_slices and not volume.rising_slices
+        self.volume, self.kept = volume, kept or self._at_once
         self.box = box.intersect(Box.whole(volume.shape))
         self._planes = np.empty((0, *self.box.shape[1:]), volume.dtype)
         self._first = self._stop = self.box.start[0]
@@ -112,7 +107,9 @@ class _Reader:
     def read(self, box: Box) -> np.ndarray:
         """The voxels of a box, a view. Raises VolumeError where they cannot be read, or are not finite."""
         box = box.intersect(self.box)
-        first, stop = box.start[0], box.stop[0]
+        if not box.size:
+            return np.empty(box.shape, self.volume.dtype)
+        first, stop = box.start[0], self.box.stop[0] if self._at_once else box.stop[0]
         if not self.kept and (first < self._first or first > self._stop):  # a new pass
             self._first = self._stop = first
         if stop > self._stop:

@@ -20,9 +20,9 @@ from volseg.machine import peak_memory
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
-from volseg.partition.memory import Beside
+from volseg.nn.kernels.winograd import available
 from volseg.partition.planner import grid_for
-from volseg.partition.schedule import SPILL
+from volseg.partition.schedule import LAYERS, SPILL
 from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,
@@ -32,7 +32,7 @@ from volseg.segmentation.job import (
     input_files,
     plan_outputs,
 )
-from volseg.segmentation.limit import Choice, choose
+from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import clean
 from volseg.segmentation.report import SegmentationReport, write_report
@@ -80,7 +80,11 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
 
     store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
     tell = _NetworkProgress(scan, communicator, listen)
-    state = _state(job, outputs["mask"], model, scan, card, communicator, listen) if job.go_on else None
+    state = None
+    if job.go_on and choice.schedule is not LAYERS and card.config.model.levels:
+        state = _state(job, outputs["mask"], model, scan, card, communicator, listen)
+    elif job.go_on:
+        listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
     result = segment_block(
         model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
         journal=state,
@@ -169,7 +173,7 @@ def _state(
     if state.found:
         listen(Message(f"going on from {state.folder}: {state.described}"))
     elif state.refused:
-        listen(Caution(f"{state.folder} belongs to another scan, model or spacing; starting anew"))
+        listen(Caution(f"{state.folder}: {state.refused}; starting anew"))
     return state
 
 
@@ -233,13 +237,15 @@ def _choose(
         afterwards = max(afterwards, 4)  # the components' numbers
     libraries = SEG_LIBRARIES if mask.suffix.lower() == SEGMENTATION_SUFFIX else 0
     libraries += PICTURE_LIBRARIES if job.preview else 0
-    beside = Beside(
-        image=prod(scan.layout.largest_block) * stored,
-        mask=voxels * (label + (4 * model.classes if job.probabilities else 0)),
-        afterwards=voxels * afterwards + libraries,
+    blocks = prod(scan.layout.largest_block)
+    beside = BesideVoxels(
+        image=stored,
+        mask=(label + (4 * model.classes if job.probabilities else 0)) * voxels / blocks,
+        afterwards=afterwards * voxels / blocks,
+        once=libraries,
     )
     return choose(
-        model, scan.layout, beside, torch.get_num_threads(), communicator, str(job.scan),
+        model, scan.layout, beside, torch.get_num_threads(), communicator, str(job.scan), kernels=available(),
         limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask),
     )  # fmt: skip
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +35,28 @@ _SCHEMA = 1
 
 
 class SegmentationState:
-    """The state of one job. To make one is collective.
+    """The state of one job, a `models.streamed_unet.Journal`. To make one is collective.
 
-    found  whether one was there that belongs to this job; `refused` whether one was there that does not
+    found    whether one was there that belongs to this job
+    refused  why one that was there is not used; empty where there was none
     """
 
     def __init__(self, mask: Path, scan: Scan, card: ModelCard, weights: str, communicator: Communicator) -> None:
         self.folder = beside(mask, "_state")
         self._communicator = communicator
-        self._belongs = {
-            "schema": _SCHEMA,
-            "scan": [_identity(file) for volume in scan.images for file in volume.audit.inputs or (volume.path,)],
-            "shape": list(scan.layout.shape),
-            "spacing_mm": [float(side) for side in scan.space.spacing],
-            "fixes": [fix for volume in scan.channels for fix in volume.audit.fixes],
-            "weights": weights,
-            "schemes": [scheme.as_json() for scheme in card.schemes],
-        }
-        content: dict[str, Any] | None = None
+        self._whole = Box.whole(scan.layout.at_level(1).shape)
+        self._content: dict[str, Any] | None = None
+        self.refused = ""
         with communicator.together():
             if communicator.is_root:
-                content = self._read()
-        content = communicator.broadcast(content)
-        self.refused = content is not None and content["belongs"] != json.loads(json.dumps(self._belongs))
-        self._content = content if content is not None and not self.refused else None
-        self.found = self._content is not None
+                belongs = _belongs(scan, card, weights)
+                self._content, self.refused = self._read(belongs)
+                if self._content is None:
+                    # Before any block of it is overwritten: blocks of two runs must never be taken for one's.
+                    (self.folder / "state.json").unlink(missing_ok=True)
+                    self._content = {"belongs": belongs, "affines": {}, "blocks": []}
+        self._content, self.refused = communicator.broadcast((self._content, self.refused))
+        self.found = bool(self._content and self._content["blocks"])
 
     @property
     def described(self) -> str:
@@ -66,40 +65,40 @@ class SegmentationState:
         return f"the coarse levels, and the norms of {', '.join(known)}, are known; the finest level is computed again"
 
     def affines(self) -> dict[str, Affine]:
-        """Coefficients by layer, as far as they were found."""
-        known = {} if self._content is None else self._content["affines"]
-        return {label: _affine(values) for label, values in known.items()}
+        """As `Journal.affines`."""
+        assert self._content is not None
+        return {label: _affine(values) for label, values in self._content["affines"].items()}
 
-    def fill_coarse(self, box: Box, out: Tensor) -> bool:
-        """Put a block at level 1 together in `out` [d, h, w, C]; whether there was anything to."""
-        blocks = [] if self._content is None else self._content["blocks"]
-        for start, stop in blocks:
+    def fill_coarse(self, box: Box, out: Tensor) -> None:
+        """As `Journal.fill_coarse`."""
+        assert self._content is not None
+        for start, stop in self._content["blocks"]:
             held = Box(tuple(start), tuple(stop))
             part = box.intersect(held)
             if part.size:
-                values = np.load(self.folder / _name(held), mmap_mode="r")
-                there = values[part.relative_to(held).slices]
-                out.numpy()[part.relative_to(box).slices] = there
-        return bool(blocks)
+                values = np.load(self.folder / _name(held), mmap_mode="r")  # unmapped again at once
+                out.numpy()[part.relative_to(box).slices] = values[part.relative_to(held).slices]
 
-    def keep(self, affines: dict[str, Affine], coarse: tuple[Box, Tensor] | None = None) -> None:
-        """Write what was found: coefficients, and once this rank's block of the coarse levels' output. Collective.
+    def keep_coarse(self, box: Box, slabs: Iterator[Tensor]) -> None:
+        """As `Journal.keep_coarse`. Raises OSError, on all ranks, where the disk is full."""
+        assert self._content is not None
+        with self._communicator.together():
+            self.folder.mkdir(exist_ok=True)
+            with replacing(self.folder / _name(box)) as temporary, open(temporary, "wb") as file:
+                for number, plane in enumerate(slabs):
+                    values = np.ascontiguousarray(plane.numpy(), np.float32)
+                    if number == 0:
+                        shape = (*box.shape, values.shape[2])
+                        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, header)
+                    file.write(values.data.cast("B"))
+        boxes = self._communicator.gather_all(box)
+        self._content["blocks"] = [[list(b.start), list(b.stop)] for b in boxes]
 
-        Raises OSError, on all ranks, where the disk is full.
-        """
-        boxes = [] if self._content is None else self._content["blocks"]
-        if coarse is not None:
-            box, values = coarse
-            with self._communicator.together():
-                self.folder.mkdir(exist_ok=True)
-                with replacing(self.folder / _name(box)) as temporary:
-                    np.save(temporary, values.numpy())
-            boxes = [[list(b.start), list(b.stop)] for b in self._communicator.gather_all(box)]
-        self._content = {
-            "belongs": self._belongs,
-            "affines": {label: _plain(affine) for label, affine in affines.items()},
-            "blocks": boxes,
-        }
+    def keep(self, affines: dict[str, Affine]) -> None:
+        """As `Journal.keep`."""
+        assert self._content is not None
+        self._content["affines"] = {label: _plain(affine) for label, affine in affines.items()}
         with self._communicator.together():
             if self._communicator.is_root:
                 self.folder.mkdir(exist_ok=True)
@@ -107,29 +106,63 @@ class SegmentationState:
 
     def remove(self) -> None:
         """The job is done. On the root."""
-        if self._communicator.is_root:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not self._communicator.is_root:
+            return
+        for file in (self.folder / "state.json", *self.folder.glob("decoder-*.npy")):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # holds what is not ours
+            self.folder.rmdir()
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, belongs: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """What is there, if it is whole and this job's; else nothing and why."""
+        file = self.folder / "state.json"
+        if not file.exists():
+            return None, ""
         try:
-            content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            if isinstance(content["belongs"], dict) and isinstance(content["affines"], dict):
-                for start, stop in content["blocks"]:
-                    np.load(self.folder / _name(Box(tuple(start), tuple(stop))), mmap_mode="r")
-                return dict(content)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        return None
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["belongs"] != belongs:
+                return None, "belongs to another scan, model or spacing"
+            for values in content["affines"].values():
+                _affine(values)
+            boxes = [Box(tuple(start), tuple(stop)) for start, stop in content["blocks"]]
+            for box in boxes:
+                held = np.load(self.folder / _name(box), mmap_mode="r")
+                if held.shape[:3] != box.shape or held.dtype != np.float32:
+                    return None, f"{_name(box)} is damaged"
+            if sum(box.size for box in boxes) != self._whole.size or not all(map(self._whole.contains, boxes)):
+                return None, "is damaged"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None, "is damaged"
+        return dict(content), ""
+
+
+def _belongs(scan: Scan, card: ModelCard, weights: str) -> dict[str, Any]:
+    """What a state must be of to be used, as plain values."""
+    sources = [file for volume in scan.images for file in volume.audit.inputs or (volume.path,)]
+    found = {
+        "schema": _SCHEMA,
+        "scan": [_identity(file) for file in sources],
+        "shape": list(scan.layout.shape),
+        "spacing_mm": [float(side) for side in scan.space.spacing],
+        "fixes": [fix for volume in scan.channels for fix in volume.audit.fixes],
+        "model": asdict(card.config.model),
+        "weights": weights,
+        "schemes": [scheme.as_json() for scheme in card.schemes],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
 
 
 def _name(box: Box) -> str:
     return "decoder-" + "-".join(str(n) for n in box.start) + ".npy"
 
 
-def _identity(file: Path) -> list[Any]:
-    """What a file is, without reading it all."""
-    there = file.stat()
-    return [file.name, there.st_size, there.st_mtime_ns]
+def _identity(source: Path) -> list[Any]:
+    """What a file or folder is, without reading it: names, sizes and times; of a store without its labels."""
+    files = [source] if source.is_file() else sorted(f for f in source.rglob("*") if f.is_file())
+    files = [file for file in files if "labels" not in file.relative_to(source).parts]
+    there = [file.stat() for file in files]
+    return [source.name, len(files), sum(s.st_size for s in there), max((s.st_mtime_ns for s in there), default=0)]
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:

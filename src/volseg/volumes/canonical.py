@@ -117,6 +117,7 @@ class _ReorderedView(Volume):
         self.path, self.dtype = volume.path, volume.dtype
         self.format, self.whole_slices, self.audit = volume.format, volume.whole_slices, volume.audit
         self.space = orientation.canonical_space(volume.space)
+        self.rising_slices = volume.rising_slices and orientation.axes[0] == 0 and not orientation.flips[0]
         self._volume, self._orientation = volume, orientation
 
     def close(self) -> None:

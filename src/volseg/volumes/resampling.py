@@ -92,7 +92,7 @@ def _index_map(source: Space, target: Space) -> np.ndarray:
 class _ResampledView(Volume):
     def __init__(self, volume: Volume, space: Space, how: How, outside: float) -> None:
         self.path, self.format, self.dtype = volume.path, volume.format, volume.dtype
-        self.space, self.whole_slices = space, volume.whole_slices
+        self.space, self.whole_slices, self.rising_slices = space, volume.whole_slices, volume.rising_slices
         old, new = _mm(volume.space.spacing), _mm(space.spacing)
         change = f"from {old} to {new} mm" if old != new else f"onto another grid of {new} mm"
         self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, f"resampled {change}, {_WORDS[how]}"))

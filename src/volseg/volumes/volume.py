@@ -59,6 +59,7 @@ class Volume(ABC):
     format   its file format in words, for reports
     whole_slices  whether a part of a slice costs as much to read as the slice (compressed files), so that a caller
              who needs several parts of the same slices had better read the slices once
+    rising_slices  whether the planes along D are the file's own slices, in their order
     audit    which files it is made of, what was left out or mended, what to warn of
     """
 
@@ -67,6 +68,7 @@ class Volume(ABC):
     dtype: np.dtype[Any]
     format: str = ""
     whole_slices: bool = False
+    rising_slices: bool = True
     audit: Audit = Audit()
 
     @property

@@ -39,7 +39,10 @@ class Image(Protocol):
         """
 
     def settled(self) -> None:
-        """All planes have been asked for once. Collective. Raises, on all ranks, what went wrong on any."""
+        """A pass over all planes is done. Collective. Raises, on all ranks, what went wrong on any."""
+
+    def close(self) -> None:
+        """No planes will be asked for any more."""
 
 
 def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
