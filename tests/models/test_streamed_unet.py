@@ -13,9 +13,9 @@ from oracles import GRIDS, serial_grid
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
-from volseg.models.streamed_unet import TensorImage, image_width
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
+from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
 

@@ -11,10 +11,10 @@ from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
-from volseg.models.streamed_unet import TensorImage, image_width
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import Store
 from volseg.partition.basin import peak_of
 from volseg.partition.layout import Layout

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.geometry import Triple
+from volseg.models.journal import Journal
 from volseg.models.layers import as_batch, context_of, layer_of
-from volseg.models.streamed_unet import Journal, StreamedUNet, TensorImage, image_width
+from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.layer import Gradients, Held, Output, Slot, Workplace
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.up import Up, bias_sums

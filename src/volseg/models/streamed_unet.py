@@ -14,19 +14,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.halo import exchange_window, ghost_widths
+from volseg.distributed.halo import ghost_widths
 from volseg.geometry import Box, Triple
+from volseg.models.journal import COARSE, Journal
 from volseg.models.layers import as_batch, context_of, layer_of
 from volseg.models.unet import UNet
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused.buffers import Buffers
-from volseg.nn.fused.chain import Chain, Image, Stage, reach
+from volseg.nn.fused.chain import Chain, Stage
+from volseg.nn.fused.image import Image, reach
 from volseg.nn.fused.layer import Held, Layer, Workplace, brick_sums, channel_signs, kept_channels, needs_statistics
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.scratch import Store
@@ -35,67 +37,10 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.basin import Basin, basins
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, layer_costs, level_of
+from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule, layer_costs, level_of
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.tiling import padded_channels
-from volseg.partition.window import Range, plan_window
-
-_COARSE = "coarse"
-"""For whose output the journal has coefficients beside those of the finest level's layers."""
-
-
-class TensorImage:
-    """An image that is there as a tensor: this rank's block [1, C, d, h, w]. To make one is collective.
-
-    width  voxels around the block that will be asked for, where the volume goes on
-    """
-
-    def __init__(self, x: Tensor, layout: Layout, grid: ProcessGrid, width: int) -> None:
-        self.channels = int(x.shape[1])
-        self._low, self._high = reach(layout, grid.coords, width)
-        if self._low == self._high == (0, 0, 0):
-            wide = x.detach()
-        else:
-
-            def needs(axis: int, own: Range) -> Range:
-                return max(0, own[0] - width), min(layout.shape[axis], own[1] + width)
-
-            wide = exchange_window(x.detach(), plan_window(layout, grid.coords, needs, layout), grid)
-        self._rows = wide[0].permute(1, 2, 3, 0)
-
-    def settled(self) -> None:
-        """Nothing can go wrong."""
-
-    def close(self) -> None:
-        """The tensor is the caller's."""
-
-    def planes(self, wanted: Range, width: int) -> Tensor:
-        """As `nn.fused.chain.Image.planes`."""
-        cut = [slice(wanted[0] + self._low[0], wanted[1] + self._low[0])]
-        for low, high, side in zip(self._low[1:], self._high[1:], self._rows.shape[1:3], strict=True):
-            cut.append(slice(low - min(low, width), side - high + min(high, width)))
-        return self._rows[tuple(cut)].contiguous()
-
-
-class Journal(Protocol):
-    """What is kept of a run for one that goes on after an interruption."""
-
-    def affines(self) -> dict[str, Affine]:
-        """Coefficients of the finest level's layers, by label, as far as they are known."""
-
-    def fill_coarse(self, box: Box, out: Tensor) -> None:
-        """The raw output of the coarse levels in a box of level 1, to `out` [d, h, w, C]. Where "coarse" is known."""
-
-    def keep(self, affines: dict[str, Affine]) -> None:
-        """Keep coefficients. Collective."""
-
-    def keep_coarse(self, box: Box, slabs: Iterator[Tensor]) -> None:
-        """Keep the raw output of the coarse levels: this rank's box of level 1, plane by plane. Collective."""
-
-
-def image_width(schedule: Schedule, beyond: int = 0) -> int:
-    """Voxels around a block that the image is asked for, where the volume goes on."""
-    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
+from volseg.partition.window import Range
 
 
 @dataclass
@@ -110,7 +55,7 @@ class _Level:
 
 
 class StreamedUNet:
-    """Runs a partitioned U-Net that the fused layers cover (`partition.fused_memory.covers`), forward only.
+    """Runs a partitioned U-Net that the fused layers cover (`partition.schedule.covers`), forward only.
 
     twin      the network as `partition_module` made it
     schedule  see above
@@ -208,7 +153,7 @@ class StreamedUNet:
         if gone_on:
             self._fetch_coarse()
         else:
-            self._coarse(1)
+            self._coarse()
             self._keep_coarse()
         if top:
             self._decode(0, ghosts=beyond > 0)
@@ -228,7 +173,7 @@ class StreamedUNet:
             self._pass(image, stages[:1])
             self._pass(image, stages[:2], pool=True)
             self.work.buffers.clear()  # the coarser levels need their room
-            self._coarse(1)
+            self._coarse()
             self._keep_coarse()
         below = self._above(0)
         below.wait()
@@ -245,15 +190,15 @@ class StreamedUNet:
         image.settled()
         image.close()
 
-    def _coarse(self, first: int) -> None:
-        """Down from a level to the deepest, and up to it again."""
+    def _coarse(self) -> None:
+        """Down from level 1 to the deepest, and up to it again."""
         top = self.config.levels
-        for level in range(first, top + 1):
+        for level in range(1, top + 1):
             pooled = self._levels[level].held.pop("pooled")
             pooled.wait()
             slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
             self._encode(level, slabs, ghosts=True)
-        for level in reversed(range(first, top)):
+        for level in reversed(range(1, top)):
             self._decode(level, ghosts=True)
 
     # in place
@@ -396,7 +341,7 @@ class StreamedUNet:
             self._affines[label] = affine
 
     def _coarse_is_known(self) -> bool:
-        return self.journal is not None and _COARSE in self._affines
+        return self.journal is not None and COARSE in self._affines
 
     def _keep(self) -> None:
         if self.journal is not None:
@@ -408,7 +353,7 @@ class StreamedUNet:
         below = self._above(0)
         assert below.affine is not None
         self.journal.keep_coarse(self._coarse_box, self._relaxed(below.rows.own))
-        self._affines[_COARSE] = below.affine
+        self._affines[COARSE] = below.affine
         self.journal.keep(self._affines)
 
     def _relaxed(self, planes: Tensor) -> Iterator[Tensor]:
@@ -421,7 +366,7 @@ class StreamedUNet:
         """Instead of `_coarse`."""
         assert self.journal is not None
         channels = self.config.widths[1]
-        below = Held(self._place(1, channels, "high"), channels, self._affines[_COARSE])
+        below = Held(self._place(1, channels, "high"), channels, self._affines[COARSE])
         box = self._coarse_box
         for z, plane in enumerate(self._relaxed(below.rows.own), start=box.start[0]):
             self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))

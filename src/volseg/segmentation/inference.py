@@ -11,10 +11,11 @@ from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
+from volseg.models.journal import Journal
 from volseg.models.stored import ModelCard
-from volseg.models.streamed_unet import Journal, StreamedUNet, image_width
+from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
-from volseg.nn.fused.chain import reach
+from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
 from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, covers
 from volseg.partition.window import Range

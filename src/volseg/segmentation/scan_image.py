@@ -57,7 +57,7 @@ class ScanImage:
             self._rules.append(rule)
 
     def planes(self, wanted: Range, width: int) -> Tensor:
-        """As `nn.fused.chain.Image.planes`. What goes wrong is raised by `settled`; until then there are zeros."""
+        """As `nn.fused.image.Image.planes`. What goes wrong is raised by `settled`; until then there are zeros."""
         block, whole = self._scan.block, Box.whole(self._scan.layout.shape)
         start = (block.start[0] + wanted[0], *block.start[1:])
         slab = Box((start[0], start[1], start[2]), (block.start[0] + wanted[1], block.stop[1], block.stop[2]))
@@ -74,7 +74,7 @@ class ScanImage:
         return torch.from_numpy(out)
 
     def settled(self) -> None:
-        """As `nn.fused.chain.Image.settled`."""
+        """As `nn.fused.image.Image.settled`."""
         self._grid.communicator.raise_together(self._error)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from volseg.distributed.communicator import Communicator
 from volseg.files import replacing, write_text
 from volseg.geometry import Box
+from volseg.models.journal import COARSE
 from volseg.models.stored import ModelCard
 from volseg.nn.kernels.rows import Affine
 from volseg.volumes.mask_names import beside
@@ -35,7 +36,7 @@ _SCHEMA = 1
 
 
 class SegmentationState:
-    """The state of one job, a `models.streamed_unet.Journal`. To make one is collective.
+    """The state of one job, a `models.journal.Journal`. To make one is collective.
 
     found    whether one was there that belongs to this job
     refused  why one that was there is not used; empty where there was none
@@ -61,7 +62,7 @@ class SegmentationState:
     @property
     def described(self) -> str:
         """What is there, and so what is computed again, in words."""
-        known = [label for label in self.affines() if label != "coarse"]
+        known = [label for label in self.affines() if label != COARSE]
         return f"the coarse levels, and the norms of {', '.join(known)}, are known; the finest level is computed again"
 
     def affines(self) -> dict[str, Affine]:

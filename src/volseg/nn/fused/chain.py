@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from torch import Tensor
-
-from volseg.geometry import Triple
+from volseg.nn.fused.image import Image, reach
 from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import winograd
@@ -22,35 +19,6 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import ranges, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-
-
-class Image(Protocol):
-    """What a network reads: this rank's block of an image, and what lies around it.
-
-    channels  of the image
-    """
-
-    channels: int
-
-    def planes(self, wanted: Range, width: int) -> Tensor:
-        """Planes [n, h', w', C] float32, with up to `width` voxels around the block where the volume goes on.
-
-        wanted  counted from the block's first plane
-        """
-
-    def settled(self) -> None:
-        """A pass over all planes is done. Collective. Raises, on all ranks, what went wrong on any."""
-
-    def close(self) -> None:
-        """No planes will be asked for any more."""
-
-
-def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
-    """Voxels before and after a block, at most `width`, up to the faces of the volume."""
-    block, whole = layout.block(coords), layout.shape
-    low = tuple(min(width, start) for start in block.start)
-    high = tuple(min(width, n - stop) for n, stop in zip(whole, block.stop, strict=True))
-    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
 @dataclass

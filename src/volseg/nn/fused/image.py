@@ -1,0 +1,81 @@
+"""What a network reads: an image around a rank's block, some planes at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.halo import exchange_window
+from volseg.geometry import Triple
+from volseg.partition.layout import Layout
+from volseg.partition.schedule import LAYERS, RECOMPUTE, Schedule
+from volseg.partition.window import Range, plan_window
+
+
+class Image(Protocol):
+    """What a network reads: this rank's block of an image, and what lies around it.
+
+    channels  of the image
+    """
+
+    channels: int
+
+    def planes(self, wanted: Range, width: int) -> Tensor:
+        """Planes [n, h', w', C] float32, with up to `width` voxels around the block where the volume goes on.
+
+        wanted  counted from the block's first plane
+        """
+
+    def settled(self) -> None:
+        """A pass over all planes is done. Collective. Raises, on all ranks, what went wrong on any."""
+
+    def close(self) -> None:
+        """No planes will be asked for any more."""
+
+
+def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
+    """Voxels before and after a block, at most `width`, up to the faces of the volume."""
+    block, whole = layout.block(coords), layout.shape
+    low = tuple(min(width, start) for start in block.start)
+    high = tuple(min(width, n - stop) for n, stop in zip(whole, block.stop, strict=True))
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+class TensorImage:
+    """An image that is there as a tensor: this rank's block [1, C, d, h, w]. To make one is collective.
+
+    width  voxels around the block that will be asked for, where the volume goes on
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, grid: ProcessGrid, width: int) -> None:
+        self.channels = int(x.shape[1])
+        self._low, self._high = reach(layout, grid.coords, width)
+        if self._low == self._high == (0, 0, 0):
+            wide = x.detach()
+        else:
+
+            def needs(axis: int, own: Range) -> Range:
+                return max(0, own[0] - width), min(layout.shape[axis], own[1] + width)
+
+            wide = exchange_window(x.detach(), plan_window(layout, grid.coords, needs, layout), grid)
+        self._rows = wide[0].permute(1, 2, 3, 0)
+
+    def settled(self) -> None:
+        """Nothing can go wrong."""
+
+    def close(self) -> None:
+        """The tensor is the caller's."""
+
+    def planes(self, wanted: Range, width: int) -> Tensor:
+        """As `nn.fused.image.Image.planes`."""
+        cut = [slice(wanted[0] + self._low[0], wanted[1] + self._low[0])]
+        for low, high, side in zip(self._low[1:], self._high[1:], self._rows.shape[1:3], strict=True):
+            cut.append(slice(low - min(low, width), side - high + min(high, width)))
+        return self._rows[tuple(cut)].contiguous()
+
+
+def image_width(schedule: Schedule, beyond: int = 0) -> int:
+    """Voxels around a block that the image is asked for, where the volume goes on."""
+    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
