@@ -19,6 +19,7 @@ from pathlib import Path
 from support.launch import mpirun
 
 GIB = 2**30
+SCHEDULES = ("in-place", "recompute", "spill")
 
 
 def main() -> None:
@@ -41,15 +42,17 @@ def main() -> None:
             memory = json.loads((folder / f"run{ranks}" / "report.json").read_text())["memory"]
             row("train", ranks, memory["peak_bytes_by_rank"], memory["planned_bytes"])
         scan = next((folder / "data" / "imagesTr").iterdir())
-        for ranks in map(int, given.ranks.split(",")):
-            mask = f"mask{ranks}.nii.gz"
-            volseg(
-                ranks,
-                ["segment", str(scan), "-o", mask, "--model", f"run{ranks}", "-q", "--report", f"s{ranks}.json"],
-                folder,
-            )
-            report = json.loads((folder / f"s{ranks}.json").read_text())
-            row("segment", ranks, report["peak_bytes_by_rank"], report["planned_bytes"])
+        for schedule in SCHEDULES:
+            for ranks in map(int, given.ranks.split(",")):
+                segment(folder, scan, schedule, ranks)
+
+
+def segment(folder: Path, scan: Path, schedule: str, ranks: int) -> None:
+    report = folder / f"{schedule}{ranks}.json"
+    options = ["--model", f"run{ranks}", "--schedule", schedule, "--report", str(report), "-q", "--overwrite"]
+    volseg(ranks, ["segment", str(scan), "-o", "mask.nii.gz", *options], folder)
+    found = json.loads(report.read_text())
+    row(f"segment, {schedule}", ranks, found["peak_bytes_by_rank"], found["planned_bytes"])
 
 
 def row(task: str, ranks: int, peaks: list[int], planned: int) -> None:
