@@ -412,8 +412,9 @@ class StreamedUNet:
     def _count(self, layers: Sequence[Layer], planes: Range) -> None:
         """Planes of these layers are done."""
         self._done += (planes[1] - planes[0]) * sum(self._costs[layer.label] for layer in layers)
-        if self.tell is not None:
-            self.tell(min(1.0, self._done / self._whole))
+        share = self._done / self._whole
+        if self.tell is not None and share < 1:  # the end is told once, by `run`
+            self.tell(share)
 
     def _above(self, level: int) -> Held:
         """What the up-convolution to a level reads."""
