@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from support.launch import mpirun
+from support.launch import volseg
 
 GIB = 2**30
 SCHEDULES = ("in-place", "recompute", "spill")
@@ -35,10 +32,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="volseg-memory-") as name:
         folder = Path(name)
-        volseg(1, ["generate", "data", "--shape", side, "--cases", "1", "-q"], folder)
+        volseg(folder, "generate", "data", "--shape", side, "--cases", "1", threads=1)
         size = ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
         for ranks in map(int, given.ranks.split(",")):
-            volseg(ranks, ["train", "data", "-o", f"run{ranks}", "--epochs", "2", "-q", *size], folder)
+            volseg(folder, "train", "data", "-o", f"run{ranks}", "--epochs", "2", *size, ranks=ranks, threads=1)
             memory = json.loads((folder / f"run{ranks}" / "report.json").read_text())["memory"]
             row("train", ranks, memory["peak_bytes_by_rank"], memory["planned_bytes"])
         scan = next((folder / "data" / "imagesTr").iterdir())
@@ -49,8 +46,8 @@ def main() -> None:
 
 def segment(folder: Path, scan: Path, schedule: str, ranks: int) -> None:
     report = folder / f"{schedule}{ranks}.json"
-    options = ["--model", f"run{ranks}", "--schedule", schedule, "--report", str(report), "-q", "--overwrite"]
-    volseg(ranks, ["segment", str(scan), "-o", "mask.nii.gz", *options], folder)
+    options = ["--model", f"run{ranks}", "--schedule", schedule, "--report", str(report), "--overwrite"]
+    volseg(folder, "segment", scan, "-o", "mask.nii.gz", *options, ranks=ranks, threads=1)
     found = json.loads(report.read_text())
     row(f"segment, {schedule}", ranks, found["peak_bytes_by_rank"], found["planned_bytes"])
 
@@ -58,18 +55,6 @@ def segment(folder: Path, scan: Path, schedule: str, ranks: int) -> None:
 def row(task: str, ranks: int, peaks: list[int], planned: int) -> None:
     measured = ", ".join(f"{p / GIB:.2f}" for p in peaks)
     print(f"| {task} | {ranks} | {measured} | {planned / GIB:.2f} | {planned / max(peaks):.2f} |", flush=True)
-
-
-def volseg(ranks: int, arguments: list[str], folder: Path) -> str:
-    """Run one command on `ranks` ranks and return what it printed."""
-    command = [*(mpirun(ranks) if ranks > 1 else []), sys.executable, "-m", "volseg", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from support.launch import mpirun
+from support.launch import volseg
 
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.geometry import Box
@@ -51,10 +49,9 @@ def row(folder: Path, side: int, asked: str, ranks: int) -> None:
         make(folder, side, scan)
     option = "--schedule" if asked in SCHEDULES else "--memory-limit"
     mask, report = folder / "mask.nii", folder / "report.json"
-    launch = mpirun(ranks) if ranks > 1 else []
     volseg(
         folder, *("segment", scan, "-o", mask, "--model", "run", option, asked, "--report", report, "--overwrite"),
-        launch=launch,
+        ranks=ranks,
     )  # fmt: skip
     found = json.loads(report.read_text())
     peak, seconds = max(found["peak_bytes_by_rank"]), found["seconds"]
@@ -87,13 +84,6 @@ def make(folder: Path, side: int, path: Path) -> None:
         return (source.read(box) * 100).astype(np.int16)
 
     write_volume(path, source.space, np.int16, produce, SerialCommunicator())
-
-
-def volseg(folder: Path, *arguments: object, launch: list[str] | None = None) -> None:
-    command = [*(launch or []), sys.executable, "-m", "volseg", *map(str, arguments), "-q"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import torch
+from support.launch import volseg
 
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
@@ -85,13 +84,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def cube(side: int) -> str:
     return f"{side}x{side}x{side}"
-
-
-def volseg(folder: Path, *arguments: str) -> None:
-    command = [sys.executable, "-m", "volseg", *arguments, "-q"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
 if __name__ == "__main__":

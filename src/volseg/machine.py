@@ -79,6 +79,12 @@ def _status(name: str) -> int | None:
     return None
 
 
+def gibibytes(count: float) -> str:
+    """Bytes as GiB: three digits that count, at least to a hundredth."""
+    size = count / 2**30
+    return f"{size:.0f} GiB" if size >= 100 else f"{size:.1f} GiB" if size >= 10 else f"{size:.2f} GiB"
+
+
 def prepare_for_torch() -> None:
     """Set up memory and threads as suits this program. Call before importing torch; what the user has set stays."""
     _tune_allocator()

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from volseg.cli import render
-from volseg.cli.render import Lines, Screen, duration, gibibytes, table
+from volseg.cli.render import Lines, Screen, duration, table
 from volseg.events import Caution, Message, Progress
+from volseg.machine import gibibytes
 
 SCRIPT = """
 import time

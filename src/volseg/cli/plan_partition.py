@@ -141,7 +141,8 @@ def _facts(
 
 def _show_schedules(console: Console, plans: dict[Task, Plan], limit: int | None) -> None:
     """What each way to segment needs."""
-    from volseg.cli.render import gibibytes, table
+    from volseg.cli.render import table
+    from volseg.machine import gibibytes
     from volseg.partition.memory import surely_fits
 
     plan = plans.get(Task.segment)
@@ -163,8 +164,9 @@ def _ranks(plan: Plan | None) -> int | None:
 def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int | None, settings: Config) -> None:
     from rich.console import Console
 
-    from volseg.cli.render import gibibytes, table
+    from volseg.cli.render import table
     from volseg.geometry import format_triple
+    from volseg.machine import gibibytes
 
     console = Console()
     first = next(iter(plans.values()))

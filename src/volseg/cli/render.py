@@ -20,6 +20,7 @@ from rich.table import Table
 
 from volseg import events
 from volseg.cli.terminal import terminal_columns
+from volseg.machine import gibibytes
 
 _PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 _PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
@@ -151,12 +152,6 @@ class Lines:
 def figure_text(figures: Mapping[str, str]) -> str:
     """``{"loss": "0.41"}`` as ``loss 0.41``."""
     return "  ".join(f"{name} {value}" for name, value in figures.items())
-
-
-def gibibytes(count: float) -> str:
-    """Bytes as GiB: three digits that count, at least to a hundredth."""
-    size = count / 2**30
-    return f"{size:.0f} GiB" if size >= 100 else f"{size:.1f} GiB" if size >= 10 else f"{size:.2f} GiB"
 
 
 def peak_memory_text(peaks: Sequence[int], planned: int) -> str:

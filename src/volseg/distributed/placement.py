@@ -53,6 +53,11 @@ def place(communicator: Communicator) -> Placement:
     return Placement(node, len(here), own if bound else cores, sharing, bound)
 
 
+def ranks_on_this_machine(communicator: Communicator) -> int:
+    """How many ranks of the job share this rank's machine. Collective."""
+    return communicator.gather_all(socket.gethostname()).count(socket.gethostname())
+
+
 def available_cores() -> tuple[int, ...]:
     """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -28,7 +28,7 @@ from volseg.models.unet import UNet
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.chain import Chain, Stage
-from volseg.nn.fused.image import Image, reach
+from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.layer import Held, Layer, Workplace, brick_sums, channel_signs, kept_channels, needs_statistics
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.scratch import Store
@@ -286,12 +286,9 @@ class StreamedUNet:
         return ranges(depth, basin.planes)
 
     def _image_slabs(self, image: Image) -> Iterator[fused.Slab]:
-        low, high = ghost_widths(self.grid, 1)
-        sides = self._levels[0].layout.block(self.grid.coords).shape
-        for first, last in self._slabs(0, sides[0]):
-            wanted = max(first - 1, -low[0]), min(last + 1, sides[0] + high[0])
-            rows = Rows(image.planes(wanted, 1), (-wanted[0], low[1], low[2]), sides)
-            yield (first, last), [Held(rows, image.channels)]
+        layout, coords = self._levels[0].layout, self.grid.coords
+        for planes in self._slabs(0, layout.block(coords).shape[0]):
+            yield planes, [read_planes(image, layout, coords, planes)]
 
     # chains
 

@@ -16,7 +16,7 @@ While a skip waits, the planes at the low end are free. The basins of the deepes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from volseg.geometry import Triple
 from volseg.partition.slabs import ranges, rolling_planes
@@ -106,7 +106,7 @@ def _hosted(found: dict[int, Basin], top: int) -> dict[int, Basin]:
         one = found[level]
         if level < top + 2 or offset + one.size > room:
             break
-        found[level] = Basin(one.sides, one.low, one.high, one.channels, one.planes, one.size, top, offset)
+        found[level] = replace(one, host=top, offset=offset)
         offset += one.size
     return found
 

@@ -17,7 +17,7 @@ from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
 from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
-from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, covers
+from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.partition.window import Range
 from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.segmentation.scan_image import ScanImage
@@ -50,7 +50,7 @@ class BlockNetwork:
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
         self.twin = FusedUNet(model, grid).eval()
-        if not covers(card.config.model) or not self.twin.kernels:
+        if LAYERS in schedules_of(card.config.model, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
         self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,16 +12,16 @@ import numpy as np
 
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.placement import ranks_on_this_machine
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
-from volseg.machine import available_memory, resident_memory
+from volseg.machine import available_memory, gibibytes, resident_memory
 from volseg.partition.layout import Layout
 from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.partition.planner import choose_grid, most_ranks
 from volseg.partition.schedule import SPILL, Schedule
 from volseg.partition.streamed_memory import scratch_bytes
 
-_GIB = 2**30
 _SHARE_OF_FREE = 0.9
 """Of what the machine has free: the plan may be wrong by a tenth."""
 
@@ -69,8 +67,7 @@ def memory_limit(communicator: Communicator) -> int:
 
     The smallest of all ranks'. What a rank holds already counts as free to it.
     """
-    ranks_here = Counter(communicator.gather_all(socket.gethostname()))[socket.gethostname()]
-    own = available_memory() * _SHARE_OF_FREE / ranks_here + resident_memory()
+    own = available_memory() * _SHARE_OF_FREE / ranks_on_this_machine(communicator) + resident_memory()
     return int(communicator.reduce_all(np.array([own]), "min")[0])
 
 
@@ -101,26 +98,26 @@ def choose(
     refused = {}
     for candidate, plan in allowed.items():
         if not surely_fits(plan, limit):
-            refused[candidate] = f"{candidate} needs {_gib(plan.peak)}"
+            refused[candidate] = f"{candidate} needs {gibibytes(plan.peak)}"
         elif candidate is SPILL and not room:
-            refused[candidate] = f"{candidate} needs {_gib(files)} a rank on a disk ({_disk(scratch)})"
+            refused[candidate] = f"{candidate} needs {gibibytes(files)} a rank on a disk ({_disk(scratch)})"
         else:
             what = "asked for, and fits" if schedule else "the fastest that fits" if len(plans) > 1 else "fits"
-            reason = ", ".join([f"{what} {_gib(limit)} a rank", *refused.values()])
+            reason = ", ".join([f"{what} {gibibytes(limit)} a rank", *refused.values()])
             return Choice(candidate, plan, limit, given, reason, {s: p.peak for s, p in plans.items()})
     others = [s for s, p in plans.items() if s not in allowed and surely_fits(p, limit) and (s is not SPILL or room)]
     if others:
         remedy = f"--schedule {others[0]} would fit"
     else:
         ranks = plan_of.ranks_that_fit(limit, communicator.size)
-        remedy = f"{ranks} ranks of {_gib(limit)} would do" if ranks else "no number of ranks would do"
+        remedy = f"{ranks} ranks of {gibibytes(limit)} would do" if ranks else "no number of ranks would do"
         if SPILL in refused and surely_fits(plans[SPILL], limit):
             remedy = f"give a folder with more room, --scratch, or more ranks: {remedy}"
         remedy += ", or a coarser --spacing"
     source = "--memory-limit" if given else "what is free"
     raise PartitionError(
-        f"{name}: {format_triple(layout.shape)} voxels on {communicator.size} rank(s) do not fit {_gib(limit)} a rank "
-        f"({source}): {', '.join(refused.values())}; {remedy}"
+        f"{name}: {format_triple(layout.shape)} voxels on {communicator.size} rank(s) do not fit {gibibytes(limit)} a "
+        f"rank ({source}): {', '.join(refused.values())}; {remedy}"
     )
 
 
@@ -169,7 +166,3 @@ def _has_room(folder: Path | None, size: int, communicator: Communicator) -> boo
         return False
     free = shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
     return bool(communicator.reduce_all(np.array([float(free)]), "min")[0] >= size * communicator.size)
-
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f} GiB" if size < 10 * _GIB else f"{size / _GIB:.1f} GiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from volseg.geometry import Box, Triple
 from volseg.models.stored import ModelCard
 from volseg.partition.window import Range
 from volseg.volumes.checks import check_finite
-from volseg.volumes.intensity import Normalization, measure_volume
-from volseg.volumes.scan import Scan
+from volseg.volumes.scan import Scan, own_normalization
 from volseg.volumes.volume import Volume
 
 _PLANES = 8
@@ -45,16 +45,15 @@ class ScanImage:
         whole = Box.whole(scan.layout.shape)
         box = _around(scan.block, (width, width, width)).intersect(whole)
         self._readers = [_Reader(volume, box, kept or measured) for volume in scan.channels]
-        self._rules: list[Normalization] = []
         self._error: Exception | None = None
         if measured:
             with grid.communicator.together():
                 for reader in self._readers:
                     for _ in self._pieces(reader, reader.box):
                         pass
-        for reader, scheme in zip(self._readers, card.schemes, strict=True):
-            rule = scheme.fixed or measure_volume(lambda r=reader: self._pieces(r, scan.inside), grid.communicator)  # type: ignore[misc]
-            self._rules.append(rule)
+        pieces = [partial(self._pieces, reader, scan.inside) for reader in self._readers]
+        own = own_normalization(pieces, card.schemes, grid.communicator)
+        self._rules = [scheme.fixed or found for scheme, found in zip(card.schemes, own, strict=True)]
 
     def planes(self, wanted: Range, width: int) -> Tensor:
         """As `nn.fused.image.Image.planes`. What goes wrong is raised by `settled`; until then there are zeros."""
@@ -68,6 +67,7 @@ class ScanImage:
             place = there.relative_to(box).slices
             try:
                 for channel, (reader, rule) in enumerate(zip(self._readers, self._rules, strict=True)):
+                    assert rule is not None
                     out[(*place, channel)] = rule.apply(reader.read(there))
             except Exception as error:
                 self._error = error

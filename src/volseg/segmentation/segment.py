@@ -16,7 +16,7 @@ from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
-from volseg.machine import peak_memory
+from volseg.machine import gibibytes, peak_memory
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
@@ -269,7 +269,7 @@ def _tell(
             f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
         )
     )
-    listen(Message(f"{choice.schedule}: {choice.reason}; planned {choice.plan.peak / 2**30:.2f} GiB"))
+    listen(Message(f"{choice.schedule}: {choice.reason}; planned {gibibytes(choice.plan.peak)}"))
     for channel in scan.channels:
         for line in channel.audit.warnings:
             listen(Caution(f"{channel.path}: {line}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -121,7 +122,8 @@ class CaseBlocks:
         images, label = self.read(case)
         scan = self._scans[case.name]
         if case.name not in self._own:
-            self._own[case.name] = own_normalization(images, self.schemes, self.grid)
+            pieces = [partial(iter, [image]) for image in images]
+            self._own[case.name] = own_normalization(pieces, self.schemes, self.grid.communicator)
         target = torch.full((1, *scan.block.shape), IGNORE, dtype=torch.uint8)
         target[(0, *scan.inside.relative_to(scan.block).slices)] = torch.from_numpy(label)
         d, h, w = scan.layout.shape

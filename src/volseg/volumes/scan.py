@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import VolumeError
 from volseg.geometry import Box, Triple
@@ -15,7 +16,7 @@ from volseg.partition.layout import Layout, padded_shape
 from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
-from volseg.volumes.intensity import ChannelScheme, Normalization, measure_volume
+from volseg.volumes.intensity import ChannelScheme, Normalization, Pieces, measure_volume
 from volseg.volumes.interpolation import AxisMap
 from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
@@ -162,10 +163,13 @@ def normalized_block(
 
 
 def own_normalization(
-    arrays: Sequence[np.ndarray], schemes: Sequence[ChannelScheme], grid: ProcessGrid
+    pieces: Sequence[Pieces], schemes: Sequence[ChannelScheme], communicator: Communicator
 ) -> list[Normalization | None]:
-    """Measure the channels whose scheme says "each volume's own". Collective."""
+    """Measure the channels whose scheme says "each volume's own". Collective.
+
+    pieces  of each channel, this rank's voxels
+    """
     return [
-        None if scheme.fixed is not None else measure_volume(lambda a=array: [a], grid.communicator)  # type: ignore[misc]
-        for array, scheme in zip(arrays, schemes, strict=True)
+        None if scheme.fixed is not None else measure_volume(own, communicator)
+        for own, scheme in zip(pieces, schemes, strict=True)
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from volseg.nn.fused.image import Image, reach
+from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import winograd
@@ -120,7 +120,10 @@ class Chain:
     ) -> None:  # fmt: skip
         window, stage = windows[number], self.stages[number]
         low, high = window.low, window.high
-        inputs = [self._read(planes, width) if number == 0 else windows[number - 1].held]
+        if number == 0:
+            inputs = [read_planes(self.image, self.layout, self.work.grid.coords, planes, width + 1)]
+        else:
+            inputs = [windows[number - 1].held]
         if stage.up is not None:
             inputs += [held for _, held in stage.up.slabs_of(self.work, [planes])]
         # The kernel sees a block that is wider on H and W; planes are counted as always.
@@ -132,11 +135,3 @@ class Chain:
             window.held.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
             origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
         )  # fmt: skip
-
-    def _read(self, planes: Range, width: int) -> Held:
-        """The image where the first stage reads it."""
-        low, high = reach(self.layout, self.work.grid.coords, width + 1)
-        sides = self.layout.block(self.work.grid.coords).shape
-        wanted = max(planes[0] - 1, -low[0]), min(planes[1] + 1, sides[0] + high[0])
-        tensor = self.image.planes(wanted, width + 1)
-        return Held(Rows(tensor, (-wanted[0], low[1], low[2]), sides), self.image.channels)
