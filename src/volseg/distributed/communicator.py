@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from volseg.distributed.meter import CommunicationMeter
+from volseg.distributed.meter import Kind, Meter
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -32,12 +32,12 @@ class Pending(Protocol):
 class Communicator(ABC):
     """A group of ranks. Every method except `send_receive` is collective: all ranks call it, in the same order.
 
-    meter  counts the time in which this rank waits, together with all communicators split from this one
+    meter  counts where this rank's time goes, together with all communicators split from this one
     """
 
     rank: int
     size: int
-    meter: CommunicationMeter
+    meter: Meter
 
     @property
     def is_root(self) -> bool:
@@ -127,7 +127,7 @@ class SerialCommunicator(Communicator):
     size = 1
 
     def __init__(self) -> None:
-        self.meter = CommunicationMeter()
+        self.meter = Meter()
 
     def barrier(self) -> None:
         pass
@@ -158,7 +158,7 @@ class SerialCommunicator(Communicator):
 class _Requests:
     """MPI requests; holds their buffers until they are done."""
 
-    def __init__(self, requests: list[Any], buffers: tuple[Any, ...], meter: CommunicationMeter) -> None:
+    def __init__(self, requests: list[Any], buffers: tuple[Any, ...], meter: Meter) -> None:
         self._requests, self._buffers, self._meter = requests, buffers, meter
 
     def wait(self) -> None:
@@ -172,26 +172,26 @@ class _Requests:
 class MpiCommunicator(Communicator):
     """An mpi4py communicator. `comm` is not duplicated here; give a communicator that volseg owns."""
 
-    def __init__(self, comm: MPI.Comm, meter: CommunicationMeter | None = None) -> None:
+    def __init__(self, comm: MPI.Comm, meter: Meter | None = None) -> None:
         from mpi4py import MPI
 
         self.comm = comm
-        self.meter = CommunicationMeter() if meter is None else meter
+        self.meter = Meter() if meter is None else meter
         self.rank = comm.rank
         self.size = comm.size
         self._operations = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
         self._in_place = MPI.IN_PLACE
 
     def barrier(self) -> None:
-        with self.meter.waiting():
+        with self.meter.doing(Kind.REDUCTION), self.meter.waiting():
             self.comm.Barrier()
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
-        with self.meter.waiting():
+        with self.meter.doing(Kind.REDUCTION), self.meter.waiting():
             return self.comm.bcast(value, root=root)
 
     def gather_all(self, value: Any) -> list[Any]:
-        with self.meter.waiting():
+        with self.meter.doing(Kind.REDUCTION), self.meter.waiting():
             gathered: list[Any] = self.comm.allgather(value)
         return gathered
 
@@ -202,7 +202,7 @@ class MpiCommunicator(Communicator):
 
     def reduce_all_in_place(self, values: np.ndarray, how: Reduction = "sum") -> None:
         self.meter.sent(1, values.nbytes)
-        with self.meter.waiting():
+        with self.meter.doing(Kind.REDUCTION), self.meter.waiting():
             self.comm.Allreduce(self._in_place, values, op=self._operations[how])
 
     def start_send_receive(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.meter import Kind
 from volseg.geometry import Triple
 from volseg.partition.window import Range, WindowPlan
 
@@ -153,9 +154,10 @@ class GhostExchange:
         """Wait for the axis that is under way, if any, and start the next one."""
         if self._pending is not None:
             message, ghosts = self._pending
-            message.wait()
-            for packed, place in ghosts:
-                place.copy_(packed)
+            with self._grid.communicator.meter.doing(Kind.HALO):
+                message.wait()
+                for packed, place in ghosts:
+                    place.copy_(packed)
             self._pending = None
             self._axis += 1
             self._start()
@@ -168,8 +170,11 @@ class GhostExchange:
     def _start(self) -> None:
         while self._axis < 3 and self._low[self._axis] == self._high[self._axis] == 0:
             self._axis += 1
-        if self._axis == 3:
-            return
+        if self._axis < 3:
+            with self._grid.communicator.meter.doing(Kind.HALO):
+                self._start_axis()
+
+    def _start_axis(self) -> None:
         axis, place = self._axis, self._grid.coords[self._axis]
         low, high, length = self._low[axis], self._high[axis], int(self._buffer.shape[axis])
         sends, receives, ghosts = [], [], []

@@ -1,4 +1,4 @@
-"""How long a rank waits in MPI, by layer: communication that computation did not hide."""
+"""Where a rank's time goes: by layer and by kind of work, and how long it waits in MPI."""
 
 from __future__ import annotations
 
@@ -6,25 +6,57 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator
 
 
-class CommunicationMeter:
+class Kind(StrEnum):
+    """Kinds of work. HALO and REDUCTION are packing, sending and waiting together."""
+
+    CONVOLUTION = "convolution"
+    UP = "up-convolution"
+    NORM = "norm"
+    POOLING = "pooling"
+    HEAD = "head and loss"
+    HALO = "halo"
+    REDUCTION = "reduction"
+    FILES = "input and output"
+    OPTIMIZER = "optimizer"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of work, in seconds of `time.perf_counter`; pieces nest."""
+
+    kind: Kind
+    layer: str
+    begin: float
+    end: float
+
+
+class Meter:
     """Kept by a communicator and shared with all that are split from it.
 
     seconds   waited in MPI, by layer
     messages  messages and reductions, by layer
     bytes     sent, by layer; a reduction counts its own array once
+    taken     seconds by layer and kind, each moment counted once: what is done within a piece of work is not its own
+    spans     pieces of work one by one, where they are asked for with `record`
     """
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.messages: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        self._layer = "other"
+        self.taken: defaultdict[tuple[str, Kind], float] = defaultdict(float)
+        self.spans: list[Span] | None = None
+        self._layer, self._kind = "other", Kind.OTHER
+        self._mark = time.perf_counter()
 
     @property
     def total(self) -> float:
@@ -36,14 +68,41 @@ class CommunicationMeter:
         layers = self.seconds.keys() | self.messages.keys()
         return {layer: (self.seconds[layer], self.messages[layer], self.bytes[layer]) for layer in layers}
 
+    def by_kind(self) -> dict[Kind, float]:
+        """Seconds of each kind of work since the last `reset`; together all of the time since then."""
+        self._charge()
+        found = dict.fromkeys(Kind, 0.0)
+        for (_, kind), taken in self.taken.items():
+            found[kind] += taken
+        return found
+
+    def record(self) -> None:
+        """Keep every piece of work from now on."""
+        self.spans = []
+
     @contextmanager
     def during(self, layer: str) -> Iterator[None]:
-        """What is waited for in the body counts for `layer`."""
+        """What is done and waited for in the body counts for `layer`."""
+        self._charge()
         before, self._layer = self._layer, layer
         try:
             yield
         finally:
+            self._charge()
             self._layer = before
+
+    @contextmanager
+    def doing(self, kind: Kind) -> Iterator[None]:
+        """The body is work of this kind."""
+        begin = self._charge()
+        before, self._kind = self._kind, kind
+        try:
+            yield
+        finally:
+            end = self._charge()
+            self._kind = before
+            if self.spans is not None:
+                self.spans.append(Span(kind, self._layer, begin, end))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -60,10 +119,19 @@ class CommunicationMeter:
         self.bytes[self._layer] += size
 
     def reset(self) -> None:
-        """Begin again."""
+        """Begin again; spans stay."""
         self.seconds.clear()
         self.messages.clear()
         self.bytes.clear()
+        self._charge()
+        self.taken.clear()
+
+    def _charge(self) -> float:
+        """Count the time since the last call for what was being done; returns now."""
+        now = time.perf_counter()
+        self.taken[self._layer, self._kind] += now - self._mark
+        self._mark = now
+        return now
 
 
 def communication_facts(communicator: Communicator, seconds: float) -> dict[str, Any]:

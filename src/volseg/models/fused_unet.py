@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
+from volseg.distributed.meter import Kind
 from volseg.geometry import Triple
 from volseg.models.journal import Journal
 from volseg.models.layers import as_batch, context_of, layer_of
@@ -281,8 +282,9 @@ class FusedUNet(nn.Module):
     def _head_slab(self, held: Held, weight: pointwise.PointWeight, planes: Range) -> Rows:
         """Logits of some planes, stored so that their own plane is their first."""
         _, h, w = held.rows.sides
-        logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
-        pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
+        with self.work.meter.doing(Kind.HEAD):
+            logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
+            pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
         return logits
 
     # backward
@@ -299,10 +301,11 @@ class FusedUNet(nn.Module):
             torch.zeros(stored, dtype=torch.float64),
         )
         for planes, given in slabs:
-            bias += bias_sums(given)
-            weight += pointwise.gradients(
-                last.activation, _shifted(given, planes[0]), turned, slot.rows, slot.sums, planes
-            )[0]
+            with tape.work.meter.doing(Kind.HEAD):
+                bias += bias_sums(given)
+                weight += pointwise.gradients(
+                    last.activation, _shifted(given, planes[0]), turned, slot.rows, slot.sums, planes
+                )[0]
         k, c = head.weight.shape[:2]
         fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
         top = self.config.levels
@@ -350,7 +353,8 @@ class FusedUNet(nn.Module):
             shifted = _shifted(given, planes[0])
             yield planes, [skip, slab], [skip_slot, Slot(shifted)]
             found.weight = up.backward(work, planes, shifted, below_slot, found.weight)
-            sums = bias_sums(given)
+            with work.meter.doing(Kind.UP):
+                sums = bias_sums(given)
             found.bias = sums if found.bias is None else found.bias + sums
 
     def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
@@ -361,7 +365,8 @@ class FusedUNet(nn.Module):
             assert second.signs is not None
             assert small.gradient is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
-            passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
+            with tape.work.meter.doing(Kind.POOLING):
+                passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
             tape.work.buffers.give(small.gradient)
             tape.work.buffers.give(small.rows)
         first = self._second_backward(tape, "encoder", level, gradients)
@@ -422,8 +427,10 @@ class _Loss(torch.autograd.Function):
             ctx.tape = network._encode_decode(x, layouts)
             sums = LossSums(network.config.classes)
             for start, logits in network._logits(ctx.tape):
-                sums.add(logits, target[0, start : start + logits.shape[0]])
-        loss, dice = sums.finish(network.grid.communicator)
+                with ctx.tape.work.meter.doing(Kind.HEAD):
+                    sums.add(logits, target[0, start : start + logits.shape[0]])
+        with ctx.tape.work.meter.doing(Kind.HEAD):
+            loss, dice = sums.finish(network.grid.communicator)
         ctx.network, ctx.parameters, ctx.sums = network, parameters, sums
         ctx.save_for_backward(target)
         ctx.mark_non_differentiable(dice)
@@ -444,7 +451,8 @@ def _logit_gradients(
     for first, last in network._head_slabs(tape):
         rows = network._head_slab(tape.last.held, weight, (first, last))
         logits = rows.own[..., : network.config.classes]
-        sums.gradient(logits, target[0, first:last], factor, out=logits)
+        with tape.work.meter.doing(Kind.HEAD):
+            sums.gradient(logits, target[0, first:last], factor, out=logits)
         yield (first, last), rows
 
 

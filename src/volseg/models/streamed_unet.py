@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
+from volseg.distributed.meter import Kind
 from volseg.geometry import Box, Triple
 from volseg.models.journal import COARSE, Journal
 from volseg.models.layers import as_batch, context_of, layer_of
@@ -92,7 +93,7 @@ class StreamedUNet:
             _, h, w = held.rows.sides
             step = head_slab_planes(held.rows.sides, classes)
             for first, last in ((a + planes[0], b + planes[0]) for a, b in ranges(planes[1] - planes[0], step)):
-                with torch.no_grad():
+                with torch.no_grad(), self.work.meter.doing(Kind.HEAD):
                     logits = Rows.of(torch.empty(last - first, h, w, weight.channels))
                     pointwise.apply(
                         held.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last)
@@ -288,7 +289,9 @@ class StreamedUNet:
     def _image_slabs(self, image: Image) -> Iterator[fused.Slab]:
         layout, coords = self._levels[0].layout, self.grid.coords
         for planes in self._slabs(0, layout.block(coords).shape[0]):
-            yield planes, [read_planes(image, layout, coords, planes)]
+            with self.work.meter.doing(Kind.FILES):
+                held = read_planes(image, layout, coords, planes)
+            yield planes, [held]
 
     # chains
 
@@ -322,10 +325,11 @@ class StreamedUNet:
             for planes, part in chain.run():
                 yield _part(part.rows, planes, (0, 0, 0)).own
 
-        stages[-1].affine, _ = normalize(
-            layer.norm, layer.channels, stored, raw, sums, here.layout.shape, layer.slope, kept_channels(layer),
-            self.grid.communicator,
-        )  # fmt: skip
+        with self.work.meter.doing(Kind.NORM):
+            stages[-1].affine, _ = normalize(
+                layer.norm, layer.channels, stored, raw, sums, here.layout.shape, layer.slope, kept_channels(layer),
+                self.grid.communicator,
+            )  # fmt: skip
         self._found(layer.label, stages[-1].affine)
         if small is not None:
             small.affine = stages[-1].affine

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.meter import Kind
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.nn.gradients import sum_gradients
@@ -49,7 +50,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         begun = time.monotonic()
         epoch, position = divmod(step, len(cases))
         case = cases[case_order(settings.seed, epoch, len(cases))[position]]
-        sample = setup.blocks.load(case)
+        with communicator.meter.doing(Kind.FILES):
+            sample = setup.blocks.load(case)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         loss, dice = training_step(setup, sample)
         if not np.isfinite(loss):
@@ -89,9 +91,10 @@ def training_step(setup: Setup, sample: Sample) -> tuple[float, float]:
     loss, dice = setup.twin.loss(sample.image, sample.target)
     setup.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    with communicator.meter.during("gradients of the weights"):
+    with communicator.meter.during("gradients of the weights"), communicator.meter.doing(Kind.OPTIMIZER):
         sum_gradients(setup.model.parameters(), communicator)
     if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in setup.model.parameters()):
         return float("nan"), float("nan")
-    setup.optimizer.step()
+    with communicator.meter.doing(Kind.OPTIMIZER):
+        setup.optimizer.step()
     return float(loss.detach()), float(dice[1:].mean())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from volseg.distributed.meter import Kind
 from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
 from volseg.nn.fused.up import Up
@@ -121,7 +122,8 @@ class Chain:
         window, stage = windows[number], self.stages[number]
         low, high = window.low, window.high
         if number == 0:
-            inputs = [read_planes(self.image, self.layout, self.work.grid.coords, planes, width + 1)]
+            with self.work.meter.doing(Kind.FILES):
+                inputs = [read_planes(self.image, self.layout, self.work.grid.coords, planes, width + 1)]
         else:
             inputs = [windows[number - 1].held]
         if stage.up is not None:
@@ -129,9 +131,10 @@ class Chain:
         # The kernel sees a block that is wider on H and W; planes are counted as always.
         origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
         start = self.layout.block(self.work.grid.coords).start
-        winograd.forward(
-            [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
-            stored_bias(stage.layer.conv, window.buffer.shape[3]),
-            window.held.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
-            origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
-        )  # fmt: skip
+        with self.work.meter.doing(Kind.CONVOLUTION):
+            winograd.forward(
+                [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
+                stored_bias(stage.layer.conv, window.buffer.shape[3]),
+                window.held.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
+                origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
+            )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import GhostExchange, ghost_widths
+from volseg.distributed.meter import Kind, Meter
 from volseg.geometry import Triple
 from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused.buffers import Buffers
@@ -112,6 +113,11 @@ class Workplace:
     grid: ProcessGrid
     buffers: Buffers
 
+    @property
+    def meter(self) -> Meter:
+        """Of this rank."""
+        return self.grid.communicator.meter
+
     def rows(self, layout: Layout, channels: int) -> Rows:
         """Uninitialised rows of this rank's block of `layout`, `channels` rounded up.
 
@@ -159,10 +165,11 @@ def forward(
     if known is not None:
         held.affine = known
     else:
-        held.affine, statistics = normalize(
-            norm, layer.channels, rows.channels, lambda: _raw_slabs(rows, sums), sums, layout.shape, layer.slope,
-            kept_channels(layer), work.grid.communicator,
-        )  # fmt: skip
+        with work.meter.doing(Kind.NORM):
+            held.affine, statistics = normalize(
+                norm, layer.channels, rows.channels, lambda: _raw_slabs(rows, sums), sums, layout.shape, layer.slope,
+                kept_channels(layer), work.grid.communicator,
+            )  # fmt: skip
     if small_held is not None:
         small_held.affine = held.affine
     return Output(layer, list(inputs), held, statistics, layout, signs), small_held
@@ -192,11 +199,12 @@ def _convolve(
     weight: winograd.Weight | None = None
     inputs: list[Held] = []
     for planes, inputs in slabs:
-        weight = weight or winograd.pack_weight(conv.weight, [x.channels for x in inputs])
-        winograd.forward(
-            [x.activation for x in inputs], weight, bias, rows, planes=planes, origin=work.origin(layout), sums=sums,
-            pooled=pooled, ghosts=[x.exchange for x in inputs if x.exchange is not None],
-        )  # fmt: skip
+        with work.meter.doing(Kind.CONVOLUTION):
+            weight = weight or winograd.pack_weight(conv.weight, [x.channels for x in inputs])
+            winograd.forward(
+                [x.activation for x in inputs], weight, bias, rows, planes=planes, origin=work.origin(layout),
+                sums=sums, pooled=pooled, ghosts=[x.exchange for x in inputs if x.exchange is not None],
+            )  # fmt: skip
     assert weight is not None
     weight.release()
     return inputs
@@ -212,9 +220,10 @@ def output_gradient(work: Workplace, output: Output, gradients: Gradients, *, gh
     held, layer = output.held, output.layer
     assert held.gradient is not None
     assert held.sums is not None
-    found = normalization_gradient(layer.norm, output.statistics, held.sums, work.grid.communicator)
-    if found.combination is not None:
-        passes.combine(held.gradient, held.rows, *found.combination)
+    with work.meter.doing(Kind.NORM):
+        found = normalization_gradient(layer.norm, output.statistics, held.sums, work.grid.communicator)
+        if found.combination is not None:
+            passes.combine(held.gradient, held.rows, *found.combination)
     enter(gradients, layer.norm, found.weight, found.bias)
     bias = held.sums[0, : layer.channels]  # without a norm, which would take it away again
     if output.statistics is not None and output.statistics.keep is not None:
@@ -241,20 +250,22 @@ def backward(
     for planes, inputs, slots in slabs:
         sizes = [x.channels for x in inputs]
         sums = sums or winograd.WeightSums(conv.weight, sizes, voxels, image=not slots)
-        if not slots:
-            inputs[0].wait()
-            winograd.add_for_image(inputs[0].activation, gradient.rows, sums)
-            continue
-        turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
-        targets = [winograd.Target(slot.rows, slot.sums) for slot in slots]
-        pending = [] if gradient.exchange is None else [gradient.exchange]
-        activations = [x.activation for x in inputs]
-        winograd.backward(activations, gradient.rows, turned, targets, sums, planes=planes, ghosts=pending)
+        with work.meter.doing(Kind.CONVOLUTION):
+            if not slots:
+                inputs[0].wait()
+                winograd.add_for_image(inputs[0].activation, gradient.rows, sums)
+                continue
+            turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
+            targets = [winograd.Target(slot.rows, slot.sums) for slot in slots]
+            pending = [] if gradient.exchange is None else [gradient.exchange]
+            activations = [x.activation for x in inputs]
+            winograd.backward(activations, gradient.rows, turned, targets, sums, planes=planes, ghosts=pending)
     gradient.wait()
     assert sums is not None
     if turned is not None:
         turned.release()
-    enter(gradients, conv, sums.finish(), None)
+    with work.meter.doing(Kind.CONVOLUTION):
+        enter(gradients, conv, sums.finish(), None)
     work.buffers.give(gradient.rows)
 
 

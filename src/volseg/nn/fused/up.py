@@ -8,6 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
+from volseg.distributed.meter import Kind
 from volseg.nn.fused.layer import Gradients, Held, Slot, Workplace, enter
 from volseg.nn.kernels import pointwise
 from volseg.nn.kernels.rows import Activation, Rows
@@ -51,17 +52,19 @@ class Up:
             source = _with_ghosts_as_own(rows, start, stop)
             shape = (2 * source.sides[0], 2 * source.sides[1], 2 * source.sides[2])
             slab = work.buffers.slab("up-convolution", shape, stored, largest)
-            pointwise.apply(Activation(source, self.below.affine), weight, slab)
+            with work.meter.doing(Kind.UP):
+                pointwise.apply(Activation(source, self.below.affine), weight, slab)
             before = (-2 * start, 2 * low[1], 2 * low[2])
             sides = (2 * rows.sides[0], 2 * rows.sides[1], 2 * rows.sides[2])
             yield planes, Held(Rows(slab.buffer, before, sides), self.channels)
 
     def backward(self, work: Workplace, planes: Range, given: Rows, slot: Slot, total: Tensor | None) -> Tensor:
         """The gradient of the input to `slot` for the input planes of a slab; that of the weight added to `total`."""
-        weight = pointwise.pack_turned_up(self.module.weight)
-        found = pointwise.gradients(
-            self.below.activation, given, weight, slot.rows, slot.sums, (planes[0] // 2, planes[1] // 2)
-        )
+        with work.meter.doing(Kind.UP):
+            weight = pointwise.pack_turned_up(self.module.weight)
+            found = pointwise.gradients(
+                self.below.activation, given, weight, slot.rows, slot.sums, (planes[0] // 2, planes[1] // 2)
+            )
         return found if total is None else total + found
 
     def enter(self, total: Tensor, bias: Tensor, gradients: Gradients) -> None:
