@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,14 @@ def peak_memory() -> int:
 def physical_memory() -> int:
     """Memory of this machine in bytes, whoever uses it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processor_name() -> str:
+    """The processor, as the system calls it."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.lower().startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def resident_memory() -> int:

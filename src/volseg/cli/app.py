@@ -26,6 +26,7 @@ COMMANDS = {
     "ingest": "Bring a CT (NIfTI or a DICOM folder) into one volume file.",
     "info": "Show a volume's shape, spacing, orientation, values and labels.",
     "plan-partition": "Plan how a volume is split over ranks, and the memory each needs.",
+    "calibrate": "Measure this machine, so that plans know how long things take.",
     "train": "Train a 3D U-Net on whole volumes.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from volseg.distributed.meter import Kind, Meter
+from volseg.distributed.meter import Meter
+from volseg.partition.operations import Kind
 
 if TYPE_CHECKING:
     from mpi4py import MPI

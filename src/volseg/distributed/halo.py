@@ -15,8 +15,8 @@ from torch import Tensor
 
 from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.meter import Kind
 from volseg.geometry import Triple
+from volseg.partition.operations import Kind
 from volseg.partition.window import Range, WindowPlan
 
 SPATIAL = 2  # x is [N, C, D, H, W]: the axes D, H, W are tensor dimensions 2, 3, 4

@@ -7,26 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from volseg.partition.operations import Kind
 
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator
-
-
-class Kind(StrEnum):
-    """Kinds of work. HALO and REDUCTION are packing, sending and waiting together."""
-
-    CONVOLUTION = "convolution"
-    UP = "up-convolution"
-    NORM = "norm"
-    POOLING = "pooling"
-    HEAD = "head and loss"
-    HALO = "halo"
-    REDUCTION = "reduction"
-    FILES = "input and output"
-    OPTIMIZER = "optimizer"
-    OTHER = "other"
 
 
 @dataclass(frozen=True)

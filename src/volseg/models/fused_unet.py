@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
-from volseg.distributed.meter import Kind
 from volseg.geometry import Triple
 from volseg.models.journal import Journal
 from volseg.models.layers import as_batch, context_of, layer_of
@@ -37,6 +36,7 @@ from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import LossSums, dice_cross_entropy
 from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, Schedule, covers
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
@@ -365,7 +365,8 @@ class FusedUNet(nn.Module):
             assert second.signs is not None
             assert small.gradient is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
-            with tape.work.meter.doing(Kind.POOLING):
+            meter = tape.work.meter
+            with meter.during(f"{second.layer.label}, backward"), meter.doing(Kind.POOLING):
                 passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
             tape.work.buffers.give(small.gradient)
             tape.work.buffers.give(small.rows)

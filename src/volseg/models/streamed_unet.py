@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
-from volseg.distributed.meter import Kind
 from volseg.geometry import Box, Triple
 from volseg.models.journal import COARSE, Journal
 from volseg.models.layers import as_batch, context_of, layer_of
@@ -38,6 +37,7 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.basin import Basin, basins
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule, layer_costs, level_of
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.tiling import padded_channels

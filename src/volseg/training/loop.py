@@ -8,10 +8,10 @@ import time
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
-from volseg.distributed.meter import Kind
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.nn.gradients import sum_gradients
+from volseg.partition.operations import Kind
 from volseg.training.checkpoint import save_checkpoint
 from volseg.training.data import Sample
 from volseg.training.job import TrainingJob, open_run_folder

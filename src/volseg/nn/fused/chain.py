@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from volseg.distributed.meter import Kind
 from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.slabs import ranges, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range

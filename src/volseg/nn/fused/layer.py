@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import GhostExchange, ghost_widths
-from volseg.distributed.meter import Kind, Meter
+from volseg.distributed.meter import Meter
 from volseg.geometry import Triple
 from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused.buffers import Buffers
@@ -20,6 +20,7 @@ from volseg.nn.kernels import passes, winograd
 from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.slabs import ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range

@@ -1,0 +1,274 @@
+"""How fast this machine is: the program itself on small volumes, each operation timed, and messages between ranks.
+
+Every rank trains and segments volumes of its own at the same time, so that costs are those of a machine at work. The
+operations of `partition.operations` carry the names under which the meter counts; so each measured time has its shape.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import log2
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from volseg import __version__
+from volseg.config import Config, ModelConfig, TrainingConfig
+from volseg.distributed.communicator import Communicator, SerialCommunicator
+from volseg.distributed.meter import Meter
+from volseg.distributed.placement import available_cores
+from volseg.events import Caution, Listener, Message, Progress, ignore
+from volseg.geometry import Triple
+from volseg.machine import physical_memory, processor_name
+from volseg.nn.kernels.speed import reference_seconds
+from volseg.partition.layout import Layout
+from volseg.partition.memory import parameter_count
+from volseg.partition.operations import Family, Kind, Operation, segmenting_work, training_work
+from volseg.partition.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
+from volseg.segmentation.inference import segment_block
+from volseg.segmentation.segment import open_scan
+from volseg.study.launching import Launcher, run_volseg
+from volseg.training.job import TrainingJob
+from volseg.training.loop import training_step
+from volseg.training.setup import Setup, prepare
+from volseg.volumes.generation import Recipe, generate_dataset
+
+_BY_LAYER = (Kind.CONVOLUTION, Kind.UP, Kind.NORM, Kind.POOLING)
+"""Kinds whose times are told apart by layer; of the others there is one operation."""
+
+_SECONDS, _FEWEST, _MOST = 0.6, 3, 12
+"""Each network is stepped so long, but so often at least and at most."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a volume to measure."""
+
+    base_channels: int
+    levels: int
+    side: int
+
+    @property
+    def model(self) -> ModelConfig:
+        """With one image channel and two classes of objects, as `volseg generate` makes them."""
+        return ModelConfig(in_channels=1, classes=3, base_channels=self.base_channels, levels=self.levels)
+
+
+CASES = (
+    Case(8, 3, 16), Case(8, 3, 48), Case(8, 3, 96), Case(16, 3, 16), Case(16, 4, 32), Case(16, 3, 64),
+    Case(16, 3, 96), Case(32, 3, 16), Case(32, 3, 32), Case(32, 3, 64), Case(64, 3, 16), Case(64, 3, 32),
+)  # fmt: skip
+"""Blocks from a voxel a side at the deepest level to more than a cache holds, 8 to 320 channels."""
+
+
+def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequence[Case] = CASES) -> Profile:
+    """Measure this machine as these ranks use it: one setting, and with several ranks their messages. Collective."""
+    per_machine, machines = _ranks_here(communicator)
+    costs: dict[tuple[Family, int, int, int], list[float]] = {}
+    for number, case in enumerate(cases):
+        listen(Progress("calibrate", number, len(cases), "networks", {"now": f"{case.base_channels} x {case.side}³"}))
+        for cost in measure_case(case, communicator):
+            key = cost.family, cost.inputs, cost.outputs, cost.voxels
+            costs.setdefault(key, []).append(cost.seconds)
+    listen(Progress("calibrate", len(cases), len(cases), "networks"))
+    reference = statistics.fmean(communicator.gather_all(reference_seconds()))
+    found = tuple(
+        Cost(family, inputs, outputs, voxels, statistics.median(times))
+        for (family, inputs, outputs, voxels), times in costs.items()
+    )
+    setting = Setting(per_machine, torch.get_num_threads(), reference, found)
+    everyone, alone = _bandwidths(communicator, per_machine)
+    network = measure_network(communicator) if communicator.size > 1 else None
+    if network is not None:
+        where = "between machines" if machines > 1 else "on one machine"
+        speed = network.bytes_per_second / 1e9
+        listen(Message(f"messages {where}: {network.latency * 1e6:.1f} µs, {speed:.2f} GB/s a rank"))
+    within = network if network is not None and machines == 1 else UNMEASURED_WITHIN
+    between = _shared(network, per_machine) if network is not None and machines > 1 else BETWEEN_MACHINES
+    return Profile(
+        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, alone, (setting,), within,
+        between, __version__, datetime.date.today().isoformat(),
+    )  # fmt: skip
+
+
+UNMEASURED_WITHIN = Network(4e-6, 2e9, 5e-6, measured=False)
+"""Messages on one machine where a single rank was measured."""
+
+
+def merge(profiles: Sequence[Profile]) -> Profile:
+    """One profile of several of the same machine: later settings and messages before earlier ones."""
+    last = profiles[-1]
+    settings = {(s.ranks, s.threads): s for profile in profiles for s in profile.settings}
+    within = next((p.within for p in reversed(profiles) if p.within.measured), last.within)
+    between = next((p.between for p in reversed(profiles) if p.between.measured), last.between)
+    alone = max(p.copy_bandwidth for p in profiles)
+    together = max(p.memory_bandwidth for p in profiles)
+    return Profile(
+        last.machine, last.cores, last.memory, together, alone, tuple(settings[k] for k in sorted(settings)),
+        within, between, last.volseg, last.date,
+    )  # fmt: skip
+
+
+def known_profiles(path: Path, now: Profile) -> list[Profile]:
+    """What the file at `path` has of the same machine and version: none, or one."""
+    if not path.is_file():
+        return []
+    before = read_profile(path)
+    same = (before.machine, before.cores, before.volseg) == (now.machine, now.cores, now.volseg)
+    return [before] if same else []
+
+
+def measure_settings(launcher: Launcher | None, listen: Listener = ignore) -> list[Profile]:
+    """This machine as one rank of one thread, one rank on all cores, and a rank a core; each a job of its own."""
+    cores = len(available_cores())
+    settings = [(1, 1), (1, cores), (cores, 1)] if cores > 1 else [(1, 1)]
+    if launcher is None and cores > 1:
+        listen(Caution("no mpirun found: messages between ranks are not measured"))
+        settings.pop()
+    found = []
+    with tempfile.TemporaryDirectory(prefix="volseg-calibrate-") as name:
+        for number, (ranks, threads) in enumerate(settings):
+            plural = "s" if ranks > 1 else ""
+            figures = {"now": f"{ranks} rank{plural} of {threads}"}
+            listen(Progress("calibrate", number, len(settings), "settings", figures))
+            output = Path(name) / f"{number}.json"
+            options = ["calibrate", "--setting-only", "-o", output]
+            run_volseg(Path(name), *options, ranks=ranks, threads=threads, launcher=launcher)
+            found.append(read_profile(output))
+    listen(Progress("calibrate", len(settings), len(settings), "settings"))
+    return found
+
+
+def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
+    """Times of all operations of one network on one volume, the mean over the ranks. Collective."""
+    shape: Triple = (case.side,) * 3
+    layouts = [Layout.even(shape, (1, 1, 1), case.model.multiple).at_level(n) for n in range(case.levels + 1)]
+    with tempfile.TemporaryDirectory(prefix="volseg-calibrate-") as name:
+        folder = Path(name)
+        alone = SerialCommunicator()
+        generate_dataset(folder / "data", Recipe(shape=shape, cases=1), alone)
+        config = Config(case.model, TrainingConfig(epochs=1, validation=0))
+        setup = prepare(TrainingJob(folder / "data", folder / "run", config), alone, ignore)
+        training = _steps(lambda: _train(setup), alone.meter, communicator)
+        segmenting = _steps(_segmenter(setup, alone), alone.meter, communicator)
+    work = training_work(case.model, layouts, parameter_count(case.model))
+    forward = segmenting_work(case.model, layouts)
+    found = _joined(work.operations, training) + _joined(forward.operations, segmenting)
+    shared = communicator.gather_all([cost.seconds for cost in found])
+    means = [statistics.fmean(times) for times in zip(*shared, strict=True)]
+    return [
+        Cost(cost.family, cost.inputs, cost.outputs, cost.voxels, seconds)
+        for cost, seconds in zip(found, means, strict=True)
+        if seconds > 0
+    ]
+
+
+def _train(setup: Setup) -> None:
+    with setup.grid.communicator.meter.doing(Kind.FILES):
+        sample = setup.blocks.load(setup.cases[0])
+    training_step(setup, sample)
+
+
+def _segmenter(setup: Setup, alone: Communicator) -> Callable[[], None]:
+    scan, grid = open_scan(setup.cases[0].images[0], setup.card, "auto", alone, "native")
+
+    def segment() -> None:
+        segment_block(setup.model, scan, setup.card, grid)
+
+    return segment
+
+
+Taken = dict[tuple[str, Kind], float]
+
+
+def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -> Taken:
+    """Median seconds by layer and kind, after a step that does not count. All ranks step together. Collective."""
+    step()
+    taken: list[Taken] = []
+    begin = time.perf_counter()
+    while len(taken) < _MOST:
+        communicator.barrier()
+        meter.reset()
+        step()
+        meter.by_kind()
+        taken.append(dict(meter.taken))
+        enough = len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS
+        if communicator.broadcast(enough):
+            break
+    keys = {key for one in taken for key in one}
+    return {key: statistics.median(one.get(key, 0.0) for one in taken) for key in keys}
+
+
+def _joined(operations: Iterable[Operation], taken: Taken) -> list[Cost]:
+    """The operations with their times. In all they make up the whole: what no operation claims is everything else."""
+    found, by_kind = [], dict.fromkeys(Kind, 0.0)
+    for (_, kind), seconds in taken.items():
+        by_kind[kind] += seconds
+    for op in operations:
+        seconds = taken.get((op.layer, op.kind), 0.0) if op.kind in _BY_LAYER else by_kind[op.kind]
+        found.append(Cost(op.family, op.inputs, op.outputs, op.voxels, seconds))
+    return found
+
+
+def measure_network(communicator: Communicator) -> Network:
+    """Messages between neighbouring ranks while all of them send, and small sums over all. Collective."""
+    rank, size = communicator.rank, communicator.size
+    partner = rank ^ 1
+    times = {}
+    for count in (1, 2**12, 2**15, 2**18, 2**20):
+        out, back = np.zeros(count, np.float32), np.empty(count, np.float32)
+
+        def exchange(out: np.ndarray = out, back: np.ndarray = back) -> None:
+            pairs = partner < size
+            communicator.send_receive([(partner, out)] * pairs, [(partner, back)] * pairs)
+
+        times[4 * count] = _best_of_many(exchange, communicator, 200 if count < 2**16 else 30)
+    latency, largest = times[4], max(times)
+    values = np.zeros(64)
+    reduction = _best_of_many(lambda: communicator.reduce_all_in_place(values), communicator, 200)
+    return Network(latency, largest / max(times[largest] - latency, 1e-9), reduction / log2(size))
+
+
+def _best_of_many(call: Callable[[], None], communicator: Communicator, repeats: int) -> float:
+    """Median seconds of a call that all ranks make, on the slowest of them. Collective."""
+    communicator.barrier()
+    taken: list[float] = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    medians: list[float] = communicator.gather_all(statistics.median(taken))
+    return max(medians)
+
+
+def _bandwidths(communicator: Communicator, per_machine: int) -> tuple[float, float]:
+    """Bytes read and written a second: of all ranks of a machine copying, and of one packing faces. Collective."""
+    source, target = torch.zeros(2**24), torch.empty(2**24)
+    copying = _best_of_many(lambda: _ignore(target.copy_(source)), communicator, 5)
+    block = torch.zeros(96, 96, 96, 16)
+    face = block[:, :1].contiguous()
+    packing = _best_of_many(lambda: _ignore(face.copy_(block[:, :1])), communicator, 20)
+    return per_machine * 2 * 4 * source.numel() / copying, 2 * 4 * face.numel() / packing
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _ranks_here(communicator: Communicator) -> tuple[int, int]:
+    """Ranks on this machine, and machines. Collective."""
+    names = communicator.gather_all(socket.gethostname())
+    return names.count(socket.gethostname()), len(set(names))
+
+
+def _shared(network: Network, per_machine: int) -> Network:
+    """Messages between machines: the ranks of one share its link."""
+    return Network(network.latency, network.bytes_per_second * per_machine, network.reduction)
