@@ -52,20 +52,28 @@ def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | No
     Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
     """
     padded = padded_shape(shape, multiple)
-    holding = padded_shape(narrowest or shape, multiple)
-    fitting = [g for g in grids_of(ranks) if _fits(holding, g, multiple)]
-    if not fitting:
-        most = most_ranks(holding, ranks, multiple)
-        largest = format_triple(tuple(n // multiple for n in holding))
-        raise PartitionError(
-            f"{format_triple(narrowest or shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of "
-            f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
-        )
-
+    fitting = fitting_grids(narrowest or shape, ranks, multiple)
     layouts = {dims: Layout.even(padded, dims, multiple) for dims in fitting}
     limit = min(prod(layout.largest_block) for layout in layouts.values()) * 17 // 16
     balanced = [dims for dims, layout in layouts.items() if prod(layout.largest_block) <= limit]
     return min(balanced, key=lambda dims: (halo_voxels(layouts[dims]), dims[2], dims[1]))
+
+
+def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
+    """The grids of so many ranks that leave every rank a block.
+
+    Raises PartitionError, naming the most ranks that work, where there is none.
+    """
+    padded = padded_shape(shape, multiple)
+    fitting = [g for g in grids_of(ranks) if _fits(padded, g, multiple)]
+    if not fitting:
+        most = most_ranks(padded, ranks, multiple)
+        largest = format_triple(tuple(n // multiple for n in padded))
+        raise PartitionError(
+            f"{format_triple(shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of "
+            f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
+        )
+    return fitting
 
 
 def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:

@@ -1,0 +1,226 @@
+"""The planner's search over grids, replicas, checkpointing and schedules: the fewest ranks, and the fastest run.
+
+Every candidate has its memory (`memory.py`) and its time (`time_model.py`). Nothing runs, and neither torch nor MPI is
+imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+
+from volseg.config import ModelConfig, TrainingConfig
+from volseg.errors import PartitionError
+from volseg.geometry import Triple
+from volseg.partition.layout import Layout, padded_shape
+from volseg.partition.memory import parameter_count
+from volseg.partition.planner import Plan, fewest_ranks, fitting_grids, halo_voxels, make_plan, most_ranks
+from volseg.partition.profile import Profile
+from volseg.partition.schedule import IN_PLACE, Schedule
+from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
+
+_GRIDS, _TRIED = 8, 3
+"""Grids of least halo whose time is looked at, and the fastest of them whose memory is."""
+
+_SAME = 0.01
+"""Times that differ by less are the same."""
+
+_BALANCE = 1.125
+"""A block may be so much larger than the best grid's."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to plan.
+
+    task     "train" or "segment"
+    limit    bytes a rank may use; None for no limit
+    placing  ranks on a machine, and their threads
+    dims     the only grid allowed, of one replica; None for any
+    """
+
+    shape: Triple
+    model: ModelConfig
+    training: TrainingConfig
+    task: str
+    profile: Profile
+    limit: int | None = None
+    placing: Placing = field(default_factory=Placing)
+    dims: Triple | None = None
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the network."""
+        return parameter_count(self.model)
+
+    @property
+    def most_ranks(self) -> int:
+        """Of one replica: each has a block of 2^levels voxels a side at least."""
+        return prod(n // self.model.multiple for n in padded_shape(self.shape, self.model.multiple))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run.
+
+    ranks              in all
+    replicas           each on so many of them, with a case of its own
+    checkpoint_levels  that compute tensors again
+    plan, time         of one replica
+    """
+
+    ranks: int
+    replicas: int
+    checkpoint_levels: tuple[int, ...]
+    plan: Plan
+    time: TimePlan
+
+    @property
+    def dims(self) -> Triple:
+        """The grid of one replica."""
+        return self.plan.layout.dims
+
+    @property
+    def seconds(self) -> float:
+        """Of a training step of all replicas, or of segmenting a scan."""
+        return self.time.seconds
+
+    @property
+    def cases_per_second(self) -> float:
+        """Throughput."""
+        return self.replicas / self.seconds
+
+
+def candidate(question: Question, dims: Triple, replicas: int = 1) -> Candidate:
+    """The run on this grid: its schedule the fastest that fits."""
+    ranks, training = prod(dims), question.training
+    plan = make_plan(question.shape, question.model, ranks, question.task, training, dims, question.limit)
+    time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas)
+    return Candidate(ranks * replicas, replicas, training.checkpoint_levels, plan, time)
+
+
+def _time(question: Question, layout: Layout, schedule: Schedule, replicas: int) -> TimePlan:
+    layouts = [layout.at_level(level) for level in range(question.model.levels + 1)]
+    model, profile, placing = question.model, question.profile, question.placing
+    if question.task == "train":
+        return training_time(model, question.training, layouts, question.parameters, profile, placing, replicas)
+    return segmenting_time(model, layouts, profile, schedule, placing)
+
+
+def fastest(question: Question, ranks: int, replicas: int = 1) -> Candidate:
+    """The fastest run on so many ranks that fits; where none does, the one that needs least.
+
+    Grids on all three axes; in training checkpointing where it is what makes it fit.
+
+    Raises PartitionError where the volume cannot be split so.
+    """
+    if ranks % replicas:
+        raise PartitionError(f"{ranks} ranks are no multiple of {replicas} replicas: give as many or a multiple")
+    grids = _grids(question, ranks // replicas, replicas)
+    tried: list[Candidate] = []
+    for one in _options(question):
+        for dims in grids[:_TRIED]:
+            tried.append(candidate(one, dims, replicas))
+            if fits(question, tried[-1]):
+                return tried[-1]
+    return min(tried, key=lambda c: c.plan.memory.peak)
+
+
+def _options(question: Question) -> list[Question]:
+    """The question, and in training the same with all that can be computed again."""
+    levels = tuple(range(1, question.model.levels + 1))
+    if question.task == "segment" or question.limit is None or question.training.checkpoint_levels:
+        return [question]
+    return [question, replace(question, training=replace(question.training, checkpoint_levels=levels))]
+
+
+def fits(question: Question, one: Candidate) -> bool:
+    """Whether it keeps to the limit in memory, where there is one."""
+    return question.limit is None or one.plan.fits(question.limit, in_memory=True)
+
+
+def _grids(question: Question, ranks: int, replicas: int) -> list[Triple]:
+    """The grids worth a look, fastest first: balanced ones; of two that are as fast the one with less halo."""
+    if question.dims is not None:
+        return [question.dims]
+    multiple = question.model.multiple
+    padded = padded_shape(question.shape, multiple)
+    layouts = [Layout.even(padded, dims, multiple) for dims in fitting_grids(question.shape, ranks, multiple)]
+    smallest = min(prod(layout.largest_block) for layout in layouts)
+    balanced = [layout for layout in layouts if prod(layout.largest_block) <= smallest * _BALANCE]
+    balanced.sort(key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
+    times = {layout.dims: _time(question, layout, IN_PLACE, replicas).seconds for layout in balanced[:_GRIDS]}
+    best = min(times.values())
+    return sorted(times, key=lambda dims: round(times[dims] / best / _SAME))
+
+
+def fewest(question: Question) -> Candidate | None:
+    """The run on the fewest ranks that fits, checkpointing where that saves ranks; None where no grid fits."""
+    if question.limit is None:
+        return None
+    found = []
+    for one in _options(question):
+        plan = fewest_ranks(one.shape, one.model, one.task, one.training, question.limit)
+        if plan is not None:
+            found.append(candidate(one, plan.layout.dims))
+    if not found:
+        return None
+    least = min(found, key=lambda c: (c.ranks, c.seconds))
+    other = fastest(question, least.ranks)  # another grid of as many ranks may be faster, and fit as well
+    return other if fits(question, other) and other.seconds < least.seconds else least
+
+
+def splits(question: Question, ranks: int) -> list[Candidate]:
+    """The same ranks as one replica, two, four ...: most cases a second first. Only those that fit, or one."""
+    found = []
+    for replicas in (n for n in range(1, ranks + 1) if ranks % n == 0 and n & (n - 1) == 0):
+        if ranks // replicas <= question.most_ranks and (question.dims is None or replicas == 1):
+            try:
+                found.append(fastest(question, ranks, replicas))
+            except PartitionError:
+                continue  # no grid of so many ranks over this volume
+    found.sort(key=lambda c: -c.cases_per_second)
+    return [c for c in found if fits(question, c)] or found[:1]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Strong scaling: the same volume on more and more ranks.
+
+    runs        by ranks
+    efficiency  of each, against the first: how much of what the ranks could do is done
+    """
+
+    runs: tuple[Candidate, ...]
+
+    @property
+    def efficiency(self) -> tuple[float, ...]:
+        """Of each run."""
+        first = self.runs[0]
+        whole = first.seconds * first.ranks
+        return tuple(whole / (run.seconds * run.ranks) for run in self.runs)
+
+
+def scaling(question: Question, counts: Iterable[int]) -> Scaling:
+    """The fastest run for each number of ranks; numbers for which there is no grid are left out."""
+    runs = []
+    for ranks in counts:
+        try:
+            runs.append(fastest(question, ranks))
+        except PartitionError:
+            continue
+    if not runs:
+        raise PartitionError(f"none of these numbers of ranks fits the volume: {', '.join(map(str, counts))}")
+    return Scaling(tuple(runs))
+
+
+def powers_up_to(most: int) -> list[int]:
+    """1, 2, 4 ... and `most`."""
+    return [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
+
+
+def largest_possible(question: Question, below: int) -> int:
+    """The most ranks up to `below` for which there is a grid."""
+    return most_ranks(padded_shape(question.shape, question.model.multiple), below, question.model.multiple)
