@@ -1,24 +1,21 @@
-"""``volseg plan-partition``: grid, blocks, halos and memory before anything runs. Imports neither torch nor mpi4py."""
+"""``volseg plan-partition``: grid, memory and time before anything runs. Imports neither torch nor mpi4py."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from volseg.cli.options import Debug, JsonOutput
-from volseg.cli.sizes import parse_levels, parse_shape
+from volseg.cli.sizes import parse_levels, parse_ranks, parse_shape
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from volseg.config import Config
-    from volseg.partition.planner import Plan
+    from volseg.partition.answer import Answer, Asked
 
 
 class Task(StrEnum):
@@ -32,63 +29,102 @@ def plan_partition(
     volume: Annotated[Path | None, typer.Argument(help="A scan whose size to plan for.")] = None,
     shape: Annotated[str | None, typer.Option(help="Or its size in voxels, D x H x W, such as 512x512x512.")] = None,
     ranks: Annotated[
-        int | None, typer.Option(help="Ranks to plan for.  [default: those of --partition, the fewest that fit, or 1]")
+        str | None,
+        typer.Option(
+            help="Ranks to plan for, or a range such as 1:1024 for the scaling.  "
+            "[default: those of --partition, the fewest that fit, or 1]"
+        ),
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Memory a rank may use, such as 24GiB.")] = None,
     task: Annotated[Task | None, typer.Option("--for", help="Only this task; it decides the fewest ranks.")] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    replicas: Annotated[
+        int, typer.Option(help="In training, so many cases at once, each on its own share of the ranks.")
+    ] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each rank.")] = 1,
+    node_memory: Annotated[str | None, typer.Option(help="Memory of a machine: plan whole machines.")] = None,
+    cores_per_node: Annotated[int | None, typer.Option(help="Cores of a machine.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="So many machines.  [default: the fewest that fit]")] = None,
+    base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
+    levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model].")] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Machine, of volseg calibrate.  [default: volseg-profile.json, or a built-in one]"),
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Print a batch script for Slurm, and nothing else.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw memory and time over the range of ranks: a PNG.")] = None,
     json_output: JsonOutput = False,
     debug: Debug = False,
 ) -> None:
-    """Plan how a volume is split over ranks, and the memory each rank needs to train and to segment.
+    """Plan how a volume is split over ranks, the memory each rank needs, and how long it takes to train and to segment.
 
-    With --memory also the fewest ranks that fit.
+    With --memory also the fewest ranks that fit; with --ranks 1:4096 how far more ranks pay; with --node-memory and
+    --cores-per-node how many machines.
     """
-    from volseg.config import override
-    from volseg.partition.planner import fewest_ranks, grid_named, make_plan, parse_grid, parse_memory
+    from volseg.partition.answer import Asked, answer
+    from volseg.partition.planner import grid_named, parse_grid, parse_memory
+    from volseg.partition.profile import find_profile
 
-    settings = _settings(config, model)
-    if checkpoint_levels is not None:
-        settings = override(settings, training={"checkpoint_levels": parse_levels(checkpoint_levels)})
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
     size = _size(volume, shape)
-    limit = parse_memory(memory) if memory is not None else None
-    if ranks is not None and ranks < 1:
-        raise ConfigError(f"--ranks {ranks}: give at least 1")
-    tasks = [task] if task is not None else list(Task)
-    training = settings.training
-    fewest = {t: fewest_ranks(size, settings.model, t, training, limit) if limit else None for t in tasks}
-    if ranks is None:
-        named = grid_named(partition)
-        ranks = None if named is None else math.prod(named)
-    if ranks is None:
-        found = [plan.layout.dims for plan in fewest.values() if plan is not None]
-        ranks = max((d * h * w for d, h, w in found), default=1)
-    dims = None if partition == "auto" else parse_grid(partition, ranks)
-    plans = {t: make_plan(size, settings.model, ranks, t, training, dims, limit) for t in tasks}
-    if json_output:
+    counts = parse_ranks(ranks) if ranks is not None else []
+    named = grid_named(partition)
+    if not counts and named is not None:
+        counts = [math.prod(named) * replicas]
+    if named is None and partition != "auto":
+        parse_grid(partition, 1)
+    if named is not None:
+        for count in counts:
+            parse_grid(partition, count // replicas)
+    for name, value in (("--replicas", replicas), ("--threads", threads), ("--nodes", nodes or 1)):
+        if value < 1:
+            raise ConfigError(f"{name} {value}: give at least 1")
+    if (node_memory is None) != (cores_per_node is None) or (nodes is not None and node_memory is None):
+        raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
+    asked = Asked(
+        size, settings, [task] if task is not None else list(Task), find_profile(profile), counts,
+        parse_memory(memory) if memory is not None else None, named, replicas, threads,
+        None if node_memory is None else parse_memory(node_memory, "--node-memory"), cores_per_node, nodes,
+    )  # fmt: skip
+    found = answer(asked)
+    if plot is not None:
+        _plot(found, plot)
+    if slurm:
+        print(_script(asked, found, config), end="")
+    elif json_output:
         import json
 
-        print(json.dumps(_facts(plans, fewest, limit, settings), indent=2))
+        from volseg.cli.plan_facts import facts
+
+        print(json.dumps(facts(asked, found), indent=2))
     else:
-        _show(plans, fewest, limit, settings)
+        from volseg.cli.plan_tables import show
+
+        show(asked, found)
     # A limit that no plan meets is an answer, but one that a script must not overlook.
-    if limit is not None and not all(plan.fits(limit) for plan in plans.values()):
+    if not all(one.fits for one in found.tasks.values()):
         raise typer.Exit(1)
 
 
-def _settings(config: Path | None, run: Path | None) -> Config:
-    from volseg.config import Config, read_config
+def _settings(
+    config: Path | None, run: Path | None, base_channels: int | None, levels: int | None, checkpoint_levels: str | None
+) -> Config:
+    from volseg.config import Config, override, read_config
 
     if config is not None and run is not None:
         raise ConfigError("give --config or --model, not both")
     if run is not None:
-        return read_config(run / "config.toml")
-    return read_config(config) if config is not None else Config()
+        settings = read_config(run / "config.toml")
+    else:
+        settings = read_config(config) if config is not None else Config()
+    again = None if checkpoint_levels is None else parse_levels(checkpoint_levels)
+    model = {"base_channels": base_channels, "levels": levels}
+    return override(settings, model=model, training={"checkpoint_levels": again})
 
 
 def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
@@ -102,109 +138,28 @@ def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
     return parse_shape(shape or "")
 
 
-def _facts(
-    plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int | None, settings: Config
-) -> dict[str, Any]:
-    """Everything the plan says, as plain values; sizes in bytes, axes D, H, W."""
-    import dataclasses
+def _plot(found: Answer, path: Path) -> None:
+    from volseg.files import replacing
+    from volseg.study.scaling_figure import scaling_figure
 
-    first = next(iter(plans.values()))
-    return {
-        "shape": list(first.shape),
-        "padded_shape": list(first.layout.shape),
-        "ranks": first.layout.dims[0] * first.layout.dims[1] * first.layout.dims[2],
-        "grid": list(first.layout.dims),
-        "boundaries": [list(cuts) for cuts in first.layout.boundaries],
-        "largest_block": list(first.layout.largest_block),
-        "halo_bytes_per_forward": first.halo_bytes,
-        "memory_limit_bytes": limit,
-        "model": dataclasses.asdict(settings.model),
-        "tasks": {
-            str(task): {
-                "peak_bytes_per_rank": plan.memory.peak,
-                "process_bytes": plan.memory.process,
-                "weights_bytes": plan.memory.weights,
-                "activations_bytes": plan.memory.activations,
-                "work_bytes": plan.memory.work,
-                "activations_bytes_by_level": list(plan.memory.by_level),
-                "peak_at": plan.memory.peak_at,
-                "fits": None if limit is None else plan.fits(limit),
-                "schedule": plan.schedule,
-                "peak_bytes_per_rank_by_schedule": {s: memory.peak for s, memory in plan.by_schedule.items()},
-                "fewest_ranks": _ranks(fewest[task]),
-                "fewest_ranks_grid": None if fewest[task] is None else list(fewest[task].layout.dims),  # type: ignore[union-attr]
-            }
-            for task, plan in plans.items()
-        },
-    }
+    curves = {task: one.scaling for task, one in found.tasks.items() if one.scaling is not None}
+    if not curves:
+        raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
+    with replacing(path) as temporary:
+        scaling_figure(curves).savefig(temporary, format="png")
 
 
-def _show_schedules(console: Console, plans: dict[Task, Plan], limit: int | None) -> None:
-    """What each way to segment needs."""
-    from volseg.cli.render import table
-    from volseg.machine import gibibytes
-    from volseg.partition.memory import surely_fits
+def _script(asked: Asked, found: Answer, config: Path | None) -> str:
+    from volseg.partition.batch_script import Place, batch_script
 
-    plan = plans.get(Task.segment)
-    if plan is None:
-        return
-    rows = []
-    for schedule, memory in plan.by_schedule.items():
-        fits = [] if limit is None else ["yes" if surely_fits(memory, limit) else "no"]
-        mark = "chosen" if schedule is plan.schedule else ""
-        rows.append((schedule, gibibytes(memory.peak), gibibytes(memory.activations), memory.peak_at, *fits, mark))
-    fits_column = [] if limit is None else [f"fits {gibibytes(limit)}"]
-    console.print(table("", ("segment", "peak", "activations", "peak at", *fits_column, ""), rows))
-
-
-def _ranks(plan: Plan | None) -> int | None:
-    return None if plan is None else plan.layout.dims[0] * plan.layout.dims[1] * plan.layout.dims[2]
-
-
-def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int | None, settings: Config) -> None:
-    from rich.console import Console
-
-    from volseg.cli.render import table
-    from volseg.geometry import format_triple
-    from volseg.machine import gibibytes
-
-    console = Console()
-    first = next(iter(plans.values()))
-    layout = first.layout
-    lengths = [sorted({b - a for a, b in itertools.pairwise(cuts)}) for cuts in layout.boundaries]
-    rows = [
-        ("voxels D x H x W", format_triple(first.shape)),
-        ("padded to", format_triple(layout.shape)),
-        ("U-Net channels", format_triple(settings.model.widths)),
-        ("ranks", _ranks(first)),
-        ("grid Pz x Py x Px", format_triple(layout.dims)),
-        ("block sides", ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True))),
-        ("halo received a forward pass", gibibytes(first.halo_bytes)),
-    ]
-    console.print(table("plan", ("", "value"), rows, text_columns=2))
-    columns = ["memory a rank", "peak", "activations", "kernels", "weights", "process", "peak at"]
-    body = [
-        (task, gibibytes(p.memory.peak), gibibytes(p.memory.activations), gibibytes(p.memory.work),
-         gibibytes(p.memory.weights), gibibytes(p.memory.process), p.memory.peak_at)
-        for task, p in plans.items()
-    ]  # fmt: skip
-    console.print(table("", columns, body))
-    _show_schedules(console, plans, limit)
-    levels = [
-        (f"level {n}", *(gibibytes(p.memory.by_level[n]) for p in plans.values()))
-        for n in range(len(first.memory.by_level))
-    ]
-    console.print(table("activations at the peak", ("", *map(str, plans)), levels))
-    if limit is None:
-        return
-    for task, plan in plans.items():
-        best = fewest[task]
-        if best is None:
-            console.print(f"{task}: no number of ranks fits {gibibytes(limit)} a rank; fewer channels or levels may")
-        else:
-            console.print(
-                f"{task}: the fewest ranks within {gibibytes(limit)} are {_ranks(best)}, as "
-                f"{format_triple(best.layout.dims)}, with {gibibytes(best.memory.peak)} a rank"
-            )
-        if not plan.fits(limit):
-            console.print(f"{task}: {_ranks(plan)} ranks need {gibibytes(plan.memory.peak)} a rank, which does not fit")
+    if len(found.tasks) != 1:
+        raise ConfigError("--slurm: say what for, with --for train or --for segment")
+    ((task, one),) = found.tasks.items()
+    more = ["--config", str(config)] if config is not None and task == "train" else []
+    if config is None and task == "train":
+        model = asked.settings.model
+        more = ["--base-channels", str(model.base_channels), "--levels", str(model.levels)]
+    if one.nodes is not None:
+        plan = one.nodes
+        return batch_script(task, plan.run, Place(plan.nodes, plan.per_node, plan.threads), more)
+    return batch_script(task, one.run, Place(1, one.run.ranks, asked.threads), more)

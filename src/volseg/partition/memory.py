@@ -8,7 +8,7 @@ largest sum, and the plan names the operation at which it occurs. Nothing is fit
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
@@ -45,6 +45,7 @@ class MemoryPlan:
     work         the kernels' own memory, and weights on their way to and from them
     by_level     of the activations, by level of the U-Net, finest first
     peak_at      the operation at which the peak occurs
+    parts        the whole of it by what it is for, at the peak
     """
 
     process: int
@@ -53,6 +54,7 @@ class MemoryPlan:
     by_level: tuple[int, ...]
     peak_at: str
     work: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:

@@ -93,8 +93,9 @@ def segmenting_time(
 def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing) -> TimePlan:
     plan, ranks = TimePlan(), prod(layouts[0].dims)
     setting = profile.setting(min(placing.per_machine, ranks), placing.threads)
+    faster = max(1.0, placing.threads / setting.threads)  # more threads than were measured: as if all of them gained
     for operation in work.operations:
-        plan.add(operation.layer, operation.kind, operation.level, setting.seconds(operation))
+        plan.add(operation.layer, operation.kind, operation.level, setting.seconds(operation) / faster)
     for exchange in work.exchanges:
         taken = _exchange(exchange, layouts[exchange.level], ranks, profile, placing)
         plan.add(exchange.layer, Kind.HALO, exchange.level, taken)
