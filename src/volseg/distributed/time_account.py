@@ -1,7 +1,7 @@
 """Where the time of all ranks went: how much of it is work, and how well the work is shared.
 
-The measures are those of the POP centre of excellence (https://pop-coe.eu/node/69, "POP standard metrics for parallel
-performance analysis"): with the computing time C_r of rank r,
+The measures are those of the POP centre of excellence (https://pop-coe.eu), as
+https://co-design.pop-coe.eu/metrics defines them; with the computing time C_r of rank r,
 
     load balance              mean(C) / max(C)
     communication efficiency  max(C) / whole time
@@ -9,7 +9,8 @@ performance analysis"): with the computing time C_r of rank r,
 
 Computing is every kind of work but those in `COMMUNICATING`, reading and writing files included, which POP would count
 on its own. What a rank does not compute it communicates, and of that max(C) - C_r is no fault of the messages: it
-waits for the slowest rank, its imbalance. Communication proper is the rest.
+waits for the slowest rank, its imbalance. Communication proper is the rest. Where ranks are slower by turns they wait
+for each other though all compute as long in the end; that, POP's serialization, is part of communication here.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volseg.distributed.meter import Kind
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, fetch_window, strided_outputs, triple
@@ -39,6 +40,8 @@ def _plan_pooling(
 class PartitionedMaxPool3d(nn.MaxPool3d, PartitionedLayer):
     """nn.MaxPool3d over one block, exactly; x [N, C, D, H, W] to y [N, C, D_out, H_out, W_out]."""
 
+    kind = Kind.POOLING
+
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)
         window = fetch_window(x, plan.window, self.context.grid, fill=float("-inf"))
@@ -53,6 +56,8 @@ class PartitionedMaxPool3d(nn.MaxPool3d, PartitionedLayer):
 
 class PartitionedAvgPool3d(nn.AvgPool3d, PartitionedLayer):
     """nn.AvgPool3d over one block; the divisor counts what torch counts, at the volume's faces too."""
+
+    kind = Kind.POOLING
 
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)

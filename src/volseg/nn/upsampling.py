@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from volseg.distributed.meter import Kind
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, triple
 from volseg.partition.layout import Layout
@@ -18,6 +19,8 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
     x  [N, C, D, H, W]           this rank's block
     y  [N, C, s*D, s*H, s*W]     this rank's block of the output
     """
+
+    kind = Kind.UP
 
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)

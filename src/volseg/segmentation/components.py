@@ -16,6 +16,7 @@ import cc3d
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.meter import Kind
 from volseg.errors import ConfigError
 from volseg.geometry import Box, Triple
 
@@ -229,7 +230,8 @@ def _fetch_shells(
         piece = _touching(mine, boxes[other])
         if piece.size:
             received[other] = np.empty(piece.shape, dtype)
-    communicator.send_receive(sends, list(received.items()))
+    with communicator.meter.doing(Kind.HALO):
+        communicator.send_receive(sends, list(received.items()))
     return received
 
 
