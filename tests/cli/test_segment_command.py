@@ -18,7 +18,7 @@ def test_a_memory_plan_off_by_more_than_a_tenth_is_warned_of(monkeypatch, capsys
     box, spacing = (4, 4, 4), (1.0, 1.0, 1.0)
     plan = MemoryPlan(planned, 0, 0, (0,), "")
     choice = Choice(Schedule.IN_PLACE, plan, 99, False, "", {})
-    time = TimeAccount({kind: (0.0, 0.0) for kind in Kind})
+    time = TimeAccount(dict.fromkeys(Kind, (0.0, 0.0)))
     report = SegmentationReport(
         (), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {}, time
     )
