@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from volseg.cli import render
-from volseg.cli.render import Lines, Screen, duration, table
+from volseg.cli.render import Lines, Screen, duration, table, time_text
 from volseg.events import Caution, Message, Progress
 from volseg.machine import gibibytes
 
@@ -155,3 +155,10 @@ def test_ranks_without_a_terminal_write_plain_lines(mpirun, tmp_path):
     assert shown[0] == "a message"
     assert [line.split()[1] for line in shown[1:-1]] == ["0%", "25%", "50%", "75%", "100%"]
     assert shown[-1] == "warning: a caution"
+
+
+def test_time_is_shown_as_far_as_it_is_seen_in_whole_per_cents():
+    shares = {"convolution": 0.806, "waiting for slower ranks": 0.15, "norm": 0.04, "pooling": 0.004}
+    line = "time: convolution 81 %, waiting for slower ranks 15 %, norm 4 %"
+    assert time_text(shares, None) == line
+    assert time_text(shares, 0.1234) == f"{line}; a rank waited for the others 12.3% of the time at most"

@@ -3,7 +3,9 @@
 import pytest
 
 from volseg.cli.app import run
+from volseg.distributed.time_account import TimeAccount
 from volseg.partition.memory import MemoryPlan
+from volseg.partition.operations import Kind
 from volseg.partition.schedule import Schedule
 from volseg.segmentation import segment as segmentation
 from volseg.segmentation.limit import Choice
@@ -16,7 +18,10 @@ def test_a_memory_plan_off_by_more_than_a_tenth_is_warned_of(monkeypatch, capsys
     box, spacing = (4, 4, 4), (1.0, 1.0, 1.0)
     plan = MemoryPlan(planned, 0, 0, (0,), "")
     choice = Choice(Schedule.IN_PLACE, plan, 99, False, "", {})
-    report = SegmentationReport((), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {})
+    time = TimeAccount(dict.fromkeys(Kind, (0.0, 0.0)))
+    report = SegmentationReport(
+        (), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {}, time
+    )
     monkeypatch.setattr(segmentation, "segment", lambda *arguments: report)
     assert run(["segment", "scan.nii", "--no-progress"]) == 0
     assert ("planned and measured memory differ by 20%" in capsys.readouterr().err) == warned

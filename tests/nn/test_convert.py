@@ -17,6 +17,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
+from volseg.partition.operations import Kind
 
 
 class Between(nn.Module):
@@ -324,3 +325,20 @@ def test_a_network_that_someone_else_wrote(communicator: Communicator) -> None:
             twin.eval()
             y = gather_blocks(twin(take_block(whole, grid, grid.layout((16, 24, 16), 8))), grid)
             assert relative_error(y, model(whole)) < 1e-5
+
+
+@pytest.mark.parallel([1, 2])
+def test_the_meter_knows_the_work_of_each_layer_forward_and_backward(communicator: Communicator) -> None:
+    grid, meter = ProcessGrid(communicator, GRIDS[communicator.size][0]), communicator.meter
+    layers = [
+        nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(0.1), nn.MaxPool3d(2),
+        nn.ConvTranspose3d(4, 2, 2, stride=2), nn.Upsample(scale_factor=2),
+    ]  # fmt: skip
+    network = partition_module(nn.Sequential(*layers), grid)
+    meter.reset()
+    network(block_of(grid, (8, 8, 8)).requires_grad_()).square().sum().backward()
+    found = {(layer, kind) for (layer, kind), seconds in meter.taken[""].items() if seconds}
+    assert found >= {
+        ("0", Kind.CONVOLUTION), ("0, backward", Kind.CONVOLUTION), ("1", Kind.NORM), ("1, backward", Kind.NORM),
+        ("3", Kind.POOLING), ("4", Kind.UP), ("4, backward", Kind.UP), ("5", Kind.UP), ("0", Kind.HALO),
+    }  # fmt: skip

@@ -236,6 +236,32 @@ def test_statistics_count_the_mask_s_voxels(tmp_path, run):
     assert written["labels"][0]["voxels"] == int(rows[1]["voxels"])
     assert [rank["threads"] for rank in written["placement"]] == [torch.get_num_threads()]
     assert written["communication"]["seconds_by_rank"] == [0]
+    assert set(written["time"]["seconds_by_rank"]) >= {"convolution", "norm", "input and output", "head and loss"}
+    assert sum(map(sum, written["time"]["seconds_by_rank"].values())) == pytest.approx(report.seconds, abs=0.1)
+    assert written["time"]["load_balance"] == 1
+
+
+PHASES = ["preparation", "network", "components", "mask", "statistics", "preview"]
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_trace_has_the_phases_of_each_rank(shared, communicator):
+    with communicator.together():
+        if communicator.is_root:
+            save_nifti(shared / "scan.nii.gz", ct_like())
+    job = SegmentationJob(
+        shared / "scan.nii.gz", shared / "run", shared / "m.nii.gz", cleaning=Cleaning(keep_largest=True),
+        statistics=True, trace=shared / "t.json",
+    )  # fmt: skip
+    report = segment(job, communicator)
+    assert shared / "t.json" in report.files
+    assert list(report.phases)[: len(PHASES)] == PHASES
+    if communicator.is_root:
+        events = [event for event in json.loads((shared / "t.json").read_text())["traceEvents"] if event["ph"] == "X"]
+        for rank in range(communicator.size):
+            own = [event for event in events if event["pid"] == rank]
+            assert [event["name"] for event in own if event["cat"] == "phase"] == PHASES
+            assert {"input and output", "components and statistics", "moving blocks"} <= {e["cat"] for e in own}
 
 
 def test_cleaned_split_and_measured(tmp_path, run):

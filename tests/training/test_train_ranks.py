@@ -60,6 +60,15 @@ def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimiz
     layers = waited["by_layer"]
     sends = {layer for layer, figures in layers.items() if figures["bytes"] > 0}
     assert {"encoder 0.1", "encoder 0.2", "decoder 0.1, backward", "gradients of the weights"} <= sends
+    time = facts["time"]
+    assert (time["steps"], time["validation_seconds"]) == (20, 0)
+    assert 0 < time["seconds_per_step"] < facts["seconds"]
+    assert {"convolution", "norm", "halo", "reduction", "optimizer"} <= set(time["seconds_by_rank"])
+    whole = np.sum(list(time["seconds_by_rank"].values()), axis=0)
+    assert whole.shape == (communicator.size,)
+    assert (whole <= facts["seconds"] + 0.01).all()
+    assert 0 < time["load_balance"] <= 1
+    assert sum(report.time.values()) == pytest.approx(1)
 
 
 @pytest.mark.parallel([1, 2])

@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, 
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars and no progress lines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", help="Also a trace, .json or .json.gz: what each rank does when; see it in ui.perfetto.dev."
+    ),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Series = Annotated[
     str | None,

@@ -160,6 +160,16 @@ def peak_memory_text(peaks: Sequence[int], planned: int) -> str:
     return f"peak memory a rank {measured}; planned {gibibytes(planned)} ({planned / max(peaks):.2f} of the largest)"
 
 
+def time_text(shares: Mapping[str, float], waited: float | None) -> str:
+    """Where the time went, largest share first, as far as it is seen in whole per cents.
+
+    waited  the largest share of its time that a rank was blocked in MPI; None where there is only one rank
+    """
+    seen = [f"{name} {share * 100:.0f} %" for name, share in shares.items() if share >= 0.005]
+    end = "" if waited is None else f"; a rank waited for the others {waited:.1%} of the time at most"
+    return f"time: {', '.join(seen)}{end}"
+
+
 def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) -> None:
     """Say so where planned and measured memory differ by more than 10 %."""
     ratio = planned / max(peaks)

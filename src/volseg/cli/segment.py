@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series, Trace
 from volseg.cli.sizes import parse_spacing
 
 
@@ -83,6 +83,7 @@ def segment(
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Also a JSON report: grid, memory, time, what was mended.")
     ] = None,
+    trace: Trace = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -94,7 +95,7 @@ def segment(
     the same on any number of ranks.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, warn_of_limit, warn_of_plan
+        from volseg.cli.render import duration, peak_memory_text, time_text, warn_of_limit, warn_of_plan
         from volseg.partition.planner import parse_memory
         from volseg.partition.schedule import Schedule
         from volseg.segmentation.job import SegmentationJob
@@ -111,6 +112,7 @@ def segment(
             statistics=statistics,
             preview=preview,
             report=report_file,
+            trace=trace,
             overwrite=overwrite,
             spacing=_spacing(spacing),
             dicom=DicomOptions(series, fix_tilt, resample_gaps),
@@ -124,6 +126,8 @@ def segment(
         report = segment_scan(settings, work.communicator, work.listen)
         work.print(_label_table(scan.name, report))
         work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
+        waited = report.communication["share_of_time"] if work.communicator.size > 1 else None
+        work.print(time_text(report.time.shares(), waited))
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_limit(report.peaks, report.choice.limit, report.choice.given, work.listen)
         for path in report.files:

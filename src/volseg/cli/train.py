@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet, Trace
 
 
 def train(
@@ -30,6 +30,8 @@ def train(
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    trace: Trace = None,
+    trace_steps: Annotated[int, typer.Option(help="Steps in the trace; the first of a run is left out.")] = 3,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -40,7 +42,7 @@ def train(
     Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, warn_of_plan
+        from volseg.cli.render import duration, peak_memory_text, time_text, warn_of_plan
         from volseg.cli.sizes import parse_levels
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
@@ -66,7 +68,9 @@ def train(
             },
         )
         report = train_run(
-            TrainingJob(dataset, run, settings, partition, proceed, overwrite), work.communicator, work.listen
+            TrainingJob(dataset, run, settings, partition, proceed, overwrite, trace, trace_steps),
+            work.communicator,
+            work.listen,
         )
         if report.loss is None:
             return
@@ -75,7 +79,6 @@ def train(
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
         )
         work.print(peak_memory_text(report.peaks, report.planned))
-        if work.communicator.size > 1:
-            work.print(f"a rank waited for the others {report.waited:.1%} of the time at most")
+        work.print(time_text(report.time, report.waited if work.communicator.size > 1 else None))
         warn_of_plan(report.peaks, report.planned, work.listen)
         work.print(f"model: {report.run}")

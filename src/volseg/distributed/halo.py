@@ -30,6 +30,11 @@ def exchange_window(x: Tensor, plan: WindowPlan, grid: ProcessGrid, fill: float 
     """
     if plan.moves_nothing:
         return x
+    with grid.communicator.meter.doing(Kind.HALO):
+        return _window(x, plan, grid, fill)
+
+
+def _window(x: Tensor, plan: WindowPlan, grid: ProcessGrid, fill: float) -> Tensor:
     hulls = [axis.hull for axis in plan.axes]
     buffer = _allocate_like(x, hulls, fill)
     _cut(buffer, hulls, [axis.owned for axis in plan.axes]).copy_(x)
@@ -53,6 +58,11 @@ def exchange_window_adjoint(grad: Tensor, plan: WindowPlan, grid: ProcessGrid) -
     """
     if plan.moves_nothing:
         return grad
+    with grid.communicator.meter.doing(Kind.HALO):
+        return _window_adjoint(grad, plan, grid)
+
+
+def _window_adjoint(grad: Tensor, plan: WindowPlan, grid: ProcessGrid) -> Tensor:
     hulls = [axis.hull for axis in plan.axes]
     if all(axis.hull == axis.window for axis in plan.axes):
         buffer = grad.clone(memory_format=torch.preserve_format)

@@ -1,4 +1,4 @@
-"""Where a rank's time goes: by layer and by kind of work, and how long it waits in MPI."""
+"""Where a rank's time goes: by phase of the command, by layer and kind of work, and how long it waits in MPI."""
 
 from __future__ import annotations
 
@@ -6,23 +6,17 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from volseg.distributed.spans import LAYER, PHASE, Spans
 from volseg.partition.operations import Kind
 
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator
 
 
-@dataclass(frozen=True)
-class Span:
-    """A piece of work, in seconds of `time.perf_counter`; pieces nest."""
-
-    kind: Kind
-    layer: str
-    begin: float
-    end: float
+Taken = defaultdict[tuple[str, Kind], float]
+"""Seconds by layer and kind."""
 
 
 class Meter:
@@ -31,7 +25,9 @@ class Meter:
     seconds   waited in MPI, by layer
     messages  messages and reductions, by layer
     bytes     sent, by layer; a reduction counts its own array once
-    taken     seconds by layer and kind, each moment counted once: what is done within a piece of work is not its own
+    taken     seconds by phase, layer and kind, each moment counted once: what is done within a piece of work is not
+              its own; the phase "" is what lies between phases
+    lasted    seconds of each phase, once for each time that it was entered
     spans     pieces of work one by one, where they are asked for with `record`
     """
 
@@ -39,10 +35,13 @@ class Meter:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.messages: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        self.taken: defaultdict[tuple[str, Kind], float] = defaultdict(float)
-        self.spans: list[Span] | None = None
+        self.taken: defaultdict[str, Taken] = defaultdict(_nothing_taken)
+        self.lasted: defaultdict[str, list[float]] = defaultdict(list)
+        self.spans: Spans | None = None
         self._layer, self._kind = "other", Kind.OTHER
-        self._mark = time.perf_counter()
+        self._phase = self._title = ""
+        self._now_taken = self.taken[""]
+        self._mark = self._entered = time.perf_counter()
 
     @property
     def total(self) -> float:
@@ -54,28 +53,48 @@ class Meter:
         layers = self.seconds.keys() | self.messages.keys()
         return {layer: (self.seconds[layer], self.messages[layer], self.bytes[layer]) for layer in layers}
 
-    def by_kind(self) -> dict[Kind, float]:
-        """Seconds of each kind of work since the last `reset`; together all of the time since then."""
+    def by_kind(self, phase: str | None = None) -> dict[Kind, float]:
+        """Seconds of each kind of work since the last `reset`, of one phase or of all; all together that whole time."""
         self._charge()
         found = dict.fromkeys(Kind, 0.0)
-        for (_, kind), taken in self.taken.items():
-            found[kind] += taken
+        for taken in list(self.taken.values()) if phase is None else [self.taken[phase]]:
+            for (_, kind), seconds in taken.items():
+                found[kind] += seconds
         return found
 
+    def by_phase(self) -> dict[str, float]:
+        """Seconds of each phase that has ended, in the order in which they began."""
+        return {phase: sum(seconds) for phase, seconds in self.lasted.items()}
+
     def record(self) -> None:
-        """Keep every piece of work from now on."""
-        self.spans = []
+        """Keep every piece of work that begins from now on."""
+        self.spans = Spans()
+
+    def enter(self, phase: str, number: int | None = None) -> None:
+        """What is done from now on is this phase of the command, which ends the one before; "" is none.
+
+        number  of a phase that comes again and again, such as a step
+        """
+        now = self._charge()
+        if self._phase:
+            self.lasted[self._phase].append(now - self._entered)
+            if self.spans is not None:
+                self.spans.add(self._title, PHASE, "", self._entered, now)
+        self._phase, self._title, self._entered = phase, phase if number is None else f"{phase} {number}", now
+        self._now_taken = self.taken[phase]
 
     @contextmanager
     def during(self, layer: str) -> Iterator[None]:
         """What is done and waited for in the body counts for `layer`."""
-        self._charge()
+        begin = self._charge()
         before, self._layer = self._layer, layer
         try:
             yield
         finally:
-            self._charge()
+            end = self._charge()
             self._layer = before
+            if self.spans is not None:
+                self.spans.add(layer, LAYER, layer, begin, end)
 
     @contextmanager
     def doing(self, kind: Kind) -> Iterator[None]:
@@ -88,7 +107,7 @@ class Meter:
             end = self._charge()
             self._kind = before
             if self.spans is not None:
-                self.spans.append(Span(kind, self._layer, begin, end))
+                self.spans.add(kind, kind, self._layer, begin, end)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -105,19 +124,26 @@ class Meter:
         self.bytes[self._layer] += size
 
     def reset(self) -> None:
-        """Begin again; spans stay."""
+        """Begin again, in no phase; spans stay."""
         self.seconds.clear()
         self.messages.clear()
         self.bytes.clear()
         self._charge()
         self.taken.clear()
+        self.lasted.clear()
+        self._phase = self._title = ""
+        self._now_taken = self.taken[""]
 
     def _charge(self) -> float:
         """Count the time since the last call for what was being done; returns now."""
         now = time.perf_counter()
-        self.taken[self._layer, self._kind] += now - self._mark
+        self._now_taken[self._layer, self._kind] += now - self._mark
         self._mark = now
         return now
+
+
+def _nothing_taken() -> Taken:
+    return defaultdict(float)
 
 
 def communication_facts(communicator: Communicator, seconds: float) -> dict[str, Any]:

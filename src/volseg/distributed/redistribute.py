@@ -8,6 +8,7 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.geometry import Box
+from volseg.partition.operations import Kind
 
 
 def redistribute(
@@ -20,6 +21,13 @@ def redistribute(
     wanted  by rank: the box each rank wants, None for nothing
     out     [..., d', h', w']  this rank's wanted box, None where it wants nothing
     """
+    with communicator.meter.doing(Kind.MOVING):
+        return _redistribute(held, boxes, wanted, communicator)
+
+
+def _redistribute(
+    held: np.ndarray, boxes: Sequence[Box], wanted: Sequence[Box | None], communicator: Communicator
+) -> np.ndarray | None:
     rank = communicator.rank
     mine, want = boxes[rank], wanted[rank]
     pieces = [Box((0, 0, 0), (0, 0, 0)) if w is None else mine.intersect(w) for w in wanted]

@@ -109,7 +109,7 @@ class StreamedUNet:
         for planes, held in self._without_gradients(self.run(image, layout, beyond=1)):
             _, high = reach(layout, self.grid.coords, 1)
             last = min(planes[1] + 1, held.rows.sides[0] + high[0])
-            with torch.no_grad():
+            with torch.no_grad(), self.work.meter.doing(Kind.HEAD):
                 fresh = _part(held.rows, (max(activated, planes[0]), last), high)
                 passes.activate(Activation(fresh, held.affine), fresh)
             activated = last
@@ -353,9 +353,10 @@ class StreamedUNet:
             return
         below = self._above(0)
         assert below.affine is not None
-        self.journal.keep_coarse(self._coarse_box, self._relaxed(below.rows.own))
-        self._affines[COARSE] = below.affine
-        self.journal.keep(self._affines)
+        with self.work.meter.doing(Kind.FILES):
+            self.journal.keep_coarse(self._coarse_box, self._relaxed(below.rows.own))
+            self._affines[COARSE] = below.affine
+            self.journal.keep(self._affines)
 
     def _relaxed(self, planes: Tensor) -> Iterator[Tensor]:
         """One plane after the other, none in memory for longer than needed."""
@@ -369,8 +370,9 @@ class StreamedUNet:
         channels = self.config.widths[1]
         below = Held(self._place(1, channels, "high"), channels, self._affines[COARSE])
         box = self._coarse_box
-        for z, plane in enumerate(self._relaxed(below.rows.own), start=box.start[0]):
-            self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))
+        with self.work.meter.doing(Kind.FILES):
+            for z, plane in enumerate(self._relaxed(below.rows.own), start=box.start[0]):
+                self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))
         self.work.start_exchange(below)
         self._levels[1].held["encoder 2" if self.config.levels == 1 else "decoder 2"] = below
         self._done += sum(cost * self._depth(label) for label, cost in self._costs.items() if level_of(label) > 0)

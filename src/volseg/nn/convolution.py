@@ -11,6 +11,7 @@ from volseg.geometry import Triple
 from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, strided_outputs, triple
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
 
 
@@ -20,10 +21,10 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int,
-        origin: tuple[int, int],
+        origin: tuple[int, int], layer: PartitionedLayer,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
-        ctx.settings = stride, dilation, groups
+        ctx.settings, ctx.layer = (stride, dilation, groups), layer
         ctx.has_bias = bias is not None
         return convolve(x, weight, bias, stride, dilation, groups, origin)
 
@@ -33,10 +34,11 @@ class _Convolve(torch.autograd.Function):
         stride, dilation, groups = ctx.settings
         shape = (x.shape[2], x.shape[3], x.shape[4])
         wanted_x, wanted_w = ctx.needs_input_grad[:2]
-        grad_x = transposed_convolve(grad, weight, stride, dilation, groups, shape) if wanted_x else None
-        grad_w = weight_gradient(x, grad, weight, stride, dilation, groups) if wanted_w else None
-        grad_b = grad.sum((0, 2, 3, 4)) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return grad_x, grad_w, grad_b, None, None, None, None
+        with ctx.layer.backward_at_work():
+            grad_x = transposed_convolve(grad, weight, stride, dilation, groups, shape) if wanted_x else None
+            grad_w = weight_gradient(x, grad, weight, stride, dilation, groups) if wanted_w else None
+            grad_b = grad.sum((0, 2, 3, 4)) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, *[None] * 5
 
 
 class _TransposedConvolve(torch.autograd.Function):
@@ -44,18 +46,20 @@ class _TransposedConvolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int, shape: Triple,
+        layer: PartitionedLayer,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
-        ctx.settings = stride, dilation, groups
+        ctx.settings, ctx.layer = (stride, dilation, groups), layer
         return transposed_convolve(x, weight, stride, dilation, groups, shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = convolve(grad, weight, None, *ctx.settings) if ctx.needs_input_grad[0] else None
-        grad_w = weight_gradient(grad, x, weight, *ctx.settings) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_w, None, None, None, None
+        with ctx.layer.backward_at_work():
+            grad_x = convolve(grad, weight, None, *ctx.settings) if ctx.needs_input_grad[0] else None
+            grad_w = weight_gradient(grad, x, weight, *ctx.settings) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_w, *[None] * 5
 
 
 class PartitionedConv3d(nn.Conv3d, PartitionedLayer):
@@ -66,13 +70,15 @@ class PartitionedConv3d(nn.Conv3d, PartitionedLayer):
     y       [N, K, D_out, ...]  this rank's block of nn.Conv3d's output; its bits are the same on every grid
     """
 
+    kind = Kind.CONVOLUTION
+
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)
         window = fetch_window(x, plan.window, self.context.grid)
         _, y0, x0 = plan.outputs.block(self.context.grid.coords).start
         y: Tensor = _Convolve.apply(
             window, self.weight, self.bias, triple(self.stride), triple(self.dilation), self.groups,
-            (-(y0 % 2), -(x0 % 2)),
+            (-(y0 % 2), -(x0 % 2)), self,
         )  # fmt: skip
         return y
 
@@ -110,6 +116,8 @@ class PartitionedConvTranspose3d(nn.ConvTranspose3d, PartitionedLayer):
     y  [N, K, D_out, ...]   this rank's block of the output; with kernel = stride nothing is exchanged
     """
 
+    kind = Kind.UP
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None:
             raise self.refuse("output_size is not supported in a partitioned network; set output_padding")
@@ -126,7 +134,7 @@ class PartitionedConvTranspose3d(nn.ConvTranspose3d, PartitionedLayer):
             length = (b - a - 1) * stride[axis] + dilation[axis] * (kernel[axis] - 1) + 1
             shape.append(max(length, start + last - first))
             cut.append(slice(start, start + last - first))
-        y: Tensor = _TransposedConvolve.apply(window, self.weight, stride, dilation, self.groups, triple(shape))
+        y: Tensor = _TransposedConvolve.apply(window, self.weight, stride, dilation, self.groups, triple(shape), self)
         if any(c != slice(0, n) for c, n in zip(cut, shape, strict=True)):
             y = y[:, :, cut[0], cut[1], cut[2]]
         return y if self.bias is None else y + self.bias.view(1, -1, 1, 1, 1)

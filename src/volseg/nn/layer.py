@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.nn.context import PartitionContext
 from volseg.partition.layout import AXES, Layout
+from volseg.partition.operations import Kind
 from volseg.partition.window import WindowPlan
 
 
@@ -28,8 +31,12 @@ class LayerPlan:
 
 
 class PartitionedLayer(nn.Module):
-    """Mixin for the partitioned twin of a torch layer; `_plan` is what a subclass adds."""
+    """Mixin for the partitioned twin of a torch layer; `_plan` is what a subclass adds.
 
+    kind  of work, as the meter counts it
+    """
+
+    kind = Kind.OTHER
     context: PartitionContext
     label: str
     _plans: dict[Layout, LayerPlan]
@@ -40,8 +47,19 @@ class PartitionedLayer(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # The guard of `convert` watches the code between layers; what a partitioned layer does inside is its own.
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction(), self.at_work(self.label):
             return super().__call__(*args, **kwargs)
+
+    @contextmanager
+    def at_work(self, label: str) -> Iterator[None]:
+        """What is done in the body is this layer's work, and counts for `label`."""
+        meter = self.context.grid.communicator.meter
+        with meter.during(label), meter.doing(self.kind):
+            yield
+
+    def backward_at_work(self) -> AbstractContextManager[None]:
+        """The same of its backward."""
+        return self.at_work(f"{self.label}, backward")
 
     def plan(self, x: Tensor) -> LayerPlan:
         """The plan for the block `x`, made at the first call with its layout. Collective then.

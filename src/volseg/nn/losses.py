@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
+from volseg.partition.operations import Kind
 
 IGNORE = 255
 """Target value of voxels that do not count: padding, and voxels without a label."""
@@ -106,10 +107,11 @@ class _DiceCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor]:
         sums = LossSums(logits.shape[1])
-        sums.add(logits.movedim(1, -1), target)
-        loss, dice = sums.finish(communicator)
+        with communicator.meter.doing(Kind.HEAD):
+            sums.add(logits.movedim(1, -1), target)
+            loss, dice = sums.finish(communicator)
         ctx.save_for_backward(logits, target)
-        ctx.sums = sums
+        ctx.sums, ctx.meter = sums, communicator.meter
         ctx.mark_non_differentiable(dice)
         return loss.to(logits), dice
 
@@ -118,7 +120,8 @@ class _DiceCrossEntropy(torch.autograd.Function):
         logits, target = ctx.saved_tensors
         rows = logits.movedim(1, -1)
         out = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)
-        ctx.sums.gradient(rows, target, float(grad), out)
+        with ctx.meter.doing(Kind.HEAD):
+            ctx.sums.gradient(rows, target, float(grad), out)
         return out.movedim(-1, 1), None, None
 
 

@@ -18,6 +18,7 @@ from volseg.nn.kernels.channelwise import activation_gradient, affine_activate, 
 from volseg.nn.kernels.reproducible import moments
 from volseg.nn.layer import LayerPlan, PartitionedLayer
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.window import plan_halo
 
 CANCELLED = 100.0
@@ -51,18 +52,24 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor, slope: float,
-        pooling: Pooling | None, count: int, communicator: Communicator,
+        pooling: Pooling | None, count: int, layer: PartitionedNorm,
     ) -> Tensor:  # fmt: skip
         gain = rstd if weight is None else rstd * weight.double()
         offset = -mean * gain if bias is None else bias.double() - mean * gain
         ctx.save_for_backward(x, weight, mean, rstd, gain.to(x.dtype), offset.to(x.dtype))
-        ctx.settings = slope, pooling, count, communicator, bias is not None
+        ctx.settings, ctx.layer = (slope, pooling, count, bias is not None), layer
         return affine_activate(x, gain.to(x.dtype), offset.to(x.dtype), slope)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with ctx.layer.backward_at_work():
+            return _Normalize._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, gain, offset = ctx.saved_tensors
-        slope, pooling, count, communicator, has_bias = ctx.settings
+        slope, pooling, count, has_bias = ctx.settings
+        communicator: Communicator = ctx.layer.context.grid.communicator
         grad, sums = activation_gradient(x, channels_last(grad), gain, offset, slope)
         normalized = rstd * (sums[:, 1] - mean * sums[:, 0])
         grad_w = normalized.sum(0).to(weight.dtype) if weight is not None else None
@@ -88,6 +95,7 @@ class PartitionedNorm(PartitionedLayer):
     y  [N, C, D, H, W]  the same block of the normalised volume
     """
 
+    kind = Kind.NORM
     slope: float = 1.0
 
     def pooling(self, channels: int) -> Pooling:
@@ -116,8 +124,7 @@ class PartitionedNorm(PartitionedLayer):
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor,
         pooling: Pooling | None, count: int,
     ) -> Tensor:  # fmt: skip
-        communicator = self.context.grid.communicator
-        y: Tensor = _Normalize.apply(x, weight, bias, mean, rstd, self.slope, pooling, count, communicator)
+        y: Tensor = _Normalize.apply(x, weight, bias, mean, rstd, self.slope, pooling, count, self)
         return y
 
     def _plan(self, layout: Layout) -> LayerPlan:

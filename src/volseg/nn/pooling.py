@@ -10,6 +10,7 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, fetch_window, strided_outputs, triple
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
 
 
@@ -39,6 +40,8 @@ def _plan_pooling(
 class PartitionedMaxPool3d(nn.MaxPool3d, PartitionedLayer):
     """nn.MaxPool3d over one block, exactly; x [N, C, D, H, W] to y [N, C, D_out, H_out, W_out]."""
 
+    kind = Kind.POOLING
+
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)
         window = fetch_window(x, plan.window, self.context.grid, fill=float("-inf"))
@@ -53,6 +56,8 @@ class PartitionedMaxPool3d(nn.MaxPool3d, PartitionedLayer):
 
 class PartitionedAvgPool3d(nn.AvgPool3d, PartitionedLayer):
     """nn.AvgPool3d over one block; the divisor counts what torch counts, at the volume's faces too."""
+
+    kind = Kind.POOLING
 
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, triple
 from volseg.partition.layout import Layout
+from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
 
 
@@ -18,6 +19,8 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
     x  [N, C, D, H, W]           this rank's block
     y  [N, C, s*D, s*H, s*W]     this rank's block of the output
     """
+
+    kind = Kind.UP
 
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)

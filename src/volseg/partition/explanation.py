@@ -85,7 +85,7 @@ def why_scaling(found: Scaling) -> str:
     small = format_triple(end.plan.layout.largest_block)
     kinds = end.time.by_kind()
     whole = end.seconds
-    halo = (kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.AGGLOMERATION]) / whole
+    halo = (kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.MOVING]) / whole
     return (
         f"{text}; at {end.ranks}, blocks of {small} voxels, it is {found.efficiency[-1]:.0%}: messages take "
         f"{halo:.0%}, and small blocks lose the rest to what does not shrink with them (weights, calls, halos computed)"

@@ -21,7 +21,7 @@ DOUBLE = 8
 
 
 class Kind(StrEnum):
-    """Kinds of work. HALO and REDUCTION are packing, sending and waiting together."""
+    """Kinds of work. HALO, REDUCTION and MOVING are packing, sending and waiting together."""
 
     CONVOLUTION = "convolution"
     UP = "up-convolution"
@@ -30,8 +30,9 @@ class Kind(StrEnum):
     HEAD = "head and loss"
     HALO = "halo"
     REDUCTION = "reduction"
-    AGGLOMERATION = "agglomeration"
+    MOVING = "moving blocks"
     FILES = "input and output"
+    LABELS = "components and statistics"
     OPTIMIZER = "optimizer"
     OTHER = "other"
 

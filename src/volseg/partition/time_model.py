@@ -61,7 +61,7 @@ class TimePlan:
     def communication(self) -> float:
         """Seconds of ghosts, sums and agglomeration."""
         kinds = self.by_kind()
-        return kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.AGGLOMERATION]
+        return kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.MOVING]
 
 
 def training_time(
@@ -102,7 +102,7 @@ def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Plac
     for reduction in work.reductions:
         plan.add(reduction.layer, Kind.REDUCTION, reduction.level, _reduction(reduction, profile, placing))
     for transfer in work.transfers:
-        plan.add(transfer.layer, Kind.AGGLOMERATION, transfer.level, _transfer(transfer, ranks, profile, placing))
+        plan.add(transfer.layer, Kind.MOVING, transfer.level, _transfer(transfer, ranks, profile, placing))
     return plan
 
 

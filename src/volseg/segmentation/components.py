@@ -18,6 +18,7 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.geometry import Box, Triple
+from volseg.partition.operations import Kind
 
 # Connectivity -> on how many axes a neighbour may differ: over faces; edges too; corners too.
 CONNECTIVITIES = {6: 1, 18: 2, 26: 3}
@@ -229,7 +230,8 @@ def _fetch_shells(
         piece = _touching(mine, boxes[other])
         if piece.size:
             received[other] = np.empty(piece.shape, dtype)
-    communicator.send_receive(sends, list(received.items()))
+    with communicator.meter.doing(Kind.HALO):
+        communicator.send_receive(sends, list(received.items()))
     return received
 
 

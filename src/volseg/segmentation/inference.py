@@ -17,6 +17,7 @@ from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
 from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
+from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.partition.window import Range
 from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
@@ -53,7 +54,8 @@ class BlockNetwork:
         if LAYERS in schedules_of(card.config.model, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
-        self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)
+        with grid.communicator.meter.doing(Kind.FILES):
+            self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)
         self.streamed: StreamedUNet | None = None
         if schedule is not LAYERS:
             self.streamed = self.twin.streamed(schedule, store, tell, journal)
@@ -79,7 +81,8 @@ class BlockNetwork:
         return {} if self.streamed is None else self.streamed.seconds
 
     def _whole_image(self) -> Tensor:
-        rows = self.image.planes((0, self.scan.block.shape[0]), 0)
+        with self.grid.communicator.meter.doing(Kind.FILES):
+            rows = self.image.planes((0, self.scan.block.shape[0]), 0)
         self.image.settled()
         self.image.close()
         return rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d)
@@ -101,7 +104,7 @@ def segment_block(
     interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
     network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal)
-    classes, shape = card.config.model.classes, scan.mask_box.shape
+    classes, shape, meter = card.config.model.classes, scan.mask_box.shape, grid.communicator.meter
     mask = np.empty(shape, dtype=mask_type(classes))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
     if scan.back is None:
@@ -109,9 +112,10 @@ def segment_block(
             inside = logits[0, :, : max(0, shape[0] - start), : shape[1], : shape[2]]
             stop = start + inside.shape[1]
             if inside.numel():
-                mask[start:stop] = inside.argmax(0).numpy()
-                if kept is not None:
-                    kept[:, start:stop] = inside.numpy()
+                with meter.doing(Kind.HEAD):
+                    mask[start:stop] = inside.argmax(0).numpy()
+                    if kept is not None:
+                        kept[:, start:stop] = inside.numpy()
     else:
         _, high = reach(scan.layout, grid.coords, 1)
         d, h, w = (n + far for n, far in zip(scan.block.shape, high, strict=True))
@@ -120,10 +124,12 @@ def segment_block(
             planes = slice(*np.searchsorted(on_d.low, (first, last)))
             maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
             some = None if kept is None else kept[:, planes]
-            bring_back(features, model.head.weight, model.head.bias, maps, mask[planes], some)
+            with meter.doing(Kind.HEAD):
+                bring_back(features, model.head.weight, model.head.bias, maps, mask[planes], some)
     if kept is not None:
-        for plane in range(shape[0]):
-            kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
+        with meter.doing(Kind.HEAD):
+            for plane in range(shape[0]):
+                kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
     return BlockResult(mask, kept, network.seconds)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
 from volseg.partition.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
@@ -19,6 +20,7 @@ from volseg.volumes.resampling import Spacing
 from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
 
 VOLUMES = ("mask", "probabilities")
+OPTIONS = {"report": "--report", "trace": "--trace"}
 OTHER_SUFFIXES = (".hdr", ".img", ".zip", ".dcm")
 
 
@@ -37,6 +39,7 @@ class SegmentationJob:
     statistics     also MASK_statistics.csv
     preview        also MASK_preview.png
     report         also a JSON report here: files, labels, grid, seconds, planned and measured memory
+    trace          also a trace here of what each rank did when (`distributed.trace`)
     memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
@@ -51,6 +54,7 @@ class SegmentationJob:
     statistics: bool = False
     preview: bool = False
     report: Path | None = None
+    trace: Path | None = None
     overwrite: bool = False
     spacing: Spacing | Literal["model", "native"] = "model"
     dicom: DicomOptions = field(default_factory=DicomOptions)
@@ -94,7 +98,7 @@ def mask_path(job: SegmentationJob) -> Path:
 def plan_outputs(job: SegmentationJob, labels: LabelTable) -> dict[str, Path]:
     """All paths that will be written by kind, the mask first: "mask", "mask of liver", "probabilities", "report"...
 
-    Raises VolumeError where the mask's name is none.
+    Raises VolsegError where the name of the mask or the trace is none.
     """
     mask = mask_path(job)
     outputs = {"mask": mask}
@@ -110,6 +114,9 @@ def plan_outputs(job: SegmentationJob, labels: LabelTable) -> dict[str, Path]:
         outputs["preview"] = beside(mask, "_preview.png")
     if job.report is not None:
         outputs["report"] = job.report
+    if job.trace is not None:
+        check_trace_path(job.trace)
+        outputs["trace"] = job.trace
     return outputs
 
 
@@ -121,7 +128,7 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
     kinds: dict[Path, str] = {}
     for kind, path in outputs.items():
         what = kind.partition(" ")[0]
-        option = "--report" if kind == "report" else "-o"
+        option = OPTIONS.get(kind, "-o")
         place = path.parent.resolve() / path.name  # a link is replaced, not what it points to
         if place in kinds:
             raise VolumeError(f"{path}: would hold both {kinds[place]} and {kind}; give another name with {option}")
@@ -136,5 +143,5 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
 def check_no_input(path: Path, kind: str, inputs: Iterable[Path]) -> None:
     """Raise VolumeError where `path`, to be written, is one of the files that are read."""
     if path.exists() and any(file.exists() and path.samefile(file) for file in inputs):
-        option = "--report" if kind == "report" else "-o"
+        option = OPTIONS.get(kind, "-o")
         raise VolumeError(f"{path}: is the scan itself; give the {kind} another name with {option}")

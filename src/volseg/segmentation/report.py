@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from volseg.distributed.time_account import TimeAccount
 from volseg.files import write_text
 from volseg.geometry import Triple
 from volseg.segmentation.limit import Choice
@@ -28,6 +29,7 @@ class SegmentationReport:
     phases   seconds by phase, and of the network by layer
     audit    of the scan
     placement, communication  where the ranks ran, and how long they waited for each other
+    time     seconds of each rank by kind of work
     """
 
     files: tuple[Path, ...]
@@ -44,6 +46,7 @@ class SegmentationReport:
     audit: Audit
     placement: list[dict[str, Any]]
     communication: dict[str, Any]
+    time: TimeAccount
 
     @property
     def planned(self) -> int:
@@ -73,6 +76,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,
         "communication": report.communication,
+        "time": report.time.facts(),
         "labels": [row.record() for row in report.statistics],
         "removed": [vars(row) for row in report.removed],
         "scan": report.audit.as_json(),

@@ -14,6 +14,8 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
+from volseg.distributed.time_account import account_of_time
+from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
 from volseg.machine import gibibytes, peak_memory
@@ -21,6 +23,7 @@ from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.kernels.winograd import available
+from volseg.partition.operations import Kind
 from volseg.partition.planner import grid_for
 from volseg.partition.schedule import LAYERS, SPILL
 from volseg.segmentation.inference import BlockResult, segment_block
@@ -62,7 +65,9 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
 
     Raises VolsegError, on all ranks, where scan, model, grid or output cannot be used; nothing is written then.
     """
-    communicator.meter.reset()
+    meter, trace = communicator.meter, None if job.trace is None else Trace(communicator)
+    meter.reset()
+    meter.enter("preparation")
     started = time.monotonic()
     model, card = load_model(job.model)
     labels = LabelTable(card.labels)
@@ -70,14 +75,15 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     with communicator.together():
         if communicator.is_root:
             check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
-    scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
+    with meter.doing(Kind.FILES):
+        scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
     looked_at = job.preview or job.statistics  # at the image, beside the mask
     choice = _choose(job, outputs["mask"], scan, card, communicator, looked_at)
     with communicator.together():
         _check_against_scan(outputs, scan)
     _tell(job, scan, card, grid, choice, listen)
-    clock = _Clock()
 
+    meter.enter("network")
     store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
     tell = _NetworkProgress(scan, communicator, listen)
     state = None
@@ -89,32 +95,35 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
         journal=state,
     )  # fmt: skip
-    clock.note("network")
+    meter.enter("components")
     listen(_step(0, "components"))
-    removed = clean(result.mask, scan.boxes, scan.native.voxel_ml, job.cleaning, communicator)
-    clock.note("components")
+    with meter.doing(Kind.LABELS):
+        removed = clean(result.mask, scan.boxes, scan.native.voxel_ml, job.cleaning, communicator)
+    meter.enter("mask")
     listen(_step(1, "mask"))
-    _write_volumes(job, outputs, result, labels, scan, grid)
-    clock.note("mask")
+    with meter.doing(Kind.FILES):
+        _write_volumes(job, outputs, result, labels, scan, grid)
+    meter.enter("statistics")
     listen(_step(2, "statistics"))
     image = np.empty(0, scan.images[0].dtype)
     if looked_at:
-        with communicator.together():
+        with communicator.together(), meter.doing(Kind.FILES):
             image = scan.read_image()
-    rows = _measure(result.mask, image if job.statistics else None, scan, card, communicator)
+    with meter.doing(Kind.LABELS):
+        rows = _measure(result.mask, image if job.statistics else None, scan, card, communicator)
     with communicator.together():
         if job.statistics and communicator.is_root:
             write_statistics(outputs["statistics"], rows)
-    clock.note("statistics")
+    meter.enter("preview")
     listen(_step(3, "preview" if job.preview else "report"))
     if job.preview:
         write_preview(outputs["preview"], image, result.mask, scan, grid, card.labels, job.scan.name)
-    clock.note("preview")
+    meter.enter("")
     listen(_step(STEPS, ""))
     if state is not None:
         state.remove()
     seconds = time.monotonic() - started
-    phases: dict[str, Any] = {"preparation": round(seconds - clock.total, 3), **clock.seconds}
+    phases: dict[str, Any] = {phase: round(taken, 3) for phase, taken in meter.by_phase().items()}
     phases["network_by_layer"] = {label: round(taken, 3) for label, taken in result.seconds.items()}
     report = SegmentationReport(
         tuple(outputs.values()),
@@ -131,7 +140,12 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         scan.channels[0].audit,
         placement_facts(communicator, torch.get_num_threads()),
         communication_facts(communicator, seconds),
+        account_of_time(communicator),
     )
+    if job.trace is not None and trace is not None:
+        lost = trace.write(job.trace, "segment", grid)
+        if lost:
+            listen(Caution(f"{job.trace}: {lost} pieces of work were too many to keep"))
     with communicator.together():
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
@@ -301,24 +315,6 @@ class _NetworkProgress:
         speed = done / max(time.monotonic() - self._begin, 1e-9)
         figures = {"speed": f"{speed / 1e6:.2f} million voxels/s"}
         self._listen(Progress("network", round(done), self._voxels, "voxels", figures))
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    @property
-    def total(self) -> float:
-        """Of all phases."""
-        return sum(self.seconds.values())
-
-    def note(self, phase: str) -> None:
-        """A phase is over."""
-        now = time.monotonic()
-        self.seconds[phase], self._last = round(now - self._last, 3), now
 
 
 def _mm(spacing: tuple[float, float, float]) -> str:

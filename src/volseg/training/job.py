@@ -9,10 +9,12 @@ from pathlib import Path
 import tomli_w
 
 from volseg.config import Config, config_tables
+from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.models.stored import CHECKPOINT, WEIGHTS
 from volseg.training.log import PICTURE
+from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
 REPORT = "report.json"
@@ -24,6 +26,7 @@ class TrainingJob:
 
     partition  "auto" or a grid such as "1x2x2"
     proceed    go on from the run folder's checkpoint
+    trace      file for a trace of `trace_steps` steps, None for none
     """
 
     dataset: Path
@@ -32,11 +35,14 @@ class TrainingJob:
     partition: str = "auto"
     proceed: bool = False
     overwrite: bool = False
+    trace: Path | None = None
+    trace_steps: int = 3
 
 
 def check_run_folder(job: TrainingJob) -> None:
-    """Raise ConfigError unless the run folder can be trained into as asked."""
+    """Raise ConfigError unless the run folder can be trained into as asked, and the trace be written."""
     run = job.run
+    _check_trace(job)
     if job.proceed:
         if not (run / CHECKPOINT).is_file():
             raise ConfigError(
@@ -53,6 +59,16 @@ def check_run_folder(job: TrainingJob) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         what = "not writable" if parent.is_dir() else "a file"
         raise ConfigError(f"{run}: {parent} is {what}; give another run folder with -o")
+
+
+def _check_trace(job: TrainingJob) -> None:
+    """Raise VolsegError unless there is no trace to write, or it can be."""
+    if job.trace_steps < 1:
+        raise ConfigError(f"--trace-steps {job.trace_steps}: a trace holds one step at least")
+    if job.trace is not None:
+        check_trace_path(job.trace)
+        if job.trace.parent != job.run or job.run.exists():  # the run folder will be made
+            check_small_output(job.trace, job.overwrite)
 
 
 def open_run_folder(job: TrainingJob, config: Config) -> None:

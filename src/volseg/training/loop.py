@@ -19,6 +19,7 @@ from volseg.training.log import TrainingLog
 from volseg.training.optimization import case_order, set_learning_rate
 from volseg.training.report import TrainingReport, gather_peaks, make_report
 from volseg.training.setup import Setup, prepare
+from volseg.training.tracing import StepTrace
 from volseg.training.validation import validate
 
 CHECKPOINT_SECONDS = 30.0
@@ -41,16 +42,19 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             open_run_folder(job, setup.config)
             log = TrainingLog(job.run, card.step)
 
-    communicator.meter.reset()
+    meter, trace = communicator.meter, StepTrace(job, setup.grid, card.step, steps, listen)
+    meter.reset()
     started = saved = time.monotonic()
     loss = dice = float("nan")
     held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
     for step in range(card.step, steps):
+        trace.before(step)
         begun = time.monotonic()
+        meter.enter("step", step + 1)
         epoch, position = divmod(step, len(cases))
         case = cases[case_order(settings.seed, epoch, len(cases))[position]]
-        with communicator.meter.doing(Kind.FILES):
+        with meter.doing(Kind.FILES):
             sample = setup.blocks.load(case)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         loss, dice = training_step(setup, sample)
@@ -62,7 +66,9 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         seconds = time.monotonic() - begun
         held_out_dice = None
         if setup.held_out and position == len(cases) - 1:
+            meter.enter("validation")
             held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+        meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
         if log is not None:
             log.add(
@@ -70,14 +76,17 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
                 voxels_per_second=sample.voxels / seconds, case=case.name, validation_dice=held_out_dice,
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
-                save_checkpoint(job.run, setup.model, setup.optimizer, card)
-                log.draw(job.run)
+                with meter.doing(Kind.FILES):
+                    save_checkpoint(job.run, setup.model, setup.optimizer, card)
+                    log.draw(job.run)
                 saved = time.monotonic()
         figures = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if held_out_dice is not None:
             figures["held out"] = f"{held_out_dice:.3f}"
         figures["voxels/s"] = f"{sample.voxels / seconds / 1e6:.2f} M"
         listen(Progress("train", step + 1, steps, "steps", figures))
+        meter.enter("")
+        trace.after(step)
     return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice)
 
 

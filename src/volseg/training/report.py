@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from volseg.config import config_tables
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
+from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
 from volseg.machine import peak_memory
 from volseg.training.job import REPORT, TrainingJob
@@ -29,6 +31,7 @@ class TrainingReport:
     peaks             measured peak memory by rank, bytes
     planned           predicted peak of the busiest rank, bytes
     waited            largest share of the time that a rank waited for others, 0 to 1
+    time              share of each kind of work in the time of the steps, largest first
     loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
     """
@@ -42,6 +45,7 @@ class TrainingReport:
     peaks: tuple[int, ...]
     planned: int
     waited: float = 0.0
+    time: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_report(
@@ -53,7 +57,9 @@ def make_report(
     planned = setup.planned.peak + setup.blocks.cached_bytes
     communication = communication_facts(communicator, seconds)
     waited = communication["share_of_time"]
-    report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned, waited)
+    account = account_of_time(communicator, "step")
+    time, shares = time_facts(account, communicator), account.shares()
+    report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares)
     content: dict[str, Any] = {
         "command": "train",
         "dataset": str(job.dataset),
@@ -68,6 +74,7 @@ def make_report(
         "validation_dice": validation,
         "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
         "communication": communication,
+        "time": time,
         "config": config_tables(setup.config),
         "versions": versions(),
     }
@@ -89,6 +96,19 @@ def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:
         "planned_bytes": planned,
         "planned_over_measured": round(planned / max(peaks), 3),
     }
+
+
+def time_facts(account: TimeAccount, communicator: Communicator) -> dict[str, Any]:
+    """Where the time of the steps went, and how long other things took, as they stand in a report. Collective.
+
+    seconds_per_step is the median, of the rank where it is largest
+    """
+    step = phase_facts(communicator, "step")
+    others = {
+        f"{phase.replace(' ', '_')}_seconds": phase_facts(communicator, phase)["seconds"]
+        for phase in ("validation", "log and checkpoint")
+    }
+    return account.facts() | {"steps": step["times"], "seconds_per_step": step["median_seconds"]} | others
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
+from volseg.partition.operations import Kind
 from volseg.training.data import CaseBlocks
 from volseg.volumes.dataset import Case
 
@@ -17,17 +18,20 @@ from volseg.volumes.dataset import Case
 def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
     """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective."""
     twin.eval()
-    scores = []
+    scores, meter = [], blocks.grid.communicator.meter
     for case in cases:
-        sample = blocks.load(case)
+        with meter.doing(Kind.FILES):
+            sample = blocks.load(case)
         mask = torch.empty(sample.target.shape, dtype=torch.uint8)
         for start, logits in twin.logit_slabs(sample.image):
-            mask[:, start : start + logits.shape[2]] = logits.argmax(1)
-        valid = sample.target != IGNORE
-        true, found = sample.target[valid].long(), mask[valid].long()
-        counts = torch.stack(
-            [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
-        ).numpy()
+            with meter.doing(Kind.HEAD):
+                mask[:, start : start + logits.shape[2]] = logits.argmax(1)
+        with meter.doing(Kind.LABELS):
+            valid = sample.target != IGNORE
+            true, found = sample.target[valid].long(), mask[valid].long()
+            counts = torch.stack(
+                [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
+            ).numpy()
         counts = blocks.grid.communicator.reduce_all(counts)
         found_here = dice_from_counts(*counts)[1:]
         found_here = found_here[~np.isnan(found_here)]
