@@ -89,14 +89,14 @@ class Setting:
 
 
 def _along(curve: list[tuple[int, float]], voxels: int) -> float:
-    """Seconds at so many voxels, straight in logarithms between those that were measured, in proportion beyond."""
+    """Seconds at so many voxels, straight in logarithms between those that were measured, in proportion above them."""
     first, last = curve[0], curve[-1]
     if voxels >= last[0]:
         return last[1] * voxels / last[0]
     if voxels <= first[0]:
-        # Small blocks are the overhead of a call, which does not shrink with them.
-        slope = _slope(first, curve[1]) if len(curve) > 1 else 1.0
-        return float(first[1] * (voxels / first[0]) ** min(1.0, max(0.0, slope)))
+        # Small blocks are mostly the overhead of a call, which does not shrink with them: a straight line.
+        each = (curve[1][1] - first[1]) / (curve[1][0] - first[0]) if len(curve) > 1 else first[1] / first[0]
+        return max(first[1] - each * (first[0] - voxels), first[1] * voxels / first[0])
     for below, above in pairwise(curve):
         if voxels <= above[0]:
             return float(below[1] * (voxels / below[0]) ** _slope(below, above))

@@ -1,0 +1,128 @@
+"""The time model: what work there is, and what messages cost."""
+
+from math import log2, prod
+
+import pytest
+
+from volseg.config import ModelConfig, TrainingConfig
+from volseg.partition.layout import Layout
+from volseg.partition.memory import parameter_count
+from volseg.partition.operations import Family, Kind, segmenting_work, training_work
+from volseg.partition.planner import forward_halo_bytes
+from volseg.partition.profile import Cost, Network, Profile, Setting
+from volseg.partition.schedule import RECOMPUTE
+from volseg.partition.time_model import Placing, segmenting_time, training_time
+
+MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
+ALPHA, BETA, REDUCTION = 1e-5, 1e9, 2e-5
+
+
+def machine(unit=1e-9):
+    """Every operation takes `unit` for each product of channels and voxels."""
+    costs = tuple(Cost(family, 8, 8, n**3, unit * 64 * n**3) for family in Family for n in (4, 64))
+    network = Network(ALPHA, BETA, REDUCTION)
+    return Profile("m", 1, 2**34, 1e12, 1e12, (Setting(1, 1, 1.0, costs),), network, Network(1e-3, 1e8, 1e-3))
+
+
+def layouts(shape, dims, model=MODEL):
+    layout = Layout.even(shape, dims, model.multiple)
+    return [layout.at_level(level) for level in range(model.levels + 1)]
+
+
+def step_flops(model, voxels):
+    """Of the direct sums of a training step: forward, two gradients of each, the image's first again and once."""
+    total = 0.0
+    for level, width in enumerate(model.widths):
+        here = voxels / 8**level
+        first = (model.in_channels, *model.widths)[level]
+        image = level == 0
+        total += 2 * 27 * here * (first * width * 3 + 3 * width * width)
+        if level < model.levels:
+            total += 3 * 2 * 27 * here * 3 * width * width
+            total += (1 + 3) * 2 * here * model.widths[level + 1] * width
+        assert not image or first == model.in_channels
+    return total + 3 * 2 * voxels * model.widths[0] * model.classes
+
+
+def test_the_work_of_a_step_is_that_of_the_network():
+    work = training_work(MODEL, layouts((32, 32, 32), (1, 1, 1)), parameter_count(MODEL))
+    assert work.flops == pytest.approx(step_flops(MODEL, 32**3))
+    assert not work.exchanges
+    assert not work.reductions
+
+
+def test_checkpointing_computes_the_first_convolutions_again():
+    plain, again = (
+        training_work(MODEL, layouts((32, 32, 32), (1, 1, 1)), 1, levels).flops for levels in ((), (1,))
+    )  # fmt: skip
+    width, here = MODEL.widths[1], 16**3
+    encoder, decoder = MODEL.widths[0] * width, 2 * width * width
+    assert again - plain == pytest.approx(2 * here * (27 * (encoder + decoder) + MODEL.widths[2] * width))
+
+
+def test_forward_ghosts_are_those_that_the_planner_counts():
+    """The plan's halo bytes are what a rank in the middle receives: as many as it sends."""
+    model = ModelConfig(in_channels=8, classes=3, base_channels=8, levels=2)
+    found = layouts((96, 96, 96), (3, 3, 3), model)
+    forward = segmenting_work(model, found)
+    # The up-convolution is made from a tensor with ghosts, half of the channels that the planner counts for a joined
+    # one lie a level deeper; so compare with all ghosts counted once where a tensor is read.
+    sent = sum(exchange.bytes for exchange in forward.exchanges)
+    assert 0.5 * forward_halo_bytes(model, found[0]) < sent < 1.1 * forward_halo_bytes(model, found[0])
+
+
+def test_more_ranks_take_less_time_and_say_what_messages_cost():
+    one = training_time(MODEL, TrainingConfig(), layouts((64, 64, 64), (1, 1, 1)), 1000, machine())
+    eight = training_time(MODEL, TrainingConfig(), layouts((64, 64, 64), (2, 2, 2)), 1000, machine(), Placing(8, 1))
+    assert one.communication == 0
+    assert eight.communication > 0
+    computing = eight.seconds - eight.communication
+    assert computing == pytest.approx(one.seconds / 8, rel=0.02)
+    assert sum(eight.by_kind().values()) == pytest.approx(eight.seconds)
+    assert sum(eight.by_level.values()) == pytest.approx(eight.seconds)
+
+
+def test_reductions_grow_with_the_logarithm_of_the_ranks():
+    def reductions(ranks):
+        found = layouts((4 * ranks, 8, 8), (ranks, 1, 1))
+        plan = training_time(MODEL, TrainingConfig(), found, 1, machine(), Placing(ranks, 1))
+        count = len(training_work(MODEL, found, 1).reductions)
+        return plan.by_kind()[Kind.REDUCTION], count
+
+    (two, count), (sixteen, same) = reductions(2), reductions(16)
+    assert count == same
+    assert two >= count * REDUCTION * log2(2)
+    assert sixteen == pytest.approx(4 * two, rel=0.05)
+
+
+def test_machines_are_further_apart_than_cores():
+    found = layouts((64, 64, 64), (4, 2, 2))
+    within, between = (
+        training_time(MODEL, TrainingConfig(), found, 1000, machine(), Placing(n, 1)).communication for n in (16, 4)
+    )
+    assert between > 3 * within
+
+
+def test_replicas_sum_their_gradients_over_all_ranks():
+    found = layouts((32, 32, 32), (1, 1, 1))
+    alone, shared = (
+        training_time(MODEL, TrainingConfig(), found, 10**6, machine(), Placing(8, 1), replicas) for replicas in (1, 4)
+    )
+    assert alone.communication == 0
+    moved = 2 * 4e6 * 3 / 4 / BETA
+    assert shared.communication == pytest.approx(2 * REDUCTION + moved)
+
+
+def test_recompute_computes_the_finest_level_again():
+    found = layouts((32, 32, 32), (1, 1, 1))
+    held, again = segmenting_work(MODEL, found), segmenting_work(MODEL, found, RECOMPUTE)
+    assert again.flops > 1.5 * held.flops
+    fast, slow = (segmenting_time(MODEL, found, machine(), s).seconds for s in ("in-place", RECOMPUTE))
+    assert slow > fast
+
+
+def test_blocks_are_those_of_the_busiest_rank():
+    found = layouts((24, 8, 8), (4, 1, 1))  # 6 pieces of 4 on 4 ranks: the largest have 8 planes
+    work = training_work(MODEL, found, 1)
+    finest = [op.voxels for op in work.operations if op.level == 0 and op.kind is Kind.CONVOLUTION]
+    assert set(finest) == {prod((8, 8, 8))}
