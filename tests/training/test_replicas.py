@@ -28,6 +28,7 @@ from volseg.training.setup import check_same_batch, prepare
 from volseg.training.step import random_state, training_step
 from volseg.training.validation import validate
 from volseg.volumes.dataset import read_dataset
+from volseg.volumes.intensity import ChannelScheme
 
 SHAPE = (27, 22, 30)  # some hundred voxels at the coarsest level (see test_train_ranks.py)
 
@@ -232,6 +233,15 @@ def test_a_batch_that_replicas_do_not_divide_is_refused_with_what_works(tmp_path
     card = ModelCard(Config(), {}, (), (1.0, 1.0, 1.0), 1, 4)
     with pytest.raises(CheckpointError, match=r"continue with --replicas 1 --accumulate 4,"):
         check_same_batch(card, job)
+
+
+def test_a_checkpoint_from_before_there_were_batches_has_one_case_a_step():
+    config = Config(tiny_config().model.for_data(1, 2))
+    card = ModelCard(config, {"background": 0, "a": 1}, (ChannelScheme("MR", None),), (1.0, 1.0, 1.0), 7, 3)
+    values = json.loads(card.as_json())
+    assert ModelCard.from_json(json.dumps(values), Path("run")) == card
+    del values["batch"], values["config"]["training"]["accumulate"], values["config"]["training"]["clip"]
+    assert ModelCard.from_json(json.dumps(values), Path("run")) == replace(card, batch=1)
 
 
 @pytest.mark.parallel(4)
