@@ -70,6 +70,8 @@ def test_any_valid_model_survives_the_round_trip(model):
         ({"training": {"epochs": 0}}, r"training.epochs = 0 is outside"),
         ({"training": {"learning_rate": -1}}, r"training.learning_rate = -1.0 is outside"),
         ({"training": {"validation": -2}}, r"training.validation = -2 is outside"),
+        ({"training": {"accumulate": 0}}, r"training.accumulate = 0 is outside"),
+        ({"training": {"clip": -0.5}}, r"training.clip = -0.5 is outside"),
         ({"training": {"checkpoint_levels": 1}}, r"training.checkpoint_levels = 1 must be a list of whole numbers"),
         ({"training": {"checkpoint_levels": [0, "1"]}}, r"training.checkpoint_levels = .* must be a list of whole"),
         ({"training": {"checkpoint_levels": [4]}}, r"training.checkpoint_levels = 4 is no level of this U-Net: 0"),

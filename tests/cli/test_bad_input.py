@@ -203,6 +203,8 @@ def test_configurations(refused, here, toml, said):
         (["--validation=2"], "leaves none to train on"),
         (["--partition=2x2x2"], "--partition 2x2x2 needs 8 ranks, this job has 1"),
         (["--partition=two"], "give auto, or a grid"),
+        (["--replicas=2"], "--replicas 2 does not divide this job's 1 rank: start it with mpirun -n 2"),
+        (["--accumulate=0"], "training.accumulate = 0 is outside"),
         (["--learning-rate=-1"], "learning_rate"),
         (["--epochs=many"], "--epochs"),
         (["--checkpoint-levels=0,fine"], "give levels with commas, such as 0,1"),

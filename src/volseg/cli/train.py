@@ -18,9 +18,16 @@ def train(
         Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    replicas: Annotated[
+        int, typer.Option(help="Groups of ranks, each with its own grid and its own cases; they divide the ranks.")
+    ] = 1,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Cases a replica takes for a step; replicas x this is the batch.  [default: 1]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.  [default: 0]")] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
@@ -38,6 +45,8 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a 3D U-Net on whole volumes, each split over all ranks: mpirun -n 4 volseg train.
+
+    With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
     Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
     """
@@ -62,13 +71,15 @@ def train(
                 "epochs": epochs,
                 "learning_rate": learning_rate,
                 "optimizer": optimizer,
+                "accumulate": accumulate,
+                "clip": clip,
                 "validation": validation,
                 "seed": seed,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
         )
         report = train_run(
-            TrainingJob(dataset, run, settings, partition, proceed, overwrite, trace, trace_steps),
+            TrainingJob(dataset, run, settings, partition, proceed, overwrite, trace, trace_steps, replicas),
             work.communicator,
             work.listen,
         )

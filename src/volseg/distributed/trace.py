@@ -33,7 +33,6 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.spans import LAYER, PHASE, ROW, outermost_first
 from volseg.errors import VolsegError
 from volseg.files import replacing
-from volseg.geometry import Triple
 
 SUFFIXES = (".json", ".json.gz")
 MEETINGS = 9
@@ -58,8 +57,11 @@ class Trace:
         self._clock = common_clock(communicator)
         communicator.meter.record()
 
-    def write(self, path: Path, command: str, grid: ProcessGrid) -> int:
+    def write(self, path: Path, command: str, grid: ProcessGrid, replica: int | None = None) -> int:
         """Write the file, whole or not at all, and record no longer; returns how many pieces were left out. Collective.
+
+        grid     of this rank
+        replica  whose grid that is, where there are several
 
         Raises VolsegError or OSError, on all ranks, where it cannot be written.
         """
@@ -67,8 +69,9 @@ class Trace:
         assert spans is not None
         rows = spans.rows()
         rows = outermost_first(rows[rows["begin"] >= self._clock.origin])
-        own = _RankTrace(socket.gethostname(), grid.coords, self._clock, spans.names, spans.lost, rows)
-        facts = {"command": f"volseg {command}", "ranks": grid.communicator.size, "grid": list(grid.dims)}
+        place = f"grid {','.join(map(str, grid.coords))}" + ("" if replica is None else f" of replica {replica}")
+        own = _RankTrace(socket.gethostname(), place, self._clock, spans.names, spans.lost, rows)
+        facts = {"command": f"volseg {command}", "ranks": self._communicator.size, "grid": list(grid.dims)}
         with self._communicator.meter.during("trace"):
             ranks = _one_after_another(own, self._communicator)
             error: Exception | None = None
@@ -105,7 +108,7 @@ def common_clock(communicator: Communicator) -> Clock:
 @dataclass(frozen=True)
 class _RankTrace:
     node: str
-    coords: Triple
+    place: str
     clock: Clock
     names: list[str]
     lost: int
@@ -114,15 +117,15 @@ class _RankTrace:
 
 def _one_after_another(own: _RankTrace, communicator: Communicator) -> Iterator[_RankTrace]:
     """On the root what each rank has, by rank; elsewhere nothing, once the own has been sent. Collective."""
-    sizes = communicator.gather_all((len(own.rows), own.node, own.coords, own.clock, own.names, own.lost))
+    sizes = communicator.gather_all((len(own.rows), own.node, own.place, own.clock, own.names, own.lost))
     if not communicator.is_root:
         communicator.send_receive([(0, own.rows.view(np.uint8))], [])
         return
     yield own
-    for rank, (number, node, coords, clock, names, lost) in enumerate(sizes[1:], 1):
+    for rank, (number, node, place, clock, names, lost) in enumerate(sizes[1:], 1):
         rows = np.empty(number, ROW)
         communicator.send_receive([], [(rank, rows.view(np.uint8))])
-        yield _RankTrace(node, coords, clock, names, lost, rows)
+        yield _RankTrace(node, place, clock, names, lost, rows)
 
 
 @contextlib.contextmanager
@@ -152,7 +155,7 @@ def _write(file: IO[str], ranks: Iterator[_RankTrace], facts: dict[str, Any]) ->
 
 def _descriptions(number: int, rank: _RankTrace) -> Iterator[str]:
     """What the rank's process and its thread are called, and where they stand."""
-    name = f"rank {number} on {rank.node}, grid {','.join(map(str, rank.coords))}"
+    name = f"rank {number} on {rank.node}, {rank.place}"
     for what, arguments in (
         ("process_name", {"name": name}),
         ("process_sort_index", {"sort_index": number}),

@@ -35,6 +35,7 @@ class ModelCard:
     schemes  normalisation of each image channel
     spacing  (D, H, W) in mm of the training volumes in canonical order (their median)
     step     optimizer steps taken
+    batch    cases that each was made with
     """
 
     config: Config
@@ -42,6 +43,7 @@ class ModelCard:
     schemes: tuple[ChannelScheme, ...]
     spacing: tuple[float, float, float]
     step: int
+    batch: int = 1
 
     def as_json(self) -> str:
         """The text kept in the file's metadata."""
@@ -54,6 +56,7 @@ class ModelCard:
                 "channels": [scheme.as_json() for scheme in self.schemes],
                 "spacing_mm": list(self.spacing),
                 "step": self.step,
+                "batch": self.batch,
             }
         )
 
@@ -76,7 +79,7 @@ class ModelCard:
                     f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
                     f"{len(schemes)} and {len(labels)}"
                 )
-            return cls(config, labels, schemes, (d, h, w), int(values["step"]))
+            return cls(config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)))
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
 

@@ -22,3 +22,16 @@ def sum_gradients(parameters: Iterable[nn.Parameter], communicator: Communicator
         communicator.reduce_all_in_place(flat.numpy())
         for p, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
             p.grad = part.view(p.shape).to(p.device)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], limit: float, communicator: Communicator) -> float:
+    """Scale all gradients, the same on every rank, so that their norm together is at most `limit`. Collective.
+
+    out  the norm before. The root's counts: processors may add in orders of their own, and weights must not drift apart
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = communicator.broadcast(sum(float(g.double().square().sum()) for g in gradients) ** 0.5)
+    if norm > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+    return float(norm)

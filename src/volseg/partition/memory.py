@@ -32,7 +32,10 @@ _MARGIN = 1.03
 """Plans of segmenting were within 3 % of what was measured where they were below it (benchmarks/RESULTS.md)."""
 
 _WEIGHT_COPIES = {"sgd": 4, "adamw": 5}
-"""Weights, gradients, their message buffer, and the optimizer's state."""
+"""Weights, gradients, their message buffer, and the optimizer's state.
+
+While gradients of several cases add up, those of the case at hand stand where the message buffer comes later.
+"""
 
 
 @dataclass(frozen=True)

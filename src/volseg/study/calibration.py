@@ -37,8 +37,8 @@ from volseg.segmentation.inference import segment_block
 from volseg.segmentation.segment import open_scan
 from volseg.study.launching import Launcher, run_volseg
 from volseg.training.job import TrainingJob
-from volseg.training.loop import training_step
 from volseg.training.setup import Setup, prepare
+from volseg.training.step import training_step
 from volseg.volumes.generation import Recipe, generate_dataset
 
 _BY_LAYER = (Kind.CONVOLUTION, Kind.UP, Kind.NORM, Kind.POOLING)
@@ -172,9 +172,7 @@ def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
 
 
 def _train(setup: Setup) -> None:
-    with setup.grid.communicator.meter.doing(Kind.FILES):
-        sample = setup.blocks.load(setup.cases[0])
-    training_step(setup, sample)
+    training_step(setup, setup.cases[:1], 0)
 
 
 def _segmenter(setup: Setup, alone: Communicator) -> Callable[[], None]:

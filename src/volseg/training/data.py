@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.replicas import Replicas
 from volseg.errors import PartitionError, VolumeError
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import canonical, in_order_of
@@ -40,17 +41,25 @@ class Sample:
 
 
 class CaseBlocks:
-    """This rank's blocks of the cases, checked and kept in memory as stored while they fit `CACHE_BYTES`."""
+    """This rank's blocks of the cases, checked and kept in memory as stored while they fit `CACHE_BYTES`.
 
-    def __init__(self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int) -> None:
+    grid      of this rank's replica
+    replicas  that share the cases; None: the grid has all ranks
+    """
+
+    def __init__(
+        self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int,
+        replicas: Replicas | None = None,
+    ) -> None:  # fmt: skip
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
+        self.replicas = replicas or Replicas(grid.communicator)
         self.schemes: tuple[ChannelScheme, ...] = ()
         self._scans: dict[str, Scan] = {}
         self._labels: dict[str, Volume] = {}
         self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
         self._own: dict[str, list[Normalization | None]] = {}
         self._room = CACHE_BYTES
-        with grid.communicator.together():
+        with self.replicas.world.together():
             for case in cases:
                 try:
                     self._open(case)
@@ -75,50 +84,64 @@ class CaseBlocks:
         return self._scans[case.name]
 
     def read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
-        """This rank's image channels and labels as stored. Collective; checked on all ranks together."""
+        """This rank's image channels and labels as stored. Collective over the replica, whose ranks check together."""
         if case.name in self._cache:
             return self._cache[case.name]
-        images: list[np.ndarray] = []
-        label = np.zeros(0, dtype=np.uint8)
         with self.grid.communicator.together():
-            scan = self._scans[case.name]
-            images = scan.read()
-            labels = self._labels[case.name]
-            stored = labels.read(scan.inside)
-            labels.close()
-            check_labels(stored, self.dataset.labels, labels.path)
-            label = stored.astype(np.uint8)
+            blocks = self._read(case)
+        self._keep(case, blocks)
+        return blocks
+
+    def _read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+        scan = self._scans[case.name]
+        images = scan.read()
+        labels = self._labels[case.name]
+        stored = labels.read(scan.inside)
+        labels.close()
+        check_labels(stored, self.dataset.labels, labels.path)
+        return images, stored.astype(np.uint8)
+
+    def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:
+        """Keep what was read, if it fits."""
         # By the largest block, so that all ranks decide alike: a read is collective, a cached one is not.
         scan = self._scans[case.name]
         bytes_per_voxel = 1 + sum(volume.dtype.itemsize for volume in scan.channels)
         size = math.prod(scan.layout.largest_block) * bytes_per_voxel
         if size <= self._room:
             self._room -= size
-            self._cache[case.name] = images, label
-        return images, label
+            self._cache[case.name] = blocks
 
     def check(self) -> None:
-        """Read every case once, so that one that cannot be used is found before training begins. Collective."""
-        for case in self.cases:
-            self.read(case)
+        """Read every case once, so that one that cannot be used is found before training begins. Collective.
+
+        Each replica reads its share.
+        """
+        own = [case for _, case in self.replicas.share(self.cases)]
+        for turn in range(self.replicas.most(self.cases)):
+            with self.replicas.world.together():
+                if turn < len(own):
+                    self._keep(own[turn], self._read(own[turn]))
 
     def measure(self) -> None:
-        """Find how each channel is normalised, from the foreground of all cases where it is CT. Collective."""
+        """Find how each channel is normalised, from the foreground of all cases where it is CT. Collective.
+
+        Each replica counts its share; counts add up to the same bits however cases are shared.
+        """
         schemes = []
         for number, name in enumerate(self.dataset.channel_names):
             fixed = None
             if is_ct(name):
-                fixed = measure_foreground(lambda n=number: self._foreground(n), self.grid.communicator)  # type: ignore[misc]
+                fixed = measure_foreground(lambda n=number: self._foreground(n), self.replicas.world)  # type: ignore[misc]
             schemes.append(ChannelScheme(name, fixed))
         self.schemes = tuple(schemes)
 
     def _foreground(self, channel: int) -> Iterator[np.ndarray]:
-        for case in self.cases:
+        for _, case in self.replicas.share(self.cases):
             images, label = self.read(case)
             yield images[channel][label > 0]
 
     def load(self, case: Case) -> Sample:
-        """The case as tensors. Collective."""
+        """The case as tensors. Collective over the replica."""
         images, label = self.read(case)
         scan = self._scans[case.name]
         if case.name not in self._own:

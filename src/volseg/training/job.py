@@ -24,7 +24,8 @@ REPORT = "report.json"
 class TrainingJob:
     """What to train, on what, and where to.
 
-    partition  "auto" or a grid such as "1x2x2"
+    partition  "auto" or a grid such as "1x2x2", of each replica
+    replicas   groups of ranks that train on cases of their own; they divide the ranks
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     """
@@ -37,6 +38,12 @@ class TrainingJob:
     overwrite: bool = False
     trace: Path | None = None
     trace_steps: int = 3
+    replicas: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Cases of a step."""
+        return self.replicas * self.config.training.accumulate
 
 
 def check_run_folder(job: TrainingJob) -> None:

@@ -1,12 +1,15 @@
-"""Optimizer, learning rate, and the order of the cases."""
+"""Optimizer, learning rate, and which cases a step is made with."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from volseg.config import TrainingConfig
+from volseg.volumes.dataset import Case
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -32,3 +35,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, 
 def case_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the cases in an epoch: a permutation that follows from seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Batches of an epoch of `count` cases; the last may be an incomplete one."""
+    return -(-count // batch)
+
+
+def batch_of(cases: Sequence[Case], step: int, batch: int, seed: int) -> list[Case]:
+    """The cases of a step, counted from 0: the next `batch` of its epoch's order, or what is left of that."""
+    epoch, number = divmod(step, steps_per_epoch(len(cases), batch))
+    order = case_order(seed, epoch, len(cases))
+    return [cases[n] for n in order[number * batch : (number + 1) * batch]]

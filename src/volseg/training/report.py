@@ -52,9 +52,9 @@ def make_report(
     job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None
 ) -> TrainingReport:
     """Gather the ranks' peaks and write the report on the root rank. Collective."""
-    communicator = setup.grid.communicator
+    communicator = setup.replicas.world
     peaks = gather_peaks(communicator)
-    planned = setup.planned.peak + setup.blocks.cached_bytes
+    planned = setup.planned.peak + max(communicator.gather_all(setup.blocks.cached_bytes))
     communication = communication_facts(communicator, seconds)
     waited = communication["share_of_time"]
     account = account_of_time(communicator, "step")
@@ -64,7 +64,9 @@ def make_report(
         "command": "train",
         "dataset": str(job.dataset),
         "ranks": communicator.size,
+        "replicas": setup.replicas.count,
         "grid": list(setup.grid.dims),
+        "batch": setup.card.batch,
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.replicas import Replicas
 from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message
 from volseg.training.job import TrainingJob
@@ -15,8 +16,10 @@ class StepTrace:
     done, steps  steps that earlier runs made, and those of all
     """
 
-    def __init__(self, job: TrainingJob, grid: ProcessGrid, done: int, steps: int, listen: Listener) -> None:
-        self._job, self._grid, self._listen = job, grid, listen
+    def __init__(
+        self, job: TrainingJob, replicas: Replicas, grid: ProcessGrid, done: int, steps: int, listen: Listener
+    ) -> None:
+        self._job, self._replicas, self._grid, self._listen = job, replicas, grid, listen
         self._first = min(done + 1, steps - 1)
         self._last = min(self._first + job.trace_steps, steps) - 1
         self._trace: Trace | None = None
@@ -24,14 +27,15 @@ class StepTrace:
     def before(self, step: int) -> None:
         """A step is about to begin. Collective."""
         if self._job.trace is not None and step == self._first:
-            self._trace = Trace(self._grid.communicator)
+            self._trace = Trace(self._replicas.world)
 
     def after(self, step: int) -> None:
         """A step, with all that came after it, is over. Collective. Raises as `Trace.write` does."""
         if self._trace is None or step != self._last:
             return
         assert self._job.trace is not None
-        lost = self._trace.write(self._job.trace, "train", self._grid)
+        replica = self._replicas.number if self._replicas.count > 1 else None
+        lost = self._trace.write(self._job.trace, "train", self._grid, replica)
         self._trace = None
         numbers = f"{self._first + 1}" + (f" to {self._last + 1}" if self._last > self._first else "")
         self._listen(Message(f"wrote {self._job.trace}: step {numbers}; open it in ui.perfetto.dev"))

@@ -16,10 +16,14 @@ from volseg.volumes.dataset import Case
 
 @torch.no_grad()
 def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
-    """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective."""
+    """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective.
+
+    Each replica segments its share; the mean is taken in the order of the cases, whoever had them.
+    """
     twin.eval()
-    scores, meter = [], blocks.grid.communicator.meter
-    for case in cases:
+    meter = blocks.grid.communicator.meter
+    scores = np.zeros((len(cases), 2))  # Dice of each case, and whether it has one
+    for place, case in blocks.replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = blocks.load(case)
         mask = torch.empty(sample.target.shape, dtype=torch.uint8)
@@ -36,5 +40,7 @@ def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes
         found_here = dice_from_counts(*counts)[1:]
         found_here = found_here[~np.isnan(found_here)]
         if found_here.size:
-            scores.append(float(found_here.mean()))
-    return sum(scores) / len(scores) if scores else None
+            scores[place] = found_here.mean(), 1
+    scores = blocks.replicas.across.reduce_all(scores)
+    found = scores[scores[:, 1] > 0, 0].tolist()
+    return sum(found) / len(found) if found else None

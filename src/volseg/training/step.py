@@ -1,0 +1,111 @@
+"""One step of the optimizer: the mean gradient of a batch of cases, which the replicas share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from volseg.nn.gradients import clip_gradients, sum_gradients
+from volseg.partition.operations import Kind
+from volseg.training.setup import Setup
+from volseg.volumes.dataset import Case
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Of a batch before its step: mean loss, mean soft foreground Dice, voxels of the padded volumes together.
+
+    faulty  cases with a loss that is not finite; all of them where only gradients are not
+    """
+
+    loss: float
+    dice: float
+    voxels: int
+    faulty: tuple[Case, ...] = ()
+
+
+def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures:
+    """One step on a batch, each replica with its share of the cases, one after the other. Collective.
+
+    Where loss or gradients are not finite no step is made, and the loss returned is not finite; on all ranks alike.
+    """
+    replicas, settings, parameters = setup.replicas, setup.config.training, list(setup.model.parameters())
+    meter = replicas.world.meter
+    scores = np.zeros((len(cases), 3))  # loss, Dice and voxels of each case
+    running = RunningStatistics(setup.model)
+    setup.twin.train()
+    setup.optimizer.zero_grad(set_to_none=True)
+    for place, case in replicas.share(cases):
+        with meter.doing(Kind.FILES):
+            sample = setup.blocks.load(case)
+        with running.of_one_case(), random_state(settings.seed, step, place):
+            loss, dice = setup.twin.loss(sample.image, sample.target)
+        (loss / len(cases)).backward()
+        scores[place] = float(loss.detach()), float(dice[1:].mean()), sample.voxels
+    with meter.during("gradients of the weights"), meter.doing(Kind.OPTIMIZER):
+        sum_gradients(parameters, replicas.world)
+        scores = replicas.across.reduce_all(scores)  # one replica has a case, the others zeros: any order, same bits
+        running.leave_mean(replicas.across.reduce_all(running.total), len(cases))
+    loss, dice = scores[:, :2].mean(0)
+    finite = np.isfinite(scores[:, 0])
+    if not finite.all() or not all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None):
+        faulty = [case for case, good in zip(cases, finite, strict=True) if not good]
+        return StepFigures(float("nan"), float("nan"), 0, tuple(faulty or cases))
+    with meter.doing(Kind.OPTIMIZER):
+        if settings.clip > 0:
+            clip_gradients(parameters, settings.clip, replicas.world)
+        setup.optimizer.step()
+    return StepFigures(float(loss), float(dice), int(scores[:, 2].sum()))
+
+
+class RunningStatistics:
+    """The buffers of a model, which batch norm changes with every forward, over a batch that replicas share.
+
+    Each case begins with what they were before the step, and the step leaves the mean of what the cases made of them;
+    so it does not matter who had which case, and when.
+
+    total  of what this replica's cases made of them, float64
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+        self.total = np.zeros(sum(buffer.numel() for buffer in self._buffers))
+
+    @contextmanager
+    def of_one_case(self) -> Iterator[None]:
+        """The forward of a case."""
+        yield
+        if self._buffers:
+            self.total += torch.cat([buffer.double().reshape(-1) for buffer in self._buffers]).numpy()
+        self._put(self._before)
+
+    def leave_mean(self, total: np.ndarray, cases: int) -> None:
+        """Let the buffers be the mean over all cases, from the sum over the replicas."""
+        parts = torch.from_numpy(total / cases).split([buffer.numel() for buffer in self._buffers])
+        self._put([part.view(buffer.shape) for part, buffer in zip(parts, self._buffers, strict=True)])
+
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        for buffer, value in zip(self._buffers, values, strict=True):
+            buffer.copy_(value)
+
+
+@contextmanager
+def random_state(seed: int, step: int, place: int) -> Iterator[None]:
+    """Random numbers for the forward of the case at `place` of a step's batch, whichever replica has it.
+
+    The first case, which is always the root's, goes on with the run's own stream, the one that checkpoints keep; every
+    other has one of its own, made from its numbers, and the run's is left as it was.
+    """
+    if place == 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        own = np.random.default_rng([seed, step, place]).integers(2**62)
+        torch.default_generator.manual_seed(int(own))
+        yield
