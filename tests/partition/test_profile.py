@@ -28,7 +28,7 @@ def cubes(inputs, outputs, nanoseconds, sides=(8, 16, 32)):
 
 def profile(*costs, ranks=1, threads=1):
     return Profile(
-        "a machine", 2, 2**34, 2e10, 1e10, (Setting(ranks, threads, 0.01, tuple(costs)),), Network(4e-6, 2e9, 5e-6)
+        "a machine", 2, 2**34, 2e10, 1e10, (Setting(ranks, threads, tuple(costs)),), Network(4e-6, 2e9, 5e-6)
     )
 
 
@@ -81,7 +81,7 @@ def test_written_and_read_back(tmp_path):
     assert found.source == str(tmp_path / "p.json")
     assert replace(found, settings=(), source="") == replace(machine, settings=())
     (before,), (after,) = machine.settings, found.settings
-    assert (after.ranks, after.threads, after.reference) == (2, 1, 0.01)
+    assert (after.ranks, after.threads) == (2, 1)
     for one, other in zip(before.costs, after.costs, strict=True):
         assert (one.family, one.inputs, one.outputs, one.voxels) == (
             other.family, other.inputs, other.outputs, other.voxels)  # fmt: skip
@@ -131,4 +131,3 @@ def test_the_built_in_profile_knows_every_family():
     assert {(s.ranks, s.threads) for s in machine.settings} >= {(1, 1), (2, 1)}
     for setting in machine.settings:
         assert {cost.family for cost in setting.costs} == set(Family)
-        assert setting.reference > 0

@@ -21,7 +21,7 @@ def machine(unit=1e-9):
     """Every operation takes `unit` for each product of channels and voxels."""
     costs = tuple(Cost(family, 8, 8, n**3, unit * 64 * n**3) for family in Family for n in (4, 64))
     network = Network(ALPHA, BETA, REDUCTION)
-    return Profile("m", 1, 2**34, 1e12, 1e12, (Setting(1, 1, 1.0, costs),), network, Network(1e-3, 1e8, 1e-3))
+    return Profile("m", 1, 2**34, 1e12, 1e12, (Setting(1, 1, costs),), network, Network(1e-3, 1e8, 1e-3))
 
 
 def layouts(shape, dims, model=MODEL):

@@ -170,6 +170,18 @@ def time_text(shares: Mapping[str, float], waited: float | None) -> str:
     return f"time: {', '.join(seen)}{end}"
 
 
+def step_time_text(what: str, measured: float, planned: float | None) -> str:
+    """Measured seconds against the plan, as a run's last lines show them."""
+    text = f"{what} {measured:.3g} s"
+    return text if planned is None else f"{text}; planned {planned:.3g} s ({planned / max(measured, 1e-9):.2f} of it)"
+
+
+def warn_of_time(measured: float, planned: float | None, listen: events.Listener) -> None:
+    """Say so where planned and measured time differ by more than 10 %."""
+    if planned is not None and measured > 0 and not 0.9 <= planned / measured <= 1.1:
+        listen(events.Message(f"planned and measured time differ by {abs(planned / measured - 1):.0%}"))
+
+
 def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) -> None:
     """Say so where planned and measured memory differ by more than 10 %."""
     ratio = planned / max(peaks)

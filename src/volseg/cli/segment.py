@@ -95,7 +95,15 @@ def segment(
     the same on any number of ranks.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, time_text, warn_of_limit, warn_of_plan
+        from volseg.cli.render import (
+            duration,
+            peak_memory_text,
+            step_time_text,
+            time_text,
+            warn_of_limit,
+            warn_of_plan,
+            warn_of_time,
+        )  # fmt: skip
         from volseg.partition.planner import parse_memory
         from volseg.partition.schedule import Schedule
         from volseg.segmentation.job import SegmentationJob
@@ -128,7 +136,11 @@ def segment(
         work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
         waited = report.communication["share_of_time"] if work.communicator.size > 1 else None
         work.print(time_text(report.time.shares(), waited))
+        planned, _ = report.network_planned
+        seconds = None if planned is None else planned.seconds
+        work.print(step_time_text("the network took", report.network_seconds, seconds))
         warn_of_plan(report.peaks, report.planned, work.listen)
+        warn_of_time(report.network_seconds, seconds, work.listen)
         warn_of_limit(report.peaks, report.choice.limit, report.choice.given, work.listen)
         for path in report.files:
             work.print(f"wrote {path}")

@@ -51,7 +51,14 @@ def train(
     Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.cli.render import duration, peak_memory_text, time_text, warn_of_plan
+        from volseg.cli.render import (
+            duration,
+            peak_memory_text,
+            step_time_text,
+            time_text,
+            warn_of_plan,
+            warn_of_time,
+        )  # fmt: skip
         from volseg.cli.sizes import parse_levels
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
@@ -91,5 +98,7 @@ def train(
         )
         work.print(peak_memory_text(report.peaks, report.planned))
         work.print(time_text(report.time, report.waited if work.communicator.size > 1 else None))
+        work.print(step_time_text("a step took", report.step_seconds, report.step_planned))
         warn_of_plan(report.peaks, report.planned, work.listen)
+        warn_of_time(report.step_seconds, report.step_planned, work.listen)
         work.print(f"model: {report.run}")

@@ -6,15 +6,19 @@ import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
-from volseg.nn.kernels.speed import reference_seconds
+from volseg.nn.kernels.speed import SIDE, reference_seconds
+from volseg.partition.operations import Family, Kind, Operation
 from volseg.partition.profile import Profile, find_profile
-from volseg.partition.time_model import Placing
+from volseg.partition.tiling import padded_channels
+from volseg.partition.time_model import Placing, TimePlan
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,10 @@ class Machine:
     source: str
 
 
-def this_machine(communicator: Communicator, path: Path | None = None) -> Machine | None:
+def this_machine(model: ModelConfig, communicator: Communicator, path: Path | None = None) -> Machine | None:
     """The machine's profile; that of another one is scaled by a convolution that all ranks do now. Collective.
+
+    model  its channels are those of the convolution, so that no kernel is compiled for this alone
 
     None where the processor lacks the kernels' instructions, so that no profile tells anything.
 
@@ -49,9 +55,23 @@ def this_machine(communicator: Communicator, path: Path | None = None) -> Machin
     if own and profile.source != "built in":
         return Machine(profile, placing, profile.source)
     communicator.barrier()
-    now = communicator.gather_all(reference_seconds())
-    before = profile.setting(placing.per_machine, placing.threads).reference
+    channels = padded_channels(model.widths[0])
+    now = communicator.gather_all(reference_seconds(channels))
+    alone = Operation("", Kind.CONVOLUTION, Family.REFERENCE, 0, channels, channels, SIDE**3)
+    before = profile.setting(placing.per_machine, placing.threads).seconds(alone)
     if min(now) <= 0 or before <= 0:
         return None
     factor = statistics.fmean(now) / before
     return Machine(profile.scaled(factor), placing, f"{profile.source}, scaled to this machine by one convolution")
+
+
+def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine | None) -> dict[str, Any]:
+    """Planned against measured seconds, as they stand in a report; None where nothing was foretold."""
+    if plan is None or machine is None:
+        return {"planned_seconds": None, "planned_over_measured": None}
+    return {
+        "planned_seconds": round(plan.seconds, 4),
+        "planned_over_measured": round(plan.seconds / max(measured, 1e-9), 3),
+        "planned_seconds_by_kind": {str(kind): round(s, 4) for kind, s in plan.by_kind().items() if s},
+        "planned_from": machine.source,
+    }

@@ -58,6 +58,7 @@ class Family(StrEnum):
     SEGMENT_HEAD = "head and mask"
     SEGMENT_LOAD = "reading planes"
     SEGMENT_REST = "everything else of segmenting"
+    REFERENCE = "a convolution alone"
 
 
 _SEGMENTING = {
@@ -91,7 +92,8 @@ class Operation:
 
 
 _TAPS = {
-    Family.FORWARD: 27, Family.SEGMENT_FORWARD: 27, Family.BACKWARD: 54, Family.IMAGE_BACKWARD: 27,
+    Family.FORWARD: 27, Family.SEGMENT_FORWARD: 27, Family.REFERENCE: 27,
+    Family.BACKWARD: 54, Family.IMAGE_BACKWARD: 27,
     Family.UP: 1, Family.SEGMENT_UP: 1, Family.UP_BACKWARD: 3, Family.HEAD: 3, Family.SEGMENT_HEAD: 1,
 }  # fmt: skip
 

@@ -37,14 +37,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Setting:
-    """Costs with so many ranks of so many threads at work on the machine at once: cores share caches and memory.
-
-    reference  seconds of the convolution of `nn.kernels.speed`, by which other machines are compared with this one
-    """
+    """Costs with so many ranks of so many threads at work on the machine at once: cores share caches and memory."""
 
     ranks: int
     threads: int
-    reference: float
     costs: tuple[Cost, ...]
 
     def seconds(self, operation: Operation) -> float:
@@ -228,7 +224,7 @@ def _parse_setting(content: dict[str, Any]) -> Setting:
         Cost(Family(c["family"]), int(c["inputs"]), int(c["outputs"]), int(c["voxels"]), float(c["seconds"]))
         for c in content["costs"]
     )
-    return Setting(int(content["ranks"]), int(content["threads"]), float(content["reference"]), costs)
+    return Setting(int(content["ranks"]), int(content["threads"]), costs)
 
 
 def built_in_profile() -> Profile:

@@ -57,6 +57,11 @@ class TimePlan:
             found[kind] += seconds
         return found
 
+    def scaled(self, factor: float) -> TimePlan:
+        """The same, each part `factor` times as long."""
+        parts = {part: seconds * factor for part, seconds in self.parts.items()}
+        return TimePlan(parts, {level: seconds * factor for level, seconds in self.by_level.items()})
+
     @property
     def communication(self) -> float:
         """Seconds of ghosts, sums and agglomeration."""

@@ -11,6 +11,8 @@ from typing import Any
 from volseg.distributed.time_account import TimeAccount
 from volseg.files import write_text
 from volseg.geometry import Triple
+from volseg.models.forecast import Machine, planned_time_facts
+from volseg.partition.time_model import TimePlan
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
 from volseg.segmentation.statistics import LabelStatistics
@@ -30,6 +32,8 @@ class SegmentationReport:
     audit    of the scan
     placement, communication  where the ranks ran, and how long they waited for each other
     time     seconds of each rank by kind of work
+    network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
+                     and from what machine
     """
 
     files: tuple[Path, ...]
@@ -47,6 +51,8 @@ class SegmentationReport:
     placement: list[dict[str, Any]]
     communication: dict[str, Any]
     time: TimeAccount
+    network_seconds: float
+    network_planned: tuple[TimePlan | None, Machine | None]
 
     @property
     def planned(self) -> int:
@@ -76,7 +82,9 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,
         "communication": report.communication,
-        "time": report.time.facts(),
+        "time": report.time.facts()
+        | {"network_seconds": round(report.network_seconds, 4)}
+        | planned_time_facts(report.network_planned[0], report.network_seconds, report.network_planned[1]),
         "labels": [row.record() for row in report.statistics],
         "removed": [vars(row) for row in report.removed],
         "scan": report.audit.as_json(),

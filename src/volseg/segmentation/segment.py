@@ -19,13 +19,16 @@ from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
 from volseg.machine import gibibytes, peak_memory
+from volseg.models.forecast import Machine, this_machine
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
+from volseg.nn.kernels.jit.compiler import compile_seconds
 from volseg.nn.kernels.winograd import available
 from volseg.partition.operations import Kind
 from volseg.partition.planner import grid_for
 from volseg.partition.schedule import LAYERS, SPILL
+from volseg.partition.time_model import TimePlan, segmenting_time
 from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,
@@ -125,6 +128,10 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     seconds = time.monotonic() - started
     phases: dict[str, Any] = {phase: round(taken, 3) for phase, taken in meter.by_phase().items()}
     phases["network_by_layer"] = {label: round(taken, 3) for label, taken in result.seconds.items()}
+    account, compiling = account_of_time(communicator), compile_seconds()
+    network = max(communicator.gather_all(meter.by_phase().get("network", 0.0) - compiling))
+    phases["compiling"] = round(compiling, 3)
+    planned = _planned_time(choice, scan, card, communicator)
     report = SegmentationReport(
         tuple(outputs.values()),
         rows,
@@ -140,7 +147,9 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         scan.channels[0].audit,
         placement_facts(communicator, torch.get_num_threads()),
         communication_facts(communicator, seconds),
-        account_of_time(communicator),
+        account,
+        network,
+        planned,
     )
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", grid)
@@ -150,6 +159,20 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
     return report
+
+
+def _planned_time(
+    choice: Choice, scan: Scan, card: ModelCard, communicator: Communicator
+) -> tuple[TimePlan | None, Machine | None]:
+    """How long the network should have taken. Collective."""
+    model = card.config.model
+    if choice.schedule is LAYERS:
+        return None, None
+    machine = this_machine(model, communicator)
+    if machine is None:
+        return None, None
+    layouts = [scan.layout.at_level(level) for level in range(model.levels + 1)]
+    return segmenting_time(model, layouts, machine.profile, choice.schedule, machine.placing), machine
 
 
 def open_scan(

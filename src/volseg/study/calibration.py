@@ -28,7 +28,7 @@ from volseg.distributed.placement import available_cores
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Triple
 from volseg.machine import physical_memory, processor_name
-from volseg.nn.kernels.speed import reference_seconds
+from volseg.nn.kernels.speed import CHANNELS, SIDE, reference_seconds
 from volseg.partition.layout import Layout
 from volseg.partition.memory import parameter_count
 from volseg.partition.operations import Family, Kind, Operation, segmenting_work, training_work
@@ -79,13 +79,16 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
             key = cost.family, cost.inputs, cost.outputs, cost.voxels
             costs.setdefault(key, []).append(cost.seconds)
     listen(Progress("calibrate", len(cases), len(cases), "networks"))
-    reference = statistics.fmean(communicator.gather_all(reference_seconds()))
+    for channels in CHANNELS:
+        communicator.barrier()
+        alone = statistics.fmean(communicator.gather_all(reference_seconds(channels)))
+        costs[Family.REFERENCE, channels, channels, SIDE**3] = [alone]
     found = tuple(
         Cost(family, inputs, outputs, voxels, statistics.median(times))
         for (family, inputs, outputs, voxels), times in costs.items()
     )
-    setting = Setting(per_machine, torch.get_num_threads(), reference, found)
-    everyone, alone = _bandwidths(communicator, per_machine)
+    setting = Setting(per_machine, torch.get_num_threads(), found)
+    everyone, packing = _bandwidths(communicator, per_machine)
     network = measure_network(communicator) if communicator.size > 1 else None
     if network is not None:
         where = "between machines" if machines > 1 else "on one machine"
@@ -94,7 +97,7 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
     within = network if network is not None and machines == 1 else UNMEASURED_WITHIN
     between = _shared(network, per_machine) if network is not None and machines > 1 else BETWEEN_MACHINES
     return Profile(
-        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, alone, (setting,), within,
+        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, packing, (setting,), within,
         between, __version__, datetime.date.today().isoformat(),
     )  # fmt: skip
 

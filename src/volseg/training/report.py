@@ -20,6 +20,8 @@ from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
 from volseg.machine import peak_memory
+from volseg.models.forecast import planned_time_facts
+from volseg.training.forecast import StepForecast
 from volseg.training.job import REPORT, TrainingJob
 from volseg.training.setup import Setup
 
@@ -32,6 +34,7 @@ class TrainingReport:
     planned           predicted peak of the busiest rank, bytes
     waited            largest share of the time that a rank waited for others, 0 to 1
     time              share of each kind of work in the time of the steps, largest first
+    step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
     loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
     """
@@ -46,6 +49,8 @@ class TrainingReport:
     planned: int
     waited: float = 0.0
     time: Mapping[str, float] = field(default_factory=dict)
+    step_seconds: float = 0.0
+    step_planned: float | None = None
 
 
 def make_report(
@@ -59,7 +64,14 @@ def make_report(
     waited = communication["share_of_time"]
     account = account_of_time(communicator, "step")
     time, shares = time_facts(account, communicator), account.shares()
-    report = TrainingReport(job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares)
+    plan = None
+    if setup.machine is not None:
+        plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
+    time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
+    report = TrainingReport(
+        job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares, time["seconds_per_step"],
+        None if plan is None else plan.seconds,
+    )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
         "dataset": str(job.dataset),

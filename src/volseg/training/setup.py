@@ -18,12 +18,14 @@ from volseg.distributed.replicas import Replicas
 from volseg.errors import CheckpointError, ConfigError, PartitionError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple, format_triple
+from volseg.models.forecast import Machine, this_machine
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
 from volseg.partition.planner import grid_for, grid_named
+from volseg.partition.schedule import covers
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
@@ -38,6 +40,7 @@ class Setup:
     grid     of this rank's replica
     model    the plain U-Net; `twin` is its partitioned twin, which shares its parameters
     planned  memory of the rank with the largest block of the largest case
+    machine  to foretell times from; None where nothing is known of it
     """
 
     config: Config
@@ -52,6 +55,7 @@ class Setup:
     twin: FusedUNet
     optimizer: torch.optim.Optimizer
     card: ModelCard
+    machine: Machine | None
 
     @property
     def steps(self) -> int:
@@ -100,9 +104,11 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         card = dataclasses.replace(card, schemes=blocks.schemes)
     _same_weights(model, communicator)
     twin = FusedUNet(model, grid, config.training.checkpoint_levels)
+    machine = this_machine(model_config, communicator) if twin.kernels and covers(model_config) else None
     setup = Setup(
-        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card
-    )
+        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card,
+        machine,
+    )  # fmt: skip
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if replicas.count > len(cases):
         listen(

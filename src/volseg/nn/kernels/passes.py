@@ -5,20 +5,18 @@ They move a few floats for each that they compute, so what counts is that each v
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from volseg.nn.kernels.jit import workers
-from volseg.nn.kernels.jit.compiler import Library
+from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
 
 
-@cache
+@compiled_once
 def _library() -> Library:
     module = Module(LANES)
     _define_activate(module)

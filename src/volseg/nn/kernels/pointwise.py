@@ -6,13 +6,12 @@ Each output is a sum over the channels one by one, then the bias: the same bits 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from volseg.nn.kernels.jit import workers
-from volseg.nn.kernels.jit.compiler import Library, widest_vector
+from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
 from volseg.nn.kernels.parts import Parts, define_parts, move_to_total
 from volseg.nn.kernels.rows import Activation, Rows
@@ -20,7 +19,7 @@ from volseg.partition.tiling import Registers, padded_channels, registers_for
 from volseg.partition.window import Range
 
 
-@cache
+@compiled_once
 def _library(layout: Registers) -> Library:
     module = Module(layout.lanes)
     parts = define_parts(module, layout, taps=1)

@@ -10,19 +10,22 @@ import torch
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.rows import Activation, Rows
 
-CHANNELS, SIDE = 32, 32
+SIDE = 32
+CHANNELS = (8, 16, 32, 64)
+"""For which profiles have it."""
 
 
 @cache
-def reference_seconds() -> float:
-    """Seconds of a 3x3x3 convolution of 32 to 32 channels at 32^3 with this rank's threads; 0 without the kernels.
+def reference_seconds(channels: int) -> float:
+    """Seconds of a 3x3x3 convolution of as many channels to as many at 32^3, with this rank's threads; 0 without the
+    kernels.
 
     The shortest of a few: measured once a process, in a tenth of a second.
     """
     if not winograd.available():
         return 0.0
-    rows = [Rows.of(torch.zeros(SIDE, SIDE, SIDE, CHANNELS)) for _ in range(2)]
-    weight = winograd.pack_weight(torch.zeros(CHANNELS, CHANNELS, 3, 3, 3), [CHANNELS])
+    rows = [Rows.of(torch.zeros(SIDE, SIDE, SIDE, channels)) for _ in range(2)]
+    weight = winograd.pack_weight(torch.zeros(channels, channels, 3, 3, 3), [channels])
     taken = []
     for _ in range(6):
         begin = time.perf_counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from volseg.geometry import Triple
 from volseg.nn.kernels import winograd_code
 from volseg.nn.kernels.jit import workers
-from volseg.nn.kernels.jit.compiler import Library, widest_vector
+from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import (
     FLUSH_TILES,
@@ -57,12 +57,12 @@ def available() -> bool:
     return widest_vector() > 0
 
 
-@cache
+@compiled_once
 def _forward_library(layout: Registers) -> Library:
     return winograd_code.build_forward(layout)
 
 
-@cache
+@compiled_once
 def _backward_library(layout: Registers) -> Library:
     return winograd_code.build_backward(layout)
 

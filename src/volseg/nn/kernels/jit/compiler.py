@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
+import time
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -81,6 +82,28 @@ class Library:
 
     def __getitem__(self, name: str) -> Entry:
         return self._entries[name]
+
+
+_compiling = 0.0
+
+
+def compiled_once(build: Callable[..., Library]) -> Callable[..., Library]:
+    """A function that builds a library, built once for each of its arguments; `compile_seconds` counts how long."""
+
+    @cache
+    def built(*arguments: Any) -> Library:
+        global _compiling
+        begin = time.perf_counter()
+        library = build(*arguments)
+        _compiling += time.perf_counter() - begin
+        return library
+
+    return built
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on compiling kernels."""
+    return _compiling
 
 
 class Job:
