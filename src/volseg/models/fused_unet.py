@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,13 +19,24 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
+from volseg.distributed.merging import LevelGrids
+from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.models.journal import Journal
-from volseg.models.layers import as_batch, context_of, layer_of
+from volseg.models.layers import (
+    as_batch,
+    context_of,
+    layer_of,
+    output_of,
+    running_statistics,
+    sit_out,
+    slope_of,
+)
 from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
+from volseg.nn.fused import merging
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.layer import Gradients, Held, Output, Slot, Workplace
@@ -34,6 +45,7 @@ from volseg.nn.fused.up import Up, bias_sums
 from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import LossSums, dice_cross_entropy
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
 from volseg.partition.schedule import IN_PLACE, Schedule, covers
@@ -46,26 +58,35 @@ from volseg.partition.window import Range
 class _Tape:
     """What a forward pass leaves: the image, and each layer's output by its name.
 
-    work             where its tensors lie
+    works            where the tensors of each level lie that this rank takes part in, finest first
     layouts, bricks  of each level, finest first
+    pooled           what a level reads of the one above, by the level above
+    spread           the output of a level that has a grid of its own, on the grid of the level above
     """
 
-    work: Workplace
+    works: list[Workplace]
     layouts: list[Layout]
     bricks: list[Triple]
     image: Held
     outputs: dict[str, Output] = field(default_factory=dict)
     pooled: dict[int, Held] = field(default_factory=dict)
+    spread: dict[int, Held] = field(default_factory=dict)
 
     @property
     def last(self) -> Output:
         """What the head reads."""
         return self.outputs["decoder 0.2" if len(self.layouts) > 1 else "encoder 0.2"]
 
-    def above(self, level: int) -> Output:
+    def above(self, level: int) -> Held:
         """What the up-convolution to `level` reads."""
+        spread = self.spread.get(level + 1)
         deepest = level + 2 == len(self.layouts)
-        return self.outputs[f"encoder {level + 1}.2" if deepest else f"decoder {level + 1}.2"]
+        name = f"encoder {level + 1}.2" if deepest else f"decoder {level + 1}.2"
+        return self.outputs[name].held if spread is None else spread
+
+    def before(self, level: int) -> Layout:
+        """The layout of `level` on the grid of the level above it."""
+        return self.layouts[level - 1].at_level(1)
 
 
 class FusedUNet(nn.Module):
@@ -75,16 +96,22 @@ class FusedUNet(nn.Module):
     logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
 
     checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
+    agglomeration      which levels only some of the ranks take part in; the bits of the logits do not change
     kernels            whether all ranks' processors run the kernels of the fused layers
 
-    To make one is collective.
+    To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
+    or processors.
 
     Settings that the fused layers do not cover (several samples together, kernels other than 3, up-sampling by
     interpolation, a gradient for the image, other devices and types) go through the layers of `partition_module`; which
-    of the two it is follows from model and input alone, so it is the same on all ranks.
+    of the two it is follows from model and input alone, so it is the same on all ranks. There all ranks take part in
+    all levels.
     """
 
-    def __init__(self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = ()) -> None:
+    def __init__(
+        self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
+        agglomeration: Agglomeration = NONE,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.grid = model.config, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=model.config.multiple))
@@ -94,6 +121,12 @@ class FusedUNet(nn.Module):
         self._tape: weakref.ref[_Tape] | None = None
         kernels = np.array([float(winograd.available())])
         self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
+        if agglomeration.stages and not (self.kernels and covers(self.config)):
+            raise PartitionError(
+                f"--agglomerate {agglomeration}: the layers that this network or a rank's processor needs are not "
+                "agglomerated; use --agglomerate none"
+            )
+        self.grids = LevelGrids(grid, self.config.levels, agglomeration)
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
@@ -144,7 +177,7 @@ class FusedUNet(nn.Module):
     ) -> StreamedUNet:  # fmt: skip
         """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
         self.work = Workplace(self.grid, Buffers())
-        return StreamedUNet(self.twin, self.grid, schedule, store, tell, journal)
+        return StreamedUNet(self.twin, self.grids, schedule, store, tell, journal)
 
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""
@@ -163,31 +196,77 @@ class FusedUNet(nn.Module):
 
     @contextmanager
     def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
-        """The layout of this input at each level. Collective."""
+        """The layout of this input at each level, on that level's grid. Collective."""
         context = context_of(self.twin)
         context.begin_pass(x)
         try:
             layout = context.layout_of(self, x)
-            yield [layout.at_level(level) for level in range(self.config.levels + 1)]
+            yield self.grids.agglomeration.layouts(layout, self.config.levels)
         finally:
             context.end_pass()
 
     def _up(self, tape: _Tape, level: int) -> Up:
-        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level).held)
+        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level))
 
     def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> _Tape:
         work = self._begin(x)
+        works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
         bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
-        tape = _Tape(work, layouts, bricks, self._image(work, x, layouts[0]))
+        tape = _Tape(works, layouts, bricks, self._image(work, x, layouts[0]))
         self._tape = weakref.ref(tape)
-        top = self.config.levels
-        below = tape.image
-        for level in range(top + 1):
-            self._encoder(tape, level, below)
-            below = tape.pooled.get(level, below)
-        for level in reversed(range(top)):
+        top, last = self.config.levels, self.grids.last
+        for level in range(last + 1):
+            if level:
+                self._gather_pooled(tape, level)
+            self._encoder(tape, level, tape.pooled[level - 1] if level else tape.image)
+        if last < top:
+            self._gather_pooled(tape, last + 1)
+            sit_out(self.twin, last + 1)
+        for level in reversed(range(min(last + 1, top))):
+            self._spread_output(tape, level + 1)
             self._decoder(tape, level)
         return tape
+
+    def _gather_pooled(self, tape: _Tape, level: int) -> None:
+        """Where a level has a grid of its own, its input goes to those who take part in it. Collective."""
+        merge = self.grids.merges.get(level)
+        if merge is None:
+            return
+        own, rows, buffers = tape.pooled.pop(level - 1), None, tape.works[0].buffers
+        if level <= self.grids.last:
+            rows = tape.works[level].rows(tape.layouts[level], own.channels)
+        with self._during(f"level {level}, gathered"):
+            merging.gather(merge, tape.before(level), own.rows, rows, buffers)
+        buffers.give(own.rows)
+        if rows is not None:
+            whole = tape.pooled[level - 1] = Held(rows, own.channels, own.affine)
+            tape.works[level].start_exchange(whole)
+
+    def _spread_output(self, tape: _Tape, level: int) -> None:
+        """Where a level has a grid of its own, its output goes back to the grid of the level above. Collective."""
+        merge = self.grids.merges.get(level)
+        if merge is None:
+            return
+        work, layout, whole = tape.works[level - 1], tape.before(level), None
+        if level <= self.grids.last:
+            whole = tape.outputs[output_of(self.twin, level)].held
+        spread = Held(work.rows(layout, self.config.widths[level]), self.config.widths[level])
+        with self._during(f"level {level}, scattered"):
+            merging.scatter(merge, layout, None if whole is None else whole.rows, spread.rows, work.buffers)
+            affine = None if whole is None else whole.affine
+            spread.affine = merging.share_affine(merge, affine, spread.rows.channels, slope_of(self.twin))
+            merge.share(running_statistics(self.twin, level))
+        work.start_exchange(spread)
+        tape.spread[level] = spread
+
+    def _during(self, label: str) -> AbstractContextManager[None]:
+        return self.grid.communicator.meter.during(label)
+
+    def _needs_ghosts(self, part: str, level: int) -> bool:
+        """Whether the output of a level's second convolution is read with its ghosts on the level's own grid."""
+        if f"{part} {level}.2" != output_of(self.twin, level):
+            return True  # a skip
+        return level > 0 and level not in self.grids.merges
 
     def _begin(self, x: Tensor) -> Workplace:
         """Memory for a pass: that of the last one, unless somebody still holds its tape."""
@@ -212,32 +291,44 @@ class FusedUNet(nn.Module):
         return held
 
     def _encoder(self, tape: _Tape, level: int, below: Held) -> None:
-        layouts, top = tape.layouts, self.config.levels
-        whole: Range = (0, layouts[level].block(self.grid.coords).shape[0])
+        whole = self._planes(tape, level)
         first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
-        pooled = layouts[level + 1] if level < top else None
-        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=top > 0, pooled=pooled)
+        pooled = tape.before(level + 1) if level < self.config.levels else None
+        ghosts = self._needs_ghosts("encoder", level)
+        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=ghosts, pooled=pooled)
         self._leave_first(tape, "encoder", level)
 
     def _decoder(self, tape: _Tape, level: int) -> None:
-        whole: Range = (0, tape.layouts[level].block(self.grid.coords).shape[0])
-        tape.above(level).held.wait()
+        whole = self._planes(tape, level)
+        tape.above(level).wait()
         tape.outputs[f"encoder {level}.2"].held.wait()
         slabs = self._first_slabs(tape, "decoder", level, [])
         first = self._run(tape, "decoder", level, 1, slabs, ghosts=True)
-        self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=level > 0)
+        self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=self._needs_ghosts("decoder", level))
         self._leave_first(tape, "decoder", level)
+
+    def _planes(self, tape: _Tape, level: int) -> Range:
+        """All of this rank's block."""
+        return 0, tape.works[level].grid.block(tape.layouts[level]).shape[0]
 
     def _run(
         self, tape: _Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
         pooled: Layout | None = None,
     ) -> Held:  # fmt: skip
-        layer, work, layout = layer_of(self.twin, part, level, number), tape.work, tape.layouts[level]
+        layer, work, layout = layer_of(self.twin, part, level, number), tape.works[level], tape.layouts[level]
         rows = work.rows(layout, layer.channels)
         small_rows = work.rows(pooled, layer.channels) if pooled is not None else None
-        with self.grid.communicator.meter.during(layer.label):
+        with self._during(layer.label):
             output, small = fused.forward(
-                work, layer, slabs, layout, tape.bricks[level], rows, small_rows, ghosts=ghosts
+                work,
+                layer,
+                slabs,
+                layout,
+                tape.bricks[level],
+                rows,
+                small_rows,
+                ghosts=ghosts,
+                small_ghosts=level + 1 not in self.grids.merges,
             )
         if part == "decoder" and number == 1:
             output.inputs = []  # its slabs were for this pass
@@ -248,12 +339,11 @@ class FusedUNet(nn.Module):
 
     def _first_slabs(self, tape: _Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
         """What the first convolution of a level reads: in the decoder the skip and slabs from below, else `inputs`."""
-        layout = tape.layouts[level]
         if part == "encoder":
-            yield (0, layout.block(self.grid.coords).shape[0]), inputs
+            yield self._planes(tape, level), inputs
             return
         skip = tape.outputs[f"encoder {level}.2"].held
-        for planes, slab in self._up(tape, level).slabs(tape.work, tape.bricks[level][0]):
+        for planes, slab in self._up(tape, level).slabs(tape.works[level], tape.bricks[level][0]):
             yield planes, [skip, slab]
 
     def _leave_first(self, tape: _Tape, part: str, level: int) -> None:
@@ -261,7 +351,7 @@ class FusedUNet(nn.Module):
         output = tape.outputs[f"{part} {level}.1"]
         output.held.wait()
         if self._made_again(part, level):
-            tape.work.buffers.give(output.held.rows)
+            tape.works[level].buffers.give(output.held.rows)
 
     def _made_again(self, part: str, level: int) -> bool:
         return made_again(self.config, part, level, self.checkpoint_levels)
@@ -293,7 +383,7 @@ class FusedUNet(nn.Module):
         head, last = self.twin.head, tape.last.held
         stored = padded_channels(self.config.classes)
         turned = pointwise.pack_turned_point(head.weight, stored)
-        slot = fused.slot_before_activation(tape.work, last)
+        slot = fused.slot_before_activation(tape.works[0], last)
         weight, bias = (
             torch.zeros(stored, last.rows.channels, dtype=torch.float64),
             torch.zeros(stored, dtype=torch.float64),
@@ -305,37 +395,77 @@ class FusedUNet(nn.Module):
             )[0]
         k, c = head.weight.shape[:2]
         fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
-        top = self.config.levels
-        for level in range(top):
+        top, finest = self.config.levels, self.grids.last
+        for level in range(min(finest + 1, top)):
             self._decoder_backward(tape, level, gradients)
-        for level in reversed(range(top + 1)):
+            self._gather_gradient(tape, level + 1)
+        for level in reversed(range(finest + 1)):
             self._encoder_backward(tape, level, gradients)
         return gradients
+
+    def _gather_gradient(self, tape: _Tape, level: int) -> None:
+        """The transpose of `_spread_output`. Collective."""
+        merge = self.grids.merges.get(level)
+        if merge is None:
+            return
+        spread, whole, buffers = tape.spread.pop(level), None, tape.works[0].buffers
+        assert spread.gradient is not None
+        assert spread.sums is not None
+        if level <= self.grids.last:
+            held = tape.outputs[output_of(self.twin, level)].held
+            whole = fused.slot_before_activation(tape.works[level], held).rows
+        with self._during(f"level {level}, gathered, backward"):
+            merging.gather(merge, tape.before(level), spread.gradient, whole, buffers)
+            sums = torch.from_numpy(merge.group.reduce_all(spread.sums.numpy()))
+        if whole is not None:
+            held.sums = sums
+        buffers.give(spread.gradient)
+        buffers.give(spread.rows)
+
+    def _pooled_gradient(self, tape: _Tape, level: int) -> Rows:
+        """Of what a level gave to the next one, on its own grid: the transpose of `_gather_pooled`. Collective."""
+        merge, buffers = self.grids.merges.get(level + 1), tape.works[0].buffers
+        small = tape.pooled.pop(level, None)
+        if merge is None:
+            assert small is not None
+            assert small.gradient is not None
+            buffers.give(small.rows)
+            return small.gradient
+        layout, whole = tape.before(level + 1), None if small is None else small.gradient
+        found = tape.works[level].rows(layout, self.config.widths[level])
+        with self._during(f"level {level + 1}, scattered, backward"):
+            merging.scatter(merge, layout, whole, found, buffers)
+        if small is not None:
+            assert whole is not None
+            buffers.give(whole)
+            buffers.give(small.rows)
+        return found
 
     def _second_backward(self, tape: _Tape, part: str, level: int, gradients: Gradients) -> Output:
         """The second convolution of a level: leaves the gradient of the first one's output, which is returned."""
         first, second = (tape.outputs.pop(f"{part} {level}.{n}") for n in (1, 2))
+        work = tape.works[level]
         if self._made_again(part, level):
-            with self.grid.communicator.meter.during(f"{first.layer.label}, again"):
-                fused.again(tape.work, first, self._first_slabs(tape, part, level, first.inputs))
+            with self._during(f"{first.layer.label}, again"):
+                fused.again(work, first, self._first_slabs(tape, part, level, first.inputs))
         whole: Range = (0, first.held.rows.sides[0])
-        with self.grid.communicator.meter.during(f"{second.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, second, gradients)
-            slot = fused.slot_before_activation(tape.work, first.held)
-            fused.backward(tape.work, second, gradient, [(whole, [first.held], [slot])], gradients)
+        with self._during(f"{second.layer.label}, backward"):
+            gradient = fused.output_gradient(work, second, gradients)
+            slot = fused.slot_before_activation(work, first.held)
+            fused.backward(work, second, gradient, [(whole, [first.held], [slot])], gradients)
         return first
 
     def _decoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
         first = self._second_backward(tape, "decoder", level, gradients)
-        below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
-        up = self._up(tape, level)
-        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, first, gradients)
-            skip_slot = fused.slot_behind_activation(tape.work, skip)
-            below_slot = fused.slot_before_activation(tape.work, below)
+        below, skip = tape.above(level), tape.outputs[f"encoder {level}.2"].held
+        up, work = self._up(tape, level), tape.works[level]
+        with self._during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(work, first, gradients)
+            skip_slot = fused.slot_behind_activation(work, skip)
+            below_slot = fused.slot_before_activation(work, below)
             found = _UpGradients()
-            slabs = self._up_slabs(tape.work, up, skip, skip_slot, below_slot, found)
-            fused.backward(tape.work, first, gradient, slabs, gradients)
+            slabs = self._up_slabs(work, up, skip, skip_slot, below_slot, found)
+            fused.backward(work, first, gradient, slabs, gradients)
         assert found.weight is not None
         assert found.bias is not None
         up.enter(found.weight, found.bias, gradients)
@@ -354,22 +484,20 @@ class FusedUNet(nn.Module):
             found.bias = sums if found.bias is None else found.bias + sums
 
     def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
-        second = tape.outputs[f"encoder {level}.2"]
+        second, work = tape.outputs[f"encoder {level}.2"], tape.works[level]
         if level < self.config.levels:
-            held, small = second.held, tape.pooled.pop(level)
+            held, small = second.held, self._pooled_gradient(tape, level)
             assert held.gradient is not None
             assert second.signs is not None
-            assert small.gradient is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
-            passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
-            tape.work.buffers.give(small.gradient)
-            tape.work.buffers.give(small.rows)
+            passes.unpool(held.gradient, held.activation, second.signs, small, held.sums)
+            work.buffers.give(small)
         first = self._second_backward(tape, "encoder", level, gradients)
         whole: Range = (0, first.held.rows.sides[0])
-        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, first, gradients, ghosts=level > 0)
-            slots = [fused.slot_behind_activation(tape.work, x) for x in first.inputs if x is not tape.image]
-            fused.backward(tape.work, first, gradient, [(whole, first.inputs, slots)], gradients)
+        with self._during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(work, first, gradients, ghosts=level > 0)
+            slots = [fused.slot_behind_activation(work, x) for x in first.inputs if x is not tape.image]
+            fused.backward(work, first, gradient, [(whole, first.inputs, slots)], gradients)
 
 
 @dataclass
