@@ -8,6 +8,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, 
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bars and no progress lines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Agglomerate = Annotated[
+    str,
+    typer.Option(
+        help="Coarse levels on fewer ranks: levels and their process grids, such as 3:2x1x1,4:1x1x1; auto, or none."
+    ),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Series = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volseg.cli.options import Debug, JsonOutput
+from volseg.cli.options import Agglomerate, Debug, JsonOutput
 from volseg.cli.sizes import parse_levels, parse_shape
 from volseg.errors import ConfigError
 
@@ -37,6 +37,7 @@ def plan_partition(
     memory: Annotated[str | None, typer.Option(help="Memory a rank may use, such as 24GiB.")] = None,
     task: Annotated[Task | None, typer.Option("--for", help="Only this task; it decides the fewest ranks.")] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    agglomerate: Agglomerate = "none",
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
@@ -69,7 +70,7 @@ def plan_partition(
         found = [plan.layout.dims for plan in fewest.values() if plan is not None]
         ranks = max((d * h * w for d, h, w in found), default=1)
     dims = None if partition == "auto" else parse_grid(partition, ranks)
-    plans = {t: make_plan(size, settings.model, ranks, t, training, dims, limit) for t in tasks}
+    plans = {t: make_plan(size, settings.model, ranks, t, training, dims, limit, agglomerate) for t in tasks}
     if json_output:
         import json
 
@@ -114,6 +115,8 @@ def _facts(
         "padded_shape": list(first.layout.shape),
         "ranks": first.layout.dims[0] * first.layout.dims[1] * first.layout.dims[2],
         "grid": list(first.layout.dims),
+        "agglomeration": str(first.agglomeration),
+        "grids_by_level": [list(dims) for dims in _grids(first, settings)],
         "boundaries": [list(cuts) for cuts in first.layout.boundaries],
         "largest_block": list(first.layout.largest_block),
         "halo_bytes_per_forward": first.halo_bytes,
@@ -157,6 +160,11 @@ def _show_schedules(console: Console, plans: dict[Task, Plan], limit: int | None
     console.print(table("", ("segment", "peak", "activations", "peak at", *fits_column, ""), rows))
 
 
+def _grids(plan: Plan, settings: Config) -> list[tuple[int, int, int]]:
+    """The process grid of each level."""
+    return [plan.agglomeration.dims_at(n, plan.layout.dims) for n in range(settings.model.levels + 1)]
+
+
 def _ranks(plan: Plan | None) -> int | None:
     return None if plan is None else plan.layout.dims[0] * plan.layout.dims[1] * plan.layout.dims[2]
 
@@ -177,7 +185,7 @@ def _show(plans: dict[Task, Plan], fewest: dict[Task, Plan | None], limit: int |
         ("padded to", format_triple(layout.shape)),
         ("U-Net channels", format_triple(settings.model.widths)),
         ("ranks", _ranks(first)),
-        ("grid Pz x Py x Px", format_triple(layout.dims)),
+        ("grid Pz x Py x Px", format_triple(layout.dims) + first.agglomeration.described),
         ("block sides", ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True))),
         ("halo received a forward pass", gibibytes(first.halo_bytes)),
     ]

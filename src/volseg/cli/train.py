@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Agglomerate, Debug, NoProgress, Overwrite, Quiet
 
 
 def train(
@@ -18,6 +18,7 @@ def train(
         Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    agglomerate: Agglomerate = "none",
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
@@ -66,7 +67,9 @@ def train(
             },
         )
         report = train_run(
-            TrainingJob(dataset, run, settings, partition, proceed, overwrite), work.communicator, work.listen
+            TrainingJob(dataset, run, settings, partition, proceed, overwrite, agglomerate),
+            work.communicator,
+            work.listen,
         )
         if report.loss is None:
             return

@@ -39,6 +39,11 @@ class Agglomeration:
         """As `parse_agglomeration` reads it."""
         return ",".join(f"{level}:{format_triple(dims)}" for level, dims in self.stages) or "none"
 
+    @property
+    def described(self) -> str:
+        """In words, behind a grid; empty without stages."""
+        return "".join(f", from level {level} on as {format_triple(dims)}" for level, dims in self.stages)
+
     def dims_at(self, level: int, finest: Triple) -> Triple:
         """The grid of a level; `finest` is that of level 0."""
         return next((dims for first, dims in reversed(self.stages) if first <= level), finest)

@@ -40,6 +40,7 @@ class SegmentationJob:
     memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
+    agglomerate    which levels run on fewer ranks (`partition.agglomeration.agglomeration_for`)
     go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
@@ -60,6 +61,7 @@ class SegmentationJob:
     schedule: Schedule | None = None
     scratch: Path | None = None
     go_on: bool = False
+    agglomerate: str = "none"
 
 
 def channel_files(path: Path, channels: int) -> list[Path]:

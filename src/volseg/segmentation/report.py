@@ -27,6 +27,7 @@ class SegmentationReport:
     choice   the schedule, and the predicted peak of the busiest rank
     phases   seconds by phase, and of the network by layer
     audit    of the scan
+    agglomeration  which levels ran on fewer ranks
     placement, communication  where the ranks ran, and how long they waited for each other
     """
 
@@ -44,6 +45,7 @@ class SegmentationReport:
     audit: Audit
     placement: list[dict[str, Any]]
     communication: dict[str, Any]
+    agglomeration: str = "none"
 
     @property
     def planned(self) -> int:
@@ -61,6 +63,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "seen_spacing_mm": list(report.spacing),
         "ranks": len(report.peaks),
         "grid": list(report.grid),
+        "agglomeration": report.agglomeration,
         "placement": report.placement,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,

@@ -21,6 +21,7 @@ from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.kernels.winograd import available
+from volseg.partition.agglomeration import Agglomeration, agglomeration_for
 from volseg.partition.planner import grid_for
 from volseg.partition.schedule import LAYERS, SPILL
 from volseg.segmentation.inference import BlockResult, segment_block
@@ -72,10 +73,11 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
             check_outputs(outputs, input_files(job.scan, card.config.model.in_channels), job.overwrite)
     scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
     looked_at = job.preview or job.statistics  # at the image, beside the mask
-    choice = _choose(job, outputs["mask"], scan, card, communicator, looked_at)
+    stages = agglomeration_for(job.agglomerate, card.config.model, scan.layout)
+    choice = _choose(job, outputs["mask"], scan, card, stages, communicator, looked_at)
     with communicator.together():
         _check_against_scan(outputs, scan)
-    _tell(job, scan, card, grid, choice, listen)
+    _tell(job, scan, card, grid, stages, choice, listen)
     clock = _Clock()
 
     store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
@@ -87,7 +89,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
     result = segment_block(
         model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
-        journal=state,
+        journal=state, agglomeration=stages,
     )  # fmt: skip
     clock.note("network")
     listen(_step(0, "components"))
@@ -131,6 +133,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         scan.channels[0].audit,
         placement_facts(communicator, torch.get_num_threads()),
         communication_facts(communicator, seconds),
+        str(stages),
     )
     with communicator.together():
         if job.report is not None and communicator.is_root:
@@ -225,8 +228,9 @@ def _measure(
 
 
 def _choose(
-    job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, communicator: Communicator, looked_at: bool
-) -> Choice:
+    job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, stages: Agglomeration, communicator: Communicator,
+    looked_at: bool,
+) -> Choice:  # fmt: skip
     """The schedule, from what the busiest rank will hold: the mask and what lies beside it included. Collective."""
     model = card.config.model
     voxels = max(box.size for box in scan.boxes)
@@ -246,7 +250,7 @@ def _choose(
     )
     return choose(
         model, scan.layout, beside, torch.get_num_threads(), communicator, str(job.scan), kernels=available(),
-        limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask),
+        limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask), agglomeration=stages,
     )  # fmt: skip
 
 
@@ -259,14 +263,15 @@ def _scratch(job: SegmentationJob, mask: Path) -> Path:
 
 
 def _tell(
-    job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, choice: Choice, listen: Listener
-) -> None:
+    job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, stages: Agglomeration, choice: Choice,
+    listen: Listener,
+) -> None:  # fmt: skip
     """What the user should know before the work begins."""
     ranks = grid.communicator.size
     listen(
         Message(
             f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
-            f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
+            f"{format_triple(grid.dims)}{stages.described}, {torch.get_num_threads()} threads each"
         )
     )
     listen(Message(f"{choice.schedule}: {choice.reason}; planned {gibibytes(choice.plan.peak)}"))

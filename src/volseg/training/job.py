@@ -23,6 +23,7 @@ class TrainingJob:
     """What to train, on what, and where to.
 
     partition  "auto" or a grid such as "1x2x2"
+    agglomerate  which levels run on fewer ranks (`partition.agglomeration.agglomeration_for`)
     proceed    go on from the run folder's checkpoint
     """
 
@@ -32,6 +33,7 @@ class TrainingJob:
     partition: str = "auto"
     proceed: bool = False
     overwrite: bool = False
+    agglomerate: str = "none"
 
 
 def check_run_folder(job: TrainingJob) -> None:

@@ -59,6 +59,7 @@ def make_report(
         "dataset": str(job.dataset),
         "ranks": communicator.size,
         "grid": list(setup.grid.dims),
+        "agglomeration": str(setup.twin.grids.agglomeration),
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,

@@ -20,6 +20,7 @@ from volseg.geometry import Triple, format_triple
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
+from volseg.partition.agglomeration import agglomeration_for
 from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
 from volseg.partition.planner import grid_for
@@ -75,7 +76,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     grid = ProcessGrid(communicator, grid_for(job.partition, biggest, communicator.size, multiple, narrowest=(d, h, w)))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple)
     layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
-    plans = [training_memory(model_config, config.training, layout, torch.get_num_threads()) for layout in layouts]
+    stages = agglomeration_for(job.agglomerate, model_config, grid.layout(padded_shape(biggest, multiple), multiple))
+    threads = torch.get_num_threads()
+    plans = [training_memory(model_config, config.training, layout, threads, stages) for layout in layouts]
     planned = max(plans, key=lambda plan: plan.peak)
     _check_depth(dataset, shapes, config)
     blocks.check()
@@ -94,7 +97,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         blocks.measure()
         card = dataclasses.replace(card, schemes=blocks.schemes)
     _same_weights(model, communicator)
-    twin = FusedUNet(model, grid, config.training.checkpoint_levels)
+    twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages)
     setup = Setup(config, dataset, tuple(cases), tuple(held_out), grid, blocks, planned, model, twin, optimizer, card)
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if job.proceed:
@@ -154,5 +157,6 @@ def _describe(setup: Setup, largest: Triple) -> str:
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {len(setup.held_out)} held out, "
         f"labels {', '.join(dataset.label_names)}\n"
         f"U-Net of {format_triple(setup.config.model.widths)} channels; {format_triple(largest)} voxels on {ranks} "
-        f"rank{'s' if ranks > 1 else ''} as {format_triple(setup.grid.dims)}, {torch.get_num_threads()} threads each"
+        f"rank{'s' if ranks > 1 else ''} as {format_triple(setup.grid.dims)}"
+        f"{setup.twin.grids.agglomeration.described}, {torch.get_num_threads()} threads each"
     )
