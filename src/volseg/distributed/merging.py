@@ -77,7 +77,12 @@ class Merge:
                 self.group.send_receive([(rank, packed.numpy())], [])
 
     def share(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite small tensors of the group's ranks by its leader's. Collective over the group."""
+        """Overwrite small tensors of the group's ranks by its leader's. Collective over the group.
+
+        As many on all of them; where there are none, nothing happens.
+        """
+        if not tensors:
+            return
         if self.group.is_root:
             self.group.broadcast([tensor.numpy() for tensor in tensors])
             return

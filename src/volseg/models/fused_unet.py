@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -21,22 +21,14 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
-from volseg.geometry import Triple
 from volseg.models.journal import Journal
-from volseg.models.layers import (
-    as_batch,
-    context_of,
-    layer_of,
-    output_of,
-    running_statistics,
-    sit_out,
-    slope_of,
-)
+from volseg.models.layers import as_batch, context_of, layer_of, output_of, sit_out
+from volseg.models.merged_levels import MergedLevels
 from volseg.models.streamed_unet import StreamedUNet
+from volseg.models.tape import Tape
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
-from volseg.nn.fused import merging
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.layer import Gradients, Held, Output, Slot, Workplace
@@ -52,41 +44,6 @@ from volseg.partition.schedule import IN_PLACE, Schedule, covers
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-
-
-@dataclass
-class _Tape:
-    """What a forward pass leaves: the image, and each layer's output by its name.
-
-    works            where the tensors of each level lie that this rank takes part in, finest first
-    layouts, bricks  of each level, finest first
-    pooled           what a level reads of the one above, by the level above
-    spread           the output of a level that has a grid of its own, on the grid of the level above
-    """
-
-    works: list[Workplace]
-    layouts: list[Layout]
-    bricks: list[Triple]
-    image: Held
-    outputs: dict[str, Output] = field(default_factory=dict)
-    pooled: dict[int, Held] = field(default_factory=dict)
-    spread: dict[int, Held] = field(default_factory=dict)
-
-    @property
-    def last(self) -> Output:
-        """What the head reads."""
-        return self.outputs["decoder 0.2" if len(self.layouts) > 1 else "encoder 0.2"]
-
-    def above(self, level: int) -> Held:
-        """What the up-convolution to `level` reads."""
-        spread = self.spread.get(level + 1)
-        deepest = level + 2 == len(self.layouts)
-        name = f"encoder {level + 1}.2" if deepest else f"decoder {level + 1}.2"
-        return self.outputs[name].held if spread is None else spread
-
-    def before(self, level: int) -> Layout:
-        """The layout of `level` on the grid of the level above it."""
-        return self.layouts[level - 1].at_level(1)
 
 
 class FusedUNet(nn.Module):
@@ -118,7 +75,7 @@ class FusedUNet(nn.Module):
         self.checkpoint_levels = frozenset(checkpoint_levels)
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
-        self._tape: weakref.ref[_Tape] | None = None
+        self._tape: weakref.ref[Tape] | None = None
         kernels = np.array([float(winograd.available())])
         self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
         if agglomeration.stages and not (self.kernels and covers(self.config)):
@@ -127,6 +84,7 @@ class FusedUNet(nn.Module):
                 "agglomerated; use --agglomerate none"
             )
         self.grids = LevelGrids(grid, self.config.levels, agglomeration)
+        self.merged = MergedLevels(self.twin, self.grids)
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
@@ -205,59 +163,27 @@ class FusedUNet(nn.Module):
         finally:
             context.end_pass()
 
-    def _up(self, tape: _Tape, level: int) -> Up:
+    def _up(self, tape: Tape, level: int) -> Up:
         return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level))
 
-    def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> _Tape:
+    def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> Tape:
         work = self._begin(x)
         works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
         bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
-        tape = _Tape(works, layouts, bricks, self._image(work, x, layouts[0]))
+        tape = Tape(works, layouts, bricks, self._image(work, x, layouts[0]))
         self._tape = weakref.ref(tape)
         top, last = self.config.levels, self.grids.last
         for level in range(last + 1):
             if level:
-                self._gather_pooled(tape, level)
+                self.merged.gather_input(tape, level)
             self._encoder(tape, level, tape.pooled[level - 1] if level else tape.image)
         if last < top:
-            self._gather_pooled(tape, last + 1)
+            self.merged.gather_input(tape, last + 1)
             sit_out(self.twin, last + 1)
         for level in reversed(range(min(last + 1, top))):
-            self._spread_output(tape, level + 1)
+            self.merged.spread_output(tape, level + 1)
             self._decoder(tape, level)
         return tape
-
-    def _gather_pooled(self, tape: _Tape, level: int) -> None:
-        """Where a level has a grid of its own, its input goes to those who take part in it. Collective."""
-        merge = self.grids.merges.get(level)
-        if merge is None:
-            return
-        own, rows, buffers = tape.pooled.pop(level - 1), None, tape.works[0].buffers
-        if level <= self.grids.last:
-            rows = tape.works[level].rows(tape.layouts[level], own.channels)
-        with self._during(f"level {level}, gathered"):
-            merging.gather(merge, tape.before(level), own.rows, rows, buffers)
-        buffers.give(own.rows)
-        if rows is not None:
-            whole = tape.pooled[level - 1] = Held(rows, own.channels, own.affine)
-            tape.works[level].start_exchange(whole)
-
-    def _spread_output(self, tape: _Tape, level: int) -> None:
-        """Where a level has a grid of its own, its output goes back to the grid of the level above. Collective."""
-        merge = self.grids.merges.get(level)
-        if merge is None:
-            return
-        work, layout, whole = tape.works[level - 1], tape.before(level), None
-        if level <= self.grids.last:
-            whole = tape.outputs[output_of(self.twin, level)].held
-        spread = Held(work.rows(layout, self.config.widths[level]), self.config.widths[level])
-        with self._during(f"level {level}, scattered"):
-            merging.scatter(merge, layout, None if whole is None else whole.rows, spread.rows, work.buffers)
-            affine = None if whole is None else whole.affine
-            spread.affine = merging.share_affine(merge, affine, spread.rows.channels, slope_of(self.twin))
-            merge.share(running_statistics(self.twin, level))
-        work.start_exchange(spread)
-        tape.spread[level] = spread
 
     def _during(self, label: str) -> AbstractContextManager[None]:
         return self.grid.communicator.meter.during(label)
@@ -290,7 +216,7 @@ class FusedUNet(nn.Module):
         work.start_exchange(held)
         return held
 
-    def _encoder(self, tape: _Tape, level: int, below: Held) -> None:
+    def _encoder(self, tape: Tape, level: int, below: Held) -> None:
         whole = self._planes(tape, level)
         first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
         pooled = tape.before(level + 1) if level < self.config.levels else None
@@ -298,7 +224,7 @@ class FusedUNet(nn.Module):
         self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=ghosts, pooled=pooled)
         self._leave_first(tape, "encoder", level)
 
-    def _decoder(self, tape: _Tape, level: int) -> None:
+    def _decoder(self, tape: Tape, level: int) -> None:
         whole = self._planes(tape, level)
         tape.above(level).wait()
         tape.outputs[f"encoder {level}.2"].held.wait()
@@ -307,12 +233,12 @@ class FusedUNet(nn.Module):
         self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=self._needs_ghosts("decoder", level))
         self._leave_first(tape, "decoder", level)
 
-    def _planes(self, tape: _Tape, level: int) -> Range:
+    def _planes(self, tape: Tape, level: int) -> Range:
         """All of this rank's block."""
         return 0, tape.works[level].grid.block(tape.layouts[level]).shape[0]
 
     def _run(
-        self, tape: _Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
+        self, tape: Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
         pooled: Layout | None = None,
     ) -> Held:  # fmt: skip
         layer, work, layout = layer_of(self.twin, part, level, number), tape.works[level], tape.layouts[level]
@@ -337,7 +263,7 @@ class FusedUNet(nn.Module):
             tape.pooled[level] = small
         return output.held
 
-    def _first_slabs(self, tape: _Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
+    def _first_slabs(self, tape: Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
         """What the first convolution of a level reads: in the decoder the skip and slabs from below, else `inputs`."""
         if part == "encoder":
             yield self._planes(tape, level), inputs
@@ -346,7 +272,7 @@ class FusedUNet(nn.Module):
         for planes, slab in self._up(tape, level).slabs(tape.works[level], tape.bricks[level][0]):
             yield planes, [skip, slab]
 
-    def _leave_first(self, tape: _Tape, part: str, level: int) -> None:
+    def _leave_first(self, tape: Tape, part: str, level: int) -> None:
         """Give the first convolution's output back, where it is made again."""
         output = tape.outputs[f"{part} {level}.1"]
         output.held.wait()
@@ -356,14 +282,14 @@ class FusedUNet(nn.Module):
     def _made_again(self, part: str, level: int) -> bool:
         return made_again(self.config, part, level, self.checkpoint_levels)
 
-    def _logits(self, tape: _Tape) -> Iterator[tuple[int, Tensor]]:
+    def _logits(self, tape: Tape) -> Iterator[tuple[int, Tensor]]:
         """Slabs of logits [planes, h, w, K], from the first plane on; each"""
         weight = pointwise.pack_point(self.twin.head.weight, self.twin.head.bias)
         held = tape.last.held
         for first, last in self._head_slabs(tape):
             yield first, self._head_slab(held, weight, (first, last)).own[..., : self.config.classes]
 
-    def _head_slabs(self, tape: _Tape) -> list[Range]:
+    def _head_slabs(self, tape: Tape) -> list[Range]:
         sides = tape.last.held.rows.sides
         planes = head_slab_planes(sides, self.config.classes)
         return [(z, min(sides[0], z + planes)) for z in range(0, sides[0], planes)]
@@ -377,7 +303,7 @@ class FusedUNet(nn.Module):
 
     # backward
 
-    def _backward_from_logits(self, tape: _Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
+    def _backward_from_logits(self, tape: Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
         """Gradients of all parameters from slabs of the logits' gradient. Collective."""
         gradients: Gradients = {}
         head, last = self.twin.head, tape.last.held
@@ -398,50 +324,12 @@ class FusedUNet(nn.Module):
         top, finest = self.config.levels, self.grids.last
         for level in range(min(finest + 1, top)):
             self._decoder_backward(tape, level, gradients)
-            self._gather_gradient(tape, level + 1)
+            self.merged.gather_gradient(tape, level + 1)
         for level in reversed(range(finest + 1)):
             self._encoder_backward(tape, level, gradients)
         return gradients
 
-    def _gather_gradient(self, tape: _Tape, level: int) -> None:
-        """The transpose of `_spread_output`. Collective."""
-        merge = self.grids.merges.get(level)
-        if merge is None:
-            return
-        spread, whole, buffers = tape.spread.pop(level), None, tape.works[0].buffers
-        assert spread.gradient is not None
-        assert spread.sums is not None
-        if level <= self.grids.last:
-            held = tape.outputs[output_of(self.twin, level)].held
-            whole = fused.slot_before_activation(tape.works[level], held).rows
-        with self._during(f"level {level}, gathered, backward"):
-            merging.gather(merge, tape.before(level), spread.gradient, whole, buffers)
-            sums = torch.from_numpy(merge.group.reduce_all(spread.sums.numpy()))
-        if whole is not None:
-            held.sums = sums
-        buffers.give(spread.gradient)
-        buffers.give(spread.rows)
-
-    def _pooled_gradient(self, tape: _Tape, level: int) -> Rows:
-        """Of what a level gave to the next one, on its own grid: the transpose of `_gather_pooled`. Collective."""
-        merge, buffers = self.grids.merges.get(level + 1), tape.works[0].buffers
-        small = tape.pooled.pop(level, None)
-        if merge is None:
-            assert small is not None
-            assert small.gradient is not None
-            buffers.give(small.rows)
-            return small.gradient
-        layout, whole = tape.before(level + 1), None if small is None else small.gradient
-        found = tape.works[level].rows(layout, self.config.widths[level])
-        with self._during(f"level {level + 1}, scattered, backward"):
-            merging.scatter(merge, layout, whole, found, buffers)
-        if small is not None:
-            assert whole is not None
-            buffers.give(whole)
-            buffers.give(small.rows)
-        return found
-
-    def _second_backward(self, tape: _Tape, part: str, level: int, gradients: Gradients) -> Output:
+    def _second_backward(self, tape: Tape, part: str, level: int, gradients: Gradients) -> Output:
         """The second convolution of a level: leaves the gradient of the first one's output, which is returned."""
         first, second = (tape.outputs.pop(f"{part} {level}.{n}") for n in (1, 2))
         work = tape.works[level]
@@ -455,7 +343,7 @@ class FusedUNet(nn.Module):
             fused.backward(work, second, gradient, [(whole, [first.held], [slot])], gradients)
         return first
 
-    def _decoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
+    def _decoder_backward(self, tape: Tape, level: int, gradients: Gradients) -> None:
         first = self._second_backward(tape, "decoder", level, gradients)
         below, skip = tape.above(level), tape.outputs[f"encoder {level}.2"].held
         up, work = self._up(tape, level), tape.works[level]
@@ -483,10 +371,10 @@ class FusedUNet(nn.Module):
             sums = bias_sums(given)
             found.bias = sums if found.bias is None else found.bias + sums
 
-    def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
+    def _encoder_backward(self, tape: Tape, level: int, gradients: Gradients) -> None:
         second, work = tape.outputs[f"encoder {level}.2"], tape.works[level]
         if level < self.config.levels:
-            held, small = second.held, self._pooled_gradient(tape, level)
+            held, small = second.held, self.merged.input_gradient(tape, level + 1)
             assert held.gradient is not None
             assert second.signs is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
@@ -566,7 +454,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _logit_gradients(
-    network: FusedUNet, tape: _Tape, target: Tensor, sums: LossSums, factor: float
+    network: FusedUNet, tape: Tape, target: Tensor, sums: LossSums, factor: float
 ) -> Iterator[tuple[Range, Rows]]:
     weight = pointwise.pack_point(network.twin.head.weight, network.twin.head.bias)
     for first, last in network._head_slabs(tape):
@@ -576,8 +464,8 @@ def _logit_gradients(
         yield (first, last), rows
 
 
-def _once(ctx: Any) -> _Tape:
-    tape: _Tape | None = ctx.tape
+def _once(ctx: Any) -> Tape:
+    tape: Tape | None = ctx.tape
     ctx.tape = None
     if tape is None:
         raise RuntimeError("the fused U-Net goes backward once for each forward")

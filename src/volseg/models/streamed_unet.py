@@ -24,14 +24,8 @@ from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.geometry import Box, Triple
 from volseg.models.journal import COARSE, Journal
-from volseg.models.layers import (
-    as_batch,
-    context_of,
-    layer_of,
-    running_statistics,
-    sit_out,
-    slope_of,
-)
+from volseg.models.layers import as_batch, context_of, layer_of, sit_out
+from volseg.models.merged_levels import spread_output
 from volseg.models.unet import UNet
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused import merging
@@ -217,13 +211,13 @@ class StreamedUNet:
         """Down from level 1 to the deepest, and up to it again."""
         top, last = self.config.levels, self.grids.last
         for level in range(1, last + 1):
-            self._gather_pooled(level)
+            self._gather_input(level)
             pooled = self._levels[level].held.pop("pooled")
             pooled.wait()
             slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
             self._encode(level, slabs, ghosts=level < top or level not in self.grids.merges)
         if last < top:
-            self._gather_pooled(last + 1)
+            self._gather_input(last + 1)
             sit_out(self.twin, last + 1)
         for level in reversed(range(1, min(last + 1, top))):
             self._spread_output(level + 1)
@@ -241,7 +235,7 @@ class StreamedUNet:
         shape = (*(n + a + b for n, a, b in zip((d, h, w), low, high, strict=True)), padded_channels(channels))
         return Held(Rows(self.store.take(prod(shape)).view(shape), low, (d, h, w)), channels)
 
-    def _gather_pooled(self, level: int) -> None:
+    def _gather_input(self, level: int) -> None:
         """Where a level has a grid of its own, its input goes to those who take part in it. Collective."""
         merge = self.grids.merges.get(level)
         if merge is None:
@@ -268,10 +262,7 @@ class StreamedUNet:
         spread = self._room_for_spread(level)
         layout = above.layout.at_level(1)
         with self._during(f"level {level}, scattered"):
-            merging.scatter(merge, layout, None if whole is None else whole.rows, spread.rows, self.work.buffers)
-            affine = None if whole is None else whole.affine
-            spread.affine = merging.share_affine(merge, affine, spread.rows.channels, slope_of(self.twin))
-            merge.share(running_statistics(self.twin, level))
+            spread_output(self.twin, merge, level, layout, whole, spread, self.work.buffers)
         if whole is not None:
             self._release(level)
         above.work.start_exchange(spread)
