@@ -212,10 +212,7 @@ class StreamedUNet:
         top, last = self.config.levels, self.grids.last
         for level in range(1, last + 1):
             self._gather_input(level)
-            pooled = self._levels[level].held.pop("pooled")
-            pooled.wait()
-            slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
-            self._encode(level, slabs, ghosts=level < top or level not in self.grids.merges)
+            self._encode_coarse(level, ghosts=level < top or level not in self.grids.merges)
         if last < top:
             self._gather_input(last + 1)
             sit_out(self.twin, last + 1)
@@ -224,6 +221,12 @@ class StreamedUNet:
             self._decode(level, ghosts=level not in self.grids.merges)
         if top:
             self._spread_output(1)
+
+    def _encode_coarse(self, level: int, *, ghosts: bool) -> None:
+        pooled = self._levels[level].held.pop("pooled")
+        pooled.wait()
+        slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
+        self._encode(level, slabs, ghosts=ghosts)
 
     # levels with a grid of their own
 

@@ -101,7 +101,7 @@ def _candidates(layout: Layout, axis: int, grids: Sequence[tuple[int, int]], hal
             size = ranks // parts
             ghosts = halos * ((c > 0) + (c + size < ranks))
             wide.append(((cuts[c + size] - cuts[c]) >> level) + ghosts)
-        widths.setdefault(tuple(wide), c)
+        widths[tuple(wide)] = c  # of two as wide the later one: windows are larger where there are planes before them
     return [c for wide, c in widths.items() if not any(_surpasses(other, wide) for other in widths)]
 
 
