@@ -153,3 +153,34 @@ def test_errors_are_exit_code_2_and_at_most_two_lines(plan, arguments, said):
     assert said in err
     assert 1 <= len(err.splitlines()) <= 2
     assert "Traceback" not in err
+
+
+def test_coarse_levels_on_fewer_ranks(plan):
+    shape = ("--shape=128x128x128", "--ranks=8", "--partition=2x2x2")
+    _, plain = facts(plan, *shape)
+    code, merged = facts(plan, *shape, "--agglomerate=2:2x1x1,3:1x1x1")
+    assert code == 0
+    assert (plain["agglomeration"], plain["grids_by_level"]) == ("none", [[2, 2, 2]] * 4)
+    assert merged["agglomeration"] == "2:2x1x1,3:1x1x1"
+    assert merged["grids_by_level"] == [[2, 2, 2], [2, 2, 2], [2, 1, 1], [1, 1, 1]]
+    for task in ("train", "segment"):  # the busiest rank holds more of the coarse levels
+        assert merged["tasks"][task]["activations_bytes"] > plain["tasks"][task]["activations_bytes"]
+    # Fewer ghosts at the coarse levels, but the blocks themselves travel.
+    assert merged["halo_bytes_per_forward"] > plain["halo_bytes_per_forward"]
+    code, out, _ = plan(*shape, "--agglomerate=3:1x1x1")
+    assert code == 0
+    assert "2x2x2, from level 3 on as 1x1x1" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4:1x1x1", "--agglomerate 4:1x1x1: the network has levels 1 to 3"),
+        ("2:3x1x1", "3 does not divide the 2 ranks on axis D of 2x2x2"),
+        ("fewer", "--agglomerate fewer: give auto, none, or levels"),
+    ],
+)
+def test_an_agglomeration_that_does_not_suit_is_refused(plan, text, message):
+    code, _, err = plan("--shape=128x128x128", "--partition=2x2x2", f"--agglomerate={text}")
+    assert code == 2
+    assert message in err

@@ -71,7 +71,7 @@ def targets(whole: Tensor, classes: int) -> Tensor:
     return target
 
 
-def gradients(model: UNet, loss: Tensor) -> dict[str, Tensor]:
+def gradients_of(model: UNet, loss: Tensor) -> dict[str, Tensor]:
     model.zero_grad(set_to_none=True)
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
     target = targets(whole, settings.classes)
     twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
     expected_loss, expected_dice = dice_cross_entropy(twin(whole), target, serial_grid().communicator)
-    expected = gradients(twin, expected_loss)
+    expected = gradients_of(twin, expected_loss)
     running = {n: b.clone() for n, b in twin.named_buffers()}
     for dims in GRIDS[communicator.size]:
         if not blocks_of(settings, tuple(whole.shape[2:]), dims):
@@ -99,7 +99,7 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
             own = copy.deepcopy(model)
             fused = FusedUNet(own, grid, levels)
             loss, dice = fused.loss(take_block(whole, grid, layout), target[(slice(None), *box)])
-            gradients(own, loss)
+            gradients_of(own, loss)
             sum_gradients(own.parameters(), communicator)
             assert abs(float(loss.detach()) / float(expected_loss.detach()) - 1) < 1e-6
             assert torch.allclose(dice, expected_dice, rtol=1e-6)
@@ -116,13 +116,13 @@ def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatc
     target = targets(whole, settings.classes)
     fused = FusedUNet(model, serial_grid())
     loss, _ = fused.loss(whole, target)
-    expected = gradients(model, loss)
+    expected = gradients_of(model, loss)
     monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
     fused = FusedUNet(model, serial_grid())
     assert not fused.covers(whole)
     other, _ = fused.loss(whole, target)
     assert abs(float(other.detach()) / float(loss.detach()) - 1) < 1e-6
-    for name, value in gradients(model, other).items():
+    for name, value in gradients_of(model, other).items():
         assert relative_error(value, expected[name], floor=1e-2) <= 1e-4, name
 
 
@@ -132,9 +132,9 @@ def test_gradients_of_logits_and_of_the_loss_agree() -> None:
     whole = volume(settings, (16, 16, 24))
     target = targets(whole, settings.classes)
     fused = FusedUNet(model, serial_grid())
-    from_loss = gradients(model, fused.loss(whole, target)[0])
+    from_loss = gradients_of(model, fused.loss(whole, target)[0])
     logits = fused(whole)
-    from_logits = gradients(model, dice_cross_entropy(logits, target, serial_grid().communicator)[0])
+    from_logits = gradients_of(model, dice_cross_entropy(logits, target, serial_grid().communicator)[0])
     for name, value in from_loss.items():
         assert relative_error(from_logits[name], value, floor=1e-2) <= 1e-6, name
 
@@ -165,13 +165,13 @@ def test_dropout_in_the_gradients(norm: str, communicator: Communicator) -> None
     target = targets(whole, settings.classes)
     twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
     torch.manual_seed(8)
-    expected = gradients(twin, dice_cross_entropy(twin(whole), target, serial_grid().communicator)[0])
+    expected = gradients_of(twin, dice_cross_entropy(twin(whole), target, serial_grid().communicator)[0])
     grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
     layout = grid.layout((16, 24, 16), settings.multiple)
     fused = FusedUNet(model, grid)
     torch.manual_seed(8)
     loss, _ = fused.loss(take_block(whole, grid, layout), target[(slice(None), *grid.block(layout).slices)])
-    gradients(model, loss)
+    gradients_of(model, loss)
     sum_gradients(model.parameters(), communicator)
     for name, p in model.named_parameters():
         assert relative_error(p.grad, expected[name], floor=1e-2) <= 1e-4, name
@@ -249,12 +249,12 @@ def test_backward_after_other_passes() -> None:
     fused = FusedUNet(model, serial_grid())
     volumes = [volume(config(), shape) for shape in ((16, 16, 16), (8, 16, 24))]
     labels = [targets(x, 3) for x in volumes]
-    apart = [gradients(model, fused.loss(x, y)[0]) for x, y in zip(volumes, labels, strict=True)]
+    apart = [gradients_of(model, fused.loss(x, y)[0]) for x, y in zip(volumes, labels, strict=True)]
     losses = [fused.loss(x, y)[0] for x, y in zip(volumes, labels, strict=True)]
     with torch.no_grad():
         fused(volumes[0])
         list(fused.logit_slabs(volumes[1]))
-    together = gradients(model, losses[0] + losses[1])
+    together = gradients_of(model, losses[0] + losses[1])
     for name, value in together.items():
         assert relative_error(value, apart[0][name] + apart[1][name], floor=1e-2) <= 1e-6, name
 

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from oracles import GRIDS, serial_grid
-from volseg.config import ModelConfig
+from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
+from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layout import Layout
+from volseg.partition.memory import training_memory
+from volseg.partition.share import busy_shares, share_of
 
 
 def config(**changes) -> ModelConfig:
@@ -59,6 +62,46 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     walk.backward()
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walk.tensors
+
+
+@pytest.mark.parallel([2, 3, 4, 8])
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("checkpoints", [(), (0, 2)])
+@pytest.mark.parametrize("floats", [2**18, 2**9], ids=["a block a message", "a few planes a message"])
+def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
+    floats, checkpoints, number, communicator, monkeypatch
+):
+    """Of leaders, of leaders of leaders, of those who sit out; and the plan is that of the one with most."""
+    monkeypatch.setattr("volseg.partition.agglomeration._MESSAGE_FLOATS", floats)
+    dims, text = AGGLOMERATED[communicator.size][number % len(AGGLOMERATED[communicator.size])]
+    settings, shape = config(levels=3), (40, 48, 32)
+    grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, 3, dims)
+    layout = grid.layout(shape, settings.multiple)
+    fused = FusedUNet(UNet(settings), grid, checkpoints, stages)
+    block = take_block(torch.randn(1, 1, *shape), grid, layout)
+    fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
+
+    def walked(share):
+        walk = FusedWalk(settings, layout, checkpoints, share=share)
+        walk.forward()
+        walk.backward()
+        return walk
+
+    walk = walked(share_of(grid.coords, layout, 3, stages))
+    assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
+    assert walk.tensors == 4 * fused.work.buffers.total
+    most = max(walked(share).tensors for share in busy_shares(layout, 3, stages))
+    assert most == max(communicator.gather_all(walk.tensors))
+    planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
+    assert planned.activations >= most
+
+
+AGGLOMERATED = {
+    2: [((2, 1, 1), "1:1x1x1"), ((1, 1, 2), "2:1x1x1"), ((1, 2, 1), "3:1x1x1")],
+    3: [((1, 3, 1), "2:1x1x1"), ((3, 1, 1), "1:1x1x1")],
+    4: [((2, 2, 1), "2:1x1x1"), ((4, 1, 1), "1:2x1x1,2:1x1x1"), ((1, 2, 2), "2:1x2x1,3:1x1x1")],
+    8: [((2, 2, 2), "2:1x1x1"), ((4, 2, 1), "2:2x1x1,3:1x1x1"), ((2, 2, 2), "1:1x1x1")],
+}
 
 
 def test_a_slab_has_room_for_the_largest_from_the_first_one_on() -> None:

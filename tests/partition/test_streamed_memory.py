@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,11 +18,13 @@ from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import Store
+from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.basin import peak_of
 from volseg.partition.layout import Layout
 from volseg.partition.memory import Beside, segmenting_memory
 from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, layer_costs, schedules_of
-from volseg.partition.streamed_memory import StreamedWalk
+from volseg.partition.share import busy_shares, share_of
+from volseg.partition.streamed_memory import StreamedWalk, scratch_bytes
 
 
 def config(**changes: object) -> ModelConfig:
@@ -70,6 +74,61 @@ def test_basins_and_windows_are_the_planned_ones(
         held = 4 * max(communicator.gather_all(totals[-1]))
         planned = walk.last.by_level[0] - walk._logits()
         assert 0.85 * planned <= held <= planned
+
+
+@pytest.mark.parallel([2, 3, 4, 8])
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE, SPILL])
+def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
+    schedule: Schedule, communicator: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On each rank; and what the store holds at once is within what the plan says for it."""
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    settings, shape = config(levels=4, base_channels=4), (96, 48, 64)
+    for dims, text in AGGLOMERATED[communicator.size]:
+        grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, 4, dims)
+        layout = grid.layout(shape, settings.multiple)
+        x = take_block(torch.randn(1, 1, *shape), grid, layout)
+        store = LiveStore()
+        streamed = FusedUNet(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
+        for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+            pass
+        walk = StreamedWalk(settings, layout, schedule, share=share_of(grid.coords, layout, 4, stages)).run()
+        assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())
+        if not walk.in_files:
+            assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
+        busiest = max(
+            StreamedWalk(settings, layout, schedule, share=share).run().peak.total
+            for share in busy_shares(layout, 4, stages)
+        )
+        assert busiest == max(communicator.gather_all(walk.peak.total)), (dims, text)
+        if schedule is not RECOMPUTE:
+            assert scratch_bytes(settings, layout, stages) == 4 * max(communicator.gather_all(sum(store.sizes)))
+
+
+class LiveStore(CountingStore):
+    """Notes also how much of it was there at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+
+    def take(self, floats: int) -> Tensor:
+        taken = super().take(floats)
+        self.held += floats
+        self.most = max(self.most, self.held)
+        weakref.finalize(taken.untyped_storage(), self._gone, floats)
+        return taken
+
+    def _gone(self, floats: int) -> None:
+        self.held -= floats
+
+
+AGGLOMERATED = {
+    2: [((2, 1, 1), "1:1x1x1"), ((1, 1, 2), "2:1x1x1"), ((1, 2, 1), "4:1x1x1")],
+    3: [((1, 3, 1), "2:1x1x1"), ((3, 1, 1), "1:1x1x1")],
+    4: [((2, 2, 1), "3:1x1x1"), ((4, 1, 1), "1:2x1x1,2:1x1x1"), ((1, 2, 2), "2:1x2x1,3:1x1x1")],
+    8: [((2, 2, 2), "2:1x1x1"), ((4, 2, 1), "2:2x1x1,4:1x1x1"), ((2, 2, 2), "1:1x1x1")],
+}
 
 
 def test_levels_add_up_and_schedules_come_in_order() -> None:

@@ -71,6 +71,33 @@ def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimiz
     assert sum(report.time.values()) == pytest.approx(1)
 
 
+@pytest.mark.parallel([2, 4, 8])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_coarse_levels_on_fewer_ranks_do_not_change_the_loss(shared, communicator, norm):
+    with communicator.together():
+        if communicator.is_root:
+            tiny_dataset(shared / "data", shape=(27, 22, 30))
+    config = tiny_config(epochs=4, learning_rate=3e-4, validation=1)
+    config = replace(config, model=replace(config.model, norm=norm))
+    alone = curve_of_one_rank(shared, config, communicator)
+    partition, stages = {2: ("1x1x2", "2:1x1x1"), 4: ("4x1x1", "1:2x1x1,2:1x1x1"), 8: ("2x2x2", "1:1x1x1")}[
+        communicator.size
+    ]
+    job = TrainingJob(shared / "data", shared / "many", config, partition, agglomerate=stages)
+    report = train(job, communicator)
+    np.testing.assert_allclose(losses(shared / "many"), alone, rtol=1e-5)
+    facts = json.loads((shared / "many" / "report.json").read_text())
+    assert facts["agglomeration"] == stages
+    assert report.validation_dice == pytest.approx(
+        json.loads((shared / "alone" / "report.json").read_text())["validation_dice"], abs=1e-3
+    )
+    # Those who sit out take part in the gradients' sum, and end with the same weights and statistics.
+    before = losses(shared / "many")
+    more = replace(job, config=replace(config, training=replace(config.training, epochs=5)), proceed=True)
+    train(replace(more, agglomerate="none"), communicator)
+    np.testing.assert_array_equal(losses(shared / "many")[: len(before)], before)
+
+
 @pytest.mark.parallel([1, 2])
 def test_checkpointing_a_level_does_not_change_the_loss(shared, communicator):
     with communicator.together():

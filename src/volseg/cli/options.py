@@ -15,6 +15,12 @@ Trace = Annotated[
         "--trace", help="Also a trace, .json or .json.gz: what each rank does when; see it in ui.perfetto.dev."
     ),
 ]
+Agglomerate = Annotated[
+    str,
+    typer.Option(
+        help="Coarse levels on fewer ranks: levels and their process grids, such as 3:2x1x1,4:1x1x1; auto, or none."
+    ),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Series = Annotated[
     str | None,

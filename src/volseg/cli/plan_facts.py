@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from volseg.geometry import Triple
 from volseg.partition.answer import Answer, Asked, TaskAnswer
 from volseg.partition.nodes import NodePlan
 from volseg.partition.planner import Plan
@@ -20,6 +21,8 @@ def facts(asked: Asked, found: Answer) -> dict[str, Any]:
         "padded_shape": list(first.plan.layout.shape),
         "ranks": first.ranks,
         "grid": list(first.dims),
+        "agglomeration": str(first.plan.agglomeration),
+        "grids_by_level": [list(dims) for dims in _grids(first.plan, asked.settings.model.levels)],
         "boundaries": [list(cuts) for cuts in first.plan.layout.boundaries],
         "largest_block": list(first.plan.layout.largest_block),
         "halo_bytes_per_forward": first.plan.halo_bytes,
@@ -29,6 +32,11 @@ def facts(asked: Asked, found: Answer) -> dict[str, Any]:
         "profile": {"machine": asked.profile.machine, "source": asked.profile.source, "date": asked.profile.date},
         "tasks": {str(task): _task(asked, one) for task, one in found.tasks.items()},
     }
+
+
+def _grids(plan: Plan, levels: int) -> list[Triple]:
+    """The process grid of each level."""
+    return [plan.agglomeration.dims_at(level, plan.layout.dims) for level in range(levels + 1)]
 
 
 def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
@@ -63,6 +71,7 @@ def _run(run: Candidate) -> dict[str, Any]:
         "replicas": run.replicas,
         "grid": list(run.dims),
         "checkpoint_levels": list(run.checkpoint_levels),
+        "agglomeration": str(run.plan.agglomeration),
         "peak_bytes_per_rank": run.plan.memory.peak,
         "seconds": run.seconds,
         "cases_per_second": run.cases_per_second,

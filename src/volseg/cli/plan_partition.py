@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volseg.cli.options import Debug, JsonOutput
+from volseg.cli.options import Agglomerate, Debug, JsonOutput
 from volseg.cli.sizes import parse_levels, parse_ranks, parse_shape
 from volseg.errors import ConfigError
 
@@ -47,6 +47,7 @@ def plan_partition(
     nodes: Annotated[int | None, typer.Option(help="So many machines.  [default: the fewest that fit]")] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
+    agglomerate: Agglomerate = "auto",
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
@@ -90,6 +91,7 @@ def plan_partition(
         size, settings, [task] if task is not None else list(Task), find_profile(profile), counts,
         parse_memory(memory) if memory is not None else None, named, replicas, threads,
         None if node_memory is None else parse_memory(node_memory, "--node-memory"), cores_per_node, nodes,
+        agglomerate,
     )  # fmt: skip
     found = answer(asked)
     if plot is not None:

@@ -49,7 +49,7 @@ def _plan(asked: Asked, found: Answer) -> Table:
         ("U-Net channels", format_triple(asked.settings.model.widths)),
         ("ranks", first.ranks),
         *([("replicas", first.replicas)] if first.replicas > 1 else []),
-        ("grid Pz x Py x Px", format_triple(layout.dims)),
+        ("grid Pz x Py x Px", format_triple(layout.dims) + first.plan.agglomeration.described),
         ("block sides", ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True))),
         ("halo received a forward pass", gibibytes(first.plan.halo_bytes)),
     ]

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series, Trace
+from volseg.cli.options import (
+    Agglomerate,
+    Debug,
+    FixTilt,
+    NoProgress,
+    Overwrite,
+    Quiet,
+    ResampleGaps,
+    Series,
+    Trace,
+)  # fmt: skip
 from volseg.cli.sizes import parse_spacing
 
 
@@ -36,6 +46,7 @@ def segment(
     ] = None,
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    agglomerate: Agglomerate = "auto",
     spacing: Annotated[
         str,
         typer.Option(
@@ -130,6 +141,7 @@ def segment(
             schedule=None if schedule is ScheduleName.auto else Schedule(schedule),
             scratch=scratch,
             go_on=go_on,
+            agglomerate=agglomerate,
         )
         report = segment_scan(settings, work.communicator, work.listen)
         work.print(_label_table(scan.name, report))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet, Trace
+from volseg.cli.options import Agglomerate, Debug, NoProgress, Overwrite, Quiet, Trace
 
 
 def train(
@@ -24,6 +24,7 @@ def train(
     accumulate: Annotated[
         int | None, typer.Option(help="Cases a replica takes for a step; replicas x this is the batch.  [default: 1]")
     ] = None,
+    agglomerate: Agglomerate = "auto",
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
@@ -86,7 +87,9 @@ def train(
             },
         )
         report = train_run(
-            TrainingJob(dataset, run, settings, partition, proceed, overwrite, trace, trace_steps, replicas),
+            TrainingJob(
+                dataset, run, settings, partition, proceed, overwrite, trace, trace_steps, replicas, agglomerate
+            ),
             work.communicator,
             work.listen,
         )

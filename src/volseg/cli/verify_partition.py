@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, JsonOutput, NoProgress, Quiet
+from volseg.cli.options import Agglomerate, Debug, JsonOutput, NoProgress, Quiet
 
 
 def verify_partition(
     scan: Annotated[Path, typer.Argument(help="NIfTI file, .zarr, or folder of one DICOM series.")],
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
+    agglomerate: Agglomerate = "none",
     json: JsonOutput = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -31,13 +32,16 @@ def verify_partition(
         from volseg.geometry import format_triple
         from volseg.segmentation.verification import verify_partition as verify
 
-        found = verify(model, scan, partition, work.communicator)
+        found = verify(model, scan, partition, work.communicator, agglomerate)
         if json:
             work.print(dumps(dataclasses.asdict(found)))
         else:
             verdict = "bit-identical" if found.identical else "NOT identical"
+            grid = format_triple(found.grid)
+            if found.agglomeration != "none":
+                grid += f", agglomerated {found.agglomeration},"
             work.print(
-                f"grid {format_triple(found.grid)} against 1 rank: max |delta logit| {found.largest_difference:.3g}, "
+                f"grid {grid} against 1 rank: max |delta logit| {found.largest_difference:.3g}, "
                 f"{found.mismatches} label mismatches in {found.voxels:,} voxels: {verdict}"
             )
         if not found.identical:

@@ -10,15 +10,20 @@ from typing import Any
 
 import torch
 
-from volseg.config import ModelConfig
+from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
 from volseg.nn.kernels.speed import SIDE, reference_seconds
+from volseg.partition.agglomeration import Agglomeration, agglomeration_for
+from volseg.partition.agglomeration_choice import choose_agglomeration
+from volseg.partition.layout import Layout
+from volseg.partition.memory import parameter_count
 from volseg.partition.operations import Family, Kind, Operation
 from volseg.partition.profile import Profile, find_profile
+from volseg.partition.schedule import IN_PLACE
 from volseg.partition.tiling import padded_channels
-from volseg.partition.time_model import Placing, TimePlan
+from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,13 @@ class Machine:
     """This machine as the time model sees it.
 
     profile  measured here, or measured elsewhere and scaled
+    nominal  as it was read; what is decided by it is decided alike in every run
     placing  of this job's ranks
     source   in words: where the times come from
     """
 
     profile: Profile
+    nominal: Profile
     placing: Placing
     source: str
 
@@ -53,7 +60,7 @@ def this_machine(model: ModelConfig, communicator: Communicator, path: Path | No
     placing = Placing(ranks_on_this_machine(communicator), torch.get_num_threads())
     own = communicator.broadcast((profile.machine, profile.cores) == (processor_name(), os.cpu_count()))
     if own and profile.source != "built in":
-        return Machine(profile, placing, profile.source)
+        return Machine(profile, profile, placing, profile.source)
     communicator.barrier()
     channels = padded_channels(model.widths[0])
     now = communicator.gather_all(reference_seconds(channels))
@@ -62,7 +69,9 @@ def this_machine(model: ModelConfig, communicator: Communicator, path: Path | No
     if min(now) <= 0 or before <= 0:
         return None
     factor = statistics.fmean(now) / before
-    return Machine(profile.scaled(factor), placing, f"{profile.source}, scaled to this machine by one convolution")
+    return Machine(
+        profile.scaled(factor), profile, placing, f"{profile.source}, scaled to this machine by one convolution"
+    )
 
 
 def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine | None) -> dict[str, Any]:
@@ -75,3 +84,23 @@ def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine 
         "planned_seconds_by_kind": {str(kind): round(s, 4) for kind, s in plan.by_kind().items() if s},
         "planned_from": machine.source,
     }
+
+
+def agglomeration_of_run(
+    text: str, task: str, model: ModelConfig, training: TrainingConfig, layout: Layout, machine: Machine | None
+) -> Agglomeration:
+    """What ``--agglomerate`` asks for; "auto" is what the time model chooses for `task`, "train" or "segment".
+
+    Raises as `agglomeration_for` does.
+    """
+    if text != "auto" or machine is None:
+        return agglomeration_for(text, model, layout)
+    profile, placing, parameters = machine.nominal, machine.placing, parameter_count(model)
+
+    def time_of(stages: Agglomeration) -> TimePlan:
+        layouts = stages.layouts(layout, model.levels)
+        if task == "train":
+            return training_time(model, training, layouts, parameters, profile, placing)
+        return segmenting_time(model, layouts, profile, IN_PLACE, placing)
+
+    return choose_agglomeration(model, layout, time_of)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
-from volseg.geometry import Triple
+from volseg.distributed.merging import LevelGrids
+from volseg.errors import PartitionError
 from volseg.models.journal import Journal
-from volseg.models.layers import as_batch, context_of, layer_of
+from volseg.models.layers import as_batch, context_of, layer_of, output_of, sit_out
+from volseg.models.merged_levels import MergedLevels
 from volseg.models.streamed_unet import StreamedUNet
+from volseg.models.tape import Tape
 from volseg.models.unet import UNet
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
@@ -34,6 +37,7 @@ from volseg.nn.fused.up import Up, bias_sums
 from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import LossSums, dice_cross_entropy
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
 from volseg.partition.operations import Kind
@@ -43,32 +47,6 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 
 
-@dataclass
-class _Tape:
-    """What a forward pass leaves: the image, and each layer's output by its name.
-
-    work             where its tensors lie
-    layouts, bricks  of each level, finest first
-    """
-
-    work: Workplace
-    layouts: list[Layout]
-    bricks: list[Triple]
-    image: Held
-    outputs: dict[str, Output] = field(default_factory=dict)
-    pooled: dict[int, Held] = field(default_factory=dict)
-
-    @property
-    def last(self) -> Output:
-        """What the head reads."""
-        return self.outputs["decoder 0.2" if len(self.layouts) > 1 else "encoder 0.2"]
-
-    def above(self, level: int) -> Output:
-        """What the up-convolution to `level` reads."""
-        deepest = level + 2 == len(self.layouts)
-        return self.outputs[f"encoder {level + 1}.2" if deepest else f"decoder {level + 1}.2"]
-
-
 class FusedUNet(nn.Module):
     """The partitioned twin of a `UNet`, with fused layers; it shares the model's parameters.
 
@@ -76,25 +54,38 @@ class FusedUNet(nn.Module):
     logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
 
     checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
+    agglomeration      which levels only some of the ranks take part in; the bits of the logits do not change
     kernels            whether all ranks' processors run the kernels of the fused layers
 
-    To make one is collective.
+    To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
+    or processors.
 
     Settings that the fused layers do not cover (several samples together, kernels other than 3, up-sampling by
     interpolation, a gradient for the image, other devices and types) go through the layers of `partition_module`; which
-    of the two it is follows from model and input alone, so it is the same on all ranks.
+    of the two it is follows from model and input alone, so it is the same on all ranks. There all ranks take part in
+    all levels.
     """
 
-    def __init__(self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = ()) -> None:
+    def __init__(
+        self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
+        agglomeration: Agglomeration = NONE,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.grid = model.config, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=model.config.multiple))
         self.checkpoint_levels = frozenset(checkpoint_levels)
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
-        self._tape: weakref.ref[_Tape] | None = None
+        self._tape: weakref.ref[Tape] | None = None
         kernels = np.array([float(winograd.available())])
         self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
+        if agglomeration.stages and not (self.kernels and covers(self.config)):
+            raise PartitionError(
+                f"--agglomerate {agglomeration}: the layers that this network or a rank's processor needs are not "
+                "agglomerated; use --agglomerate none"
+            )
+        self.grids = LevelGrids(grid, self.config.levels, agglomeration)
+        self.merged = MergedLevels(self.twin, self.grids)
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, base_channels, d, h, w]. Collective."""
@@ -145,7 +136,7 @@ class FusedUNet(nn.Module):
     ) -> StreamedUNet:  # fmt: skip
         """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
         self.work = Workplace(self.grid, Buffers())
-        return StreamedUNet(self.twin, self.grid, schedule, store, tell, journal)
+        return StreamedUNet(self.twin, self.grids, schedule, store, tell, journal)
 
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""
@@ -164,31 +155,45 @@ class FusedUNet(nn.Module):
 
     @contextmanager
     def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
-        """The layout of this input at each level. Collective."""
+        """The layout of this input at each level, on that level's grid. Collective."""
         context = context_of(self.twin)
         context.begin_pass(x)
         try:
             layout = context.layout_of(self, x)
-            yield [layout.at_level(level) for level in range(self.config.levels + 1)]
+            yield self.grids.agglomeration.layouts(layout, self.config.levels)
         finally:
             context.end_pass()
 
-    def _up(self, tape: _Tape, level: int) -> Up:
-        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level).held)
+    def _up(self, tape: Tape, level: int) -> Up:
+        return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), tape.above(level))
 
-    def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> _Tape:
+    def _encode_decode(self, x: Tensor, layouts: list[Layout]) -> Tape:
         work = self._begin(x)
+        works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
         bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
-        tape = _Tape(work, layouts, bricks, self._image(work, x, layouts[0]))
+        tape = Tape(works, layouts, bricks, self._image(work, x, layouts[0]))
         self._tape = weakref.ref(tape)
-        top = self.config.levels
-        below = tape.image
-        for level in range(top + 1):
-            self._encoder(tape, level, below)
-            below = tape.pooled.get(level, below)
-        for level in reversed(range(top)):
+        top, last = self.config.levels, self.grids.last
+        for level in range(last + 1):
+            if level:
+                self.merged.gather_input(tape, level)
+            self._encoder(tape, level, tape.pooled[level - 1] if level else tape.image)
+        if last < top:
+            self.merged.gather_input(tape, last + 1)
+            sit_out(self.twin, last + 1)
+        for level in reversed(range(min(last + 1, top))):
+            self.merged.spread_output(tape, level + 1)
             self._decoder(tape, level)
         return tape
+
+    def _during(self, label: str) -> AbstractContextManager[None]:
+        return self.grid.communicator.meter.during(label)
+
+    def _needs_ghosts(self, part: str, level: int) -> bool:
+        """Whether the output of a level's second convolution is read with its ghosts on the level's own grid."""
+        if f"{part} {level}.2" != output_of(self.twin, level):
+            return True  # a skip
+        return level > 0 and level not in self.grids.merges
 
     def _begin(self, x: Tensor) -> Workplace:
         """Memory for a pass: that of the last one, unless somebody still holds its tape."""
@@ -212,33 +217,45 @@ class FusedUNet(nn.Module):
         work.start_exchange(held)
         return held
 
-    def _encoder(self, tape: _Tape, level: int, below: Held) -> None:
-        layouts, top = tape.layouts, self.config.levels
-        whole: Range = (0, layouts[level].block(self.grid.coords).shape[0])
+    def _encoder(self, tape: Tape, level: int, below: Held) -> None:
+        whole = self._planes(tape, level)
         first = self._run(tape, "encoder", level, 1, [(whole, [below])], ghosts=True)
-        pooled = layouts[level + 1] if level < top else None
-        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=top > 0, pooled=pooled)
+        pooled = tape.before(level + 1) if level < self.config.levels else None
+        ghosts = self._needs_ghosts("encoder", level)
+        self._run(tape, "encoder", level, 2, [(whole, [first])], ghosts=ghosts, pooled=pooled)
         self._leave_first(tape, "encoder", level)
 
-    def _decoder(self, tape: _Tape, level: int) -> None:
-        whole: Range = (0, tape.layouts[level].block(self.grid.coords).shape[0])
-        tape.above(level).held.wait()
+    def _decoder(self, tape: Tape, level: int) -> None:
+        whole = self._planes(tape, level)
+        tape.above(level).wait()
         tape.outputs[f"encoder {level}.2"].held.wait()
         slabs = self._first_slabs(tape, "decoder", level, [])
         first = self._run(tape, "decoder", level, 1, slabs, ghosts=True)
-        self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=level > 0)
+        self._run(tape, "decoder", level, 2, [(whole, [first])], ghosts=self._needs_ghosts("decoder", level))
         self._leave_first(tape, "decoder", level)
 
+    def _planes(self, tape: Tape, level: int) -> Range:
+        """All of this rank's block."""
+        return 0, tape.works[level].grid.block(tape.layouts[level]).shape[0]
+
     def _run(
-        self, tape: _Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
+        self, tape: Tape, part: str, level: int, number: int, slabs: Iterable[fused.Slab], *, ghosts: bool,
         pooled: Layout | None = None,
     ) -> Held:  # fmt: skip
-        layer, work, layout = layer_of(self.twin, part, level, number), tape.work, tape.layouts[level]
+        layer, work, layout = layer_of(self.twin, part, level, number), tape.works[level], tape.layouts[level]
         rows = work.rows(layout, layer.channels)
         small_rows = work.rows(pooled, layer.channels) if pooled is not None else None
-        with self.grid.communicator.meter.during(layer.label):
+        with self._during(layer.label):
             output, small = fused.forward(
-                work, layer, slabs, layout, tape.bricks[level], rows, small_rows, ghosts=ghosts
+                work,
+                layer,
+                slabs,
+                layout,
+                tape.bricks[level],
+                rows,
+                small_rows,
+                ghosts=ghosts,
+                small_ghosts=level + 1 not in self.grids.merges,
             )
         if part == "decoder" and number == 1:
             output.inputs = []  # its slabs were for this pass
@@ -247,34 +264,33 @@ class FusedUNet(nn.Module):
             tape.pooled[level] = small
         return output.held
 
-    def _first_slabs(self, tape: _Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
+    def _first_slabs(self, tape: Tape, part: str, level: int, inputs: list[Held]) -> Iterator[fused.Slab]:
         """What the first convolution of a level reads: in the decoder the skip and slabs from below, else `inputs`."""
-        layout = tape.layouts[level]
         if part == "encoder":
-            yield (0, layout.block(self.grid.coords).shape[0]), inputs
+            yield self._planes(tape, level), inputs
             return
         skip = tape.outputs[f"encoder {level}.2"].held
-        for planes, slab in self._up(tape, level).slabs(tape.work, tape.bricks[level][0]):
+        for planes, slab in self._up(tape, level).slabs(tape.works[level], tape.bricks[level][0]):
             yield planes, [skip, slab]
 
-    def _leave_first(self, tape: _Tape, part: str, level: int) -> None:
+    def _leave_first(self, tape: Tape, part: str, level: int) -> None:
         """Give the first convolution's output back, where it is made again."""
         output = tape.outputs[f"{part} {level}.1"]
         output.held.wait()
         if self._made_again(part, level):
-            tape.work.buffers.give(output.held.rows)
+            tape.works[level].buffers.give(output.held.rows)
 
     def _made_again(self, part: str, level: int) -> bool:
         return made_again(self.config, part, level, self.checkpoint_levels)
 
-    def _logits(self, tape: _Tape) -> Iterator[tuple[int, Tensor]]:
+    def _logits(self, tape: Tape) -> Iterator[tuple[int, Tensor]]:
         """Slabs of logits [planes, h, w, K], from the first plane on; each"""
         weight = pointwise.pack_point(self.twin.head.weight, self.twin.head.bias)
         held = tape.last.held
         for first, last in self._head_slabs(tape):
             yield first, self._head_slab(held, weight, (first, last)).own[..., : self.config.classes]
 
-    def _head_slabs(self, tape: _Tape) -> list[Range]:
+    def _head_slabs(self, tape: Tape) -> list[Range]:
         sides = tape.last.held.rows.sides
         planes = head_slab_planes(sides, self.config.classes)
         return [(z, min(sides[0], z + planes)) for z in range(0, sides[0], planes)]
@@ -289,56 +305,58 @@ class FusedUNet(nn.Module):
 
     # backward
 
-    def _backward_from_logits(self, tape: _Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
+    def _backward_from_logits(self, tape: Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
         """Gradients of all parameters from slabs of the logits' gradient. Collective."""
         gradients: Gradients = {}
         head, last = self.twin.head, tape.last.held
         stored = padded_channels(self.config.classes)
         turned = pointwise.pack_turned_point(head.weight, stored)
-        slot = fused.slot_before_activation(tape.work, last)
+        slot = fused.slot_before_activation(tape.works[0], last)
         weight, bias = (
             torch.zeros(stored, last.rows.channels, dtype=torch.float64),
             torch.zeros(stored, dtype=torch.float64),
         )
         for planes, given in slabs:
-            with tape.work.meter.doing(Kind.HEAD):
+            with tape.works[0].meter.doing(Kind.HEAD):
                 bias += bias_sums(given)
                 weight += pointwise.gradients(
                     last.activation, _shifted(given, planes[0]), turned, slot.rows, slot.sums, planes
                 )[0]
         k, c = head.weight.shape[:2]
         fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
-        top = self.config.levels
-        for level in range(top):
+        top, finest = self.config.levels, self.grids.last
+        for level in range(min(finest + 1, top)):
             self._decoder_backward(tape, level, gradients)
-        for level in reversed(range(top + 1)):
+            self.merged.gather_gradient(tape, level + 1)
+        for level in reversed(range(finest + 1)):
             self._encoder_backward(tape, level, gradients)
         return gradients
 
-    def _second_backward(self, tape: _Tape, part: str, level: int, gradients: Gradients) -> Output:
+    def _second_backward(self, tape: Tape, part: str, level: int, gradients: Gradients) -> Output:
         """The second convolution of a level: leaves the gradient of the first one's output, which is returned."""
         first, second = (tape.outputs.pop(f"{part} {level}.{n}") for n in (1, 2))
+        work = tape.works[level]
         if self._made_again(part, level):
-            with self.grid.communicator.meter.during(f"{first.layer.label}, again"):
-                fused.again(tape.work, first, self._first_slabs(tape, part, level, first.inputs))
+            with self._during(f"{first.layer.label}, again"):
+                fused.again(work, first, self._first_slabs(tape, part, level, first.inputs))
         whole: Range = (0, first.held.rows.sides[0])
-        with self.grid.communicator.meter.during(f"{second.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, second, gradients)
-            slot = fused.slot_before_activation(tape.work, first.held)
-            fused.backward(tape.work, second, gradient, [(whole, [first.held], [slot])], gradients)
+        with self._during(f"{second.layer.label}, backward"):
+            gradient = fused.output_gradient(work, second, gradients)
+            slot = fused.slot_before_activation(work, first.held)
+            fused.backward(work, second, gradient, [(whole, [first.held], [slot])], gradients)
         return first
 
-    def _decoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
+    def _decoder_backward(self, tape: Tape, level: int, gradients: Gradients) -> None:
         first = self._second_backward(tape, "decoder", level, gradients)
-        below, skip = tape.above(level).held, tape.outputs[f"encoder {level}.2"].held
-        up = self._up(tape, level)
-        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, first, gradients)
-            skip_slot = fused.slot_behind_activation(tape.work, skip)
-            below_slot = fused.slot_before_activation(tape.work, below)
+        below, skip = tape.above(level), tape.outputs[f"encoder {level}.2"].held
+        up, work = self._up(tape, level), tape.works[level]
+        with self._during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(work, first, gradients)
+            skip_slot = fused.slot_behind_activation(work, skip)
+            below_slot = fused.slot_before_activation(work, below)
             found = _UpGradients()
-            slabs = self._up_slabs(tape.work, up, skip, skip_slot, below_slot, found)
-            fused.backward(tape.work, first, gradient, slabs, gradients)
+            slabs = self._up_slabs(work, up, skip, skip_slot, below_slot, found)
+            fused.backward(work, first, gradient, slabs, gradients)
         assert found.weight is not None
         assert found.bias is not None
         up.enter(found.weight, found.bias, gradients)
@@ -357,25 +375,22 @@ class FusedUNet(nn.Module):
                 sums = bias_sums(given)
             found.bias = sums if found.bias is None else found.bias + sums
 
-    def _encoder_backward(self, tape: _Tape, level: int, gradients: Gradients) -> None:
-        second = tape.outputs[f"encoder {level}.2"]
+    def _encoder_backward(self, tape: Tape, level: int, gradients: Gradients) -> None:
+        second, work = tape.outputs[f"encoder {level}.2"], tape.works[level]
         if level < self.config.levels:
-            held, small = second.held, tape.pooled.pop(level)
+            held, small = second.held, self.merged.input_gradient(tape, level + 1)
             assert held.gradient is not None
             assert second.signs is not None
-            assert small.gradient is not None
             held.sums = torch.zeros(2, held.rows.channels, dtype=torch.float64)
-            meter = tape.work.meter
-            with meter.during(f"{second.layer.label}, backward"), meter.doing(Kind.POOLING):
-                passes.unpool(held.gradient, held.activation, second.signs, small.gradient, held.sums)
-            tape.work.buffers.give(small.gradient)
-            tape.work.buffers.give(small.rows)
+            with self._during(f"{second.layer.label}, backward"), work.meter.doing(Kind.POOLING):
+                passes.unpool(held.gradient, held.activation, second.signs, small, held.sums)
+            work.buffers.give(small)
         first = self._second_backward(tape, "encoder", level, gradients)
         whole: Range = (0, first.held.rows.sides[0])
-        with self.grid.communicator.meter.during(f"{first.layer.label}, backward"):
-            gradient = fused.output_gradient(tape.work, first, gradients, ghosts=level > 0)
-            slots = [fused.slot_behind_activation(tape.work, x) for x in first.inputs if x is not tape.image]
-            fused.backward(tape.work, first, gradient, [(whole, first.inputs, slots)], gradients)
+        with self._during(f"{first.layer.label}, backward"):
+            gradient = fused.output_gradient(work, first, gradients, ghosts=level > 0)
+            slots = [fused.slot_behind_activation(work, x) for x in first.inputs if x is not tape.image]
+            fused.backward(work, first, gradient, [(whole, first.inputs, slots)], gradients)
 
 
 @dataclass
@@ -428,9 +443,9 @@ class _Loss(torch.autograd.Function):
             ctx.tape = network._encode_decode(x, layouts)
             sums = LossSums(network.config.classes)
             for start, logits in network._logits(ctx.tape):
-                with ctx.tape.work.meter.doing(Kind.HEAD):
+                with ctx.tape.works[0].meter.doing(Kind.HEAD):
                     sums.add(logits, target[0, start : start + logits.shape[0]])
-        with ctx.tape.work.meter.doing(Kind.HEAD):
+        with ctx.tape.works[0].meter.doing(Kind.HEAD):
             loss, dice = sums.finish(network.grid.communicator)
         ctx.network, ctx.parameters, ctx.sums = network, parameters, sums
         ctx.save_for_backward(target)
@@ -446,19 +461,19 @@ class _Loss(torch.autograd.Function):
 
 
 def _logit_gradients(
-    network: FusedUNet, tape: _Tape, target: Tensor, sums: LossSums, factor: float
+    network: FusedUNet, tape: Tape, target: Tensor, sums: LossSums, factor: float
 ) -> Iterator[tuple[Range, Rows]]:
     weight = pointwise.pack_point(network.twin.head.weight, network.twin.head.bias)
     for first, last in network._head_slabs(tape):
         rows = network._head_slab(tape.last.held, weight, (first, last))
         logits = rows.own[..., : network.config.classes]
-        with tape.work.meter.doing(Kind.HEAD):
+        with tape.works[0].meter.doing(Kind.HEAD):
             sums.gradient(logits, target[0, first:last], factor, out=logits)
         yield (first, last), rows
 
 
-def _once(ctx: Any) -> _Tape:
-    tape: _Tape | None = ctx.tape
+def _once(ctx: Any) -> Tape:
+    tape: Tape | None = ctx.tape
     ctx.tape = None
     if tape is None:
         raise RuntimeError("the fused U-Net goes backward once for each forward")

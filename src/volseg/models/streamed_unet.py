@@ -14,18 +14,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
+from volseg.distributed.merging import LevelGrids
 from volseg.geometry import Box, Triple
 from volseg.models.journal import COARSE, Journal
-from volseg.models.layers import as_batch, context_of, layer_of
+from volseg.models.layers import as_batch, context_of, layer_of, sit_out
+from volseg.models.merged_levels import spread_output
 from volseg.models.unet import UNet
 from volseg.nn.fused import layer as fused
+from volseg.nn.fused import merging
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.chain import Chain, Stage
 from volseg.nn.fused.image import Image, reach, read_planes
@@ -46,19 +49,29 @@ from volseg.partition.window import Range
 
 @dataclass
 class _Level:
-    """A level of a run: its layout and brick; its basin, and the memory of that; and the tensors that lie there."""
+    """A level of a run: its layout and brick; its basin, and the memory of that; and the tensors that lie there.
 
+    work  its grid, which is this rank's too
+    """
+
+    work: Workplace
     layout: Layout
     brick: Triple
     basin: Basin | None = None
     memory: Tensor | None = None
     held: dict[str, Held] = field(default_factory=dict)
 
+    @property
+    def sides(self) -> Triple:
+        """Of this rank's block."""
+        return self.work.grid.block(self.layout).shape
+
 
 class StreamedUNet:
     """Runs a partitioned U-Net that the fused layers cover (`partition.schedule.covers`), forward only.
 
     twin      the network as `partition_module` made it
+    grids     of its levels
     schedule  see above
     store     where tensors lie
     tell      is called with the share of the work that is done, 0 to 1, after each slab
@@ -69,19 +82,22 @@ class StreamedUNet:
     """
 
     def __init__(
-        self, twin: UNet, grid: ProcessGrid, schedule: Schedule = IN_PLACE, store: Store | None = None,
+        self, twin: UNet, grids: LevelGrids, schedule: Schedule = IN_PLACE, store: Store | None = None,
         tell: Callable[[float], None] | None = None, journal: Journal | None = None,
     ) -> None:  # fmt: skip
-        self.twin, self.grid, self.config, self.schedule = twin, grid, twin.config, schedule
+        self.twin, self.grids, self.config, self.schedule = twin, grids, twin.config, schedule
+        self.grid = grids.grids[0]
         self.store = store or Store()
         self.tell = tell
         self.journal = journal if twin.config.levels else None
         self._affines: dict[str, Affine] = {}
-        self.work = Workplace(grid, Buffers())
-        self._levels: list[_Level] = []
+        self.work = Workplace(self.grid, Buffers())
+        self._levels: list[_Level] = []  # that this rank takes part in
+        self._ports: dict[int, Held] = {}  # of a level with a grid of its own: what goes there, and what comes back
         self.seconds: dict[str, float] = {}
         self._costs: dict[str, float] = {}
         self._done = self._whole = 0.0
+        self._beyond = 0
 
     # what comes out
 
@@ -142,6 +158,7 @@ class StreamedUNet:
                 self.tell(1.0)
         finally:
             self._levels = []
+            self._ports.clear()
             self.work.buffers.clear()
 
     # the two ways
@@ -193,14 +210,91 @@ class StreamedUNet:
 
     def _coarse(self) -> None:
         """Down from level 1 to the deepest, and up to it again."""
-        top = self.config.levels
-        for level in range(1, top + 1):
-            pooled = self._levels[level].held.pop("pooled")
-            pooled.wait()
-            slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
-            self._encode(level, slabs, ghosts=True)
-        for level in reversed(range(1, top)):
-            self._decode(level, ghosts=True)
+        top, last = self.config.levels, self.grids.last
+        for level in range(1, last + 1):
+            self._gather_input(level)
+            self._encode_coarse(level, ghosts=level < top or level not in self.grids.merges)
+        if last < top:
+            self._gather_input(last + 1)
+            sit_out(self.twin, last + 1)
+        for level in reversed(range(1, min(last + 1, top))):
+            self._spread_output(level + 1)
+            self._decode(level, ghosts=level not in self.grids.merges)
+        if top:
+            self._spread_output(1)
+
+    def _encode_coarse(self, level: int, *, ghosts: bool) -> None:
+        pooled = self._levels[level].held.pop("pooled")
+        pooled.wait()
+        slabs = ((planes, [pooled]) for planes in self._slabs(level, pooled.rows.sides[0]))
+        self._encode(level, slabs, ghosts=ghosts)
+
+    # levels with a grid of their own
+
+    def _port(self, level: int, channels: int, ghosts: int) -> Held:
+        """Room for a tensor of `level` on the grid of the level above, with so many ghosts where that is cut."""
+        above = self._levels[level - 1]
+        d, h, w = (n // 2 for n in above.sides)
+        low, high = ghost_widths(above.work.grid, ghosts)
+        shape = (*(n + a + b for n, a, b in zip((d, h, w), low, high, strict=True)), padded_channels(channels))
+        return Held(Rows(self.store.take(prod(shape)).view(shape), low, (d, h, w)), channels)
+
+    def _gather_input(self, level: int) -> None:
+        """Where a level has a grid of its own, its input goes to those who take part in it. Collective."""
+        merge = self.grids.merges.get(level)
+        if merge is None:
+            return
+        own, rows = self._ports.pop(level), None
+        layout = self._levels[level - 1].layout.at_level(1)
+        if level <= self.grids.last:
+            rows = self._place(level, own.channels, "high")
+        with self._during(f"level {level}, gathered"):
+            merging.gather(merge, layout, own.rows, rows, self.work.buffers)
+        if rows is not None:
+            whole = self._levels[level].held["pooled"] = Held(rows, own.channels, own.affine)
+            self._levels[level].work.start_exchange(whole)
+        self.store.relax()
+
+    def _spread_output(self, level: int) -> None:
+        """Where a level has a grid of its own, its output goes back to the grid of the level above. Collective."""
+        merge = self.grids.merges.get(level)
+        if merge is None:
+            return
+        above, whole = self._levels[level - 1], None
+        if level <= self.grids.last:
+            whole = self._levels[level].held[self._output(level)]
+        spread = self._room_for_spread(level)
+        layout = above.layout.at_level(1)
+        with self._during(f"level {level}, scattered"):
+            spread_output(self.twin, merge, level, layout, whole, spread, self.work.buffers)
+        if whole is not None:
+            self._release(level)
+        above.work.start_exchange(spread)
+        self._ports[level] = spread
+        self.store.relax()
+
+    def _room_for_spread(self, level: int) -> Held:
+        return self._port(level, self.config.widths[level], self._ghosts_of(level))
+
+    def _room_for_pooled(self, level: int) -> Rows:
+        """For what `level` reads of the one above, on the grid of that."""
+        channels = self.config.widths[level - 1]
+        if level in self.grids.merges:
+            return self._port(level, channels, 0).rows
+        return self._place(level, channels, "high")
+
+    def _hold_pooled(self, level: int, pooled: Held) -> None:
+        if level in self.grids.merges:
+            self._ports[level] = pooled
+        else:
+            self._levels[level].held["pooled"] = pooled
+
+    def _release(self, level: int) -> None:
+        """Nobody reads anything of a level any more."""
+        self._ports.pop(level, None)
+        if level <= self.grids.last:
+            self._levels[level].held.clear()
+            self._levels[level].memory = None
 
     # in place
 
@@ -210,7 +304,7 @@ class StreamedUNet:
         falling = ((planes, [first]) for planes in reversed(self._slabs(level, first.rows.sides[0])))
         small = None
         if pool and level < self.config.levels:
-            small = self._place(level + 1, self.config.widths[level], "high")
+            small = self._room_for_pooled(level + 1)
         self._convolve("encoder", level, 2, falling, "high", ghosts=ghosts, small=small)
         self._levels[level].held.pop("encoder 1")
 
@@ -219,8 +313,7 @@ class StreamedUNet:
         first = self._convolve("decoder", level, 1, self._skip_and_up(level, planes), "low", ghosts=True)
         first.wait()
         self._levels[level].held.pop("encoder 2")
-        self._levels[level + 1].held.clear()
-        self._levels[level + 1].memory = None
+        self._release(level + 1)
         falling = ((part, [first]) for part in reversed(planes))
         self._convolve("decoder", level, 2, falling, "high", ghosts=ghosts)
         self._levels[level].held.pop("decoder 1")
@@ -241,7 +334,7 @@ class StreamedUNet:
         rows = self._place(level, layer.channels, end)
         with self._during(layer.label):
             output, pooled = fused.forward(
-                self.work,
+                here.work,
                 layer,
                 self._watched(slabs, layer),
                 here.layout,
@@ -249,12 +342,13 @@ class StreamedUNet:
                 rows,
                 small,
                 ghosts=ghosts,
+                small_ghosts=level + 1 not in self.grids.merges,
                 known=self._affines.get(layer.label),
             )
         here.held[f"{part} {number}"] = output.held
         self._found(layer.label, output.held.affine)
         if pooled is not None:
-            self._levels[level + 1].held["pooled"] = pooled
+            self._hold_pooled(level + 1, pooled)
         return output.held
 
     def _watched(self, slabs: Iterator[fused.Slab], layer: Layer) -> Iterator[fused.Slab]:
@@ -288,7 +382,7 @@ class StreamedUNet:
 
     def _image_slabs(self, image: Image) -> Iterator[fused.Slab]:
         layout, coords = self._levels[0].layout, self.grid.coords
-        for planes in self._slabs(0, layout.block(coords).shape[0]):
+        for planes in self._slabs(0, self._levels[0].sides[0]):
             with self.work.meter.doing(Kind.FILES):
                 held = read_planes(image, layout, coords, planes)
             yield planes, [held]
@@ -300,17 +394,15 @@ class StreamedUNet:
         return Stage(layer, self._affines.get(layer.label))
 
     def _chain(self, image: Image, stages: Sequence[Stage], beyond: int = 0) -> Chain:
-        layout = self._levels[0].layout
-        step = rolling_planes(layout.block(self.grid.coords).shape, padded_channels(self.config.widths[0]))
-        return Chain(self.work, layout, image, stages, step, beyond)
+        step = rolling_planes(self._levels[0].sides, padded_channels(self.config.widths[0]))
+        return Chain(self.work, self._levels[0].layout, image, stages, step, beyond)
 
     def _pass(self, image: Image, stages: Sequence[Stage], pool: bool = False) -> None:
         """A pass that finds the last stage's coefficients, and with `pool` its output pooled. Collective."""
         here, layer = self._levels[0], stages[-1].layer
         chain, stored = self._chain(image, stages), padded_channels(layer.channels)
-        sides = here.layout.block(self.grid.coords).shape
-        sums = brick_sums(sides, stored, here.brick) if needs_statistics(layer.norm) else None
-        small = Held(self._place(1, layer.channels, "high"), layer.channels) if pool else None
+        sums = brick_sums(here.sides, stored, here.brick) if needs_statistics(layer.norm) else None
+        small = Held(self._room_for_pooled(1), layer.channels) if pool else None
         pooled = None if small is None else winograd.Pooled(small.rows, channel_signs(layer.norm, stored))
         if sums is not None or pooled is not None:
             with self._during(layer.label):
@@ -318,8 +410,9 @@ class StreamedUNet:
                     self._count([stage.layer for stage in stages], planes)
             image.settled()
         if small is not None:
-            self.work.start_exchange(small)
-            self._levels[1].held["pooled"] = small
+            if 1 not in self.grids.merges:
+                self.work.start_exchange(small)
+            self._hold_pooled(1, small)
 
         def raw() -> Iterator[Tensor]:
             for planes, part in chain.run():
@@ -367,43 +460,66 @@ class StreamedUNet:
     def _fetch_coarse(self) -> None:
         """Instead of `_coarse`."""
         assert self.journal is not None
-        channels = self.config.widths[1]
-        below = Held(self._place(1, channels, "high"), channels, self._affines[COARSE])
+        channels, merged = self.config.widths[1], 1 in self.grids.merges
+        below = self._room_for_spread(1) if merged else Held(self._place(1, channels, "high"), channels)
+        below.affine = self._affines[COARSE]
         box = self._coarse_box
         with self.work.meter.doing(Kind.FILES):
             for z, plane in enumerate(self._relaxed(below.rows.own), start=box.start[0]):
                 self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))
         self.work.start_exchange(below)
-        self._levels[1].held["encoder 2" if self.config.levels == 1 else "decoder 2"] = below
+        if merged:
+            self._ports[1] = below
+        else:
+            self._levels[1].held[self._output(1)] = below
         self._done += sum(cost * self._depth(label) for label, cost in self._costs.items() if level_of(label) > 0)
 
     @property
     def _coarse_box(self) -> Box:
-        return self._levels[1].layout.block(self.grid.coords)
+        """At level 1, on the grid of level 0."""
+        return self._levels[0].layout.at_level(1).block(self.grid.coords)
 
     # both
 
     def _begin(self, layout: Layout, schedule: Schedule, beyond: int) -> None:
-        context, coords = context_of(self.twin), self.grid.coords
+        context = context_of(self.twin)
         context.begin_pass_of(layout)
         context.end_pass()
-        layouts = [layout.at_level(level) for level in range(self.config.levels + 1)]
-        self._levels = [_Level(one, context.brick(one)[0]) for one in layouts]
-        top = schedule.finest_held
-        ghosts = [ghost_widths(self.grid, 1 + beyond * (level == top == 1)) for level in range(len(layouts))]
-        sides = [one.block(coords).shape for one in layouts]
+        layouts = self.grids.agglomeration.layouts(layout, self.config.levels)
+        works = [Workplace(grid, self.work.buffers) for grid in self.grids.grids]
+        self._levels = [_Level(work, one, context.brick(one)[0]) for work, one in zip(works, layouts, strict=False)]
+        self._beyond = beyond if schedule is RECOMPUTE else 0
+        ghosts = [
+            ghost_widths(work.grid, 1 if level in self.grids.merges else self._ghosts_of(level))
+            for level, work in enumerate(works)
+        ]
         widths = [padded_channels(width) for width in self.config.widths]
-        for level, basin in basins(sides, ghosts, widths, top).items():
+        sides = [here.sides for here in self._levels]
+        for level, basin in basins(sides, ghosts, widths, schedule.finest_held).items():
             self._levels[level].basin = basin
-        self._costs = layer_costs(self.config, IN_PLACE)
-        costs = layer_costs(self.config, schedule)
+        self._costs = self._own_costs(IN_PLACE, layouts)
+        costs = self._own_costs(schedule, layouts)
         self._whole = sum(cost * self._depth(label) for label, cost in costs.items())
         self._done = 0.0
         self._affines = {} if self.journal is None else self.journal.affines()
 
+    def _ghosts_of(self, level: int) -> int:
+        """Voxels around its block that the up-convolution from a level reads, where the volume goes on."""
+        return 1 + self._beyond * (level == 1)
+
+    def _own_costs(self, schedule: Schedule, layouts: Sequence[Layout]) -> dict[str, float]:
+        """The cost of a plane of each layer that this rank takes part in; planes of merged blocks are larger."""
+        costs = {}
+        for label, cost in layer_costs(self.config, schedule).items():
+            level = level_of(label)
+            if level <= self.grids.last:
+                merged = prod(layouts[0].dims[1:]) / prod(layouts[level].dims[1:])
+                costs[label] = cost * merged
+        return costs
+
     def _depth(self, label: str) -> int:
         """Planes of this rank's block at a layer's level."""
-        return self._levels[level_of(label)].layout.block(self.grid.coords).shape[0]
+        return self._levels[level_of(label)].sides[0]
 
     @contextmanager
     def _during(self, label: str) -> Iterator[None]:
@@ -421,8 +537,13 @@ class StreamedUNet:
 
     def _above(self, level: int) -> Held:
         """What the up-convolution to a level reads."""
-        deepest = level + 1 == self.config.levels
-        return self._levels[level + 1].held["encoder 2" if deepest else "decoder 2"]
+        if level + 1 in self.grids.merges:
+            return self._ports[level + 1]
+        return self._levels[level + 1].held[self._output(level + 1)]
+
+    def _output(self, level: int) -> str:
+        """The tensor that a level gives to the one above."""
+        return "encoder 2" if level == self.config.levels else "decoder 2"
 
     def _up(self, level: int, below: Held) -> Up:
         return Up(cast(nn.ConvTranspose3d, self.twin.up[level]), below)

@@ -49,14 +49,16 @@ class Asked:
     node_memory: int | None = None
     cores_per_node: int | None = None
     nodes: int | None = None
+    agglomerate: str = "none"
 
     def question(self, task: str) -> Question:
         """Of one task."""
         per_machine = max(1, (self.cores_per_node or self.profile.cores) // self.threads)
         placing = Placing(per_machine, self.threads)
         return Question(
-            self.shape, self.settings.model, self.settings.training, task, self.profile, self.limit, placing, self.dims
-        )
+            self.shape, self.settings.model, self.settings.training, task, self.profile, self.limit, placing, self.dims,
+            self.agglomerate,
+        )  # fmt: skip
 
     @cached_property
     def node(self) -> Node | None:

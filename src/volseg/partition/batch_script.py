@@ -30,6 +30,8 @@ def run_options(run: Candidate) -> list[str]:
     options = ["--partition", format_triple(run.dims)]
     if run.replicas > 1:
         options += ["--replicas", str(run.replicas)]
+    if run.plan.agglomeration.stages:
+        options += ["--agglomerate", str(run.plan.agglomeration)]
     if run.checkpoint_levels:
         options += ["--checkpoint-levels", ",".join(map(str, run.checkpoint_levels))]
     if run.plan.schedule is not None:

@@ -42,7 +42,7 @@ def why_chosen(question: Question, run: Candidate) -> str:
 
 
 def _grid_text(run: Candidate) -> str:
-    grid = format_triple(run.dims)
+    grid = format_triple(run.dims) + run.plan.agglomeration.described
     return grid if run.replicas == 1 else f"{run.replicas} replicas of {grid}"
 
 

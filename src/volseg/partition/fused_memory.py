@@ -9,6 +9,7 @@ from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.partition.arena import Arena, Piece
 from volseg.partition.layout import Layout
+from volseg.partition.share import Share, busy_shares
 from volseg.partition.slabs import head_slab_planes, up_slabs
 from volseg.partition.tiling import (
     FLUSH_TILES,
@@ -37,7 +38,9 @@ def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Col
 
 
 class FusedWalk:
-    """A forward and a backward over the block of a rank.
+    """A forward and a backward over the blocks of a rank.
+
+    share  of the rank; by default of the busiest where all ranks take part in all levels
 
     arena    of the activations
     by_level what of it was held, in bytes, when most was
@@ -47,15 +50,17 @@ class FusedWalk:
 
     def __init__(
         self, model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1,
-        halos: bool = True,
+        share: Share | None = None,
     ) -> None:  # fmt: skip
         self.model, self.threads = model, threads
+        self.share = share or busy_shares(layout, model.levels)[0]
         self.checkpoint_levels = checkpoint_levels
         self.widths = [padded_channels(width) for width in model.widths]
         self.inputs, self.classes = model.in_channels or 1, model.classes or 2
-        coords, self.low, self.high = busiest(layout, halos)
-        self.sides = [layout.at_level(level).block(coords).shape for level in range(model.levels + 1)]
-        self.ghosts = tuple(a + b for a, b in zip(self.low, self.high, strict=True))
+        self.sides = self.share.sides
+        self.ghosts = [
+            tuple(map(sum, zip(a, b, strict=True))) for a, b in zip(self.share.low, self.share.high, strict=True)
+        ]
         self.arena = Arena()
         self.operation, self.peak_at = "", ""
         self.by_level: dict[int, int] = {}
@@ -63,32 +68,57 @@ class FusedWalk:
         self._held: dict[str, tuple[int, Piece]] = {}
         self._most = 0
         self._scratch = 0
-        self._largest_slab = self._largest_gradient = 0
+        self._largest_slab = self._largest_gradient = self._largest_message = 0
 
     @property
     def tensors(self) -> int:
         """Bytes of all tensors, and of what is free between them when most is held."""
-        return (self.arena.total + self._largest_slab + self._largest_gradient) * FLOAT
+        return (self.arena.total + self._largest_slab + self._largest_gradient + self._largest_message) * FLOAT
+
+    @property
+    def total(self) -> int:
+        """Bytes of everything but what does not depend on the rank."""
+        return self.tensors + self.image + self.work
 
     @property
     def image(self) -> int:
         """Bytes of the image on this rank, and of its copy with ghosts where the volume is cut, and of the target."""
         own = prod(self.sides[0])
-        copies = own + (self._size(0, 1) if any(self.ghosts) else 0)
+        copies = own + (self._size(0, 1) if any(self.ghosts[0]) else 0)
         return self.inputs * copies * FLOAT + own
 
     def forward(self) -> None:
         """The layers in the order of `FusedUNet._encode_decode`."""
-        top = self.model.levels
-        for level in range(top + 1):
+        top, last = self.model.levels, self.share.last
+        for level in range(last + 1):
+            if level:
+                self._gathered(level)
             self._encoder(level)
-        for level in reversed(range(top)):
+        if last < top:
+            self._gathered(last + 1)
+        for level in reversed(range(min(last + 1, top))):
+            self._spread(level + 1)
             self._decoder(level)
         self.operation = "head and loss"
         _, h, w = self.sides[0]
         planes = head_slab_planes(self.sides[0], self.classes)
         logits = 2 * planes * h * w * padded_channels(self.classes)
         self._worked(logits + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
+
+    def _gathered(self, level: int) -> None:
+        if level not in self.share.merges:
+            return
+        self.operation = f"level {level}, gathered"
+        if level <= self.share.last:
+            self._take(self._input(level), level, self.widths[level - 1])
+        self._sent(level, self.widths[level - 1])
+        self._give(f"pooled {level - 1}")
+
+    def _spread(self, level: int) -> None:
+        if level in self.share.merges:
+            self.operation = f"level {level}, scattered"
+            self._take_below(f"spread {level}", level - 1, self.widths[level])
+            self._sent(level, self.widths[level])
 
     def _encoder(self, level: int) -> None:
         inputs = (self.inputs, *self.widths)[level]
@@ -98,7 +128,7 @@ class FusedWalk:
         self.operation = f"encoder {level}, convolution 2"
         self._take(f"encoder {level}.2", level, self.widths[level])
         if level < self.model.levels:
-            self._take(f"pooled {level}", level + 1, self.widths[level])
+            self._take_below(f"pooled {level}", level, self.widths[level])
         self._convolved(level, [self.widths[level]])
         self._leave_first("encoder", level)
 
@@ -122,10 +152,20 @@ class FusedWalk:
         top = self.model.levels
         self.operation = "head, backward"
         self._take("gradient of decoder 0.2" if top else "gradient of encoder 0.2", 0, self.widths[0])
-        for level in range(top):
+        for level in range(min(self.share.last + 1, top)):
             self._decoder_backward(level)
-        for level in reversed(range(top + 1)):
+            self._gradient_gathered(level + 1)
+        for level in reversed(range(self.share.last + 1)):
             self._encoder_backward(level)
+
+    def _gradient_gathered(self, level: int) -> None:
+        if level not in self.share.merges:
+            return
+        self.operation = f"level {level}, gathered, backward"
+        if level <= self.share.last:
+            self._take(f"gradient of {self._output(level)}", level, self.widths[level])
+        self._sent(level, self.widths[level])
+        self._give(f"gradient of spread {level}", f"spread {level}")
 
     def _second_backward(self, part: str, level: int) -> None:
         width, first, second = self.widths[level], f"{part} {level}.1", f"{part} {level}.2"
@@ -147,27 +187,35 @@ class FusedWalk:
         self.operation = f"decoder {level}, convolution 1, backward"
         self._give(first)
         self._take(f"gradient of encoder {level}.2", level, width)
-        self._take(f"gradient of {self._above(level)}", level + 1, self.widths[level + 1])
+        above = f"spread {level + 1}" if level + 1 in self.share.merges else self._output(level + 1)
+        self._take_below(f"gradient of {above}", level, self.widths[level + 1])
         self._slab(level, with_gradient=True)
         self._convolved_backward(level, width, [width, width])
         self._give(f"gradient of {first}")
 
     def _encoder_backward(self, level: int) -> None:
-        if level < self.model.levels:
-            self._give(f"gradient of pooled {level}", f"pooled {level}")
+        if level + 1 in self.share.merges:
+            self.operation = f"level {level + 1}, scattered, backward"
+            self._take_below(f"gradient of pooled {level}", level, self.widths[level])
+            self._sent(level + 1, self.widths[level])
+            self._give(f"gradient of {self._input(level + 1)}", self._input(level + 1))
+        self._give(f"gradient of pooled {level}", f"pooled {level}")
         self._second_backward("encoder", level)
         width, first = self.widths[level], f"encoder {level}.1"
         self.operation = f"encoder {level}, convolution 1, backward"
         self._give(first)
         if level > 0:
-            self._take(f"gradient of pooled {level - 1}", level, self.widths[level - 1])
+            self._take(f"gradient of {self._input(level)}", level, self.widths[level - 1])
             self._convolved_backward(level, width, [self.widths[level - 1]])
         else:
             self._convolved_backward(level, width, [])
         self._give(f"gradient of {first}")
 
-    def _above(self, level: int) -> str:
-        return f"{'encoder' if level + 1 == self.model.levels else 'decoder'} {level + 1}.2"
+    def _output(self, level: int) -> str:
+        return f"{'encoder' if level == self.model.levels else 'decoder'} {level}.2"
+
+    def _input(self, level: int) -> str:
+        return f"{'gathered' if level in self.share.merges else 'pooled'} {level - 1}"
 
     def _again(self, part: str, level: int) -> bool:
         return made_again(self.model, part, level, self.checkpoint_levels)
@@ -175,10 +223,10 @@ class FusedWalk:
     def _slab(self, level: int, with_gradient: bool = False) -> None:
         """Enter the largest slab of the up-convolution to `level`, which has memory of its own (`Buffers.slab`)."""
         brick = 1 if level == self.model.levels else min(8, 2 ** (self.model.levels - level))
-        width, below = self.widths[level], self.sides[level + 1]
+        width, share = self.widths[level], self.share
         _, h, w = self.sides[level]
         multiple = 2 if with_gradient else brick
-        for planes, source in up_slabs(below, self.low, self.high, width, multiple):
+        for planes, source in up_slabs(share.below(level), share.low[level], share.high[level], width, multiple):
             self._largest_slab = max(self._largest_slab, 8 * prod(source) * width)
             if with_gradient:
                 self._largest_gradient = max(self._largest_gradient, (planes[1] - planes[0]) * h * w * width)
@@ -186,10 +234,19 @@ class FusedWalk:
     # bookkeeping
 
     def _size(self, level: int, channels: int) -> int:
-        return prod(n + g for n, g in zip(self.sides[level], self.ghosts, strict=True)) * channels
+        return prod(n + g for n, g in zip(self.sides[level], self.ghosts[level], strict=True)) * channels
 
     def _take(self, name: str, level: int, channels: int) -> None:
         self._take_size(name, level, self._size(level, channels))
+
+    def _take_below(self, name: str, level: int, channels: int) -> None:
+        """A tensor of the next level on the grid of this one."""
+        sides = zip(self.share.below(level), self.ghosts[level], strict=True)
+        self._take_size(name, level + 1, prod(n + g for n, g in sides) * channels)
+
+    def _sent(self, level: int, channels: int) -> None:
+        """A message between a group and its leader, which has memory of its own."""
+        self._largest_message = max(self._largest_message, self.share.message(level, channels))
 
     def _take_size(self, name: str, level: int, size: int) -> None:
         self._held[name] = level, self.arena.take(size)
@@ -238,16 +295,3 @@ def _convolution_floats(sides: Triple, inputs: list[int], width: int, threads: i
     layout = registers_for([width], [], LANES)
     blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads)
     return POSITIONS * TAPS * inner * width + 27 * inner * width, forward_room(blocks, padded_channels(inner), layout)
-
-
-def busiest(layout: Layout, halos: bool) -> tuple[Triple, Triple, Triple]:
-    """Coordinates of the rank whose block with its ghosts is largest, and the ghosts before and after it."""
-    coords, low, high = [], [], []
-    for cuts in layout.boundaries:
-        last = len(cuts) - 2
-        wide = [cuts[c + 1] - cuts[c] + halos * ((c > 0) + (c < last)) for c in range(last + 1)]
-        c = wide.index(max(wide))
-        coords.append(c)
-        low.append(int(halos and c > 0))
-        high.append(int(halos and c < last))
-    return (coords[0], coords[1], coords[2]), (low[0], low[1], low[2]), (high[0], high[1], high[2])

@@ -13,10 +13,12 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
 from volseg.partition.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
+from volseg.partition.share import busy_shares
 from volseg.partition.streamed_memory import StreamedWalk
 
 FLOAT = 4
@@ -81,23 +83,31 @@ def parameter_count(model: ModelConfig) -> int:
     return count + widths[0] * (model.classes or 2) + (model.classes or 2)
 
 
-def training_memory(model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1) -> MemoryPlan:
+def training_memory(
+    model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
+) -> MemoryPlan:
     """What a rank of so many threads needs to train on one case of `layout`."""
     fixed = fixed_memory(model, training.optimizer, "train") - TRAINING_PROCESS
-    walk = _walk_training(model, layout, training.checkpoint_levels, threads)
+    walk = _walk_training(model, layout, training.checkpoint_levels, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, TRAINING_PROCESS, fixed)
     return _finish_fused(walk, TRAINING_PROCESS, fixed, walk.image)
 
 
 def _walk_training(
-    model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1, halos: bool = True
-) -> FusedWalk | LayerWalk:
+    model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1,
+    agglomeration: Agglomeration = NONE, halos: bool = True,
+) -> FusedWalk | LayerWalk:  # fmt: skip
+    """Of the rank that needs most."""
     if covers(model):
-        walk = FusedWalk(model, layout, checkpoint_levels, threads, halos)
-        walk.forward()
-        walk.backward()
-        return walk
+        walks = [
+            FusedWalk(model, layout, checkpoint_levels, threads, share)
+            for share in busy_shares(layout, model.levels, agglomeration, halos=halos)
+        ]
+        for walk in walks:
+            walk.forward()
+            walk.backward()
+        return max(walks, key=lambda walk: walk.total)
     layers = LayerWalk(model, layout, training=True, halos=halos)
     layers.forward()
     layers.loss()
@@ -120,8 +130,9 @@ class Beside:
 
 
 def segmenting_memory(
-    model: ModelConfig, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1, beside: Beside | None = None
-) -> MemoryPlan:
+    model: ModelConfig, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1,
+    beside: Beside | None = None, agglomeration: Agglomeration = NONE,
+) -> MemoryPlan:  # fmt: skip
     """What a rank of so many threads needs to segment one scan of `layout`.
 
     beside  by default an image of 2 bytes and a mask of 1 byte a voxel
@@ -137,7 +148,11 @@ def segmenting_memory(
         layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
         plan = _finish_layers(layers, SEGMENTING_PROCESS, fixed)
     else:
-        walk = StreamedWalk(model, layout, schedule, threads, beside.image).run()
+        walks = [
+            StreamedWalk(model, layout, schedule, threads, beside.image, share).run()
+            for share in busy_shares(layout, model.levels, agglomeration)
+        ]
+        walk = max(walks, key=lambda walk: walk.peak.total)
         peak, last = walk.peak, walk.last
         if last.total + beside.mask > peak.total:
             peak = replace(last, by_level=(last.by_level[0] + beside.mask, *last.by_level[1:]))
@@ -156,11 +171,14 @@ def surely_fits(plan: MemoryPlan, limit: int) -> bool:
 
 
 def segmenting_memories(
-    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True
-) -> dict[Schedule, MemoryPlan]:
+    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True,
+    agglomeration: Agglomeration = NONE,
+) -> dict[Schedule, MemoryPlan]:  # fmt: skip
     """Every schedule that the network can be run by, fastest first."""
     return {
-        schedule: segmenting_memory(model, layout, schedule, threads=threads, beside=beside)
+        schedule: segmenting_memory(
+            model, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration
+        )
         for schedule in schedules_of(model, kernels)
     }
 
@@ -172,7 +190,8 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        walks = [StreamedWalk(model, layout, s, halos=False).run() for s in schedules_of(model) if s.in_memory]
+        (share,) = busy_shares(layout, model.levels, halos=False)
+        walks = [StreamedWalk(model, layout, s, share=share).run() for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
     layers = LayerWalk(model, layout, training=False, halos=False)

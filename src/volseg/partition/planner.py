@@ -10,6 +10,7 @@ from math import isqrt, prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
+from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for, gathered_voxels
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import (
     MemoryPlan,
@@ -122,6 +123,7 @@ class Plan:
     halo_bytes    what that rank receives in one forward pass, over all its convolutions
     schedule      that `memory` is for, in segmenting; None in training
     by_schedule   memory by each of the schedules that there are, fastest first
+    agglomeration  which levels only some of the ranks take part in
     """
 
     shape: Triple
@@ -130,6 +132,7 @@ class Plan:
     halo_bytes: int
     schedule: Schedule | None = None
     by_schedule: dict[Schedule, MemoryPlan] = field(default_factory=dict)
+    agglomeration: Agglomeration = NONE
 
     def fits(self, limit: int, *, in_memory: bool = False) -> bool:
         """Whether it keeps to `limit` bytes a rank; with `in_memory` without files."""
@@ -140,41 +143,57 @@ class Plan:
 
 def make_plan(
     shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
-    limit: int | None = None,
+    limit: int | None = None, agglomerate: str = "none", threads: int = 1,
 ) -> Plan:  # fmt: skip
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
 
     limit  bytes a rank: of the schedules to segment by, the fastest that fits is chosen, in memory if one does; else
            the one that needs least. Without a limit the fastest
+    agglomerate  as `agglomeration_for` reads it
+    threads      of each rank
 
-    Raises PartitionError where the volume cannot be split so.
+    Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
     """
     dims = dims or choose_grid(shape, ranks, model.multiple)
     layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
-    halo = forward_halo_bytes(model, layout)
+    stages = agglomeration_for(agglomerate, model, layout)
+    halo = forward_halo_bytes(model, layout, stages)
     if task == "train":
-        return Plan(shape, layout, training_memory(model, training, layout), halo)
-    plans = segmenting_memories(model, layout)
+        memory = training_memory(model, training, layout, threads, stages)
+        return Plan(shape, layout, memory, halo, agglomeration=stages)
+    plans = segmenting_memories(model, layout, threads=threads, agglomeration=stages)
     fitting = [s for s, plan in plans.items() if limit is None or surely_fits(plan, limit)]
     schedule = fitting[0] if fitting else min(plans, key=lambda s: plans[s].peak)
-    return Plan(shape, layout, plans[schedule], halo, schedule, plans)
+    return Plan(shape, layout, plans[schedule], halo, schedule, plans, stages)
 
 
-def forward_halo_bytes(model: ModelConfig, layout: Layout) -> int:
-    """Bytes the busiest rank receives for the halos of all k > 1 convolutions of one forward pass."""
-    width = model.kernel_size // 2
-    below = (model.in_channels or 1, *model.widths[:-1])
-    total = 0
-    for level, channels in enumerate(model.widths):
-        ghosts = halo_voxels(layout.at_level(level), width)
-        inputs = [below[level], channels]
-        if level < model.levels:
-            inputs += [2 * channels, channels]
-        total += 4 * ghosts * sum(inputs)
-    return total
+def forward_halo_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
+    """Bytes the busiest rank receives for one forward pass: the halos of all k > 1 convolutions, and merged blocks.
+
+    Where levels are agglomerated, some ranks receive what goes to the coarser grid, the others what comes back.
+    """
+    layouts = agglomeration.layouts(layout, model.levels)
+    halos = [_level_halo_bytes(model, level, one) for level, one in enumerate(layouts)]
+    most, gathered = 0, 0
+    for level, here in enumerate(layouts):
+        if level and here.dims != layouts[level - 1].dims:
+            before = layouts[level - 1].at_level(1)
+            most = max(most, gathered + sum(halos[:level]) + 4 * prod(before.largest_block) * model.widths[level])
+            gathered += 4 * gathered_voxels(before, here) * model.widths[level - 1]
+    return max(most, gathered + sum(halos))
 
 
-def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int) -> Plan | None:
+def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
+    channels, above = model.widths[level], (model.in_channels or 1, *model.widths)[level]
+    inputs = [above, channels]
+    if level < model.levels:
+        inputs += [2 * channels, channels]
+    return 4 * halo_voxels(layout, model.kernel_size // 2) * sum(inputs)
+
+
+def fewest_ranks(
+    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1
+) -> Plan | None:
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
 
     All in memory: with a scratch folder, fewer ranks segment the same. Above 128 ranks it may be a hundredth too many.
@@ -184,7 +203,7 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: Trainin
     room = limit - fixed_memory(model, training.optimizer, task)
     if room <= 0:
         return None
-    finest = make_plan(shape, model, most, task, training, limit=limit)
+    finest = make_plan(shape, model, most, task, training, limit=limit, threads=threads)
     if not finest.fits(limit, in_memory=True):
         return None  # and so on any grid before it
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
@@ -192,7 +211,7 @@ def fewest_ranks(shape: Triple, model: ModelConfig, task: str, training: Trainin
     ranks = first
     while ranks <= most:
         if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            plan = make_plan(shape, model, ranks, task, training, limit=limit)
+            plan = make_plan(shape, model, ranks, task, training, limit=limit, threads=threads)
             if plan.fits(limit, in_memory=True):
                 return plan
         ranks += max(1, ranks // _FINENESS)

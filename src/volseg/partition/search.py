@@ -14,6 +14,8 @@ from math import prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.agglomeration_choice import choose_agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import parameter_count
 from volseg.partition.planner import Plan, fewest_ranks, fitting_grids, halo_voxels, make_plan, most_ranks
@@ -39,6 +41,7 @@ class Question:
     limit    bytes a rank may use; None for no limit
     placing  ranks on a machine, and their threads
     dims     the only grid allowed, of one replica; None for any
+    agglomerate  as `agglomeration_for` reads it; "auto" is what the time model chooses
     """
 
     shape: Triple
@@ -49,6 +52,7 @@ class Question:
     limit: int | None = None
     placing: Placing = field(default_factory=Placing)
     dims: Triple | None = None
+    agglomerate: str = "none"
 
     @cached_property
     def parameters(self) -> int:
@@ -95,14 +99,29 @@ class Candidate:
 
 def candidate(question: Question, dims: Triple, replicas: int = 1) -> Candidate:
     """The run on this grid: its schedule the fastest that fits."""
-    ranks, training = prod(dims), question.training
-    plan = make_plan(question.shape, question.model, ranks, question.task, training, dims, question.limit)
-    time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas)
-    return Candidate(ranks * replicas, replicas, training.checkpoint_levels, plan, time)
+    ranks, training, stages = prod(dims), question.training, question.agglomerate
+    if stages == "auto":
+        stages = str(_agglomeration(question, dims, replicas))
+    plan = make_plan(
+        question.shape, question.model, ranks, question.task, training, dims, question.limit, stages,
+        question.placing.threads,
+    )  # fmt: skip
+    time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas, plan.agglomeration)
+    again = training.checkpoint_levels if question.task == "train" else ()
+    return Candidate(ranks * replicas, replicas, again, plan, time)
 
 
-def _time(question: Question, layout: Layout, schedule: Schedule, replicas: int) -> TimePlan:
-    layouts = [layout.at_level(level) for level in range(question.model.levels + 1)]
+def _agglomeration(question: Question, dims: Triple, replicas: int) -> Agglomeration:
+    """What the time model chooses on this grid."""
+    model = question.model
+    layout = Layout.even(padded_shape(question.shape, model.multiple), dims, model.multiple)
+    return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
+
+
+def _time(
+    question: Question, layout: Layout, schedule: Schedule, replicas: int, agglomeration: Agglomeration = NONE
+) -> TimePlan:
+    layouts = agglomeration.layouts(layout, question.model.levels)
     model, profile, placing = question.model, question.profile, question.placing
     if question.task == "train":
         return training_time(model, question.training, layouts, question.parameters, profile, placing, replicas)
@@ -162,7 +181,7 @@ def fewest(question: Question) -> Candidate | None:
         return None
     found = []
     for one in _options(question):
-        plan = fewest_ranks(one.shape, one.model, one.task, one.training, question.limit)
+        plan = fewest_ranks(one.shape, one.model, one.task, one.training, question.limit, question.placing.threads)
         if plan is not None:
             found.append(candidate(one, plan.layout.dims))
     if not found:

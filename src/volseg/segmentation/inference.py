@@ -17,6 +17,7 @@ from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.unet import UNet
 from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.partition.window import Range
@@ -42,15 +43,17 @@ class BlockResult:
 class BlockNetwork:
     """A network on this rank's block of a scan, run by one of the schedules. To make one is collective.
 
-    Raises VolumeError, on all ranks, where the model wants another number of channels.
+    Raises VolumeError, on all ranks, where the model wants another number of channels, and PartitionError where an
+    agglomeration does not suit it.
     """
 
     def __init__(
         self, model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, schedule: Schedule = IN_PLACE,
         store: Store | None = None, tell: Callable[[float], None] | None = None, journal: Journal | None = None,
+        agglomeration: Agglomeration = NONE,
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
-        self.twin = FusedUNet(model, grid).eval()
+        self.twin = FusedUNet(model, grid, agglomeration=agglomeration).eval()
         if LAYERS in schedules_of(card.config.model, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
@@ -92,18 +95,19 @@ class BlockNetwork:
 def segment_block(
     model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False,
     schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
-    journal: Journal | None = None,
+    journal: Journal | None = None, agglomeration: Agglomeration = NONE,
 ) -> BlockResult:  # fmt: skip
     """Segment this rank's box of the mask. Collective.
 
     store  where the network's tensors lie
     tell   is called with the share of the network that is done
     journal  keeps what a run after an interruption need not compute again
+    agglomeration  which levels run on fewer ranks
 
-    The bits depend neither on the grid nor on the schedule. Probabilities of a resampled scan are those of the
+    The bits depend neither on the grids nor on the schedule. Probabilities of a resampled scan are those of the
     interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
-    network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal)
+    network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration)
     classes, shape, meter = card.config.model.classes, scan.mask_box.shape, grid.communicator.meter
     mask = np.empty(shape, dtype=mask_type(classes))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None

@@ -43,6 +43,7 @@ class SegmentationJob:
     memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
+    agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
     go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
@@ -64,6 +65,7 @@ class SegmentationJob:
     schedule: Schedule | None = None
     scratch: Path | None = None
     go_on: bool = False
+    agglomerate: str = "auto"
 
 
 def channel_files(path: Path, channels: int) -> list[Path]:

@@ -16,6 +16,7 @@ from volseg.distributed.placement import ranks_on_this_machine
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, gibibytes, resident_memory
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.partition.planner import choose_grid, most_ranks
@@ -74,6 +75,7 @@ def memory_limit(communicator: Communicator) -> int:
 def choose(
     model: ModelConfig, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
     kernels: bool = True, limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
+    agglomeration: Agglomeration = NONE,
 ) -> Choice:  # fmt: skip
     """Choose a schedule, before any work. Collective; all arguments but `threads` and `kernels` the same on all ranks.
 
@@ -83,14 +85,15 @@ def choose(
     limit     bytes a rank may use; None: what is free
     schedule  the only one allowed
     scratch   folder for SPILL; without one it is not chosen
+    agglomeration  which levels run on fewer ranks
 
     Raises PartitionError, on all ranks, where nothing fits; it says what would.
     """
     threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
     plan_of = _Planner(model, layout.shape, beside, threads, kernels=not lacking)
-    plans = plan_of(layout)
+    plans = plan_of(layout, agglomeration)
     given, limit = limit is not None, limit or memory_limit(communicator)
-    files = scratch_bytes(model, layout)
+    files = scratch_bytes(model, layout, agglomeration)
     room = _has_room(scratch, files, communicator)
     allowed = {s: plan for s, plan in plans.items() if schedule in (None, s)}
     if not allowed:
@@ -136,11 +139,12 @@ class _Planner:
         self._model, self._shape, self._beside = model, shape, beside
         self._threads, self._kernels = threads, kernels
 
-    def __call__(self, layout: Layout) -> dict[Schedule, MemoryPlan]:
+    def __call__(self, layout: Layout, agglomeration: Agglomeration = NONE) -> dict[Schedule, MemoryPlan]:
         """By schedule."""
         beside = self._beside.of(prod(layout.largest_block))
         return segmenting_memories(
-            self._model, layout, threads=self._threads, beside=beside, kernels=self._kernels
+            self._model, layout, threads=self._threads, beside=beside, kernels=self._kernels,
+            agglomeration=agglomeration,
         )  # fmt: skip
 
     def ranks_that_fit(self, limit: int, more_than: int) -> int | None:

@@ -30,6 +30,7 @@ class SegmentationReport:
     choice   the schedule, and the predicted peak of the busiest rank
     phases   seconds by phase, and of the network by layer
     audit    of the scan
+    agglomeration  which levels ran on fewer ranks
     placement, communication  where the ranks ran, and how long they waited for each other
     time     seconds of each rank by kind of work
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
@@ -53,6 +54,7 @@ class SegmentationReport:
     time: TimeAccount
     network_seconds: float
     network_planned: tuple[TimePlan | None, Machine | None]
+    agglomeration: str = "none"
 
     @property
     def planned(self) -> int:
@@ -70,6 +72,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "seen_spacing_mm": list(report.spacing),
         "ranks": len(report.peaks),
         "grid": list(report.grid),
+        "agglomeration": report.agglomeration,
         "placement": report.placement,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,

@@ -19,16 +19,17 @@ from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
 from volseg.machine import gibibytes, peak_memory
-from volseg.models.forecast import Machine, this_machine
+from volseg.models.forecast import agglomeration_of_run, this_machine
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.kernels.jit.compiler import compile_seconds
 from volseg.nn.kernels.winograd import available
+from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.operations import Kind
 from volseg.partition.planner import grid_for
-from volseg.partition.schedule import LAYERS, SPILL
-from volseg.partition.time_model import TimePlan, segmenting_time
+from volseg.partition.schedule import LAYERS, SPILL, covers
+from volseg.partition.time_model import segmenting_time
 from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,
@@ -81,10 +82,15 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     with meter.doing(Kind.FILES):
         scan, grid = open_scan(job.scan, card, job.partition, communicator, job.spacing, job.dicom)
     looked_at = job.preview or job.statistics  # at the image, beside the mask
-    choice = _choose(job, outputs["mask"], scan, card, communicator, looked_at)
+    model_config = card.config.model
+    machine = this_machine(model_config, communicator) if covers(model_config) else None
+    stages = agglomeration_of_run(
+        job.agglomerate, "segment", model_config, card.config.training, scan.layout, machine
+    )  # fmt: skip
+    choice = _choose(job, outputs["mask"], scan, card, stages, communicator, looked_at)
     with communicator.together():
         _check_against_scan(outputs, scan)
-    _tell(job, scan, card, grid, choice, listen)
+    _tell(job, scan, card, grid, stages, choice, listen)
 
     meter.enter("network")
     store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
@@ -96,7 +102,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
     result = segment_block(
         model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
-        journal=state,
+        journal=state, agglomeration=stages,
     )  # fmt: skip
     meter.enter("components")
     listen(_step(0, "components"))
@@ -131,7 +137,10 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     account, compiling = account_of_time(communicator), compile_seconds()
     network = max(communicator.gather_all(meter.by_phase().get("network", 0.0) - compiling))
     phases["compiling"] = round(compiling, 3)
-    planned = _planned_time(choice, scan, card, communicator)
+    planned = None
+    if machine is not None and choice.schedule is not LAYERS:
+        layouts = stages.layouts(scan.layout, model_config.levels)
+        planned = segmenting_time(model_config, layouts, machine.profile, choice.schedule, machine.placing)
     report = SegmentationReport(
         tuple(outputs.values()),
         rows,
@@ -149,7 +158,8 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         communication_facts(communicator, seconds),
         account,
         network,
-        planned,
+        (planned, machine),
+        str(stages),
     )
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", grid)
@@ -159,20 +169,6 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
     return report
-
-
-def _planned_time(
-    choice: Choice, scan: Scan, card: ModelCard, communicator: Communicator
-) -> tuple[TimePlan | None, Machine | None]:
-    """How long the network should have taken. Collective."""
-    model = card.config.model
-    if choice.schedule is LAYERS:
-        return None, None
-    machine = this_machine(model, communicator)
-    if machine is None:
-        return None, None
-    layouts = [scan.layout.at_level(level) for level in range(model.levels + 1)]
-    return segmenting_time(model, layouts, machine.profile, choice.schedule, machine.placing), machine
 
 
 def open_scan(
@@ -262,8 +258,9 @@ def _measure(
 
 
 def _choose(
-    job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, communicator: Communicator, looked_at: bool
-) -> Choice:
+    job: SegmentationJob, mask: Path, scan: Scan, card: ModelCard, stages: Agglomeration, communicator: Communicator,
+    looked_at: bool,
+) -> Choice:  # fmt: skip
     """The schedule, from what the busiest rank will hold: the mask and what lies beside it included. Collective."""
     model = card.config.model
     voxels = max(box.size for box in scan.boxes)
@@ -283,7 +280,7 @@ def _choose(
     )
     return choose(
         model, scan.layout, beside, torch.get_num_threads(), communicator, str(job.scan), kernels=available(),
-        limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask),
+        limit=job.memory_limit, schedule=job.schedule, scratch=_scratch(job, mask), agglomeration=stages,
     )  # fmt: skip
 
 
@@ -296,14 +293,15 @@ def _scratch(job: SegmentationJob, mask: Path) -> Path:
 
 
 def _tell(
-    job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, choice: Choice, listen: Listener
-) -> None:
+    job: SegmentationJob, scan: Scan, card: ModelCard, grid: ProcessGrid, stages: Agglomeration, choice: Choice,
+    listen: Listener,
+) -> None:  # fmt: skip
     """What the user should know before the work begins."""
     ranks = grid.communicator.size
     listen(
         Message(
             f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
-            f"{format_triple(grid.dims)}, {torch.get_num_threads()} threads each"
+            f"{format_triple(grid.dims)}{stages.described}, {torch.get_num_threads()} threads each"
         )
     )
     listen(Message(f"{choice.schedule}: {choice.reason}; planned {gibibytes(choice.plan.peak)}"))

@@ -14,6 +14,7 @@ from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
+from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for
 from volseg.segmentation.inference import BlockNetwork
 from volseg.segmentation.segment import open_scan
 from volseg.volumes.scan import Scan
@@ -27,6 +28,7 @@ class Verification:
     mismatches          voxels whose label differs
     voxels              compared
     identical           whether every logit has the same bits
+    agglomeration       which levels ran on fewer ranks
     """
 
     grid: Triple
@@ -34,16 +36,20 @@ class Verification:
     mismatches: int
     voxels: int
     identical: bool
+    agglomeration: str = "none"
 
 
-def verify_partition(model_path: Path, scan_path: Path, partition: str, communicator: Communicator) -> Verification:
+def verify_partition(
+    model_path: Path, scan_path: Path, partition: str, communicator: Communicator, agglomerate: str = "none"
+) -> Verification:
     """Compute a scan's logits on this job's grid and on the root rank alone, and compare. Collective.
 
     The root rank holds the whole volume for its part, as one rank does.
     """
     model, card = load_model(model_path)
     scan, grid = open_scan(scan_path, card, partition, communicator)
-    mine = block_logits(model, scan, card, grid)
+    stages = agglomeration_for(agglomerate, card.config.model, scan.layout)
+    mine = block_logits(model, scan, card, grid, stages)
     expected = np.empty((card.config.model.classes, 0, 0, 0), dtype=np.float32)
     with communicator.together():
         if communicator.is_root:
@@ -59,13 +65,15 @@ def verify_partition(model_path: Path, scan_path: Path, partition: str, communic
     largest = communicator.reduce_all(np.array([difference, float(not np.array_equal(mine, expected_here))]), "max")
     wrong = int((mine.argmax(0) != expected_here.argmax(0)).sum()) if mine.size else 0
     counts = communicator.reduce_all(np.array([wrong, mine[0].size]))
-    return Verification(grid.dims, float(largest[0]), int(counts[0]), int(counts[1]), not largest[1])
+    return Verification(grid.dims, float(largest[0]), int(counts[0]), int(counts[1]), not largest[1], str(stages))
 
 
 @torch.inference_mode()
-def block_logits(model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid) -> np.ndarray:
+def block_logits(
+    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, agglomeration: Agglomeration = NONE
+) -> np.ndarray:
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
-    network = BlockNetwork(model, scan, card, grid)
+    network = BlockNetwork(model, scan, card, grid, agglomeration=agglomeration)
     d, h, w = scan.inside.shape
     out = np.empty((card.config.model.classes, d, h, w), dtype=np.float32)
     for start, logits in network.logit_slabs():

@@ -42,7 +42,7 @@ class StepForecast:
         if shape not in self._known:
             setup, model = self.setup, self.setup.config.model
             layout = setup.grid.layout(padded_shape(shape, model.multiple), model.multiple)
-            layouts = [layout.at_level(level) for level in range(model.levels + 1)]
+            layouts = setup.twin.grids.agglomeration.layouts(layout, model.levels)
             self._known[shape] = training_time(
                 model, setup.config.training, layouts, parameter_count(model), self.machine.profile,
                 self.machine.placing, setup.replicas.count,

@@ -26,6 +26,7 @@ class TrainingJob:
 
     partition  "auto" or a grid such as "1x2x2", of each replica
     replicas   groups of ranks that train on cases of their own; they divide the ranks
+    agglomerate  which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     """
@@ -39,6 +40,7 @@ class TrainingJob:
     trace: Path | None = None
     trace_steps: int = 3
     replicas: int = 1
+    agglomerate: str = "auto"
 
     @property
     def batch(self) -> int:

@@ -79,6 +79,7 @@ def make_report(
         "replicas": setup.replicas.count,
         "grid": list(setup.grid.dims),
         "batch": setup.card.batch,
+        "agglomeration": str(setup.twin.grids.agglomeration),
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,

@@ -18,7 +18,7 @@ from volseg.distributed.replicas import Replicas
 from volseg.errors import CheckpointError, ConfigError, PartitionError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple, format_triple
-from volseg.models.forecast import Machine, this_machine
+from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
@@ -83,7 +83,13 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     grid = ProcessGrid(replicas.own, _grid_of_replica(job, replicas, biggest, multiple, narrowest=(d, h, w)))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple, replicas)
     layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
-    plans = [training_memory(model_config, config.training, layout, torch.get_num_threads()) for layout in layouts]
+    machine = this_machine(model_config, communicator) if covers(model_config) else None
+    stages = agglomeration_of_run(
+        job.agglomerate, "train", model_config, config.training,
+        grid.layout(padded_shape(biggest, multiple), multiple), machine,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    plans = [training_memory(model_config, config.training, layout, threads, stages) for layout in layouts]
     planned = max(plans, key=lambda plan: plan.peak)
     _check_depth(dataset, shapes, config)
     blocks.check()
@@ -103,8 +109,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         blocks.measure()
         card = dataclasses.replace(card, schemes=blocks.schemes)
     _same_weights(model, communicator)
-    twin = FusedUNet(model, grid, config.training.checkpoint_levels)
-    machine = this_machine(model_config, communicator) if twin.kernels and covers(model_config) else None
+    twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages)
     setup = Setup(
         config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card,
         machine,
@@ -204,6 +209,6 @@ def _describe(setup: Setup, largest: Triple) -> str:
     return (
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {len(setup.held_out)} held out, "
         f"labels {', '.join(dataset.label_names)}\n"
-        f"U-Net of {format_triple(setup.config.model.widths)} channels; {format_triple(largest)} voxels on {where}, "
-        f"{torch.get_num_threads()} threads each{batch}"
+        f"U-Net of {format_triple(setup.config.model.widths)} channels; {format_triple(largest)} voxels on {where}"
+        f"{setup.twin.grids.agglomeration.described}, {torch.get_num_threads()} threads each{batch}"
     )

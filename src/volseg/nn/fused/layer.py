@@ -141,7 +141,7 @@ class Workplace:
 
 def forward(
     work: Workplace, layer: Layer, slabs: Iterable[Slab], layout: Layout, brick: Triple, rows: Rows,
-    small: Rows | None = None, *, ghosts: bool, known: Affine | None = None,
+    small: Rows | None = None, *, ghosts: bool, small_ghosts: bool = True, known: Affine | None = None,
 ) -> tuple[Output, Held | None]:  # fmt: skip
     """The layer's output, and the output pooled where there is room for that. Collective.
 
@@ -150,6 +150,7 @@ def forward(
     rows    for the output
     small   for the output pooled
     ghosts  the output's ghosts are needed; they are under way when this returns
+    small_ghosts  so are those of the output pooled
     known   the norm's coefficients, where they were found before
     """
     norm = layer.norm
@@ -159,7 +160,7 @@ def forward(
     inputs = _convolve(work, layer, slabs, layout, rows, sums, target)
     held = Held(rows, layer.channels)
     small_held = None if small is None else Held(small, layer.channels)
-    for tensor in (small_held, held if ghosts else None):
+    for tensor in (small_held if small_ghosts else None, held if ghosts else None):
         if tensor is not None:
             work.start_exchange(tensor)
     statistics = None

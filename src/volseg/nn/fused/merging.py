@@ -1,0 +1,44 @@
+"""Tensors between the grid of a level and a coarser one (`distributed.merging`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from volseg.distributed.merging import Merge, Room
+from volseg.geometry import Triple
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.kernels.rows import Affine, Rows
+from volseg.partition.agglomeration import message_floats
+from volseg.partition.layout import Layout
+
+
+def gather(merge: Merge, layout: Layout, own: Rows, whole: Rows | None, buffers: Buffers) -> None:
+    """Fill the leader's block from the blocks of its group; not the ghosts. Collective over the group.
+
+    layout  of the finer grid
+    own     this rank's block of it
+    whole   the coarser grid's block; None where this rank does not lead
+    """
+    merge.gather(layout, own.own, None if whole is None else whole.own, _room(layout, own.channels, buffers))
+
+
+def scatter(merge: Merge, layout: Layout, whole: Rows | None, own: Rows, buffers: Buffers) -> None:
+    """Fill each block of a group from its leader's; not the ghosts. Collective over the group."""
+    merge.scatter(layout, None if whole is None else whole.own, own.own, _room(layout, own.channels, buffers))
+
+
+def share_affine(merge: Merge, affine: Affine | None, stored: int, slope: float) -> Affine:
+    """The leader's coefficients of `stored` channels, on each rank of its group. Collective over the group."""
+    affine = affine or Affine(torch.empty(stored), torch.empty(stored), slope)
+    merge.share([affine.scale, affine.shift])
+    return affine
+
+
+def _room(layout: Layout, channels: int, buffers: Buffers) -> Room:
+    largest = message_floats(layout, channels)
+
+    def room(sides: Triple, channels: int) -> Tensor:
+        return buffers.slab("message", sides, channels, largest).buffer
+
+    return room

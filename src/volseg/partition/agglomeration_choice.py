@@ -1,0 +1,50 @@
+"""Whether coarse levels are better computed by fewer ranks, by the time model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from volseg.config import ModelConfig
+from volseg.geometry import Triple
+from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.layout import Layout
+from volseg.partition.schedule import covers
+from volseg.partition.time_model import TimePlan
+
+_WORTH = 0.02
+"""Of the whole time, that agglomeration must save."""
+
+
+def choose_agglomeration(
+    model: ModelConfig, layout: Layout, time_of: Callable[[Agglomeration], TimePlan]
+) -> Agglomeration:
+    """The stages that save most, one after the other, each at least a fiftieth of the time; none where none does.
+
+    time_of  predicts the time with some stages
+    """
+    best, plan = NONE, time_of(NONE)
+    while covers(model):
+        # Less communication is all that agglomeration can give.
+        if plan.communication < _WORTH * plan.seconds:
+            break
+        tried = [(time_of(one), one) for one in _with_one_more(best, model.levels, layout.dims)]
+        found = min(tried, key=lambda pair: pair[0].seconds, default=None)
+        if found is None or found[0].seconds > (1 - _WORTH) * plan.seconds:
+            break
+        plan, best = found
+    return best
+
+
+def _with_one_more(before: Agglomeration, levels: int, finest: Triple) -> Iterator[Agglomeration]:
+    """The stages with another one behind them: at each level left, on each grid that groups of two or more lead to."""
+    last = before.stages[-1][0] if before.stages else 0
+    for level in range(last + 1, levels + 1):
+        dims = before.dims_at(level, finest)
+        while dims != (1, 1, 1):
+            d, h, w = (n // _smallest_factor(n) for n in dims)
+            dims = d, h, w
+            yield Agglomeration((*before.stages, (level, dims)))
+
+
+def _smallest_factor(number: int) -> int:
+    return next((n for n in range(2, number + 1) if number % n == 0), 1)

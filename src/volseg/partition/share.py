@@ -1,0 +1,109 @@
+"""What one rank has of each level of a network: its blocks, their ghosts, and where blocks of several ranks merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from volseg.geometry import Triple
+from volseg.partition.agglomeration import NONE, Agglomeration, group_size, leads, message_floats
+from volseg.partition.layout import Layout
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of all levels.
+
+    sides      (d, h, w) of its block on each level that it takes part in, finest first
+    low, high  ghosts before and after that
+    merges     levels whose grid is coarser than that of the level before, where this rank leads a group or is led
+    layouts    of all levels
+    """
+
+    sides: tuple[Triple, ...]
+    low: tuple[Triple, ...]
+    high: tuple[Triple, ...]
+    merges: frozenset[int]
+    layouts: tuple[Layout, ...]
+
+    @property
+    def last(self) -> int:
+        """The deepest level that it takes part in."""
+        return len(self.sides) - 1
+
+    def below(self, level: int) -> Triple:
+        """Sides of its block at the next level, on the grid of `level`."""
+        d, h, w = self.sides[level]
+        return d // 2, h // 2, w // 2
+
+    def message(self, level: int, channels: int) -> int:
+        """Values of a message between a group and its leader where `level` is entered."""
+        return message_floats(self.layouts[level - 1].at_level(1), channels)
+
+
+def share_of(
+    coords: Triple, layout: Layout, levels: int, agglomeration: Agglomeration = NONE, *, halos: bool = True
+) -> Share:  # fmt: skip
+    """Of the rank at `coords` of the finest level's grid; without `halos` no block has ghosts."""
+    layouts = agglomeration.layouts(layout, levels)
+    sides, low, high, merges = [], [], [], set()
+    for level, here in enumerate(layouts):
+        if level and here.dims != layouts[level - 1].dims:
+            size = group_size(layouts[level - 1].dims, here.dims)
+            merges.add(level)
+            if not leads(coords, size):
+                break
+            d, h, w = (c // n for c, n in zip(coords, size, strict=True))
+            coords = d, h, w
+        sides.append(here.block(coords).shape)
+        before, after = _ghosts(coords, here.dims, halos)
+        low.append(before)
+        high.append(after)
+    return Share(tuple(sides), tuple(low), tuple(high), frozenset(merges), tuple(layouts))
+
+
+def _ghosts(coords: Triple, dims: Triple, halos: bool) -> tuple[Triple, Triple]:
+    before = [int(halos and c > 0) for c in coords]
+    after = [int(halos and c + 1 < n) for c, n in zip(coords, dims, strict=True)]
+    return (before[0], before[1], before[2]), (after[0], after[1], after[2])
+
+
+def busy_shares(
+    layout: Layout, levels: int, agglomeration: Agglomeration = NONE, *, halos: bool = True
+) -> list[Share]:  # fmt: skip
+    """Of the ranks of which one holds most.
+
+    Where all take part in all levels that is the one whose block with its ghosts is largest. With stages it may be one
+    that leads some of them: of those that lead as many, those that no other surpasses on each of their grids.
+    """
+    grids = [(0, layout.dims), *agglomeration.stages]
+    found: dict[Triple, None] = {}
+    for number in range(1, len(grids) + 1):
+        axes = [
+            _candidates(layout, axis, [(level, dims[axis]) for level, dims in grids[:number]], halos)
+            for axis in range(3)
+        ]
+        found.update(dict.fromkeys((d, h, w) for d, h, w in product(*axes)))
+    return [share_of(coords, layout, levels, agglomeration, halos=halos) for coords in found]
+
+
+def _candidates(layout: Layout, axis: int, grids: Sequence[tuple[int, int]], halos: bool) -> list[int]:
+    """Coordinates on an axis, of those that lead on all of the grids, whose blocks no other's surpass.
+
+    grids  the first level of each, and its ranks on this axis
+    """
+    cuts, ranks = layout.boundaries[axis], grids[0][1]
+    widths: dict[tuple[int, ...], int] = {}
+    for c in range(0, ranks, ranks // grids[-1][1]):
+        wide = []
+        for level, parts in grids:
+            size = ranks // parts
+            ghosts = halos * ((c > 0) + (c + size < ranks))
+            wide.append(((cuts[c + size] - cuts[c]) >> level) + ghosts)
+        widths[tuple(wide)] = c  # of two as wide the later one: windows are larger where there are planes before them
+    return [c for wide, c in widths.items() if not any(_surpasses(other, wide) for other in widths)]
+
+
+def _surpasses(one: Sequence[int], other: Sequence[int]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))
