@@ -13,6 +13,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.partition.layer_memory import Ledger
 from volseg.partition.layout import Layout, padded_shape
+from volseg.partition.memory import segmenting_memory, training_memory
 from volseg.partition.planner import (
     choose_grid,
     fewest_ranks,
@@ -23,6 +24,7 @@ from volseg.partition.planner import (
     parse_grid,
     parse_memory,
 )  # fmt: skip
+from volseg.partition.schedule import Schedule
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 sides = st.tuples(*[st.integers(1, 40)] * 3)
@@ -167,3 +169,24 @@ def test_more_ranks_need_less_memory_each_and_levels_add_up(task):
         if last is not None:
             assert memory.activations < 0.75 * last
         last = memory.activations
+
+
+@pytest.mark.parametrize("dims", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("how", ["train", "train again", *Schedule])
+def test_the_parts_of_a_plan_make_up_the_whole(dims, how):
+    model = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3)
+    layout = Layout.even((64, 64, 64), dims, model.multiple)
+    if how.startswith("train"):
+        levels = (1, 2) if "again" in how else ()
+        plan = training_memory(model, TrainingConfig(checkpoint_levels=levels), layout)
+    else:
+        plan = segmenting_memory(model, layout, how)
+    assert sum(plan.parts.values()) == plan.peak
+    assert all(size >= 0 for size in plan.parts.values())
+    if dims == (1, 1, 1):
+        assert plan.parts.get("halos", 0) == 0
+    elif how in ("train", "train again", Schedule.IN_PLACE):
+        assert plan.parts["halos"] > 0
+    assert sum(plan.by_level) == plan.activations
+    if plan.by_operation:
+        assert max(plan.by_operation.values()) <= plan.peak

@@ -50,6 +50,7 @@ def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
         "work_bytes": memory.work,
         "activations_bytes_by_level": list(memory.by_level),
         "bytes_by_part": memory.parts,
+        "tensor_bytes_by_operation": memory.by_operation,
         "peak_at": memory.peak_at,
         "fits": one.fits if limited else None,
         "schedule": plan.schedule,

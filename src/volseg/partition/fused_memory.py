@@ -27,6 +27,9 @@ FLOAT = 4
 _LOSS_PIECE = 2**16
 _LOSS_TENSORS = 6
 
+SLABS, HALOS = "slabs and windows", "halos"
+"""Parts of a plan: what exists a few planes at a time, and ghosts."""
+
 
 def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Collection[int]) -> bool:
     """Whether backward computes the first convolution of a level again, instead of keeping its output.
@@ -46,6 +49,7 @@ class FusedWalk:
     by_level what of it was held, in bytes, when most was
     peak_at  where that was
     work     bytes of the kernels' own memory, and of weights on their way, at the layer with most of it
+    by_operation  bytes of tensors held in each operation at most, in their order
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class FusedWalk:
         self.operation, self.peak_at = "", ""
         self.by_level: dict[int, int] = {}
         self.work = 0
-        self._held: dict[str, tuple[int, Piece]] = {}
+        self.by_operation: dict[str, int] = {}
+        self._held: dict[str, tuple[int, Piece, int]] = {}  # level, memory, values without the ghosts
         self._most = 0
+        self._at_most: dict[str, int] = {}
         self._scratch = 0
         self._largest_slab = self._largest_gradient = self._largest_message = 0
 
@@ -74,6 +80,13 @@ class FusedWalk:
     def tensors(self) -> int:
         """Bytes of all tensors, and of what is free between them when most is held."""
         return (self.arena.total + self._largest_slab + self._largest_gradient + self._largest_message) * FLOAT
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of `tensors`, when most is held, by what they are for."""
+        slabs = self._largest_slab + self._largest_gradient + self._largest_message
+        free = self.arena.total - self._most
+        return {name: n * FLOAT for name, n in {**self._at_most, SLABS: slabs, "free between tensors": free}.items()}
 
     @property
     def total(self) -> int:
@@ -237,25 +250,29 @@ class FusedWalk:
         return prod(n + g for n, g in zip(self.sides[level], self.ghosts[level], strict=True)) * channels
 
     def _take(self, name: str, level: int, channels: int) -> None:
-        self._take_size(name, level, self._size(level, channels))
+        self._take_size(name, level, self._size(level, channels), prod(self.sides[level]) * channels)
 
     def _take_below(self, name: str, level: int, channels: int) -> None:
         """A tensor of the next level on the grid of this one."""
-        sides = zip(self.share.below(level), self.ghosts[level], strict=True)
-        self._take_size(name, level + 1, prod(n + g for n, g in sides) * channels)
+        below = self.share.below(level)
+        whole = prod(n + g for n, g in zip(below, self.ghosts[level], strict=True))
+        self._take_size(name, level + 1, whole * channels, prod(below) * channels)
 
     def _sent(self, level: int, channels: int) -> None:
         """A message between a group and its leader, which has memory of its own."""
         self._largest_message = max(self._largest_message, self.share.message(level, channels))
 
-    def _take_size(self, name: str, level: int, size: int) -> None:
-        self._held[name] = level, self.arena.take(size)
-        held = sum(piece.size for _, piece in self._held.values())
+    def _take_size(self, name: str, level: int, size: int, own: int) -> None:
+        self._held[name] = level, self.arena.take(size), own
+        held = sum(piece.size for _, piece, _ in self._held.values())
+        self.by_operation[self.operation] = max(self.by_operation.get(self.operation, 0), held * FLOAT)
         if held > self._most:
             self._most, self.peak_at = held, self.operation
-            self.by_level = {}
-            for at, piece in self._held.values():
+            self.by_level, self._at_most = {}, {"activations kept": 0, "their gradients": 0, HALOS: 0}
+            for other, (at, piece, values) in self._held.items():
                 self.by_level[at] = self.by_level.get(at, 0) + piece.size * FLOAT
+                self._at_most["their gradients" if other.startswith("gradient") else "activations kept"] += values
+                self._at_most[HALOS] += piece.size - values
 
     def _give(self, *names: str) -> None:
         for name in names:

@@ -51,6 +51,7 @@ class MemoryPlan:
     by_level     of the activations, by level of the U-Net, finest first
     peak_at      the operation at which the peak occurs
     parts        the whole of it by what it is for, at the peak
+    by_operation bytes of tensors held in each operation, in their order
     """
 
     process: int
@@ -60,6 +61,7 @@ class MemoryPlan:
     peak_at: str
     work: int = 0
     parts: dict[str, int] = field(default_factory=dict)
+    by_operation: dict[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -91,7 +93,7 @@ def training_memory(
     walk = _walk_training(model, layout, training.checkpoint_levels, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, TRAINING_PROCESS, fixed)
-    return _finish_fused(walk, TRAINING_PROCESS, fixed, walk.image)
+    return _finish_fused(walk, TRAINING_PROCESS, parameter_count(model) * FLOAT, training.optimizer)
 
 
 def _walk_training(
@@ -155,14 +157,20 @@ def segmenting_memory(
         walk = max(walks, key=lambda walk: walk.peak.total)
         peak, last = walk.peak, walk.last
         if last.total + beside.mask > peak.total:
-            peak = replace(last, by_level=(last.by_level[0] + beside.mask, *last.by_level[1:]))
+            by_level = (last.by_level[0] + beside.mask, *last.by_level[1:])
+            peak = replace(last, by_level=by_level, parts={**last.parts, "mask": beside.mask})
+        parts = {"process": SEGMENTING_PROCESS, "weights": fixed, **peak.parts, "kernels": peak.work}
         plan = MemoryPlan(
-            SEGMENTING_PROCESS, fixed, sum(peak.by_level), peak.by_level, peak.operation, peak.work
+            SEGMENTING_PROCESS, fixed, sum(peak.by_level), peak.by_level, peak.operation, peak.work, parts,
+            {moment.operation: sum(moment.by_level) for moment in walk.moments},
         )  # fmt: skip
     more = beside.mask + beside.afterwards
     if more <= plan.activations + plan.work:
         return plan
-    return replace(plan, activations=more, work=0, by_level=(more, *(0,) * model.levels), peak_at="output")
+    parts = {"process": plan.process, "weights": plan.weights, "mask": beside.mask, "output": beside.afterwards}
+    return replace(
+        plan, activations=more, work=0, by_level=(more, *(0,) * model.levels), peak_at="output", parts=parts
+    )  # fmt: skip
 
 
 def surely_fits(plan: MemoryPlan, limit: int) -> bool:
@@ -209,12 +217,24 @@ def fixed_memory(model: ModelConfig, optimizer: str, task: str) -> int:
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
     book = walk.ledger
     by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.model.levels + 1))
-    return MemoryPlan(process + min(FREED_HEAP, book.peak // 10), weights, book.peak, by_level, book.peak_at)
+    whole = process + min(FREED_HEAP, book.peak // 10)
+    parts = {"process": whole, "weights": weights, "tensors": book.peak}
+    return MemoryPlan(whole, weights, book.peak, by_level, book.peak_at, parts=parts)
 
 
-def _finish_fused(walk: FusedWalk, process: int, weights: int, beside: int) -> MemoryPlan:
-    """The plan with `beside` bytes more at full resolution; so is what the arena has free when most is held."""
-    activations = walk.tensors + beside
+def _finish_fused(walk: FusedWalk, process: int, weights: int, optimizer: str) -> MemoryPlan:
+    """The plan; what the arena has free when most is held counts at full resolution.
+
+    weights  bytes of one copy of them
+    """
+    copies = _WEIGHT_COPIES.get(optimizer, 5)
+    activations = walk.tensors + walk.image
     deeper = [walk.by_level.get(level, 0) for level in range(1, walk.model.levels + 1)]
     by_level = (activations - sum(deeper), *deeper)
-    return MemoryPlan(process, weights, activations, by_level, walk.peak_at, walk.work)
+    parts = {
+        "process": process, "weights": weights, "gradients of weights": weights, "their message": weights,
+        "optimizer": (copies - 3) * weights, **walk.parts, "image and labels": walk.image, "kernels": walk.work,
+    }  # fmt: skip
+    return MemoryPlan(
+        process, copies * weights, activations, by_level, walk.peak_at, walk.work, parts, walk.by_operation
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +10,7 @@ from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.basin import Basin, Ghosts, basins, peak_of
-from volseg.partition.fused_memory import FLOAT, convolution_work
+from volseg.partition.fused_memory import FLOAT, HALOS, SLABS, convolution_work
 from volseg.partition.layout import Layout
 from volseg.partition.schedule import SPILL, Schedule
 from volseg.partition.share import Share, busy_shares
@@ -24,11 +24,13 @@ class Moment:
 
     by_level  of tensors, finest level first
     work      the kernels' own memory, and weights on their way
+    parts     of the tensors by what they are for
     """
 
     operation: str
     by_level: tuple[int, ...]
     work: int
+    parts: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -247,9 +249,16 @@ class StreamedWalk:
 
     def _note(self, operation: str, level: int, more: int) -> None:
         held = [self._held.get(n, 0) + self._ports.get(n, 0) for n in range(self.model.levels + 1)]
+        halos = sum(self._halos(n) for n in self._held)
+        parts = {"levels": sum(held) - halos, HALOS: halos, SLABS: more + self._messages, "image": self.image}
         held[level] += more
         held[0] += self.image + self._messages
-        self.moments.append(Moment(operation, tuple(held), self._work))
+        self.moments.append(Moment(operation, tuple(held), self._work, parts))
+
+    def _halos(self, level: int) -> int:
+        """Bytes of the ghosts of a level's largest tensor."""
+        basin = self.basins[level]
+        return (basin.floats(basin.channels) - prod(basin.sides) * basin.channels) * FLOAT
 
 
 def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
