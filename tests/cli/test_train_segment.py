@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tiny import ct_like, losses, save_nifti, tiny_dataset
+from tiny import ct_like, digest, losses, save_nifti, tiny_dataset
 from volseg.cli.app import run
 
 SMALL = ["--base-channels=4", "--levels=2", "--epochs=2", "-q"]
@@ -53,6 +53,26 @@ def test_with_nothing_but_defaults_on_two_ranks(tmp_path, mpirun, python):
     again = both("train", "--continue", "--epochs=3", "-q")
     assert "6 steps" in again
     assert len(losses(tmp_path / "volseg-run")) == 6
+
+
+def test_coarse_levels_on_one_of_two_ranks(tmp_path, mpirun, volseg):
+    scan = "ellipsoids/imagesTr/ellipsoids_000_0000.nii.gz"
+    volseg("generate", "--shape=16x20x18", "--cases=2", "-q")
+
+    def both(*arguments):
+        options = ["--partition=1x2x1", "--agglomerate=1:1x1x1"]
+        ended = mpirun(2, ["-m", "volseg", *arguments, *options], cwd=tmp_path, timeout=90)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    code, _, err = both("train", *SMALL[:-1], "--no-progress")
+    assert code == 0, err
+    assert "on 2 ranks as 1x2x1, from level 1 on as 1x1x1" in err
+    assert both("segment", scan, "-o", "many.nii", "-q")[0] == 0
+    volseg("segment", scan, "-o", "one.nii", "-q")
+    assert digest(tmp_path / "many.nii") == digest(tmp_path / "one.nii")
+    code, out, err = both("verify-partition", scan)
+    assert code == 0, err
+    assert "grid 1x2x1, agglomerated 1:1x1x1, against 1 rank: max |delta logit| 0, 0 label mismatches" in out
 
 
 def test_zarr_from_end_to_end(volseg, tmp_path):

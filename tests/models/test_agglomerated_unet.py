@@ -153,6 +153,10 @@ def test_every_schedule_has_the_same_bits(
         assert told == sorted(told)
         assert told[-1] == 1
         assert streamed._done == pytest.approx(streamed._whole), "a rank's arithmetic is not what it counts"
+        plain = FusedUNet(model, grid).streamed(schedule)
+        plain._begin(layout, schedule, 0)
+        mine, without = communicator.reduce_all(np.array([streamed._whole, plain._whole]))
+        assert mine == pytest.approx(without), "leaders do what the others leave"
         image = TensorImage(block, layout, grid, image_width(schedule, 1))
         for (first, last), part in streamed.feature_slabs(image, layout):
             d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, layout.shape, strict=True))
