@@ -7,7 +7,8 @@ import itertools
 from rich.console import Console
 from rich.table import Table
 
-from volseg.cli.render import table
+from volseg.cli.render import PLAIN_WIDTH, table
+from volseg.cli.terminal import terminal_columns
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
 from volseg.partition.answer import Answer, Asked, TaskAnswer
@@ -20,13 +21,12 @@ from volseg.partition.search import Scaling, fits
 
 def show(asked: Asked, found: Answer) -> None:
     """Print all of it."""
-    console = Console()
+    console = Console(width=terminal_columns() or PLAIN_WIDTH)
     console.print(_plan(asked, found))
     console.print(_memory(found))
     if "segment" in found.tasks:
         console.print(_schedules(asked, found.tasks["segment"]))
     console.print(_levels(found))
-    console.print(_parts(found))
     console.print(_times(found))
     for task, one in found.tasks.items():
         if one.scaling is not None:
@@ -57,13 +57,15 @@ def _plan(asked: Asked, found: Answer) -> Table:
 
 
 def _memory(found: Answer) -> Table:
-    columns = ["memory a rank", "peak", "activations", "kernels", "weights", "process", "peak at"]
-    body = []
-    for task, one in found.tasks.items():
-        memory = one.run.plan.memory
-        sizes = (memory.peak, memory.activations, memory.work, memory.weights, memory.process)
-        body.append((task, *map(gibibytes, sizes), memory.peak_at))
-    return table("", columns, body)
+    parts = {part: None for one in found.tasks.values() for part, size in one.run.plan.memory.parts.items() if size}
+    rows = [(part, *(_size(one.run.plan.memory.parts.get(part, 0)) for one in found.tasks.values())) for part in parts]
+    rows.append(("all", *(gibibytes(one.run.plan.memory.peak) for one in found.tasks.values())))
+    rows.append(("which is held at", *(one.run.plan.memory.peak_at for one in found.tasks.values())))
+    return table("memory of a rank, at the peak", ("", *map(str, found.tasks)), rows)
+
+
+def _size(count: int) -> str:
+    return gibibytes(count) if count else ""
 
 
 def _schedules(asked: Asked, one: TaskAnswer) -> Table:
@@ -87,20 +89,16 @@ def _levels(found: Answer) -> Table:
     return table("activations at the peak", ("", *map(str, found.tasks)), rows)
 
 
-def _parts(found: Answer) -> Table:
-    parts = {part: None for one in found.tasks.values() for part in one.run.plan.memory.parts}
-    rows = [
-        (part, *(gibibytes(one.run.plan.memory.parts.get(part, 0)) for one in found.tasks.values())) for part in parts
-    ]
-    return table("memory at the peak", ("", *map(str, found.tasks)), rows)
-
-
 def _times(found: Answer) -> Table:
     names = {"train": "a training step", "segment": "segmenting"}
     kinds = [kind for kind in Kind if any(one.run.time.by_kind()[kind] for one in found.tasks.values())]
-    rows = [(kind, *(time_text(one.run.time.by_kind()[kind]) for one in found.tasks.values())) for kind in kinds]
+    rows = [(kind, *(_time(one.run.time.by_kind()[kind]) for one in found.tasks.values())) for kind in kinds]
     rows.append(("all", *(time_text(one.run.seconds) for one in found.tasks.values())))
     return table("time", ("", *(names[str(task)] for task in found.tasks)), rows)
+
+
+def _time(seconds: float) -> str:
+    return time_text(seconds) if seconds else ""
 
 
 def _scaling(asked: Asked, task: str, found: Scaling) -> Table:

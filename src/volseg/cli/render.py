@@ -22,7 +22,7 @@ from volseg import events
 from volseg.cli.terminal import terminal_columns
 from volseg.machine import gibibytes
 
-_PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
+PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 _PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
 
 
@@ -37,9 +37,9 @@ class Screen:
         self.quiet = quiet
         columns = terminal_columns()
         self.errors = Console(
-            stderr=True, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH, highlight=False
+            stderr=True, force_terminal=columns is not None, width=columns or PLAIN_WIDTH, highlight=False
         )
-        self.results = Console(width=columns or _PLAIN_WIDTH, highlight=False)
+        self.results = Console(width=columns or PLAIN_WIDTH, highlight=False)
         self._bars: Bars | Lines | None = None
         if progress:
             self._bars = Bars(self.errors) if columns is not None else Lines(self.errors)

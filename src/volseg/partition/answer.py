@@ -20,6 +20,7 @@ from volseg.partition.search import (
     fastest,
     fewest,
     fits,
+    largest_possible,
     powers_up_to,
     scaling,
     splits,
@@ -108,6 +109,8 @@ def answer(asked: Asked) -> Answer:
     questions = {task: asked.question(task) for task in asked.tasks}
     least = {task: fewest(question) for task, question in questions.items()}
     ranks = max(asked.ranks, default=0)
+    if len(asked.ranks) > 1:  # of a range what there is a grid for
+        ranks = largest_possible(next(iter(questions.values())), ranks)
     if not ranks:
         ranks = max([found.ranks for found in least.values() if found is not None], default=asked.replicas)
     tasks = {task: _answer(asked, question, least[task], ranks) for task, question in questions.items()}

@@ -250,7 +250,12 @@ class StreamedWalk:
     def _note(self, operation: str, level: int, more: int) -> None:
         held = [self._held.get(n, 0) + self._ports.get(n, 0) for n in range(self.model.levels + 1)]
         halos = sum(self._halos(n) for n in self._held)
-        parts = {"levels": sum(held) - halos, HALOS: halos, SLABS: more + self._messages, "image": self.image}
+        parts = {
+            "tensors of the levels": sum(held) - halos,
+            HALOS: halos,
+            SLABS: more + self._messages,
+            "image": self.image,
+        }
         held[level] += more
         held[0] += self.image + self._messages
         self.moments.append(Moment(operation, tuple(held), self._work, parts))
