@@ -45,8 +45,8 @@ FIGURES = (
         "memory_ranks.png", "scaling", "Memory of each rank against ranks",
         "Filled markers: measured; open circles: of it the tensors, without process, weights and kernels. Dotted: the "
         "tensors of one rank divided by the ranks. The lines lie above that by the halo, and by the process of each "
-        "rank, which no number of ranks makes smaller. Open symbols at 4 GB a rank (32 ranks on a machine of 128 GB): the "
-        "fewest ranks, in powers of two, that keep to it.",
+        "rank, which no number of ranks makes smaller. Open symbols at 4 GB a rank (32 ranks on a machine of 128 GB): "
+        "the fewest ranks, in powers of two, that keep to it.",
         memory_figures.against_ranks,
     ),
     Figure(

@@ -145,9 +145,9 @@ def against_ranks(view: View) -> Any:
             _of_volume(axes, view, task, side, number, known if number == 0 else 0)
         axes.axhline(MACHINE_LIMIT / GB, color=FAINT, lw=0.8, ls=(0, (1, 2)), zorder=1)
         label(axes, 1, MACHINE_LIMIT / GB, "4 GB", FAINT, xytext=(2, 6), fontsize=8.5)
-        powers(axes, "x", 0.85, MOST_RANKS * 1.25, step=2)
+        powers(axes, "x", 0.85, MOST_RANKS * 3, step=2)
         log_axis(axes, "y", lowest, 6e4)
-        predicted_from(axes, known * 1.3, MOST_RANKS * 1.25)
+        predicted_from(axes, known * 1.3, MOST_RANKS * 3)
         axes.set_xlabel("ranks")
         title(axes, f"{doing(task).capitalize()}: memory of each rank")
     both[0].set_ylabel("peak memory a rank, GB")
@@ -172,21 +172,16 @@ def _of_volume(axes: Any, view: View, task: str, side: int, number: int, known: 
         axes.plot(
             *where, color=colour, marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=1.5, zorder=5
         )
-        beside(axes, *where, f"{least.case.ranks:,} ranks".replace(",", " "), colour, MOST_RANKS)
+        beside(axes, *where, f"{least.case.ranks:,} ranks".replace(",", " "), colour)
 
 
 def _tensors(axes: Any, view: View, rows: Sequence[Row], model: Sequence[Foretold], colour: str) -> None:
     """What the volume takes of it: measured less what the model has for process, weights and kernels."""
-    curve(
-        axes,
-        *zip(*[(o.case.ranks, o.memory.activations / GB) for o in model], strict=True),
-        colour,
-        rows[-1].case.ranks,
-        lw=1.0,
-    )
+    ranks, tensors = [one.case.ranks for one in model], [one.memory.activations / GB for one in model]
+    curve(axes, ranks, tensors, colour, rows[-1].case.ranks, lw=1.0)
     heights = [of_volume(row, view.profile) / GB for row in rows]
     points(axes, [row.case.ranks for row in rows], heights, colour, markerfacecolor="white", markeredgecolor=colour)
-    label(axes, 1, heights[0], "of it tensors", colour, xytext=(4, 9), fontsize=8.5)
+    beside(axes, rows[-1].case.ranks, heights[-1], "of it tensors", colour)
 
 
 def _whole(view: View, task: str) -> list[Row]:

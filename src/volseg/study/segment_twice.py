@@ -2,8 +2,8 @@
 
     mpirun -n 2 python -m volseg.study.segment_twice SCAN MASK MODEL SCHEDULE REPORT REPORT_OF_THE_SECOND
 
-The compilation takes a second or two, whatever the volume, and on volumes that a study can afford that is as long as the
-network itself. The peak memory is that of the first report.
+The compilation takes a second or two, whatever the volume, and on volumes that a study can afford that is as long as
+the network itself. The peak memory is that of the first report.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def log_axis(axes: Any, which: str, low: float, high: float) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}lim")(low, high)
-    steps = (1, 2, 5) if high / low < 300 else (1,)
+    steps = (1, 2, 5) if high / low < 1000 else (1,)
     ticks = [m * 10.0**n for n in range(-6, 7) for m in steps if low <= m * 10.0**n <= high]
     _set_ticks(axis, ticks, [f"{tick:,.10g}".replace(",", " ") for tick in ticks])
 
@@ -117,11 +117,9 @@ def points(axes: Any, xs: Sequence[float], ys: Sequence[float], colour: str, **m
     axes.plot(xs, ys, **(style | more))
 
 
-def beside(axes: Any, x: float, y: float, text: str, colour: str, last: float) -> None:
-    """Words above and to the right of a point; near the right end below and to the left."""
-    near_end = x > last / 8
-    where = {"xytext": (-8, -9), "ha": "right"} if near_end else {"xytext": (8, 8), "ha": "left"}
-    label(axes, x, y, text, colour, fontsize=8.5, **where)
+def beside(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+    """Words above and to the right of a point, where falling curves are not."""
+    label(axes, x, y, text, colour, fontsize=8.5, xytext=(8, 8))
 
 
 def label(axes: Any, x: float, y: float, text: str, colour: str = INK, **more: Any) -> None:

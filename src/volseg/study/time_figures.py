@@ -51,8 +51,8 @@ def strong_scaling(view: View) -> Any:
         efficiency.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
         efficiency.set_xlabel("ranks")
         for axes in (seconds, efficiency):
-            powers(axes, "x", 0.85, MOST_RANKS * 1.25, step=2)
-            predicted_from(axes, known * 1.3, MOST_RANKS * 1.25)
+            powers(axes, "x", 0.85, MOST_RANKS * 3, step=2)
+            predicted_from(axes, known * 1.3, MOST_RANKS * 3)
     return made
 
 
@@ -71,7 +71,7 @@ def _strong(seconds: Any, efficiency: Any, view: View, task: str, side: int, num
     share = [taken[0] * ranks[0] / (t * count) for count, t in zip(ranks, taken, strict=True)]
     curve(efficiency, ranks, share, colour, known)
     _say_where_it_fits(seconds, model, colour, marker)
-    label(efficiency, ranks[-1], share[-1], f"{side}³", colour, xytext=(-2, 9), ha="right", fontweight="bold")
+    label(efficiency, ranks[-1], share[-1], f"{side}³", colour, fontweight="bold")
     if rows:
         measured = [row.seconds or 0.0 for row in rows]
         counts = [row.case.ranks for row in rows]
@@ -90,7 +90,7 @@ def _say_where_it_fits(axes: Any, model: Sequence[Foretold], colour: str, marker
         axes.plot(
             *where, color=colour, marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=1.5, zorder=5
         )
-        beside(axes, *where, "fits 4 GB a rank", colour, MOST_RANKS)
+        beside(axes, *where, "fits 4 GB a rank", colour)
 
 
 def weak_scaling(view: View) -> Any:
@@ -114,8 +114,8 @@ def weak_scaling(view: View) -> Any:
         label(axes, ranks[-1], communicating[-1], "of it communication", FAINT, xytext=(-2, 9), ha="right")
         highest = max([*taken, *(row.seconds or 0.0 for row in rows)])
         axes.set_ylim(0, highest * 1.25)
-        powers(axes, "x", 0.85, MOST_RANKS * 1.25, step=2)
-        predicted_from(axes, known * 1.3, MOST_RANKS * 1.25, high=True)
+        powers(axes, "x", 0.85, MOST_RANKS * 3, step=2)
+        predicted_from(axes, known * 1.3, MOST_RANKS * 3, high=True)
         what = "Training: seconds of a step" if task == TRAIN else "Segmenting: seconds of the network"
         title(axes, f"{what}, {block}³ voxels a rank")
         axes.set_xlabel("ranks")
@@ -238,7 +238,7 @@ def _scatter(axes: Any, found: Sequence[tuple[Row, float, float]], band: float, 
     for which in "xy":
         log_axis(axes, which, low, high)
     axes.set_aspect("equal")
-    label(axes, high, high * (1 - band), f"±{percent(band)}", FAINT, xytext=(-4, -12), ha="right")
+    axes.text(0.98, 0.02, f"grey: ±{percent(band)}", transform=axes.transAxes, ha="right", color=FAINT, fontsize=9)
     axes.set_xlabel(f"measured, {unit}")
     axes.set_ylabel(f"planned, {unit}")
     axes.legend(frameon=False, fontsize=8.5, loc="upper left")
