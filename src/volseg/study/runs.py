@@ -145,7 +145,7 @@ class Runner:
         (scan,) = (dataset / "imagesTr").iterdir()
         mask = self.folder / f"mask{'.zarr' if scan.suffix == '.zarr' else '.nii.gz'}"
         if row.timed:
-            self._volseg(model, scan, mask, weights, case.variant, *reports, module="volseg.study.segment_twice")
+            self._volseg(model, scan, mask, weights, case.variant, *reports, module="volseg.cli.segment_twice")
             seconds = float(_json(reports[1])["seconds_by_phase"]["network"])
             row = replace(row, seconds=seconds)
         else:

@@ -90,7 +90,7 @@ def _say_where_it_fits(axes: Any, model: Sequence[Foretold], colour: str, marker
         axes.plot(
             *where, color=colour, marker=marker, markersize=7, markerfacecolor="white", markeredgewidth=1.5, zorder=5
         )
-        beside(axes, *where, "fits 4 GB a rank", colour)
+        beside(axes, *where, "fits 4 GB", colour)
 
 
 def weak_scaling(view: View) -> Any:
