@@ -54,15 +54,14 @@ def run_volseg(
 ) -> None:  # fmt: skip
     """Run one volseg command in a folder, quietly, to its end.
 
-    module  that is run
+    module  that is run instead, with the options of a command at its end
 
     Raises LaunchError, with the last that it said, where it fails or takes longer than `minutes`.
     """
     if ranks > 1 and launcher is None:
         raise LaunchError(f"no mpirun found to start {ranks} ranks with: install mpich, or name one with --launcher")
     before = launcher.command(ranks) if launcher is not None else []
-    command = [*before, sys.executable, "-m", module, *map(str, arguments)]
-    command += ["--quiet"] * (module == "volseg")
+    command = [*before, sys.executable, "-m", module, *map(str, arguments), "--quiet"]
     environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -144,15 +144,13 @@ class Runner:
         dataset, weights = self._dataset(case), self._weights(case)
         (scan,) = (dataset / "imagesTr").iterdir()
         mask = self.folder / f"mask{'.zarr' if scan.suffix == '.zarr' else '.nii.gz'}"
+        options = [scan, "-o", mask, "--overwrite", "--model", weights, "--schedule", case.variant]
         if row.timed:
-            self._volseg(model, scan, mask, weights, case.variant, *reports, module="volseg.cli.segment_twice")
+            self._volseg(model, *reports, *options, module="volseg.cli.segment_twice")
             seconds = float(_json(reports[1])["seconds_by_phase"]["network"])
             row = replace(row, seconds=seconds)
         else:
-            self._volseg(
-                model, "segment", scan, "-o", mask, "--overwrite", "--model", weights, "--schedule", case.variant,
-                "--report", reports[0],
-            )  # fmt: skip
+            self._volseg(model, "segment", *options, "--report", reports[0])
         report = _json(reports[0])
         return replace(_with_memory(row, report), dims=tuple(report["grid"]))
 

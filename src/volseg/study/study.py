@@ -18,7 +18,7 @@ from volseg.events import Listener, Message, ignore
 from volseg.files import write_text
 from volseg.machine import gibibytes
 from volseg.partition.profile import Profile, find_profile, read_profile, save_profile
-from volseg.study.cases import PARTS, Case, Ranges, cases_of
+from volseg.study.cases import PARTS, Ranges, cases_of
 from volseg.study.extrapolation import foretell
 from volseg.study.figures import draw, figures_of
 from volseg.study.html_report import FILE as REPORT
@@ -205,8 +205,13 @@ def choose_ranges(wishes: Wishes, profile: Profile, means: Means, seconds: float
 
 
 def _within(ranges: Ranges, parts: Sequence[str], profile: Profile, means: Means, seconds: float) -> bool:
-    """Whether all cases of the matrix fit, in memory and time; what only goes beyond it need not."""
-    asked: list[Case] = [case for case in cases_of(parts, ranges) if max(case.shape) <= ranges.sides[-1]]
+    """Whether all cases of the matrix fit, in memory and time; what only goes beyond it need not.
+
+    In a batch job it is the cases of many ranks that must fit: it is there for volumes that few ranks cannot hold.
+    """
+    fewest = max(ranges.more_ranks) // 4 if means.scheduler else 1
+    matrix = [case for case in cases_of(parts, ranges) if max(case.shape) <= ranges.sides[-1]]
+    asked = [case for case in matrix if case.ranks >= fewest]
     possible, left = reachable(asked, profile, means)
     needed = sum(expected(foretell(case, profile, means.cores_per_node), means) for case in possible)
     return not left and needed <= _USED * seconds

@@ -241,4 +241,5 @@ def _scatter(axes: Any, found: Sequence[tuple[Row, float, float]], band: float, 
     axes.text(0.98, 0.02, f"grey: ±{percent(band)}", transform=axes.transAxes, ha="right", color=FAINT, fontsize=9)
     axes.set_xlabel(f"measured, {unit}")
     axes.set_ylabel(f"planned, {unit}")
-    axes.legend(frameon=False, fontsize=8.5, loc="upper left")
+    if found:
+        axes.legend(frameon=False, fontsize=8.5, loc="upper left")
