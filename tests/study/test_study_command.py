@@ -26,7 +26,7 @@ def study(capsys, tmp_path):
     [
         (["everything"], "everything"),
         (["--sides=48,many"], "--sides 48,many: give whole numbers"),
-        (["--sides=4"], "--sides 4: give 8 (2^levels) to 8192"),
+        (["--sides=4"], "--sides 4: give 8 (2^levels) to 4096"),
         (["--sides=9000"], "--sides 9000"),
         (["--channels=0"], "--channels 0: give whole numbers"),
         (["--channels=400"], "--channels 400: give 1 to 320"),

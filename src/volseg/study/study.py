@@ -19,7 +19,7 @@ from volseg.files import write_text
 from volseg.machine import gibibytes
 from volseg.partition.profile import Profile, find_profile, read_profile, save_profile
 from volseg.study.cases import PARTS, Ranges, cases_of
-from volseg.study.extrapolation import foretell
+from volseg.study.extrapolation import LARGEST_SIDE, foretell
 from volseg.study.figures import draw, figures_of
 from volseg.study.html_report import FILE as REPORT
 from volseg.study.html_report import html_report
@@ -97,6 +97,7 @@ def run_study(wishes: Wishes, listen: Listener = ignore, means: Means | None = N
     _check(wishes, launcher)
     profile = _profile(wishes, launcher, means, listen)
     rows = {row.case: row for row in read_rows(wishes.folder / ROWS)}
+    shutil.rmtree(wishes.folder / WORK, ignore_errors=True)  # what an interrupted study left may be half-written
     remaining = max(0.0, deadline - time.monotonic())
     ranges = choose_ranges(wishes, profile, means, remaining, launcher is not None)
     cases, left = reachable(cases_of(wishes.parts, ranges), profile, means)
@@ -131,8 +132,8 @@ def _check(wishes: Wishes, launcher: Launcher | None) -> None:
     if not wishes.minutes > DRAWING / 60:
         raise ConfigError(f"--minutes {wishes.minutes:g}: give more than {DRAWING / 60:.1f}, which drawing takes")
     for side in wishes.sides:
-        if not 2**wishes.levels <= side <= 8192:
-            raise ConfigError(f"--sides {side}: give {2**wishes.levels} (2^levels) to 8192 voxels")
+        if not 2**wishes.levels <= side <= LARGEST_SIDE:
+            raise ConfigError(f"--sides {side}: give {2**wishes.levels} (2^levels) to {LARGEST_SIDE} voxels")
     for count in wishes.channels:
         if not 1 <= count <= 320:
             raise ConfigError(f"--channels {count}: give 1 to 320")

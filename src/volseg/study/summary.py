@@ -17,6 +17,9 @@ from volseg.study.rows import Row
 MEMORY_WORST, MEMORY_MEDIAN, TIME_MEDIAN = 0.10, 0.04, 0.15
 """How far plans may be off: each row's memory, the median of it, and the median of times."""
 
+_LANES = 8
+"""Channels that kernels work on at a time: tensors of fewer are as large."""
+
 MACHINE_LIMIT = 4 * 10**9
 """Bytes a rank: 32 of them on a machine of 128 GB."""
 
@@ -129,7 +132,7 @@ def _side_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, task: 
 def _channel_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, task: str) -> list[str]:
     middle = ranges.sides[len(ranges.sides) // 2]
     here = [row for row in run_fastest(rows, task) if row.case.ranks == 1 and row.case.shape == cube(middle)]
-    here = [row for row in here if of_volume(row, profile) > 0]
+    here = [row for row in here if of_volume(row, profile) > 0 and row.case.base_channels >= _LANES]
     slope = exponent([(row.case.base_channels, of_volume(row, profile)) for row in here])
     if slope is None:
         return []
@@ -140,7 +143,7 @@ def _channel_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, tas
 
 
 def _ranks_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, task: str) -> list[str]:
-    here = [row for row in of_network(rows, ranges, task) if row.case.shape == cube(ranges.sides[-1])]
+    here = [row for row in of_network(rows, ranges, task) if row.case.shape == cube(scaled_side(rows, ranges))]
     if len(here) < 2 or here[0].case.ranks != 1 or of_volume(here[0], profile) <= 0:
         return []
     whole, last = here[0], here[-1]
@@ -168,7 +171,7 @@ def _thousands(ranges: Ranges, profile: Profile) -> list[str]:
 
 def _scaling_sentences(rows: Sequence[Row], ranges: Ranges, task: str) -> list[str]:
     timed = [row for row in of_network(rows, ranges, task) if row.timed and row.seconds]
-    here = [row for row in timed if row.case.shape == cube(ranges.sides[-1])]
+    here = [row for row in timed if row.case.shape == cube(scaled_side(rows, ranges))]
     if len(here) < 2 or here[0].case.ranks != 1:
         return []
     first, last = here[0], here[-1]
@@ -178,6 +181,14 @@ def _scaling_sentences(rows: Sequence[Row], ranges: Ranges, task: str) -> list[s
         f"{what} of {size_text(last.case)} is {gain:.2f} times as fast on {last.case.ranks} ranks as on one: "
         f"{gain / last.case.ranks:.0%} of what they could do."
     ]
+
+
+def scaled_side(rows: Iterable[Row], ranges: Ranges) -> int:
+    """The side of the cube that was run on most numbers of ranks, the largest of them; else what was meant."""
+    counts: dict[int, set[int]] = {}
+    for row in chosen(rows, fastest=True, cube=True, base_channels=ranges.channels[-1]):
+        counts.setdefault(row.case.shape[0], set()).add(row.case.ranks)
+    return max(counts, key=lambda side: (len(counts[side]), side), default=ranges.sides[-1])
 
 
 def main_case(ranges: Ranges, task: str, side: int, ranks: int = 1) -> Case:

@@ -18,7 +18,7 @@ from volseg.study.extrapolation import (
 )
 from volseg.study.means import Means
 from volseg.study.rows import Row
-from volseg.study.summary import chosen
+from volseg.study.summary import chosen, scaled_side
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class View:
     def of_network(self, task: str) -> list[Row]:
         """Rows of the network that scaling is studied with, run the fastest way."""
         return chosen(self.rows, task=task, fastest=True, base_channels=self.ranges.channels[-1])
+
+    @property
+    def side(self) -> int:
+        """Of the volume whose scaling was measured."""
+        return scaled_side(self.rows, self.ranges)
 
     def over_ranks(self, case: Case, last: int = MOST_RANKS) -> list[Foretold]:
         """The model of a volume on 1, 2, 4 ... ranks: on this machine as far as its cores go, then on many."""
