@@ -72,6 +72,32 @@ def test_it_is_refused_on_several_ranks(mpirun, tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+def test_without_a_profile_the_machine_is_measured_and_without_time_all_is_left_out(study, tmp_path, monkeypatch):
+    from volseg.study import calibration
+
+    measured = []
+
+    def measure_settings(launcher, listen):
+        measured.append(launcher)
+        return [built_in_profile()]
+
+    monkeypatch.setattr(calibration, "measure_settings", measure_settings)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("VOLSEG_PROFILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = study("channels", "--sides=16", "--channels=4", "--levels=2", "--minutes=0.7")
+    assert code == 1
+    assert len(measured) == 1
+    assert "0 cases done, 0 failed, 2 left out" in out
+    assert "measuring it first" in err
+    assert err.count("left out: ") == 2
+    names = {"measurements.csv", "report.html", "profile.json", "memory_channels.png", "planned_measured.png"}
+    assert {path.name for path in (tmp_path / "study").iterdir()} == names
+    assert "What was left out" in (tmp_path / "study" / "report.html").read_text()
+    code, out, err = study("channels", "--sides=16", "--channels=4", "--levels=2", "--minutes=0.7", "--overwrite")
+    assert (code, len(measured)) == (1, 2)  # --overwrite begins anew, the profile included
+
+
 OPTIONS = ("--sides=16,24", "--channels=4", "--ranks=1,2", "--levels=2", "--minutes=30", "--quiet")
 
 

@@ -31,6 +31,9 @@ _ZARR_FROM = 256**3
 _PATIENCE = 4.0
 """A case may take so many times as long as expected, and two minutes."""
 
+_LAST = 20.0
+"""Seconds that a case is given at least, also where the study's time is up."""
+
 
 @dataclass(frozen=True)
 class Left:
@@ -187,7 +190,8 @@ class Runner:
             run.rename(folder)
 
     def _volseg(self, model: Foretold, *arguments: object, module: str = "volseg") -> None:
-        seconds = _PATIENCE * self._slowness * expected(model, self.means) + 120
+        patience = _PATIENCE * self._slowness * expected(model, self.means) + 120
+        seconds = min(patience, max(_LAST, self.deadline - time.monotonic()))
         run_volseg(
             self.folder, *arguments, ranks=model.case.ranks, threads=1, launcher=self.launcher, minutes=seconds / 60,
             module=module,
