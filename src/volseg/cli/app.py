@@ -27,6 +27,7 @@ COMMANDS = {
     "info": "Show a volume's shape, spacing, orientation, values and labels.",
     "plan-partition": "Plan how a volume is split over ranks, and the memory each needs.",
     "calibrate": "Measure this machine, so that plans know how long things take.",
+    "study": "Run sizes, channels and ranks, and lay the model beside what was measured.",
     "train": "Train a 3D U-Net on whole volumes.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",

@@ -50,16 +50,18 @@ def find_launcher(given: str | None = None, environment: Mapping[str, str] = os.
 
 def run_volseg(
     folder: Path, *arguments: object, ranks: int = 1, threads: int | None = None, launcher: Launcher | None = None,
-    minutes: float = MINUTES,
+    minutes: float = MINUTES, module: str = "volseg",
 ) -> None:  # fmt: skip
     """Run one volseg command in a folder, quietly, to its end.
+
+    module  that is run instead, with the options of a command at its end
 
     Raises LaunchError, with the last that it said, where it fails or takes longer than `minutes`.
     """
     if ranks > 1 and launcher is None:
         raise LaunchError(f"no mpirun found to start {ranks} ranks with: install mpich, or name one with --launcher")
     before = launcher.command(ranks) if launcher is not None else []
-    command = [*before, sys.executable, "-m", "volseg", *map(str, arguments), "--quiet"]
+    command = [*before, sys.executable, "-m", module, *map(str, arguments), "--quiet"]
     environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
