@@ -93,6 +93,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     _tell(job, scan, card, grid, stages, choice, listen)
 
     meter.enter("network")
+    compiled_before = compile_seconds()
     store = ScratchStore(_scratch(job, outputs["mask"])) if choice.schedule is SPILL else None
     tell = _NetworkProgress(scan, communicator, listen)
     state = None
@@ -104,6 +105,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         model, scan, card, grid, probabilities=job.probabilities, schedule=choice.schedule, store=store, tell=tell,
         journal=state, agglomeration=stages,
     )  # fmt: skip
+    compiling = compile_seconds() - compiled_before
     meter.enter("components")
     listen(_step(0, "components"))
     with meter.doing(Kind.LABELS):
@@ -134,7 +136,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     seconds = time.monotonic() - started
     phases: dict[str, Any] = {phase: round(taken, 3) for phase, taken in meter.by_phase().items()}
     phases["network_by_layer"] = {label: round(taken, 3) for label, taken in result.seconds.items()}
-    account, compiling = account_of_time(communicator), compile_seconds()
+    account = account_of_time(communicator)
     network = max(communicator.gather_all(meter.by_phase().get("network", 0.0) - compiling))
     phases["compiling"] = round(compiling, 3)
     planned = None
