@@ -1,8 +1,8 @@
 """What the same U-Net holds in training as one writes it with plain torch modules: what volseg is compared with.
 
 Autograd keeps each operation's input until backward: of every convolution its input, the norm's input and the
-activation's input, of a decoder the concatenation, and of pooling its indices (int64). What torch's convolutions work in
-is not counted: at 96^3 with 16 channels the model says 0.94 of what was measured, with 8 channels 0.91.
+activation's input, of a decoder the concatenation, and of pooling its indices (int64). What torch's convolutions work
+in is not counted: at 96^3 with 16 channels the model says 0.94 of what was measured, with 8 channels 0.91.
 """
 
 from __future__ import annotations
