@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -65,13 +66,22 @@ def test_an_unmeasured_family_takes_no_time():
     ) == 0.0  # fmt: skip
 
 
-def test_the_setting_nearest_to_the_job():
+def test_the_costs_of_the_setting_with_as_many_cores_busy():
     settings = [replace(profile(*cubes(8, 8, n)).settings[0], ranks=r, threads=t) for n, (r, t) in enumerate(
-        [(1, 1), (1, 4), (4, 1)], start=1)]  # fmt: skip
+        [(1, 1), (1, 36), (36, 1)], start=1)]  # fmt: skip
     machine = replace(profile(*cubes(8, 8, 1)), settings=tuple(settings))
-    assert (machine.setting(1, 1).ranks, machine.setting(1, 1).threads) == (1, 1)
-    assert machine.setting(36, 1).ranks == 4
-    assert machine.setting(1, 36).threads == 4
+    found = {job: machine.costs(*job) for job in [(1, 1), (36, 1), (1, 36), (4, 9), (30, 1)]}
+    assert [(c.setting.ranks, c.setting.threads) for c in found.values()] == [
+        (1, 1), (36, 1), (1, 36), (1, 36), (36, 1)]  # fmt: skip
+    assert [c.factor for c in found.values()] == [1, 1, 1, 4, 1]  # a quarter of the threads for each of four ranks
+
+
+def test_what_was_disturbed_does_not_make_small_blocks_slow():
+    costs = [Cost(Family.FORWARD, 8, 8, n, s) for n, s in ((8, 2e-3), (64, 5e-3), (512, 1e-3), (4096, 4e-3))]
+    setting = profile(*costs).settings[0]
+    seconds = [setting.seconds(convolution(8, 8, n)) for n in (1, 8, 64, 512, 4096)]
+    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(seconds))
+    assert seconds[2] == pytest.approx(1e-3)
 
 
 def test_written_and_read_back(tmp_path):
@@ -121,6 +131,8 @@ def test_where_a_profile_is_looked_for(tmp_path, monkeypatch):
     assert find_profile().source == str(tmp_path / "home" / "volseg" / "profile.json")
     save_profile(profile(*cubes(8, 8, 1)), tmp_path / "volseg-profile.json")
     assert find_profile().source == "volseg-profile.json"
+    (tmp_path / "volseg-profile.json").write_text("broken")
+    assert find_profile().source == str(tmp_path / "home" / "volseg" / "profile.json")
     monkeypatch.setenv("VOLSEG_PROFILE", str(tmp_path / "none.json"))
     with pytest.raises(ConfigError, match=r"none\.json: cannot be read"):
         find_profile()

@@ -41,7 +41,7 @@ def step_flops(model, voxels):
             total += 3 * 2 * 27 * here * 3 * width * width
             total += (1 + 3) * 2 * here * model.widths[level + 1] * width
         assert not image or first == model.in_channels
-    return total + 3 * 2 * voxels * model.widths[0] * model.classes
+    return total + 4 * 2 * voxels * model.widths[0] * model.classes  # the head's forward twice
 
 
 def test_the_work_of_a_step_is_that_of_the_network():
@@ -110,7 +110,7 @@ def test_replicas_sum_their_gradients_over_all_ranks():
     )
     assert alone.communication == 0
     moved = 2 * 4e6 * 3 / 4 / BETA
-    assert shared.communication == pytest.approx(2 * REDUCTION + moved)
+    assert shared.communication == pytest.approx(4 * REDUCTION + moved, rel=1e-3)  # gradients, and losses
 
 
 def test_recompute_computes_the_finest_level_again():

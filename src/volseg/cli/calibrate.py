@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def calibrate(
     The profile makes plan-partition, train and segment foretell times; what is measured is kept beside what the file
     has of the same machine. Started under mpirun or srun it measures that job, across machines too.
     """
+    os.environ.pop("VOLSEG_PROFILE", None)  # it may be the file that is to be made
     with job(quiet, no_progress, debug) as work:
         from volseg.partition.profile import save_profile
         from volseg.study.calibration import calibrate as measure
@@ -43,6 +45,7 @@ def calibrate(
         with work.communicator.together():
             if work.communicator.is_root:
                 profile = merge([*known_profiles(output, found[-1]), *found])
+                output.parent.mkdir(parents=True, exist_ok=True)
                 save_profile(profile, output)
         if profile is not None:
             for line in profile_lines(profile):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
+from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import SIDE, reference_seconds
 from volseg.partition.agglomeration import Agglomeration, agglomeration_for
 from volseg.partition.agglomeration_choice import choose_agglomeration
@@ -42,36 +42,36 @@ class Machine:
     source: str
 
 
-def this_machine(model: ModelConfig, communicator: Communicator, path: Path | None = None) -> Machine | None:
+def this_machine(model: ModelConfig, communicator: Communicator) -> Machine | None:
     """The machine's profile; that of another one is scaled by a convolution that all ranks do now. Collective.
+
+    The same on all ranks: the root's profile, and how ranks and threads are placed where the root is.
 
     model  its channels are those of the convolution, so that no kernel is compiled for this alone
 
-    None where the processor lacks the kernels' instructions, so that no profile tells anything.
+    None where a processor lacks the kernels' instructions, so that no profile tells anything.
 
-    Raises ConfigError, on all ranks, where the profile named cannot be read.
+    Raises ConfigError, on all ranks, where a profile is named that cannot be read.
     """
-    profile: Profile | None = None
+    found: tuple[Profile, bool, int] | None = None
     with communicator.together():
         if communicator.is_root:
-            profile = find_profile(path)
-    profile = communicator.broadcast(profile)
-    assert profile is not None
-    placing = Placing(ranks_on_this_machine(communicator), torch.get_num_threads())
-    own = communicator.broadcast((profile.machine, profile.cores) == (processor_name(), os.cpu_count()))
-    if own and profile.source != "built in":
-        return Machine(profile, profile, placing, profile.source)
-    communicator.barrier()
-    channels = padded_channels(model.widths[0])
-    now = communicator.gather_all(reference_seconds(channels))
-    alone = Operation("", Kind.CONVOLUTION, Family.REFERENCE, 0, channels, channels, SIDE**3)
-    before = profile.setting(placing.per_machine, placing.threads).seconds(alone)
-    if min(now) <= 0 or before <= 0:
+            read = find_profile()
+            own = (read.machine, read.cores) == (processor_name(), os.cpu_count())
+            found = read, own and read.source != "built in", torch.get_num_threads()
+    profile, measured_here, threads = communicator.broadcast(found)
+    placing = Placing(communicator.broadcast(ranks_on_this_machine(communicator)), threads)
+    if not all(communicator.gather_all(winograd.available())):
         return None
-    factor = statistics.fmean(now) / before
-    return Machine(
-        profile.scaled(factor), profile, placing, f"{profile.source}, scaled to this machine by one convolution"
-    )
+    if measured_here:
+        return Machine(profile, profile, placing, profile.source)
+    channels = padded_channels(model.widths[0])
+    communicator.barrier()
+    now = statistics.fmean(communicator.gather_all(reference_seconds(channels)))
+    alone = Operation("", Kind.CONVOLUTION, Family.REFERENCE, 0, channels, channels, SIDE**3)
+    before = profile.costs(placing.per_machine, placing.threads).seconds(alone)
+    source = f"{profile.source}, scaled to this machine by one convolution"
+    return Machine(profile.scaled(now / before), profile, placing, source) if before > 0 else None
 
 
 def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine | None) -> dict[str, Any]:
@@ -87,11 +87,12 @@ def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine 
 
 
 def agglomeration_of_run(
-    text: str, task: str, model: ModelConfig, training: TrainingConfig, layout: Layout, machine: Machine | None
-) -> Agglomeration:
+    text: str, task: str, model: ModelConfig, training: TrainingConfig, layout: Layout, machine: Machine | None,
+    communicator: Communicator, replicas: int = 1,
+) -> Agglomeration:  # fmt: skip
     """What ``--agglomerate`` asks for; "auto" is what the time model chooses for `task`, "train" or "segment".
 
-    Raises as `agglomeration_for` does.
+    Collective: what the root finds holds for all. Raises as `agglomeration_for` does.
     """
     if text != "auto" or machine is None:
         return agglomeration_for(text, model, layout)
@@ -100,7 +101,8 @@ def agglomeration_of_run(
     def time_of(stages: Agglomeration) -> TimePlan:
         layouts = stages.layouts(layout, model.levels)
         if task == "train":
-            return training_time(model, training, layouts, parameters, profile, placing)
+            return training_time(model, training, layouts, parameters, profile, placing, replicas)
         return segmenting_time(model, layouts, profile, IN_PLACE, placing)
 
-    return choose_agglomeration(model, layout, time_of)
+    chosen: Agglomeration = communicator.broadcast(choose_agglomeration(model, layout, time_of))
+    return chosen

@@ -1,7 +1,8 @@
 """What the busiest rank does in a training step, and in segmenting a scan: each operation, message and reduction.
 
-The same steps as the fused U-Net (`models.fused_unet`, `models.streamed_unet`), under the names that its meter uses; so
-a time that was measured can be laid beside the time that was planned, layer by layer.
+The same steps as the fused U-Net (`models.fused_unet`, `models.streamed_unet`). Operations stand under the names that
+its meter uses, so a time that was measured can be laid beside the time that was planned, layer by layer; messages stand
+under the layer that makes them necessary. Tests count the program's messages and reductions against these.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule
 from volseg.partition.tiling import padded_channels
 
 DOUBLE = 8
+GRADIENTS = "gradients of the weights"
+"""As the meter calls the layer of what is summed over all ranks once a step."""
 
 
 class Kind(StrEnum):
@@ -94,7 +97,7 @@ class Operation:
 _TAPS = {
     Family.FORWARD: 27, Family.SEGMENT_FORWARD: 27, Family.REFERENCE: 27,
     Family.BACKWARD: 54, Family.IMAGE_BACKWARD: 27,
-    Family.UP: 1, Family.SEGMENT_UP: 1, Family.UP_BACKWARD: 3, Family.HEAD: 3, Family.SEGMENT_HEAD: 1,
+    Family.UP: 1, Family.SEGMENT_UP: 1, Family.UP_BACKWARD: 3, Family.HEAD: 4, Family.SEGMENT_HEAD: 1,
 }  # fmt: skip
 
 
@@ -108,11 +111,13 @@ class Exchange:
     """Ghosts of one tensor.
 
     axes  for each axis that is cut: the axis, messages, and bytes sent, of the busiest rank
+    grid  the level whose grid exchanges it: where a level's output comes back from fewer ranks, that of the level above
     """
 
     layer: str
     level: int
     axes: tuple[tuple[int, int, int], ...]
+    grid: int
 
     @property
     def bytes(self) -> int:
@@ -122,12 +127,16 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A sum or maximum over all ranks of a level's grid, of so many bytes."""
+    """A sum or maximum over all ranks of a level's grid, of so many bytes; or something small told to all of them.
+
+    group  whether it goes over a group of ranks whose blocks are merged at this level instead
+    """
 
     layer: str
     level: int
     bytes: int
     ranks: int
+    group: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,10 +201,15 @@ class _Walk:
             layer, Kind.CONVOLUTION, Family.FORWARD, level, self.inputs_of(part, level, number), width, None, times
         )
 
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether norms take the statistics of what they are given; batch norms have theirs when segmenting."""
+        return self.model.norm != "none" and not (self.segmenting and self.model.norm == "batch")
+
     def normalize(self, layer: str, level: int) -> None:
         """The norm behind it: the largest sum, and the sum."""
         width = self.widths[level]
-        if self.model.norm == "none":
+        if not self.takes_statistics:
             return
         self.add(layer, Kind.NORM, Family.NORM, level, 1, width)
         for _ in range(2):
@@ -205,38 +219,57 @@ class _Walk:
         if self.ranks[level] > 1:
             self.work.reductions.append(Reduction(layer, level, size, self.ranks[level]))
 
-    def exchange(self, layer: str, level: int, channels: int, width: int = 1) -> None:
-        """The ghosts of a tensor, which lie `width` deep."""
-        layout, sides = self.layouts[level], list(self.sides[level])
-        axes = []
+    def exchange_output(self, layer: str, level: int) -> None:
+        """The ghosts of a level's output, on the grid of the level above, where the up-convolution reads it."""
+        self.exchange(
+            layer, level, padded_channels(self.widths[level]), grid=level - 1 if self.merged(level) else level
+        )
+
+    def merged(self, level: int) -> int:
+        """Ranks of the level above whose blocks make one here; 0 where none are merged."""
+        count = self.ranks[level - 1] // self.ranks[level] if level else 1
+        return count if count > 1 else 0
+
+    def exchange(self, layer: str, level: int, stored: int, grid: int | None = None) -> None:
+        """The ghosts of a tensor of so many stored channels."""
+        grid, width = level if grid is None else grid, 1
+        layout = self.layouts[grid].at_level(level - grid)
+        sides, axes = list(layout.largest_block), []
         for axis, parts in enumerate(layout.dims):
             if parts == 1:
                 continue
             neighbours = min(2, parts - 1)
             face = prod(sides) // sides[axis]
-            axes.append((axis, neighbours, neighbours * width * face * padded_channels(channels) * FLOAT))
+            axes.append((axis, neighbours, neighbours * width * face * stored * FLOAT))
             sides[axis] += neighbours * width
         if axes:
-            self.work.exchanges.append(Exchange(layer, level, tuple(axes)))
+            self.work.exchanges.append(Exchange(layer, level, tuple(axes), grid))
 
     def transfer(self, layer: str, level: int, channels: int) -> None:
         """Of the blocks of a level between the finer grid and its own, where they differ."""
-        merged = self.ranks[level - 1] // self.ranks[level]
-        if merged > 1:
+        merged = self.merged(level)
+        if merged:
             size = self.voxels[level] * padded_channels(channels) * FLOAT
             self.work.transfers.append(Transfer(layer, level, merged - 1, size * (merged - 1) // merged))
 
+    def tell_group(self, layer: str, level: int, size: int) -> None:
+        """Something small, from a leader to its group or summed over it."""
+        if self.merged(level):
+            self.work.reductions.append(Reduction(layer, level, size, self.merged(level), group=True))
+
 
 def training_work(
-    model: ModelConfig, layouts: Sequence[Layout], parameters: int, checkpoint_levels: Collection[int] = ()
-) -> Work:
-    """A training step on one case.
+    model: ModelConfig, layouts: Sequence[Layout], parameters: int, checkpoint_levels: Collection[int] = (),
+    replicas: int = 1,
+) -> Work:  # fmt: skip
+    """A training step on one case of each replica.
 
     layouts     of each level, finest first
     parameters  of the network
     """
     walk, top = _Walk(model, layouts, segmenting=False), model.levels
     walk.add("other", Kind.FILES, Family.LOAD, 0, walk.image, 1)
+    walk.reduce("other", 0, 2 * sum(layouts[0].dims) * DOUBLE)  # where the blocks lie
     walk.exchange("other", 0, walk.image)
     for level in range(top + 1):
         _encode(walk, level)
@@ -248,7 +281,11 @@ def training_work(
         _decode_backward(walk, level, checkpoint_levels)
     for level in reversed(range(top + 1)):
         _encode_backward(walk, level, checkpoint_levels)
-    walk.reduce("gradients of the weights", 0, parameters * FLOAT)
+    ranks = walk.ranks[0] * replicas
+    if ranks > 1:
+        walk.work.reductions.append(Reduction(GRADIENTS, 0, parameters * FLOAT, ranks))
+    if replicas > 1:  # loss and Dice of all cases, and running statistics
+        walk.work.reductions.append(Reduction(GRADIENTS, 0, 3 * replicas * DOUBLE, replicas))
     walk.add("other", Kind.OPTIMIZER, Family.OPTIMIZER, 0, 1, 1, parameters)
     walk.add("other", Kind.OTHER, Family.REST, 0, walk.image, walk.widths[0])
     return walk.work
@@ -259,21 +296,32 @@ def _encode(walk: _Walk, level: int) -> None:
     for number in (1, 2):
         layer = f"encoder {level}.{number}"
         walk.convolve(layer, "encoder", level, number)
-        if number == 1 or walk.model.levels:
-            walk.exchange(layer, level, width)
+        if number == 2 and 0 < level == walk.model.levels:
+            walk.exchange_output(layer, level)
+        elif number == 1 or walk.model.levels:
+            walk.exchange(layer, level, padded_channels(width))
         walk.normalize(layer, level)
     if level < walk.model.levels:
         walk.transfer(f"encoder {level}.2", level + 1, width)
-        walk.exchange(f"encoder {level}.2", level + 1, width)
+        walk.exchange(f"encoder {level}.2", level + 1, padded_channels(width))
+
+
+def _spread(walk: _Walk, level: int) -> None:
+    """A level's output and its coefficients come back from the leaders."""
+    layer, width = f"decoder {level - 1}.1", walk.widths[level]
+    walk.transfer(layer, level, width)
+    walk.tell_group(layer, level, 2 * padded_channels(width) * FLOAT)
 
 
 def _decode(walk: _Walk, level: int) -> None:
-    walk.transfer(f"decoder {level}.1", level + 1, walk.widths[level + 1])
+    _spread(walk, level + 1)
     for number in (1, 2):
         layer = f"decoder {level}.{number}"
         walk.convolve(layer, "decoder", level, number)
-        if number == 1 or level > 0:
-            walk.exchange(layer, level, walk.widths[level])
+        if number == 1:
+            walk.exchange(layer, level, padded_channels(walk.widths[level]))
+        elif level > 0:
+            walk.exchange_output(layer, level)
         walk.normalize(layer, level)
 
 
@@ -283,7 +331,7 @@ def _second_backward(walk: _Walk, part: str, level: int, checkpoint_levels: Coll
         walk.convolve(f"{part} {level}.1, again", part, level, 1)
     layer = f"{part} {level}.2, backward"
     _normalize_backward(walk, layer, level)
-    walk.exchange(layer, level, width)
+    walk.exchange(layer, level, padded_channels(width))
     walk.add(layer, Kind.CONVOLUTION, Family.BACKWARD, level, width, width)
 
 
@@ -298,10 +346,11 @@ def _decode_backward(walk: _Walk, level: int, checkpoint_levels: Collection[int]
     _second_backward(walk, "decoder", level, checkpoint_levels)
     layer, width, below = f"decoder {level}.1, backward", walk.widths[level], walk.widths[level + 1]
     _normalize_backward(walk, layer, level)
-    walk.exchange(layer, level, width)
+    walk.exchange(layer, level, padded_channels(width))
     walk.add(layer, Kind.CONVOLUTION, Family.BACKWARD, level, 2 * width, width)
     walk.add(layer, Kind.UP, Family.UP_BACKWARD, level, below, width)
     walk.transfer(layer, level + 1, below)
+    walk.tell_group(layer, level + 1, 2 * padded_channels(below) * DOUBLE)
 
 
 def _encode_backward(walk: _Walk, level: int, checkpoint_levels: Collection[int]) -> None:
@@ -313,7 +362,7 @@ def _encode_backward(walk: _Walk, level: int, checkpoint_levels: Collection[int]
     layer = f"encoder {level}.1, backward"
     _normalize_backward(walk, layer, level)
     if level:
-        walk.exchange(layer, level, width)
+        walk.exchange(layer, level, padded_channels(width))
         walk.add(layer, Kind.CONVOLUTION, Family.BACKWARD, level, walk.inputs_of("encoder", level, 1), width)
     else:
         walk.add(layer, Kind.CONVOLUTION, Family.IMAGE_BACKWARD, level, walk.image, width)
@@ -336,6 +385,7 @@ def segmenting_work(model: ModelConfig, layouts: Sequence[Layout], schedule: Sch
     for level in reversed(range(1, top)):
         _decode(walk, level)
     if schedule is RECOMPUTE:
+        _spread(walk, 1)
         for count in (3, 4):
             _pass(walk, count)
         _pass(walk, 4, head=True)
@@ -348,6 +398,8 @@ def segmenting_work(model: ModelConfig, layouts: Sequence[Layout], schedule: Sch
 
 def _pass(walk: _Walk, count: int, head: bool = False) -> None:
     """A pass of RECOMPUTE over the image through so many stages, each on more voxels than the one behind it."""
+    if not (head or count == 2 or walk.takes_statistics):
+        return  # nothing to find out
     layer = "head" if head else ("encoder 0.1", "encoder 0.2", "decoder 0.1", "decoder 0.2")[count - 1]
     walk.add(layer, Kind.FILES, Family.SEGMENT_LOAD, 0, walk.image, 1)
     for stage in range(count):
@@ -357,7 +409,7 @@ def _pass(walk: _Walk, count: int, head: bool = False) -> None:
         walk.normalize(layer, 0)
     if count == 2:
         walk.transfer(layer, 1, walk.widths[0])
-        walk.exchange(layer, 1, walk.widths[0])
+        walk.exchange(layer, 1, padded_channels(walk.widths[0]))
 
 
 def _wider(walk: _Walk, width: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -61,7 +62,7 @@ class Setting:
         for cost in self.costs:
             curve = found.setdefault(cost.family, {}).setdefault((cost.inputs, cost.outputs), {})
             curve[cost.voxels] = cost.seconds
-        return {f: {pair: sorted(c.items()) for pair, c in curves.items()} for f, curves in found.items()}
+        return {f: {pair: _rising(c) for pair, c in curves.items()} for f, curves in found.items()}
 
     def _find(self, family: Family, inputs: int, outputs: int, voxels: int) -> float:
         curves = self._curves.get(family, {})
@@ -84,6 +85,14 @@ class Setting:
         return exp(mean) * inputs * outputs
 
 
+def _rising(seconds: dict[int, float]) -> list[tuple[int, float]]:
+    """A curve by voxels; what took longer than something larger was disturbed, and takes as long as that."""
+    curve: list[tuple[int, float]] = []
+    for voxels in sorted(seconds, reverse=True):
+        curve.append((voxels, min(seconds[voxels], curve[-1][1]) if curve else seconds[voxels]))
+    return curve[::-1]
+
+
 def _along(curve: list[tuple[int, float]], voxels: int) -> float:
     """Seconds at so many voxels, straight in logarithms between those that were measured, in proportion above them."""
     first, last = curve[0], curve[-1]
@@ -101,6 +110,18 @@ def _along(curve: list[tuple[int, float]], voxels: int) -> float:
 
 def _slope(below: tuple[int, float], above: tuple[int, float]) -> float:
     return log(above[1] / below[1]) / log(above[0] / below[0])
+
+
+@dataclass(frozen=True)
+class Costs:
+    """A setting, for a job with another number of threads."""
+
+    setting: Setting
+    factor: float
+
+    def seconds(self, operation: Operation) -> float:
+        """How long an operation takes."""
+        return self.setting.seconds(operation) * self.factor
 
 
 @dataclass(frozen=True)
@@ -149,16 +170,19 @@ class Profile:
     date: str = ""
     source: str = field(default="", compare=False)
 
-    def setting(self, ranks: int, threads: int) -> Setting:
-        """The costs measured with what is nearest to so many ranks of so many threads on a machine.
+    def costs(self, ranks: int, threads: int) -> Costs:
+        """What operations cost with so many ranks of so many threads at work on a machine.
 
-        Where no run had as many threads, that of the most threads is taken as it is.
+        From the setting that had about as many cores busy, and of those about as many threads a rank; where it had
+        more threads or fewer, as if the kernels gained from each of them.
         """
 
         def distance(one: Setting) -> tuple[float, float]:
-            return abs(log2(one.threads / threads)), abs(log2(one.ranks / ranks))
+            busy = abs(log2(one.ranks * one.threads / (ranks * threads)))
+            return round(busy, 6), abs(log2(one.threads / threads))
 
-        return min(self.settings, key=distance)
+        nearest = min(self.settings, key=distance)
+        return Costs(nearest, nearest.threads / threads)
 
     def scaled(self, factor: float) -> Profile:
         """The same machine, on which every operation takes `factor` times as long."""
@@ -236,18 +260,19 @@ def built_in_profile() -> Profile:
 def profile_places() -> list[Path]:
     """Where a profile is looked for when none is named, in this order."""
     home = Path(os.environ.get("XDG_CONFIG_HOME", "") or Path.home() / ".config")
-    named = os.environ.get("VOLSEG_PROFILE")
-    return [*([Path(named)] if named else []), Path(FILE), home / "volseg" / "profile.json"]
+    return [Path(FILE), home / "volseg" / "profile.json"]
 
 
 def find_profile(path: Path | None = None) -> Profile:
     """The profile at `path`; else that of VOLSEG_PROFILE, of the folder, of the user; else the one built in.
 
-    Raises ConfigError where it is named and cannot be read.
+    Raises ConfigError where it is named, by `path` or VOLSEG_PROFILE, and cannot be read; others are passed by.
     """
-    if path is not None:
-        return read_profile(path)
-    for number, place in enumerate(profile_places()):
-        if place.is_file() or (number == 0 and "VOLSEG_PROFILE" in os.environ):
-            return read_profile(place)
+    named = path or (Path(os.environ["VOLSEG_PROFILE"]) if os.environ.get("VOLSEG_PROFILE") else None)
+    if named is not None:
+        return read_profile(named)
+    for place in profile_places():
+        if place.is_file():
+            with contextlib.suppress(ConfigError):
+                return read_profile(place)
     return built_in_profile()

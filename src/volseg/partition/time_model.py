@@ -15,9 +15,19 @@ from dataclasses import dataclass, field
 from math import log2, prod
 
 from volseg.config import ModelConfig, TrainingConfig
+from volseg.geometry import Triple
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Exchange, Kind, Reduction, Transfer, Work, segmenting_work, training_work
-from volseg.partition.profile import Network, Profile
+from volseg.partition.operations import (
+    GRADIENTS,
+    Exchange,
+    Kind,
+    Reduction,
+    Transfer,
+    Work,
+    segmenting_work,
+    training_work,
+)
+from volseg.partition.profile import Profile
 from volseg.partition.schedule import IN_PLACE, Schedule
 
 
@@ -63,6 +73,12 @@ class TimePlan:
         return TimePlan(parts, {level: seconds * factor for level, seconds in self.by_level.items()})
 
     @property
+    def once(self) -> float:
+        """Seconds of what is done once a step, however many cases it has."""
+        parts = self.parts.items()
+        return sum(s for (layer, kind), s in parts if layer == GRADIENTS or kind is Kind.OPTIMIZER)
+
+    @property
     def communication(self) -> float:
         """Seconds of ghosts, sums and agglomeration."""
         kinds = self.by_kind()
@@ -79,12 +95,8 @@ def training_time(
     parameters  of the network
     replicas    among which the gradients are summed besides
     """
-    work = training_work(model, layouts, parameters, training.checkpoint_levels)
-    if replicas > 1:
-        ranks = prod(layouts[0].dims) * replicas
-        work.reductions = [r for r in work.reductions if r.layer != "gradients of the weights"]
-        work.reductions.append(Reduction("gradients of the weights", 0, parameters * 4, ranks))
-    return _time(work, layouts, profile, placing)
+    work = training_work(model, layouts, parameters, training.checkpoint_levels, replicas)
+    return _time(work, layouts, profile, placing, replicas)
 
 
 def segmenting_time(
@@ -95,54 +107,97 @@ def segmenting_time(
     return _time(segmenting_work(model, layouts, schedule), layouts, profile, placing)
 
 
-def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing) -> TimePlan:
-    plan, ranks = TimePlan(), prod(layouts[0].dims)
-    setting = profile.setting(min(placing.per_machine, ranks), placing.threads)
-    faster = max(1.0, placing.threads / setting.threads)  # more threads than were measured: as if all of them gained
+def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int = 1) -> TimePlan:
+    plan, job = TimePlan(), _Job(layouts, profile, placing, replicas)
+    costs = profile.costs(min(placing.per_machine, job.all_ranks), placing.threads)
     for operation in work.operations:
-        plan.add(operation.layer, operation.kind, operation.level, setting.seconds(operation) / faster)
+        plan.add(operation.layer, operation.kind, operation.level, costs.seconds(operation))
     for exchange in work.exchanges:
-        taken = _exchange(exchange, layouts[exchange.level], ranks, profile, placing)
-        plan.add(exchange.layer, Kind.HALO, exchange.level, taken)
+        plan.add(exchange.layer, Kind.HALO, exchange.level, job.exchange(exchange))
     for reduction in work.reductions:
-        plan.add(reduction.layer, Kind.REDUCTION, reduction.level, _reduction(reduction, profile, placing))
+        plan.add(reduction.layer, Kind.REDUCTION, reduction.level, job.reduction(reduction))
     for transfer in work.transfers:
-        plan.add(transfer.layer, Kind.MOVING, transfer.level, _transfer(transfer, ranks, profile, placing))
+        plan.add(transfer.layer, Kind.MOVING, transfer.level, job.transfer(transfer))
     return plan
 
 
-def _exchange(exchange: Exchange, layout: Layout, ranks: int, profile: Profile, placing: Placing) -> float:
-    """Packing, travelling and unpacking, axis after axis."""
-    _, py, px = layout.dims
-    strides = (py * px, px, 1)
-    spread = ranks // prod(layout.dims)  # ranks of the finest grid for each of this one
-    taken = 0.0
-    for axis, messages, size in exchange.axes:
-        packing = 2 * 2 * size / profile.copy_bandwidth
-        within = messages * profile.within.latency + size / profile.within.bytes_per_second
-        # Neighbours so many ranks apart: that share of them is on another machine.
-        leaving = min(1.0, strides[axis] * spread / placing.per_machine) if ranks > placing.per_machine else 0.0
-        taken += packing + max(within, _over_link(messages, size * leaving, profile.between, placing) if leaving else 0)
-    return taken
+class _Job:
+    """Where ranks lie, and what their messages cost.
 
+    The ranks of a replica follow each other, the last axis of its grid fastest; machines are filled in that order.
+    """
 
-def _over_link(messages: int, size: float, network: Network, placing: Placing) -> float:
-    """Messages of all ranks of a machine share its link."""
-    return messages * network.latency + size * placing.per_machine / network.bytes_per_second
+    def __init__(self, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int) -> None:
+        self.profile, self.per_machine = profile, placing.per_machine
+        self.dims = [layout.dims for layout in layouts]
+        ranks = prod(self.dims[0])
+        self.all_ranks = ranks * replicas
+        # A replica that fits into a machine, but not a whole number of times, may lie on two.
+        fits = ranks <= self.per_machine and (self.all_ranks <= self.per_machine or self.per_machine % ranks == 0)
+        self.spread = not fits
 
+    def _group(self, level: int) -> Triple:
+        """Ranks of the finest grid on each axis for one of a level's."""
+        d, h, w = (many // few for many, few in zip(self.dims[0], self.dims[level], strict=True))
+        return d, h, w
 
-def _reduction(reduction: Reduction, profile: Profile, placing: Placing) -> float:
-    inside = min(reduction.ranks, placing.per_machine)
-    outside = -(-reduction.ranks // placing.per_machine)
-    taken = log2(inside) * profile.within.reduction if inside > 1 else 0.0
-    if outside > 1:
-        taken += log2(outside) * profile.between.reduction
-    moved = 2 * reduction.bytes * (reduction.ranks - 1) / reduction.ranks
-    speed = profile.between.bytes_per_second if outside > 1 else profile.within.bytes_per_second
-    return taken + moved / speed
+    def _distance(self, level: int, axis: int) -> int:
+        """Ranks from one neighbour on a level's grid to the next."""
+        _, py, px = self.dims[0]
+        return self._group(level)[axis] * (py * px, px, 1)[axis]
 
+    def _here(self, level: int) -> int:
+        """Ranks on a machine that take part in a level."""
+        return max(1, self.per_machine // prod(self._group(level)))
 
-def _transfer(transfer: Transfer, ranks: int, profile: Profile, placing: Placing) -> float:
-    network = profile.between if ranks > placing.per_machine else profile.within
-    packing = 2 * 2 * transfer.bytes / profile.copy_bandwidth
-    return transfer.messages * network.latency + transfer.bytes / network.bytes_per_second + packing
+    def exchange(self, exchange: Exchange) -> float:
+        """Packing, travelling and unpacking, axis after axis."""
+        within, taken = self.profile.within, 0.0
+        for axis, messages, size in exchange.axes:
+            inside = messages * within.latency + size / within.bytes_per_second
+            # Neighbours so many ranks apart: that share of them is on another machine.
+            leaving = min(1.0, self._distance(exchange.grid, axis) / self.per_machine) if self.spread else 0.0
+            outside = self._over_link(messages, size * leaving, self._here(exchange.grid)) if leaving else 0.0
+            taken += self._packing(size) + max(inside, outside)
+        return taken
+
+    def _packing(self, size: float) -> float:
+        """Reading and writing what is sent, and what is received."""
+        return 2 * 2 * size / self.profile.copy_bandwidth
+
+    def _over_link(self, messages: int, size: float, senders: int) -> float:
+        """Messages of all ranks of a machine that send share its link."""
+        network = self.profile.between
+        return messages * network.latency + size * senders / network.bytes_per_second
+
+    def reduction(self, reduction: Reduction) -> float:
+        """Rounds within machines, and between them."""
+        if reduction.ranks < 2:
+            return 0.0
+        if reduction.group:
+            inside = 1 if self._far(reduction.level) else reduction.ranks
+        elif reduction.layer == GRADIENTS:
+            inside = min(reduction.ranks, self.per_machine)
+        else:
+            inside = min(reduction.ranks, self._here(reduction.level)) if self.spread else reduction.ranks
+        outside = -(-reduction.ranks // inside)
+        within, between = self.profile.within, self.profile.between
+        taken = log2(inside) * within.reduction + log2(outside) * between.reduction
+        speed = (between if outside > 1 else within).bytes_per_second
+        return taken + 2 * reduction.bytes * (reduction.ranks - 1) / reduction.ranks / speed
+
+    def transfer(self, transfer: Transfer) -> float:
+        """From the ranks of a group to its leader, one after the other."""
+        if self._far(transfer.level):
+            moved = self._over_link(transfer.messages, transfer.bytes, self._here(transfer.level))
+        else:
+            within = self.profile.within
+            moved = transfer.messages * within.latency + transfer.bytes / within.bytes_per_second
+        return moved + self._packing(transfer.bytes)
+
+    def _far(self, level: int) -> bool:
+        """Whether a group whose blocks are merged at a level lies on several machines."""
+        finer = level - 1
+        steps = zip(range(3), self.dims[finer], self.dims[level], strict=True)
+        reach = sum((many // few - 1) * self._distance(finer, axis) for axis, many, few in steps)
+        return self.spread and reach >= self.per_machine

@@ -85,7 +85,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     model_config = card.config.model
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     stages = agglomeration_of_run(
-        job.agglomerate, "segment", model_config, card.config.training, scan.layout, machine
+        job.agglomerate, "segment", model_config, card.config.training, scan.layout, machine, communicator
     )  # fmt: skip
     choice = _choose(job, outputs["mask"], scan, card, stages, communicator, looked_at)
     with communicator.together():

@@ -24,11 +24,13 @@ from volseg import __version__
 from volseg.config import Config, ModelConfig, TrainingConfig
 from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.meter import Meter
-from volseg.distributed.placement import available_cores
+from volseg.distributed.placement import available_cores, ranks_on_this_machine
+from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Triple
 from volseg.machine import physical_memory, processor_name
-from volseg.nn.kernels.speed import CHANNELS, SIDE, reference_seconds
+from volseg.nn.kernels import winograd
+from volseg.nn.kernels.speed import CHANNELS, SIDE, measure_reference
 from volseg.partition.layout import Layout
 from volseg.partition.memory import parameter_count
 from volseg.partition.operations import Family, Kind, Operation, segmenting_work, training_work
@@ -70,8 +72,13 @@ CASES = (
 
 
 def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequence[Case] = CASES) -> Profile:
-    """Measure this machine as these ranks use it: one setting, and with several ranks their messages. Collective."""
-    per_machine, machines = _ranks_here(communicator)
+    """Measure this machine as these ranks use it: one setting, and with several ranks their messages. Collective.
+
+    Raises ConfigError where a processor lacks the instructions of the kernels, which are what is measured.
+    """
+    if not all(communicator.gather_all(winograd.available())):
+        raise ConfigError("this processor lacks the instructions of the fast kernels: there is nothing to measure")
+    per_machine = ranks_on_this_machine(communicator)
     costs: dict[tuple[Family, int, int, int], list[float]] = {}
     for number, case in enumerate(cases):
         listen(Progress("calibrate", number, len(cases), "networks", {"now": f"{case.base_channels} x {case.side}³"}))
@@ -81,7 +88,7 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
     listen(Progress("calibrate", len(cases), len(cases), "networks"))
     for channels in CHANNELS:
         communicator.barrier()
-        alone = statistics.fmean(communicator.gather_all(reference_seconds(channels)))
+        alone = statistics.fmean(communicator.gather_all(measure_reference(channels)))
         costs[Family.REFERENCE, channels, channels, SIDE**3] = [alone]
     found = tuple(
         Cost(family, inputs, outputs, voxels, statistics.median(times))
@@ -89,16 +96,14 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
     )
     setting = Setting(per_machine, torch.get_num_threads(), found)
     everyone, packing = _bandwidths(communicator, per_machine)
-    network = measure_network(communicator) if communicator.size > 1 else None
-    if network is not None:
-        where = "between machines" if machines > 1 else "on one machine"
-        speed = network.bytes_per_second / 1e9
-        listen(Message(f"messages {where}: {network.latency * 1e6:.1f} µs, {speed:.2f} GB/s a rank"))
-    within = network if network is not None and machines == 1 else UNMEASURED_WITHIN
-    between = _shared(network, per_machine) if network is not None and machines > 1 else BETWEEN_MACHINES
+    within, between = measure_networks(communicator)
+    for where, network in (("on one machine", within), ("between machines", between)):
+        if network is not None:
+            speed = network.bytes_per_second / 1e9
+            listen(Message(f"messages {where}: {network.latency * 1e6:.1f} µs, {speed:.2f} GB/s"))
     return Profile(
-        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, packing, (setting,), within,
-        between, __version__, datetime.date.today().isoformat(),
+        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, packing, (setting,),
+        within or UNMEASURED_WITHIN, between or BETWEEN_MACHINES, __version__, datetime.date.today().isoformat(),
     )  # fmt: skip
 
 
@@ -122,9 +127,10 @@ def merge(profiles: Sequence[Profile]) -> Profile:
 
 def known_profiles(path: Path, now: Profile) -> list[Profile]:
     """What the file at `path` has of the same machine and version: none, or one."""
-    if not path.is_file():
+    try:
+        before = read_profile(path)
+    except ConfigError:  # none there, or of another version
         return []
-    before = read_profile(path)
     same = (before.machine, before.cores, before.volseg) == (now.machine, now.cores, now.volseg)
     return [before] if same else []
 
@@ -209,7 +215,7 @@ def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -
 
 
 def _joined(operations: Iterable[Operation], taken: Taken) -> list[Cost]:
-    """The operations with their times. In all they make up the whole: what no operation claims is everything else."""
+    """The operations with their times; those that layers do not tell apart have that of their kind."""
     found, by_kind = [], dict.fromkeys(Kind, 0.0)
     for (_, kind), seconds in taken.items():
         by_kind[kind] += seconds
@@ -219,26 +225,51 @@ def _joined(operations: Iterable[Operation], taken: Taken) -> list[Cost]:
     return found
 
 
-def measure_network(communicator: Communicator) -> Network:
-    """Messages between neighbouring ranks while all of them send, and small sums over all. Collective."""
-    rank, size = communicator.rank, communicator.size
-    partner = rank ^ 1
-    times = {}
-    for count in (1, 2**12, 2**15, 2**18, 2**20):
+def measure_networks(communicator: Communicator) -> tuple[Network | None, Network | None]:
+    """Messages on one machine, and between machines; None of what there is none of here. Collective.
+
+    While all ranks send to a partner: a neighbour on the machine, or the rank of the same number on the next one.
+    Between machines bytes are those of a machine's ranks together.
+    """
+    names = communicator.gather_all(socket.gethostname())
+    machines = sorted(set(names), key=names.index)
+    place = names[: communicator.rank].count(socket.gethostname())
+    local = communicator.split(machines.index(socket.gethostname()), communicator.rank)
+    on_each = min(names.count(name) for name in machines)
+    within, round_here = None, 0.0
+    if on_each > 1:
+        latency, speed = _messages(local, communicator)
+        round_here = _small_sums(local, communicator)
+        within = Network(latency, speed, round_here / log2(on_each))
+    if len(machines) < 2:
+        return within, None
+    latency, speed = _messages(communicator.split(place, communicator.rank), communicator)
+    rounds = max(_small_sums(communicator, communicator) - round_here, latency)
+    return within, Network(latency, speed * on_each, rounds / log2(len(machines)))
+
+
+def _messages(some: Communicator, everyone: Communicator) -> tuple[float, float]:
+    """Latency, and bytes a second of large messages, while ranks of `some` exchange in pairs. Collective."""
+    partner, times = some.rank ^ 1, []
+    for count, repeats in ((1, 200), (2**20, 30)):
         out, back = np.zeros(count, np.float32), np.empty(count, np.float32)
 
         def exchange(out: np.ndarray = out, back: np.ndarray = back) -> None:
-            pairs = partner < size
-            communicator.send_receive([(partner, out)] * pairs, [(partner, back)] * pairs)
+            if partner < some.size:
+                some.send_receive([(partner, out)], [(partner, back)])
 
-        times[4 * count] = _best_of_many(exchange, communicator, 200 if count < 2**16 else 30)
-    latency, largest = times[4], max(times)
+        times.append((out.nbytes, _median_of_many(exchange, everyone, repeats)))
+    (_, latency), (size, longest) = times
+    return latency, size / max(longest - latency, 1e-9)
+
+
+def _small_sums(some: Communicator, everyone: Communicator) -> float:
+    """Seconds of a sum of 64 numbers over the ranks of `some`. Collective."""
     values = np.zeros(64)
-    reduction = _best_of_many(lambda: communicator.reduce_all_in_place(values), communicator, 200)
-    return Network(latency, largest / max(times[largest] - latency, 1e-9), reduction / log2(size))
+    return _median_of_many(lambda: some.reduce_all_in_place(values), everyone, 200)
 
 
-def _best_of_many(call: Callable[[], None], communicator: Communicator, repeats: int) -> float:
+def _median_of_many(call: Callable[[], None], communicator: Communicator, repeats: int) -> float:
     """Median seconds of a call that all ranks make, on the slowest of them. Collective."""
     communicator.barrier()
     taken: list[float] = []
@@ -253,23 +284,19 @@ def _best_of_many(call: Callable[[], None], communicator: Communicator, repeats:
 def _bandwidths(communicator: Communicator, per_machine: int) -> tuple[float, float]:
     """Bytes read and written a second: of all ranks of a machine copying, and of one packing faces. Collective."""
     source, target = torch.zeros(2**24), torch.empty(2**24)
-    copying = _best_of_many(lambda: _ignore(target.copy_(source)), communicator, 5)
-    block = torch.zeros(96, 96, 96, 16)
-    face = block[:, :1].contiguous()
-    packing = _best_of_many(lambda: _ignore(face.copy_(block[:, :1])), communicator, 20)
-    return per_machine * 2 * 4 * source.numel() / copying, 2 * 4 * face.numel() / packing
+    copying = _median_of_many(lambda: _ignore(target.copy_(source)), communicator, 5)
+    blocks = [torch.zeros(96, 96, 96, 16) for _ in range(4)]  # together more than a cache holds
+    faces = [blocks[0].narrow(axis, 0, 1).contiguous() for axis in range(3)]
+
+    def pack() -> None:
+        for block in blocks:
+            for axis, face in enumerate(faces):
+                face.copy_(block.narrow(axis, 0, 1))
+
+    packing = _median_of_many(pack, communicator, 10)
+    size = len(blocks) * sum(face.nbytes for face in faces)
+    return per_machine * 2 * source.nbytes / copying, 2 * size / packing
 
 
 def _ignore(_: object) -> None:
     pass
-
-
-def _ranks_here(communicator: Communicator) -> tuple[int, int]:
-    """Ranks on this machine, and machines. Collective."""
-    names = communicator.gather_all(socket.gethostname())
-    return names.count(socket.gethostname()), len(set(names))
-
-
-def _shared(network: Network, per_machine: int) -> Network:
-    """Messages between machines: the ranks of one share its link."""
-    return Network(network.latency, network.bytes_per_second * per_machine, network.reduction)

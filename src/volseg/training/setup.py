@@ -86,7 +86,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     stages = agglomeration_of_run(
         job.agglomerate, "train", model_config, config.training,
-        grid.layout(padded_shape(biggest, multiple), multiple), machine,
+        grid.layout(padded_shape(biggest, multiple), multiple), machine, communicator, replicas.count,
     )  # fmt: skip
     threads = torch.get_num_threads()
     plans = [training_memory(model_config, config.training, layout, threads, stages) for layout in layouts]
