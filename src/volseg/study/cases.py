@@ -114,6 +114,13 @@ def beyond(ranges: Ranges) -> tuple[int, ...]:
     return (top * 3 // 2 // multiple * multiple, 2 * top) if len(ranges.sides) > 2 else ()
 
 
+def rank_of_need(case: Case, ranges: Ranges) -> int:
+    """0 for what curves are drawn through, 1 for the rest of the matrix, 2 for what goes beyond it: so they are run."""
+    if max(case.shape) > ranges.sides[-1] and case.cube:
+        return 2
+    return 0 if case.fastest and (case.base_channels == ranges.channels[-1] or case.ranks == 1) else 1
+
+
 def channel_cases(ranges: Ranges) -> Iterator[Case]:
     """Tasks x channels, on one rank and a volume of middle size."""
     middle = ranges.sides[len(ranges.sides) // 2]
