@@ -22,6 +22,9 @@ STEPS, FEW_STEPS, LONG_STEP = 5, 3, 4.0
 """Training steps of a case, and of one whose step takes longer than so many seconds. The first step compiles kernels;
 the time that is reported is the median."""
 
+AGAIN = 3
+"""A segmenting case runs so often besides the first time, in which kernels are compiled; once where it takes long."""
+
 
 @dataclass(frozen=True, order=True)
 class Case:
