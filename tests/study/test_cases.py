@@ -9,7 +9,7 @@ import pytest
 from volseg.errors import LaunchError
 from volseg.partition.profile import built_in_profile
 from volseg.study import runs
-from volseg.study.cases import PARTS, SEGMENT, TRAIN, Case, Ranges, cases_of, cube, weak_shape
+from volseg.study.cases import PARTS, SEGMENT, TRAIN, Case, Ranges, cases_of, cube, rank_of_need, weak_shape
 from volseg.study.extrapolation import foretell
 from volseg.study.means import Means, find_means, ranks_up_to
 from volseg.study.rows import Row
@@ -70,6 +70,17 @@ def test_quickest_first_and_what_memory_cannot_hold_is_left():
     assert all("of memory" in one.why for one in left)
     for case in cases:
         assert foretell(case, PROFILE, 2).memory.peak * case.ranks <= small.memory
+
+
+def test_what_curves_are_drawn_through_comes_first_and_what_goes_beyond_last():
+    ranks = {case: rank_of_need(case, RANGES) for case in cases_of(PARTS, RANGES)}
+    assert {ranks[case] for case in cases_of(["scaling", "channels"], RANGES)} == {0}
+    assert {case for case, rank in ranks.items() if rank == 2} == {
+        Case(task, cube(side), 16, 3, 1, variant)
+        for side in (144, 192)
+        for task, variant in ((TRAIN, "plain"), (SEGMENT, "in-place"))
+    }
+    assert ranks[Case(TRAIN, cube(48), 8, 3, 2, "checkpoint")] == 1
 
 
 def test_a_volume_that_ranks_cannot_share_is_left():

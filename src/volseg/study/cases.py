@@ -22,6 +22,9 @@ STEPS, FEW_STEPS, LONG_STEP = 5, 3, 4.0
 """Training steps of a case, and of one whose step takes longer than so many seconds. The first step compiles kernels;
 the time that is reported is the median."""
 
+AGAIN = 3
+"""A segmenting case runs so often besides the first time, in which kernels are compiled; once where it takes long."""
+
 
 @dataclass(frozen=True, order=True)
 class Case:
@@ -112,6 +115,13 @@ def beyond(ranges: Ranges) -> tuple[int, ...]:
     """Sides a half larger and twice as large as the largest: what a study takes if there is time."""
     multiple, top = int(2**ranges.levels), ranges.sides[-1]
     return (top * 3 // 2 // multiple * multiple, 2 * top) if len(ranges.sides) > 2 else ()
+
+
+def rank_of_need(case: Case, ranges: Ranges) -> int:
+    """0 for what curves are drawn through, 1 for the rest of the matrix, 2 for what goes beyond it: so they are run."""
+    if max(case.shape) > ranges.sides[-1] and case.cube:
+        return 2
+    return 0 if case.fastest and (case.base_channels == ranges.channels[-1] or case.ranks == 1) else 1
 
 
 def channel_cases(ranges: Ranges) -> Iterator[Case]:

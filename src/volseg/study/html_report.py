@@ -79,7 +79,7 @@ def html_report(
         *(_figure(figure, folder) for figure in figures),
         "<h2>Every case</h2>",
         "<p>Memory is the peak of the largest rank. Times are the median training step, and the network's part of "
-        "segmenting the second time in a process, when the kernels are compiled. One thread a rank; where ranks had to "
+        "segmenting when the kernels are compiled (the median of three). One thread a rank; where ranks had to "
         "share cores the row says nothing of time.</p>",
         _case_table([row for row in rows if row.done]),
     ]

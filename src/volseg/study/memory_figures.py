@@ -140,7 +140,7 @@ def against_ranks(view: View) -> Any:
     known = max([row.case.ranks for row in view.rows if row.done], default=1)
     lowest = 0.01
     for axes, task in zip(both, VARIANTS, strict=True):
-        for number, side in enumerate(dict.fromkeys((view.side, *_FAR))):
+        for number, side in enumerate(dict.fromkeys((view.side(task), *_FAR))):
             _of_volume(axes, view, task, side, number, known if number == 0 else 0)
         axes.axhline(MACHINE_LIMIT / GB, color=FAINT, lw=0.8, ls=(0, (1, 2)), zorder=1)
         label(axes, 1, MACHINE_LIMIT / GB, "4 GB", FAINT, xytext=(2, 6), fontsize=8.5)

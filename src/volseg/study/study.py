@@ -18,7 +18,7 @@ from volseg.events import Listener, Message, ignore
 from volseg.files import write_text
 from volseg.machine import gibibytes
 from volseg.partition.profile import Profile, find_profile, read_profile, save_profile
-from volseg.study.cases import PARTS, Ranges, cases_of
+from volseg.study.cases import PARTS, Ranges, cases_of, rank_of_need
 from volseg.study.extrapolation import LARGEST_SIDE, foretell
 from volseg.study.figures import draw, figures_of
 from volseg.study.html_report import FILE as REPORT
@@ -101,6 +101,7 @@ def run_study(wishes: Wishes, listen: Listener = ignore, means: Means | None = N
     remaining = max(0.0, deadline - time.monotonic())
     ranges = choose_ranges(wishes, profile, means, remaining, launcher is not None)
     cases, left = reachable(cases_of(wishes.parts, ranges), profile, means)
+    cases.sort(key=lambda case: rank_of_need(case, ranges))  # of each rank the quickest first, as they are
     done = {case for case, row in rows.items() if row.done}
     runner = Runner(wishes.folder / WORK, profile, means, launcher, deadline, listen)
 

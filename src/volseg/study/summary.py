@@ -143,7 +143,7 @@ def _channel_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, tas
 
 
 def _ranks_sentence(rows: Sequence[Row], ranges: Ranges, profile: Profile, task: str) -> list[str]:
-    here = [row for row in of_network(rows, ranges, task) if row.case.shape == cube(scaled_side(rows, ranges))]
+    here = [row for row in of_network(rows, ranges, task) if row.case.shape == cube(scaled_side(rows, ranges, task))]
     if len(here) < 2 or here[0].case.ranks != 1 or of_volume(here[0], profile) <= 0:
         return []
     whole, last = here[0], here[-1]
@@ -171,7 +171,7 @@ def _thousands(ranges: Ranges, profile: Profile) -> list[str]:
 
 def _scaling_sentences(rows: Sequence[Row], ranges: Ranges, task: str) -> list[str]:
     timed = [row for row in of_network(rows, ranges, task) if row.timed and row.seconds]
-    here = [row for row in timed if row.case.shape == cube(scaled_side(rows, ranges))]
+    here = [row for row in timed if row.case.shape == cube(scaled_side(rows, ranges, task))]
     if len(here) < 2 or here[0].case.ranks != 1:
         return []
     first, last = here[0], here[-1]
@@ -183,10 +183,10 @@ def _scaling_sentences(rows: Sequence[Row], ranges: Ranges, task: str) -> list[s
     ]
 
 
-def scaled_side(rows: Iterable[Row], ranges: Ranges) -> int:
+def scaled_side(rows: Iterable[Row], ranges: Ranges, task: str) -> int:
     """The side of the cube that was run on most numbers of ranks, the largest of them; else what was meant."""
     counts: dict[int, set[int]] = {}
-    for row in chosen(rows, fastest=True, cube=True, base_channels=ranges.channels[-1]):
+    for row in chosen(rows, task=task, fastest=True, cube=True, base_channels=ranges.channels[-1]):
         counts.setdefault(row.case.shape[0], set()).add(row.case.ranks)
     return max(counts, key=lambda side: (len(counts[side]), side), default=ranges.sides[-1])
 

@@ -41,7 +41,7 @@ def strong_scaling(view: View) -> Any:
     for column, task in enumerate(VARIANTS):
         seconds, efficiency = grid[0][column], grid[1][column]
         highest = 0.0
-        for number, side in enumerate(dict.fromkeys((view.side, *_FAR))):
+        for number, side in enumerate(dict.fromkeys((view.side(task), *_FAR))):
             highest = max(highest, _strong(seconds, efficiency, view, task, side, number))
         what = "Training: seconds of a step" if task == TRAIN else "Segmenting: seconds of the network"
         title(seconds, what)
@@ -125,13 +125,15 @@ def weak_scaling(view: View) -> Any:
 def where_time_goes(view: View) -> Any:
     """A training step by kind of work: measured beside planned, and predicted for many ranks."""
     made, (near, far) = figure(12, 5.2, 2, width_ratios=(1.15, 1))
-    rows = [row for row in view.of_network(TRAIN) if row.timed and row.kinds and row.case.shape == cube(view.side)]
+    rows = [
+        row for row in view.of_network(TRAIN) if row.timed and row.kinds and row.case.shape == cube(view.side(TRAIN))
+    ]
     bars: list[tuple[str, Mapping[str, float]]] = []
     for row in rows:
         ranks = f"{row.case.ranks} rank{'s' if row.case.ranks > 1 else ''}"
         bars += [(f"{ranks}\nmeasured", row.kinds), (f"{ranks}\nplanned", row.planned_kinds)]
     _stack(near, bars, pairs=True)
-    title(near, f"A training step of {view.side}³")
+    title(near, f"A training step of {view.side(TRAIN)}³")
     if not bars:
         near.text(0.5, 0.5, "nothing measured", transform=near.transAxes, ha="center", color=FAINT)
     side, counts = _BREAKDOWN

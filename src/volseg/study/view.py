@@ -34,10 +34,9 @@ class View:
         """Rows of the network that scaling is studied with, run the fastest way."""
         return chosen(self.rows, task=task, fastest=True, base_channels=self.ranges.channels[-1])
 
-    @property
-    def side(self) -> int:
+    def side(self, task: str) -> int:
         """Of the volume whose scaling was measured."""
-        return scaled_side(self.rows, self.ranges)
+        return scaled_side(self.rows, self.ranges, task)
 
     def over_ranks(self, case: Case, last: int = MOST_RANKS) -> list[Foretold]:
         """The model of a volume on 1, 2, 4 ... ranks: on this machine as far as its cores go, then on many."""
