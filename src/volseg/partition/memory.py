@@ -22,10 +22,11 @@ from volseg.partition.share import busy_shares
 from volseg.partition.streamed_memory import StreamedWalk
 
 FLOAT = 4
-TRAINING_PROCESS = 488 * 2**20
-SEGMENTING_PROCESS = 398 * 2**20
-"""Python, torch, MPI and their libraries, measured by running on small volumes (see docs/memory.md). Training has
-torch's optimizers, which bring its compiler along, and the pictures."""
+TRAINING_PROCESS = 477 * 2**20
+SEGMENTING_PROCESS = 374 * 2**20
+MPI = 19 * 2**20
+"""Python, torch and their libraries, and with several ranks MPI: measured by running on small volumes (docs/memory.md).
+Training has torch's optimizers, which bring its compiler along, and the pictures."""
 
 FREED_HEAP = 64 * 2**20
 """What glibc may keep of freed memory (`machine.prepare_for_torch`); small tensors leave a tenth of the whole there."""
@@ -90,10 +91,11 @@ def training_memory(
 ) -> MemoryPlan:
     """What a rank of so many threads needs to train on one case of `layout`."""
     fixed = fixed_memory(model, training.optimizer, "train") - TRAINING_PROCESS
+    process = TRAINING_PROCESS + _mpi(layout)
     walk = _walk_training(model, layout, training.checkpoint_levels, threads, agglomeration)
     if isinstance(walk, LayerWalk):
-        return _finish_layers(walk, TRAINING_PROCESS, fixed)
-    return _finish_fused(walk, TRAINING_PROCESS, parameter_count(model) * FLOAT, training.optimizer)
+        return _finish_layers(walk, process, fixed)
+    return _finish_fused(walk, process, parameter_count(model) * FLOAT, training.optimizer)
 
 
 def _walk_training(
@@ -142,13 +144,14 @@ def segmenting_memory(
     voxels = prod(layout.largest_block)
     beside = beside or Beside(image=2 * voxels * (model.in_channels or 1), mask=voxels)
     fixed = fixed_memory(model, "", "segment") - SEGMENTING_PROCESS
+    process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
         layers = LayerWalk(model, layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
         layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
-        plan = _finish_layers(layers, SEGMENTING_PROCESS, fixed)
+        plan = _finish_layers(layers, process, fixed)
     else:
         walks = [
             StreamedWalk(model, layout, schedule, threads, beside.image, share).run()
@@ -159,9 +162,9 @@ def segmenting_memory(
         if last.total + beside.mask > peak.total:
             by_level = (last.by_level[0] + beside.mask, *last.by_level[1:])
             peak = replace(last, by_level=by_level, parts={**last.parts, "mask": beside.mask})
-        parts = {"process": SEGMENTING_PROCESS, "weights": fixed, **peak.parts, "kernels": peak.work}
+        parts = {"process": process, "weights": fixed, **peak.parts, "kernels": peak.work}
         plan = MemoryPlan(
-            SEGMENTING_PROCESS, fixed, sum(peak.by_level), peak.by_level, peak.operation, peak.work, parts,
+            process, fixed, sum(peak.by_level), peak.by_level, peak.operation, peak.work, parts,
             {moment.operation: sum(moment.by_level) for moment in walk.moments},
         )  # fmt: skip
     more = beside.mask + beside.afterwards
@@ -205,6 +208,10 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
     layers = LayerWalk(model, layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
+
+
+def _mpi(layout: Layout) -> int:
+    return MPI if prod(layout.dims) > 1 else 0
 
 
 def fixed_memory(model: ModelConfig, optimizer: str, task: str) -> int:
