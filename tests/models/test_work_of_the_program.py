@@ -1,4 +1,4 @@
-"""What the planner says a step consists of, against what the program does: its reductions and the bytes of its ghosts."""
+"""What the planner says a step consists of, against what the program does: reductions, and bytes of messages."""
 
 from collections import Counter
 
