@@ -51,8 +51,9 @@ def test_another_machines_profile_is_scaled_alike_on_all_ranks(communicator, pro
     slow = profile_file(replace(built_in_profile(), machine="another").scaled(1000.0))
     machine = this_machine(MODEL, communicator)
     assert "scaled to this machine" in machine.source
-    assert machine.nominal.settings == slow.settings
-    ratio = machine.profile.settings[0].costs[0].seconds / slow.settings[0].costs[0].seconds
+    before = slow.settings[0].costs[0].seconds
+    assert machine.nominal.settings[0].costs[0].seconds == pytest.approx(before, rel=1e-3)
+    ratio = machine.profile.settings[0].costs[0].seconds / before
     assert 1e-5 < ratio < 0.1
     assert len(set(communicator.gather_all(ratio))) == 1
 
