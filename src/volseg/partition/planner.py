@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isqrt, prod
 
@@ -52,9 +52,13 @@ def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | No
 
     Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
     """
+    return least_halo_grid(shape, fitting_grids(narrowest or shape, ranks, multiple), multiple)
+
+
+def least_halo_grid(shape: Triple, grids: Sequence[Triple], multiple: int) -> Triple:
+    """Of some grids of as many ranks, which there must be, the one that `choose_grid` takes."""
     padded = padded_shape(shape, multiple)
-    fitting = fitting_grids(narrowest or shape, ranks, multiple)
-    layouts = {dims: Layout.even(padded, dims, multiple) for dims in fitting}
+    layouts = {dims: Layout.even(padded, dims, multiple) for dims in grids}
     limit = min(prod(layout.largest_block) for layout in layouts.values()) * 17 // 16
     balanced = [dims for dims, layout in layouts.items() if prod(layout.largest_block) <= limit]
     return min(balanced, key=lambda dims: (halo_voxels(layouts[dims]), dims[2], dims[1]))
@@ -75,6 +79,29 @@ def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
             f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
         )
     return fitting
+
+
+def suited_grids(shape: Triple, model: ModelConfig, ranks: int, agglomerate: str = "none") -> list[Triple]:
+    """The grids of so many ranks that leave every rank a block, and that the stages of `agglomerate` suit.
+
+    Raises as `fitting_grids` and `agglomeration_for` do where there is none.
+    """
+    grids = fitting_grids(shape, ranks, model.multiple)
+    if agglomerate in ("none", "auto"):
+        return grids
+    padded = padded_shape(shape, model.multiple)
+    found, refusals = [], []
+    for dims in grids:
+        try:
+            agglomeration_for(agglomerate, model, Layout.even(padded, dims, model.multiple))
+        except PartitionError as error:
+            refusals.append(str(error))
+        else:
+            found.append(dims)
+    if not found:
+        others = f"; no other grid of {ranks} ranks suits it either" if len(set(refusals)) > 1 else ""
+        raise PartitionError(refusals[grids.index(least_halo_grid(shape, grids, model.multiple))] + others)
+    return found
 
 
 def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
@@ -152,9 +179,11 @@ def make_plan(
     agglomerate  as `agglomeration_for` reads it
     threads      of each rank
 
+    Where no grid is named, it is the best of those that the stages suit.
+
     Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
     """
-    dims = dims or choose_grid(shape, ranks, model.multiple)
+    dims = dims or least_halo_grid(shape, suited_grids(shape, model, ranks, agglomerate), model.multiple)
     layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
     halo = forward_halo_bytes(model, layout, stages)
@@ -192,29 +221,46 @@ def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
 
 
 def fewest_ranks(
-    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1
-) -> Plan | None:
+    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1,
+    agglomerate: str = "none",
+) -> Plan | None:  # fmt: skip
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
 
     All in memory: with a scratch folder, fewer ranks segment the same. Above 128 ranks it may be a hundredth too many.
+
+    Raises PartitionError where the stages of `agglomerate` suit no grid of any number of ranks.
     """
+
+    def plan_on(ranks: int) -> Plan:
+        return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads)
+
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
     room = limit - fixed_memory(model, training.optimizer, task)
     if room <= 0:
         return None
-    finest = make_plan(shape, model, most, task, training, limit=limit, threads=threads)
-    if not finest.fits(limit, in_memory=True):
+    finest, refusal = None, None
+    try:
+        finest = plan_on(most)
+    except PartitionError as error:  # the stages do not suit it, but may suit another
+        refusal = error
+    if finest is not None and not finest.fits(limit, in_memory=True):
         return None  # and so on any grid before it
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
-    ranks = first
+    ranks, suited = first, finest is not None
     while ranks <= most:
-        if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            plan = make_plan(shape, model, ranks, task, training, limit=limit, threads=threads)
+        try:
+            plan = plan_on(ranks)
+        except PartitionError:
+            pass  # no grid of so many, or none that the stages suit
+        else:
+            suited = True
             if plan.fits(limit, in_memory=True):
                 return plan
         ranks += max(1, ranks // _FINENESS)
+    if refusal is not None and not suited:
+        raise refusal
     return finest
 
 
