@@ -138,6 +138,8 @@ def answer(asked: Asked) -> Answer:
     if asked.node is not None:
         return _on_machines(asked, asked.node, questions, plain)
     least = {task: fewest(question) for task, question in questions.items()}
+    if len(asked.ranks) > 1:
+        return Answer({task: _over_ranks(asked, one, least[task]) for task, one in questions.items()}, {}, plain)
     ranks = _ranks(asked, questions, least)
     tasks = {}
     for task, question in questions.items():
@@ -145,9 +147,15 @@ def answer(asked: Asked) -> Answer:
         run, few = fastest(question, ranks[task], replicas), least[task]
         if few is not None and not asked.ranks and replicas == 1 and not fits(question, run):
             run = few  # the fewest of another task, of which this one has no grid that fits
-        found = scaling(question, asked.ranks) if len(asked.ranks) > 1 else None
-        tasks[task] = _answer(asked, question, run, least[task], found)
+        tasks[task] = _answer(asked, question, run, few)
     return Answer(tasks, {}, plain)
+
+
+def _over_ranks(asked: Asked, question: Question, least: Candidate | None) -> TaskAnswer:
+    """The scaling over several numbers of ranks, and as the run that on the most for which there is a grid."""
+    most = largest_possible(question, max(asked.ranks))
+    found = scaling(question, sorted({*asked.ranks, most}))
+    return _answer(asked, question, found.runs[-1], least, found)
 
 
 def _on_machines(asked: Asked, node: Node, questions: dict[str, Question], plain: int) -> Answer:
@@ -166,8 +174,6 @@ def _ranks(asked: Asked, questions: dict[str, Question], least: dict[str, Candid
     replicas = {task: asked.replicas if task == "train" else 1 for task in questions}
     if asked.dims is not None:
         return {task: prod(asked.dims) * n for task, n in replicas.items()}
-    if len(asked.ranks) > 1:  # of a range what there is a grid for
-        return {task: largest_possible(question, max(asked.ranks)) for task, question in questions.items()}
     if asked.ranks:
         ranks = dict.fromkeys(questions, asked.ranks[0])
         if asked.replicas > 1 and "segment" in questions:  # all replicas' ranks may be too many for one volume

@@ -52,16 +52,16 @@ def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | No
 
     Raises PartitionError, naming the most ranks that work, where the volume cannot hold that many.
     """
-    return least_halo_grid(shape, fitting_grids(narrowest or shape, ranks, multiple), multiple)
-
-
-def least_halo_grid(shape: Triple, grids: Sequence[Triple], multiple: int) -> Triple:
-    """Of some grids of as many ranks, which there must be, the one that `choose_grid` takes."""
     padded = padded_shape(shape, multiple)
-    layouts = {dims: Layout.even(padded, dims, multiple) for dims in grids}
-    limit = min(prod(layout.largest_block) for layout in layouts.values()) * 17 // 16
-    balanced = [dims for dims, layout in layouts.items() if prod(layout.largest_block) <= limit]
-    return min(balanced, key=lambda dims: (halo_voxels(layouts[dims]), dims[2], dims[1]))
+    fitting = fitting_grids(narrowest or shape, ranks, multiple)
+    return least_halo([Layout.even(padded, dims, multiple) for dims in fitting]).dims
+
+
+def least_halo(layouts: Sequence[Layout]) -> Layout:
+    """Of some layouts of as many ranks, of which there must be one, that of the grid that `choose_grid` takes."""
+    limit = min(prod(layout.largest_block) for layout in layouts) * 17 // 16
+    balanced = [layout for layout in layouts if prod(layout.largest_block) <= limit]
+    return min(balanced, key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
 
 
 def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
@@ -81,26 +81,26 @@ def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
     return fitting
 
 
-def suited_grids(shape: Triple, model: ModelConfig, ranks: int, agglomerate: str = "none") -> list[Triple]:
-    """The grids of so many ranks that leave every rank a block, and that the stages of `agglomerate` suit.
+def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: str = "none") -> list[Layout]:
+    """On every grid of so many ranks that leaves each a block, and that the stages of `agglomerate` suit.
 
     Raises as `fitting_grids` and `agglomeration_for` do where there is none.
     """
-    grids = fitting_grids(shape, ranks, model.multiple)
-    if agglomerate in ("none", "auto"):
-        return grids
     padded = padded_shape(shape, model.multiple)
-    found, refusals = [], []
-    for dims in grids:
+    layouts = [Layout.even(padded, dims, model.multiple) for dims in fitting_grids(shape, ranks, model.multiple)]
+    if agglomerate in ("none", "auto"):
+        return layouts
+    found, refused = [], {}
+    for layout in layouts:
         try:
-            agglomeration_for(agglomerate, model, Layout.even(padded, dims, model.multiple))
+            agglomeration_for(agglomerate, model, layout)
         except PartitionError as error:
-            refusals.append(str(error))
+            refused[layout.dims] = str(error)
         else:
-            found.append(dims)
+            found.append(layout)
     if not found:
-        others = f"; no other grid of {ranks} ranks suits it either" if len(set(refusals)) > 1 else ""
-        raise PartitionError(refusals[grids.index(least_halo_grid(shape, grids, model.multiple))] + others)
+        others = f"; no other grid of {ranks} ranks suits it either" if len(set(refused.values())) > 1 else ""
+        raise PartitionError(refused[least_halo(layouts).dims] + others)
     return found
 
 
@@ -183,8 +183,10 @@ def make_plan(
 
     Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
     """
-    dims = dims or least_halo_grid(shape, suited_grids(shape, model, ranks, agglomerate), model.multiple)
-    layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
+    if dims is None:
+        layout = least_halo(suited_layouts(shape, model, ranks, agglomerate))
+    else:
+        layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
     halo = forward_halo_bytes(model, layout, stages)
     if task == "train":

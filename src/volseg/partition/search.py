@@ -22,10 +22,10 @@ from volseg.partition.planner import (
     Plan,
     fewest_ranks,
     halo_voxels,
-    least_halo_grid,
+    least_halo,
     make_plan,
     most_ranks,
-    suited_grids,
+    suited_layouts,
 )
 from volseg.partition.profile import Profile
 from volseg.partition.schedule import IN_PLACE, Schedule, covers
@@ -196,24 +196,20 @@ def _grids(question: Question, ranks: int, replicas: int) -> list[Triple]:
         if prod(question.dims) != ranks:
             raise PartitionError(f"{format_triple(question.dims)} is no grid of {ranks} ranks")
         return [question.dims]
-    multiple = question.model.multiple
-    padded = padded_shape(question.shape, multiple)
-    suited = suited_grids(question.shape, question.model, ranks, question.agglomerate)
-    chosen = least_halo_grid(question.shape, suited, multiple)
-    layouts = [Layout.even(padded, dims, multiple) for dims in suited]
+    layouts = suited_layouts(question.shape, question.model, ranks, question.agglomerate)
+    chosen = least_halo(layouts)
     smallest = min(prod(layout.largest_block) for layout in layouts)
     balanced = [layout for layout in layouts if prod(layout.largest_block) <= smallest * _BALANCE]
     balanced.sort(key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
-    others = [layout for layout in balanced if layout.dims != chosen][:_GRIDS]
+    looked_at = [chosen, *(layout for layout in balanced if layout.dims != chosen.dims)][:_GRIDS]
     if not question.timed:
-        return [chosen, *(layout.dims for layout in others)]
-    looked_at = [Layout.even(padded, chosen, multiple), *others]
+        return [layout.dims for layout in looked_at]
     times = {layout.dims: _time(question, layout, IN_PLACE, replicas).seconds for layout in looked_at}
     best = min(times.values())
     order = sorted(times, key=lambda dims: round(times[dims] / best / _SAME))
-    place = 0 if times[chosen] <= (1 + _CLEARLY) * best else min(order.index(chosen), _TRIED - 1)
-    order.remove(chosen)
-    return [*order[:place], chosen, *order[place:]]
+    place = 0 if times[chosen.dims] <= (1 + _CLEARLY) * best else min(order.index(chosen.dims), _TRIED - 1)
+    order.remove(chosen.dims)
+    return [*order[:place], chosen.dims, *order[place:]]
 
 
 def fewest(question: Question) -> Candidate | None:
