@@ -102,15 +102,17 @@ def why_scaling(found: Scaling) -> str:
     shares_done = zip(found.runs, found.efficiency, strict=True)
     last = [run for run, _ in takewhile(lambda pair: pair[1] >= _WORTH, shares_done)][-1]
     end = found.runs[-1]
-    text = f"up to {last.ranks} ranks at least {_WORTH:.0%} of what they could do is done"
+    text = f"up to {last.ranks} rank{'s' if last.ranks > 1 else ''} at least {_WORTH:.0%} of what they could do is done"
     if last.ranks == end.ranks:
         return text
     small = format_triple(end.plan.layout.largest_block)
+    text += f"; at {end.ranks}, blocks of {small} voxels, it is {found.efficiency[-1]:.0%}"
+    if found.efficiency[-1] >= _WORTH:
+        return f"{text} again"
     messages = end.time.communication / end.seconds
     return (
-        f"{text}; at {end.ranks}, blocks of {small} voxels, it is {found.efficiency[-1]:.0%}: messages take "
-        f"{messages:.0%}, and small blocks lose the rest to what does not shrink with them (weights, calls, halos "
-        "computed)"
+        f"{text}: messages take {messages:.0%}, and the rest goes to what does not shrink with blocks (weights, calls, "
+        "halos computed) and to cores that share caches and memory"
     )
 
 
@@ -119,12 +121,12 @@ def why_no_machines(question: Question, node: Node, nodes: int | None) -> str:
     if nodes is not None:
         most = question.most_ranks
         if nodes > most:
-            return f"{nodes} machines are more than the {most} blocks of the volume; give --nodes {most} or fewer"
+            return f"--nodes {nodes} are more than the {most} blocks there can be; give --nodes {most} or fewer"
         few = on_nodes(question, node)
         if few is not None and few.nodes > nodes:
-            return f"{nodes} machines of {gibibytes(node.memory)} do not hold a run; give --nodes {few.nodes} or more"
+            return f"--nodes {nodes} of {gibibytes(node.memory)} do not hold a run; give --nodes {few.nodes} or more"
         if few is not None:
-            return f"no grid of the volume has ranks for all of {nodes} machines; {few.nodes} would do"
+            return f"no grid of the volume has ranks for all of --nodes {nodes}; {few.nodes} would do"
     text = (
         f"no number of machines of {gibibytes(node.memory)} holds a run; {gibibytes(SYSTEM)} of each are its system's"
     )
