@@ -69,15 +69,15 @@ def plan_partition(
     """Plan how a volume is split over ranks, the memory each rank needs, and how long it takes to train and to segment.
 
     With --memory also the fewest ranks that fit; with --ranks 1:4096 how far more ranks pay; with --node-memory and
-    --cores-per-node how many machines.
+    --cores-per-node how many machines. Last comes the command that runs the plan. Exit code 1: it does not fit.
     """
     from volseg.partition.answer import Asked, answer
     from volseg.partition.planner import parse_memory
     from volseg.partition.profile import find_profile
 
     counts = parse_ranks(ranks) if ranks is not None else []
-    named = _grid(partition, counts, replicas)
     _check_numbers(replicas, threads, cores_per_node, nodes)
+    named = _grid(partition, counts, replicas)
     _check_together(task, counts, replicas, slurm, json_output)
     node = None
     if node_memory is not None or nodes is not None:
@@ -183,7 +183,7 @@ def _origin(
     again = () if file is None else read_config(file).training.checkpoint_levels
     options = {"--base-channels": base_channels, "--levels": levels}
     changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return Origin(file, again, run, changed, volume)
+    return Origin(file, again, None if changed else run, changed, volume)
 
 
 def _settings(

@@ -18,7 +18,7 @@ class Origin:
 
     config        TOML file of the network
     checkpointed  levels that this file has computed again
-    model         run folder, to segment with
+    model         run folder to segment with; None where nobody named it, or its network is not the one planned
     changed       options besides that say what the network is, such as ``--levels 4``
     scan          that was planned for
     """

@@ -72,7 +72,7 @@ class Question:
 
     @property
     def timed(self) -> bool:
-        """Whether the time model knows the network; of others what it says is good for comparing, if anything."""
+        """Whether the time model knows the network. Times of others are not shown: they only set machines in order."""
         return covers(self.model)
 
     @property
