@@ -346,6 +346,7 @@ def test_a_plan_that_does_not_fit_has_no_script_and_no_command(plan):
 def test_replicas_multiply_the_ranks(plan):
     shape = ("--shape=256x256x256", "--memory=3GiB")
     _, one = facts(plan, *shape, "--for=train")
+    assert not any("replica" in reason for reason in one["tasks"]["train"]["reasons"])  # several would not fit
     code, found = facts(plan, *shape, "--replicas=4", "--for=train")
     assert code == 0
     assert found["ranks"] == 4 * one["ranks"] == 4 * found["tasks"]["train"]["fewest_ranks"]

@@ -195,7 +195,7 @@ def _answer(
     reasons = [why_chosen(question, run)]
     if asked.limit is not None and asked.dims is None:
         reasons.append(why_fewest(question, least, run.replicas))
-    if by_split:
+    if len(by_split) > 1:  # else there was nothing to compare with: the others do not fit
         whole = next((c for c in by_split if c.replicas == run.replicas), run)
         reasons.append(why_split(by_split[0], whole))
     if found is not None:
