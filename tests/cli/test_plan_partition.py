@@ -1,7 +1,11 @@
 """The plan: its table, its JSON, its exit codes, and that it starts neither torch nor MPI."""
 
 import json
+import re
+import shlex
+import subprocess
 from itertools import pairwise
+from math import prod
 
 import numpy as np
 import pytest
@@ -20,6 +24,9 @@ def plan(capsys):
         return code, out, err
 
     return start
+
+
+MACHINES = ("--node-memory=64GiB", "--cores-per-node=8")
 
 
 def facts(plan, *arguments):
@@ -98,7 +105,13 @@ def test_a_file_and_a_configuration(plan, tmp_path):
     assert code == 0
     assert found["shape"] == [15, 18, 13]  # in canonical order, as ranks see it
     assert found["padded_shape"] == [16, 20, 16]
-    assert facts(plan, scan, "--model", tmp_path, "--ranks=2") == (code, found)
+    _, other = facts(plan, scan, "--model", tmp_path, "--ranks=2")
+    commands = [task.pop("command") for task in (*found["tasks"].values(), *other["tasks"].values())]
+    assert other == found
+    assert commands[0] == commands[2]
+    assert commands[0].endswith(f"--config {tmp_path / 'config.toml'}")
+    assert f"segment {scan} --model RUN" in commands[1]
+    assert f"segment {scan} --model {tmp_path}" in commands[3]
 
 
 @pytest.mark.parametrize("file", [True, False])
@@ -133,7 +146,31 @@ def test_checkpointed_levels_need_less_to_train_and_as_much_to_segment(plan):
         (["--shape=64x64x64", "--ranks=0"], "give at least 1"),
         (["--shape=64x64x64", "--ranks=513"], "the largest grid is 8x8x8; 512 ranks would work"),
         (["--shape=64x64x64", "--ranks=11"], "the largest grid is 8x8x8; 10 ranks would work"),
-        (["--shape=64x64x64", "--ranks=4", "--partition=2x1x1"], "needs 2 ranks, this job has 4"),
+        (["--shape=64x64x64", "--ranks=4", "--partition=2x1x1"], "needs 2 ranks; give --ranks 2, or leave it out"),
+        (["--shape=64x64x64", "--ranks=8", "--partition=1x1x2", "--replicas=3"], "replicas of 1x1x2 needs 6 ranks"),
+        (["--shape=64x64x64", "--ranks=1:8", "--partition=1x1x2"], "leave out either"),
+        (["--shape=64x64x64", "--ranks=8", "--replicas=3"], "is no multiple of --replicas 3"),
+        (["--shape=64x64x64", "--ranks=1:8", "--replicas=2"], "leave out either"),
+        (["--shape=64x64x64", "--replicas=2", "--for=segment"], "segmenting has none"),
+        (["--shape=64x64x64", "--partition=1x1x2", "--replicas=0"], "--replicas 0: give at least 1"),
+        (["--shape=64x64x64", "--threads=0"], "--threads 0: give at least 1"),
+        (["--shape=64x64x64", "--cores-per-node=0"], "--cores-per-node 0: give at least 1"),
+        (["--shape=64x64x64", *MACHINES, "--nodes=0"], "--nodes 0: give at least 1"),
+        (["--shape=64x64x64", "--node-memory=2GiB", "--cores-per-node=2"], "2.00 GiB are left to the system"),
+        (["--shape=64x64x64", "--node-memory=1GiB", "--cores-per-node=2"], "2.00 GiB are left to the system"),
+        (["--shape=64x64x64", "--node-memory=8GiB"], "give --node-memory and --cores-per-node"),
+        (["--shape=64x64x64", "--cores-per-node=8", "--nodes=2"], "give --node-memory and --cores-per-node"),
+        (["--shape=64x64x64", *MACHINES, "--replicas=2"], "--replicas: follows from the machines"),
+        (["--shape=64x64x64", *MACHINES, "--threads=1"], "--threads: follows from the machines"),
+        (["--shape=64x64x64", *MACHINES, "--memory=1GiB"], "--memory: follows from the machines"),
+        (["--shape=64x64x64", *MACHINES, "--ranks=4"], "--ranks: follows from the machines"),
+        (["--shape=64x64x64", "--slurm", "--json", "--for=train"], "--slurm and --json"),
+        (["--shape=64x64x64", "--slurm"], "say what for"),
+        (["--shape=64x64x64", "--plot=scaling.png"], "needs a range of ranks"),
+        (["--shape=64x64x64", "--profile=none.json"], "none.json: cannot be read"),
+        (["--shape=64x64x64", "--memory=8GiB", "--agglomerate=9:1x1x1"], "the network has levels 1 to 3"),
+        (["--shape=64x64x64", "--ranks=4", "--agglomerate=3:3x1x1"], "no other grid of 4 ranks suits it either"),
+        (["--shape=64x64x64", "--ranks=7", "--agglomerate=3:1x2x1"], "2 does not divide the 1 ranks on axis H"),
         (["--shape=64x64x64", "--ranks=16", "--partition=16x1x1"], "the largest grid is 8x8x8"),
         (["--shape=64x64x64", "--partition=2by2"], "give auto, or a grid"),
         (["--shape=64x64x64", "--memory=lots"], "give an amount such as 24GiB"),
@@ -184,3 +221,204 @@ def test_an_agglomeration_that_does_not_suit_is_refused(plan, text, message):
     code, _, err = plan("--shape=128x128x128", "--partition=2x2x2", f"--agglomerate={text}")
     assert code == 2
     assert message in err
+
+
+def test_grids_that_the_stages_do_not_suit_are_left_out(plan):
+    code, found = facts(plan, "--shape=128x128x128", "--partition=2x2x2", "--agglomerate=3:1x1x1", "--memory=64GiB")
+    assert (code, found["grid"], found["agglomeration"]) == (0, [2, 2, 2], "3:1x1x1")
+    assert found["tasks"]["train"]["fewest_ranks"] is None  # a grid is given: nothing to search
+    code, found = facts(plan, "--shape=64x256x256", "--ranks=8", "--agglomerate=3:2x1x1")
+    assert code == 0
+    assert found["grid"][0] % 2 == 0
+    code, found = facts(plan, "--shape=64x256x256", "--memory=1GiB", "--agglomerate=3:3x1x1", "--for=train")
+    assert code == 0
+    assert found["grid"][0] % 3 == 0
+    assert found["tasks"]["train"]["fewest_ranks"] == found["ranks"] == prod(found["grid"])
+
+
+@pytest.mark.parametrize("more", [[], ["--nodes=2"], ["--nodes=2", "--partition=2x2x2"], ["--nodes=3"]])
+def test_machines_have_room_for_their_ranks(plan, more):
+    code, found = facts(plan, "--shape=128x128x128", "--node-memory=16GiB", "--cores-per-node=8", *more)
+    assert code == 0
+    assert found["node"] == {"cores": 8, "memory_bytes": 16 * 2**30}
+    for task in found["tasks"].values():
+        nodes = task["nodes"]
+        assert nodes["nodes"] == int(next(iter(more), "=1").partition("=")[2])
+        assert (nodes["nodes"] - 1) * nodes["ranks_per_node"] < task["ranks"]
+        assert task["ranks"] <= nodes["nodes"] * nodes["ranks_per_node"]
+        assert nodes["ranks_per_node"] * nodes["threads_per_rank"] == 8
+        assert nodes["ranks_per_node"] * task["peak_bytes_per_rank"] <= 14 * 2**30
+        if "--partition=2x2x2" in more:
+            assert task["grid"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--shape=64x64x64", *MACHINES, "--nodes=1000"], "--nodes 1000 are more than the 512 blocks"),
+        (["--shape=512x512x512", "--node-memory=12GiB", "--cores-per-node=8", "--nodes=1"], "give --nodes"),
+        (["--shape=64x64x64", "--node-memory=2.1GiB", "--cores-per-node=2"], "no number of machines of 2.10 GiB"),
+        (["--shape=64x64x64", *MACHINES, "--nodes=2", "--partition=1x1x1"], "more than the 1 blocks"),
+    ],
+)
+def test_machines_that_hold_no_run_say_why(plan, arguments, why):
+    code, out, err = plan(*arguments, "--for=train")
+    assert (code, err) == (1, "")
+    assert "none fits" in out
+    assert why in out
+    assert "memory of a rank" not in out  # nothing of a run that nobody asked for
+    code, found = facts(plan, *arguments, "--for=train")
+    assert code == 1
+    (reason,) = found["tasks"]["train"]["reasons"]
+    assert why in reason
+    code, out, err = plan(*arguments, "--for=train", "--slurm")
+    assert (code, out) == (1, "")
+    assert why in err
+    assert len(err.splitlines()) == 1
+
+
+def slurm(plan, *arguments):
+    """The script's options by name, its last line in words, and all of it."""
+    code, out, err = plan(*arguments, "--slurm")
+    assert (code, err) == (0, "")
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", out, re.MULTILINE))
+    return asked, shlex.split(out.splitlines()[-1]), out
+
+
+@pytest.mark.parametrize("task", ["train", "segment"])
+@pytest.mark.parametrize("more", [[], ["--nodes=2"], ["--nodes=2", "--partition=2x2x2"]])
+def test_the_script_asks_for_the_machines_of_the_plan(plan, task, more):
+    arguments = ("--shape=128x128x128", *MACHINES, f"--for={task}", *more)
+    _, found = facts(plan, *arguments)
+    planned = found["tasks"][task]
+    asked, command, _ = slurm(plan, *arguments)
+    nodes, each, ranks = (int(asked[name]) for name in ("nodes", "ntasks-per-node", "ntasks"))
+    assert (nodes, ranks) == (planned["nodes"]["nodes"], planned["ranks"])
+    assert (nodes - 1) * each < ranks <= nodes * each
+    assert int(asked["cpus-per-task"]) == planned["nodes"]["threads_per_rank"]
+    assert each * int(asked["cpus-per-task"]) <= 8
+    assert planned["peak_bytes_per_rank"] * each <= int(asked["mem"][:-1]) * 2**20 <= 64 * 2**30
+    assert command[:3] == ["srun", "--cpus-per-task=$SLURM_CPUS_PER_TASK", "--cpu-bind=cores"]
+    assert command[command.index("--partition") + 1] == "x".join(map(str, planned["grid"]))
+    assert command[command.index("--agglomerate") + 1] == planned["agglomeration"]
+    assert ("--schedule" in command) == (task == "segment")
+
+
+def test_without_machines_the_script_asks_for_memory_a_core(plan):
+    arguments = ("--shape=256x256x256", "--ranks=4096", "--threads=2", "--for=train")
+    _, found = facts(plan, *arguments)
+    asked, _, _ = slurm(plan, *arguments)
+    assert (asked["ntasks"], asked["cpus-per-task"]) == ("4096", "2")
+    assert not {"nodes", "ntasks-per-node", "mem"} & set(asked)
+    memory = 2 * int(asked["mem-per-cpu"][:-1]) * 2**20
+    assert 1.09 < memory / found["tasks"]["train"]["peak_bytes_per_rank"] < 1.12
+
+
+def test_the_script_runs_the_network_that_was_planned(plan, tmp_path):
+    folder = tmp_path / "my run's"
+    folder.mkdir()
+    (folder / "config.toml").write_text("[model]\nlevels = 2\n[training]\ncheckpoint_levels = [1]\n")
+    shape = ("--shape=64x64x64", "--ranks=2")
+    _, command, _ = slurm(plan, *shape, "--for=train", "--config", folder / "config.toml", "--base-channels=8")
+    assert command[command.index("--config") + 1] == str(folder / "config.toml")
+    assert command[command.index("--base-channels") + 1] == "8"
+    assert not {"--levels", "--checkpoint-levels"} & set(command)  # as the file has them
+    _, command, _ = slurm(plan, *shape, "--for=train", "--model", folder, "--levels=3", "--checkpoint-levels=")
+    assert command[command.index("--config") + 1] == str(folder / "config.toml")
+    assert command[command.index("--checkpoint-levels") + 1] == ""
+    assert command[command.index("--agglomerate") + 1] == "none"
+    _, command, script = slurm(plan, *shape, "--for=segment", "--model", folder)
+    assert command[command.index("--model") + 1] == "$MODEL"
+    (line,) = [line for line in script.splitlines() if line.startswith("MODEL=")]
+    told = subprocess.run(["bash", "-c", f'{line}\necho "$MODEL"'], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{folder}\n"
+
+
+def test_a_plan_that_does_not_fit_has_no_script_and_no_command(plan):
+    arguments = ("--shape=256x256x256", "--memory=3GiB", "--ranks=1", "--for=train")
+    code, out, err = plan(*arguments, "--slurm")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(r"error: --slurm: train on 1 .* needs .* GiB a rank, and may use 3.00 GiB; 3 ranks .*\n", err)
+    assert facts(plan, *arguments)[1]["tasks"]["train"]["command"] is None
+    assert "run it with" not in plan(*arguments)[1]
+
+
+def test_replicas_multiply_the_ranks(plan):
+    shape = ("--shape=256x256x256", "--memory=3GiB")
+    _, one = facts(plan, *shape, "--for=train")
+    assert not any("replica" in reason for reason in one["tasks"]["train"]["reasons"])  # several would not fit
+    code, found = facts(plan, *shape, "--replicas=4", "--for=train")
+    assert code == 0
+    assert found["ranks"] == 4 * one["ranks"] == 4 * found["tasks"]["train"]["fewest_ranks"]
+    assert "--replicas 4" in found["tasks"]["train"]["command"]
+    code, out, _ = plan(*shape, "--replicas=4")
+    assert code == 0
+    assert re.search(rf"ranks +│ {4 * one['ranks']} +│ 1 ", out)  # a column for each task
+    _, found = facts(plan, "--shape=64x64x64", "--partition=1x1x2", "--replicas=3", "--for=train")
+    assert (found["ranks"], found["grid"], found["tasks"]["train"]["replicas"]) == (6, [1, 1, 2], 3)
+
+
+def test_a_list_of_ranks_is_no_range(plan):
+    for text, ranks in {"2,6": [2, 6], "2:6": [2, 4, 6], "4:4": []}.items():
+        _, found = facts(plan, "--shape=64x64x64", f"--ranks={text}", "--for=train")
+        assert [run["ranks"] for run in found["tasks"]["train"]["scaling"] or []] == ranks
+    _, found = facts(plan, "--shape=64x64x64", "--ranks=1,11", "--for=train")
+    assert found["ranks"] == 10
+    assert "there is no grid of 11 ranks" in found["tasks"]["train"]["reasons"]
+
+
+def test_what_fits_only_with_files_fits(plan):
+    arguments = ("--shape=512x512x512", "--ranks=1", "--memory=2GiB", "--for=segment")
+    code, out, _ = plan(*arguments)
+    assert code == 0
+    assert "only with files (spill), and its time is without the disk's" in " ".join(out.split())
+    assert "does not fit" not in out
+    _, found = facts(plan, *arguments)
+    task = found["tasks"]["segment"]
+    assert (task["fits"], task["fits_in_memory"], task["schedule"]) == (True, False, "spill")
+    assert "--schedule spill" in task["command"]
+    assert task["fewest_ranks"] > 1  # in memory
+
+
+@pytest.mark.parametrize("more", [[], ["--threads=2"], ["--cores-per-node=16"], ["--cores-per-node=16", "--threads=4"]])
+def test_where_the_ranks_lie_is_said(plan, tmp_path, more):
+    from dataclasses import replace
+
+    from volseg.partition.profile import built_in_profile, save_profile
+
+    save_profile(replace(built_in_profile(), machine="other", cores=8), tmp_path / "p.json")
+    arguments = ("--shape=128x128x128", "--ranks=64", "--profile", tmp_path / "p.json", *more)
+    code, found = facts(plan, *arguments)
+    assert code == 0
+    assert (found["profile"]["machine"], found["profile"]["cores"]) == ("other", 8)
+    assert found["profile"]["between"]["latency"] > 0
+    cores = 16 if "--cores-per-node=16" in more else 8
+    threads = int(more[-1][-1]) if more and "threads" in more[-1] else 1
+    for task in found["tasks"].values():
+        assert task["placing"] == {"ranks_per_machine": cores // threads, "threads_per_rank": threads}
+        assert task["command"].startswith(f"OMP_NUM_THREADS={threads} mpirun -n 64 volseg ")
+    _, out, _ = plan(*arguments)
+    assert re.search(rf"ranks a machine, threads of each │ {cores // threads}, {threads} ", out)
+
+
+def test_networks_without_a_time_say_so(plan, tmp_path):
+    (tmp_path / "wide.toml").write_text("[model]\nkernel_size = 5\n")
+    arguments = ("--shape=64x64x64", "--config", tmp_path / "wide.toml", "--ranks=1:4")
+    code, out, _ = plan(*arguments)
+    assert code == 0
+    assert "no time, for only networks of kernel_size 3" in " ".join(out.split())
+    assert not re.search(r"\d m?s\b|efficiency", out)
+    _, found = facts(plan, *arguments)
+    for task in found["tasks"].values():
+        assert (task["seconds"], task["cases_per_second"], task["seconds_by_kind"]) == (None, None, None)
+        assert all(run["seconds"] is run["efficiency"] is None for run in task["scaling"])
+        assert task["peak_bytes_per_rank"] > 0
+    assert "--schedule" not in found["tasks"]["segment"]["command"]  # segment knows no name for layers
+    assert plan(*arguments, "--plot", tmp_path / "a.png")[0] == 2
+
+
+def test_a_plot_is_drawn(plan, tmp_path):
+    code, out, _ = plan("--shape=64x64x64", "--ranks=1:8", "--plot", tmp_path / "scaling.png")
+    assert code == 0
+    assert "efficiency" in out
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

@@ -7,30 +7,58 @@ from typing import Any
 
 from volseg.geometry import Triple
 from volseg.partition.answer import Answer, Asked, TaskAnswer
+from volseg.partition.layout import padded_shape
 from volseg.partition.nodes import NodePlan
 from volseg.partition.planner import Plan
-from volseg.partition.search import Candidate, Scaling
+from volseg.partition.profile import Profile
+from volseg.partition.search import Candidate, Scaling, fits
 from volseg.partition.time_model import TimePlan
 
 
 def facts(asked: Asked, found: Answer) -> dict[str, Any]:
     """Of all tasks."""
-    first = found.first
+    model, node = asked.settings.model, asked.node
     return {
-        "shape": list(first.plan.shape),
-        "padded_shape": list(first.plan.layout.shape),
-        "ranks": first.ranks,
-        "grid": list(first.dims),
-        "agglomeration": str(first.plan.agglomeration),
-        "grids_by_level": [list(dims) for dims in _grids(first.plan, asked.settings.model.levels)],
-        "boundaries": [list(cuts) for cuts in first.plan.layout.boundaries],
-        "largest_block": list(first.plan.layout.largest_block),
-        "halo_bytes_per_forward": first.plan.halo_bytes,
+        "shape": list(asked.shape),
+        "padded_shape": list(padded_shape(asked.shape, model.multiple)),
+        **_first(found.first, model.levels),
         "memory_limit_bytes": asked.limit,
         "plain_torch_training_bytes": found.plain_bytes,
-        "model": dataclasses.asdict(asked.settings.model),
-        "profile": {"machine": asked.profile.machine, "source": asked.profile.source, "date": asked.profile.date},
-        "tasks": {str(task): _task(asked, one) for task, one in found.tasks.items()},
+        "model": dataclasses.asdict(model),
+        "node": None if node is None else {"cores": node.cores, "memory_bytes": node.memory},
+        "profile": _profile(asked.profile),
+        "tasks": {
+            **{str(task): _task(asked, one) for task, one in found.tasks.items()},
+            **{str(task): {"fits": False, "nodes": None, "reasons": [why]} for task, why in found.no_machines.items()},
+        },
+    }
+
+
+def _first(run: Candidate | None, levels: int) -> dict[str, Any]:
+    """How the first task's run is split; nothing where no machines hold one."""
+    if run is None:
+        return {}
+    return {
+        "ranks": run.ranks,
+        "grid": list(run.dims),
+        "agglomeration": str(run.plan.agglomeration),
+        "grids_by_level": [list(dims) for dims in _grids(run.plan, levels)],
+        "boundaries": [list(cuts) for cuts in run.plan.layout.boundaries],
+        "largest_block": list(run.plan.layout.largest_block),
+        "halo_bytes_per_forward": run.plan.halo_bytes,
+    }
+
+
+def _profile(profile: Profile) -> dict[str, Any]:
+    """The machine that times are of, and its messages: latency and sums in seconds."""
+    return {
+        "machine": profile.machine,
+        "cores": profile.cores,
+        "memory_bytes": profile.memory,
+        "within": dataclasses.asdict(profile.within),
+        "between": dataclasses.asdict(profile.between),
+        "source": profile.source,
+        "date": profile.date,
     }
 
 
@@ -40,10 +68,12 @@ def _grids(plan: Plan, levels: int) -> list[Triple]:
 
 
 def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
-    plan, memory = one.run.plan, one.run.plan.memory
+    plan, memory, timed = one.run.plan, one.run.plan.memory, one.question.timed
     limited = asked.limit is not None or asked.node is not None
     return {
-        **_run(one.run),
+        **_run(one.run, timed),
+        "placing": {"ranks_per_machine": one.placing.per_machine, "threads_per_rank": one.placing.threads},
+        "command": one.command,
         "process_bytes": memory.process,
         "weights_bytes": memory.weights,
         "activations_bytes": memory.activations,
@@ -55,18 +85,21 @@ def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
         "fits": one.fits if limited else None,
         "schedule": plan.schedule,
         "peak_bytes_per_rank_by_schedule": {s: memory.peak for s, memory in plan.by_schedule.items()},
-        "seconds_by_kind": _by_kind(one.run.time),
-        "seconds_by_level": {str(level): seconds for level, seconds in sorted(one.run.time.by_level.items())},
+        "fits_in_memory": fits(one.question, one.run) if limited else None,
+        "seconds_by_kind": _by_kind(one.run.time) if timed else None,
+        "seconds_by_level": {str(n): seconds for n, seconds in sorted(one.run.time.by_level.items())}
+        if timed
+        else None,
         "fewest_ranks": None if one.least is None else one.least.ranks,
         "fewest_ranks_grid": None if one.least is None else list(one.least.dims),
-        "splits": [_run(run) for run in one.by_split],
-        "scaling": None if one.scaling is None else _scaling(one.scaling),
-        "nodes": None if one.nodes is None else _nodes(one.nodes),
+        "splits": [_run(run, timed) for run in one.by_split],
+        "scaling": None if one.scaling is None else _scaling(one.scaling, timed),
+        "nodes": None if one.nodes is None else _nodes(one.nodes, timed),
         "reasons": list(one.reasons),
     }
 
 
-def _run(run: Candidate) -> dict[str, Any]:
+def _run(run: Candidate, timed: bool) -> dict[str, Any]:
     return {
         "ranks": run.ranks,
         "replicas": run.replicas,
@@ -74,8 +107,8 @@ def _run(run: Candidate) -> dict[str, Any]:
         "checkpoint_levels": list(run.checkpoint_levels),
         "agglomeration": str(run.plan.agglomeration),
         "peak_bytes_per_rank": run.plan.memory.peak,
-        "seconds": run.seconds,
-        "cases_per_second": run.cases_per_second,
+        "seconds": run.seconds if timed else None,
+        "cases_per_second": run.cases_per_second if timed else None,
     }
 
 
@@ -83,9 +116,14 @@ def _by_kind(time: TimePlan) -> dict[str, float]:
     return {str(kind): seconds for kind, seconds in time.by_kind().items() if seconds}
 
 
-def _scaling(found: Scaling) -> list[dict[str, Any]]:
+def _scaling(found: Scaling, timed: bool) -> list[dict[str, Any]]:
     return [
-        {**_run(run), "efficiency": share, "seconds_by_kind": _by_kind(run.time), "schedule": _schedule(run.plan)}
+        {
+            **_run(run, timed),
+            "efficiency": share if timed else None,
+            "seconds_by_kind": _by_kind(run.time) if timed else None,
+            "schedule": _schedule(run.plan),
+        }
         for run, share in zip(found.runs, found.efficiency, strict=True)
     ]
 
@@ -94,11 +132,11 @@ def _schedule(plan: Plan) -> str | None:
     return None if plan.schedule is None else str(plan.schedule)
 
 
-def _nodes(plan: NodePlan) -> dict[str, Any]:
+def _nodes(plan: NodePlan, timed: bool) -> dict[str, Any]:
     return {
         "nodes": plan.nodes,
         "ranks_per_node": plan.per_node,
         "threads_per_rank": plan.threads,
         "memory_limit_bytes": plan.question.limit,
-        **_run(plan.run),
+        **_run(plan.run, timed),
     }

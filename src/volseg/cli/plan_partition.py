@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from volseg.errors import ConfigError
 if TYPE_CHECKING:
     from volseg.config import Config
     from volseg.partition.answer import Answer, Asked
+    from volseg.partition.command import Origin
 
 
 class Task(StrEnum):
@@ -41,9 +43,11 @@ def plan_partition(
     replicas: Annotated[
         int, typer.Option(help="In training, so many cases at once, each on its own share of the ranks.")
     ] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of each rank.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of each rank.  [default: 1]")] = None,
     node_memory: Annotated[str | None, typer.Option(help="Memory of a machine: plan whole machines.")] = None,
-    cores_per_node: Annotated[int | None, typer.Option(help="Cores of a machine.")] = None,
+    cores_per_node: Annotated[
+        int | None, typer.Option(help="Cores of a machine.  [default: those of the profile's]")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="So many machines.  [default: the fewest that fit]")] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
@@ -65,39 +69,33 @@ def plan_partition(
     """Plan how a volume is split over ranks, the memory each rank needs, and how long it takes to train and to segment.
 
     With --memory also the fewest ranks that fit; with --ranks 1:4096 how far more ranks pay; with --node-memory and
-    --cores-per-node how many machines.
+    --cores-per-node how many machines. Last comes the command that runs the plan. Exit code 1: it does not fit.
     """
     from volseg.partition.answer import Asked, answer
-    from volseg.partition.planner import grid_named, parse_grid, parse_memory
+    from volseg.partition.planner import parse_memory
     from volseg.partition.profile import find_profile
 
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
-    size = _size(volume, shape)
     counts = parse_ranks(ranks) if ranks is not None else []
-    named = grid_named(partition)
-    if not counts and named is not None:
-        counts = [math.prod(named) * replicas]
-    if named is None and partition != "auto":
-        parse_grid(partition, 1)
-    if named is not None:
-        for count in counts:
-            parse_grid(partition, count // replicas)
-    for name, value in (("--replicas", replicas), ("--threads", threads), ("--nodes", nodes or 1)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: give at least 1")
-    if (node_memory is None) != (cores_per_node is None) or (nodes is not None and node_memory is None):
-        raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
+    _check_numbers(replicas, threads, cores_per_node, nodes)
+    named = _grid(partition, counts, replicas)
+    _check_together(task, counts, replicas, slurm, json_output)
+    node = None
+    if node_memory is not None or nodes is not None:
+        node = _node_memory(node_memory, cores_per_node)
+        _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=ranks)
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
     asked = Asked(
-        size, settings, [task] if task is not None else list(Task), find_profile(profile), counts,
-        parse_memory(memory) if memory is not None else None, named, replicas, threads,
-        None if node_memory is None else parse_memory(node_memory, "--node-memory"), cores_per_node, nodes,
-        agglomerate,
+        _size(volume, shape), settings, [task] if task is not None else list(Task), find_profile(profile), counts,
+        parse_memory(memory) if memory is not None else None, named, replicas, threads or 1, node, cores_per_node,
+        nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
     )  # fmt: skip
+    if plot is not None:
+        _check_plot(asked, plot)
     found = answer(asked)
     if plot is not None:
         _plot(found, plot)
     if slurm:
-        print(_script(asked, found, config), end="")
+        _print_script(asked, found)
     elif json_output:
         import json
 
@@ -109,8 +107,83 @@ def plan_partition(
 
         show(asked, found)
     # A limit that no plan meets is an answer, but one that a script must not overlook.
-    if not all(one.fits for one in found.tasks.values()):
+    if not found.fits:
         raise typer.Exit(1)
+
+
+def _grid(partition: str, counts: list[int], replicas: int) -> tuple[int, int, int] | None:
+    """The grid of a replica, where one is named; it must have the ranks that are named besides."""
+    from volseg.partition.planner import grid_named, parse_grid
+
+    grid = grid_named(partition)
+    if grid is None:
+        if partition != "auto":
+            parse_grid(partition, 1)
+        return None
+    needed = math.prod(grid) * replicas
+    if len(counts) > 1:
+        raise ConfigError(f"--partition {partition}: is one grid, and --ranks are several numbers; leave out either")
+    if counts and counts != [needed]:
+        of = f"{replicas} replicas of {partition}" if replicas > 1 else f"--partition {partition}"
+        raise ConfigError(f"--ranks {counts[0]}: {of} needs {needed} ranks; give --ranks {needed}, or leave it out")
+    return grid
+
+
+def _check_numbers(replicas: int, threads: int | None, cores_per_node: int | None, nodes: int | None) -> None:
+    numbers = {"replicas": replicas, "threads": threads, "cores-per-node": cores_per_node, "nodes": nodes}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: give at least 1")
+
+
+def _check_together(task: Task | None, counts: list[int], replicas: int, slurm: bool, json_output: bool) -> None:
+    """Raise ConfigError where one option would have to be ignored because of another."""
+    if replicas > 1 and task is Task.segment:
+        raise ConfigError(f"--replicas {replicas}: segmenting has none; leave it out, or use --for train")
+    if replicas > 1 and len(counts) > 1:
+        raise ConfigError(
+            f"--replicas {replicas}: the scaling over several --ranks is of one replica; leave out either"
+        )
+    if len(counts) == 1 and counts[0] % replicas:
+        raise ConfigError(f"--ranks {counts[0]}: is no multiple of --replicas {replicas}; give a multiple")
+    if slurm and json_output:
+        raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
+    if slurm and task is None:
+        raise ConfigError("--slurm: say what for, with --for train or --for segment")
+
+
+def _node_memory(text: str | None, cores_per_node: int | None) -> int:
+    """Bytes of a machine."""
+    from volseg.machine import gibibytes
+    from volseg.partition.nodes import SYSTEM
+    from volseg.partition.planner import parse_memory
+
+    if text is None or cores_per_node is None:
+        raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
+    memory = parse_memory(text, "--node-memory")
+    if memory <= SYSTEM:
+        raise ConfigError(f"--node-memory {text}: {gibibytes(SYSTEM)} are left to the system; give more than that")
+    return memory
+
+
+def _refuse_with_machines(**given: object) -> None:
+    """With machines, ranks, threads and what each may use follow from the machines, and a replica takes them all."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"--{name}: follows from the machines where --node-memory is given; leave out either")
+
+
+def _origin(
+    volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None
+) -> Origin:
+    from volseg.config import read_config
+    from volseg.partition.command import Origin
+
+    file = config if run is None else run / "config.toml"
+    again = () if file is None else read_config(file).training.checkpoint_levels
+    options = {"--base-channels": base_channels, "--levels": levels}
+    changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return Origin(file, again, None if changed else run, changed, volume)
 
 
 def _settings(
@@ -140,28 +213,35 @@ def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
     return parse_shape(shape or "")
 
 
+def _check_plot(asked: Asked, path: Path) -> None:
+    from volseg.partition.schedule import covers
+
+    if len(asked.ranks) < 2:
+        raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
+    if not covers(asked.settings.model):
+        raise ConfigError(f"--plot {path}: only networks of kernel_size 3 and up = transpose have a planned time")
+
+
 def _plot(found: Answer, path: Path) -> None:
     from volseg.files import replacing
     from volseg.study.scaling_figure import scaling_figure
 
     curves = {task: one.scaling for task, one in found.tasks.items() if one.scaling is not None}
-    if not curves:
-        raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
     with replacing(path) as temporary:
         scaling_figure(curves).savefig(temporary, format="png")
 
 
-def _script(asked: Asked, found: Answer, config: Path | None) -> str:
+def _print_script(asked: Asked, found: Answer) -> None:
+    """The script, or on standard error why there is none."""
     from volseg.partition.batch_script import Place, batch_script
+    from volseg.partition.explanation import why_too_large
 
-    if len(found.tasks) != 1:
-        raise ConfigError("--slurm: say what for, with --for train or --for segment")
+    if not found.fits:
+        reasons = [*found.no_machines.values(), *(why_too_large(one.question, one.run) for one in found.tasks.values())]
+        print(f"error: --slurm: {reasons[0]}", file=sys.stderr)
+        return
     ((task, one),) = found.tasks.items()
-    more = ["--config", str(config)] if config is not None and task == "train" else []
-    if config is None and task == "train":
-        model = asked.settings.model
-        more = ["--base-channels", str(model.base_channels), "--levels", str(model.levels)]
-    if one.nodes is not None:
-        plan = one.nodes
-        return batch_script(task, plan.run, Place(plan.nodes, plan.per_node, plan.threads), more)
-    return batch_script(task, one.run, Place(1, one.run.ranks, asked.threads), more)
+    place = Place(one.placing.threads)
+    if one.nodes is not None and asked.node is not None:
+        place = Place(one.nodes.threads, one.nodes.nodes, one.placing.per_machine, asked.node.memory)
+    print(batch_script(task, one.run, place, asked.origin), end="")

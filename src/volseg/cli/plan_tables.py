@@ -16,44 +16,63 @@ from volseg.partition.explanation import time_text
 from volseg.partition.memory import surely_fits
 from volseg.partition.nodes import SYSTEM
 from volseg.partition.operations import Kind
-from volseg.partition.search import Scaling, fits
+from volseg.partition.schedule import covers
+from volseg.partition.search import Candidate, Question, fits
 
 
 def show(asked: Asked, found: Answer) -> None:
     """Print all of it."""
     console = Console(width=terminal_columns() or PLAIN_WIDTH)
-    console.print(_plan(asked, found))
-    console.print(_memory(found))
-    if "segment" in found.tasks:
-        console.print(_schedules(asked, found.tasks["segment"]))
-    console.print(_levels(found))
-    console.print(_times(found))
+    if found.tasks:
+        console.print(_plan(asked, found))
+        console.print(_memory(found))
+        if "segment" in found.tasks:
+            console.print(_schedules(found.tasks["segment"]))
+        console.print(_levels(found))
+        if covers(asked.settings.model):
+            console.print(_times(found))
     for task, one in found.tasks.items():
         if one.scaling is not None:
-            console.print(_scaling(asked, str(task), one.scaling))
+            console.print(_scaling(str(task), one))
     if asked.node is not None:
         console.print(_nodes(asked, found))
     for task, one in found.tasks.items():
         for reason in one.reasons:
             console.print(f"{task}: {reason}", highlight=False)
+    for task, why in found.no_machines.items():
+        console.print(f"{task}: {why}", highlight=False)
     console.print(_profile(asked), highlight=False)
+    for one in found.tasks.values():
+        if one.command is not None:  # in one line, to be copied
+            console.print(f"run it with: {one.command}", highlight=False, soft_wrap=True)
 
 
 def _plan(asked: Asked, found: Answer) -> Table:
-    first = found.first
-    layout = first.plan.layout
+    """A column a task, or one for all where they are split alike."""
+    columns = {str(task): _split(asked, one) for task, one in found.tasks.items()}
+    first = next(iter(columns.values()))
+    if all(values == first for values in columns.values()):
+        columns = {"value": first}
+    if not any(one.run.replicas > 1 for one in found.tasks.values()):
+        columns = {name: {k: v for k, v in values.items() if k != "replicas"} for name, values in columns.items()}
+    rows = [(name, *(values[name] for values in columns.values())) for name in next(iter(columns.values()))]
+    return table("plan", ("", *columns), rows, text_columns=1 + len(columns))
+
+
+def _split(asked: Asked, one: TaskAnswer) -> dict[str, str]:
+    run, layout, placing = one.run, one.run.plan.layout, one.placing
     lengths = [sorted({b - a for a, b in itertools.pairwise(cuts)}) for cuts in layout.boundaries]
-    rows = [
-        ("voxels D x H x W", format_triple(first.plan.shape)),
-        ("padded to", format_triple(layout.shape)),
-        ("U-Net channels", format_triple(asked.settings.model.widths)),
-        ("ranks", first.ranks),
-        *([("replicas", first.replicas)] if first.replicas > 1 else []),
-        ("grid Pz x Py x Px", format_triple(layout.dims) + first.plan.agglomeration.described),
-        ("block sides", ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True))),
-        ("halo received a forward pass", gibibytes(first.plan.halo_bytes)),
-    ]
-    return table("plan", ("", "value"), rows, text_columns=2)
+    return {
+        "voxels D x H x W": format_triple(run.plan.shape),
+        "padded to": format_triple(layout.shape),
+        "U-Net channels": format_triple(asked.settings.model.widths),
+        "ranks": str(run.ranks),
+        "replicas": str(run.replicas),
+        "ranks a machine, threads of each": f"{placing.per_machine}, {placing.threads}",
+        "grid Pz x Py x Px": format_triple(layout.dims) + run.plan.agglomeration.described,
+        "block sides": ", ".join(f"{axis} {'/'.join(map(str, n))}" for axis, n in zip("DHW", lengths, strict=True)),
+        "halo received a forward pass": gibibytes(run.plan.halo_bytes),
+    }
 
 
 def _memory(found: Answer) -> Table:
@@ -68,9 +87,9 @@ def _size(count: int) -> str:
     return gibibytes(count) if count else ""
 
 
-def _schedules(asked: Asked, one: TaskAnswer) -> Table:
+def _schedules(one: TaskAnswer) -> Table:
     """What each way to segment needs."""
-    plan, limit = one.run.plan, asked.limit
+    plan, limit = one.run.plan, one.question.limit
     rows = []
     for schedule, memory in plan.by_schedule.items():
         fitting = [] if limit is None else ["yes" if surely_fits(memory, limit) else "no"]
@@ -81,7 +100,7 @@ def _schedules(asked: Asked, one: TaskAnswer) -> Table:
 
 
 def _levels(found: Answer) -> Table:
-    levels = len(found.first.plan.memory.by_level)
+    levels = max(len(one.run.plan.memory.by_level) for one in found.tasks.values())
     rows = [
         (f"level {n}", *(gibibytes(one.run.plan.memory.by_level[n]) for one in found.tasks.values()))
         for n in range(levels)
@@ -101,32 +120,42 @@ def _time(seconds: float) -> str:
     return time_text(seconds) if seconds else ""
 
 
-def _scaling(asked: Asked, task: str, found: Scaling) -> Table:
-    question = asked.question(task)
+def _scaling(task: str, one: TaskAnswer) -> Table:
+    """Run by run; times of networks that have any, and whether they fit where there is a limit."""
+    question, found = one.question, one.scaling
+    assert found is not None
     rows = [
-        (run.ranks, format_triple(run.dims), format_triple(run.plan.layout.largest_block), time_text(run.seconds),
-         f"{share:.0%}", f"{run.time.communication / run.seconds:.0%}", gibibytes(run.plan.memory.peak),
-         *([] if asked.limit is None else ["yes" if fits(question, run) else "no"]))
+        (run.ranks, format_triple(run.dims), format_triple(run.plan.layout.largest_block),
+         *(_pace(run, share) if question.timed else []), gibibytes(run.plan.memory.peak),
+         *([] if question.limit is None else [_fit(question, run)]))
         for run, share in zip(found.runs, found.efficiency, strict=True)
     ]  # fmt: skip
-    columns = [f"{task}: ranks", "grid", "block", "time", "efficiency", "messages", "peak a rank"]
-    return table("", [*columns, *([] if asked.limit is None else ["fits"])], rows)
+    times = ["time", "efficiency", "messages"] if question.timed else []
+    limited = [] if question.limit is None else ["fits"]
+    return table("", [f"{task}: ranks", "grid", "block", *times, "peak a rank", *limited], rows)
+
+
+def _pace(run: Candidate, efficiency: float) -> list[str]:
+    return [time_text(run.seconds), f"{efficiency:.0%}", f"{run.time.communication / run.seconds:.0%}"]
+
+
+def _fit(question: Question, run: Candidate) -> str:
+    if fits(question, run):
+        return "yes"
+    return "with files" if fits(question, run, files=True) else "no"
 
 
 def _nodes(asked: Asked, found: Answer) -> Table:
     """Machines, and for comparison those whose memory plain torch would fill."""
     assert asked.node is not None
-    rows = []
+    rows = [(task, "none fits", "", "", "", "", "") for task in found.no_machines]
     for task, one in found.tasks.items():
-        plan = one.nodes
-        if plan is None:
-            rows.append((task, "none fits", "", "", "", "", ""))
-            continue
-        run = plan.run
-        machine = plan.per_node * run.plan.memory.peak
-        rows.append((task, str(plan.nodes), str(plan.per_node), str(plan.threads), format_triple(run.dims),
-                     gibibytes(machine), time_text(run.seconds)))  # fmt: skip
-    if "train" in found.tasks:
+        run, plan = one.run, one.nodes
+        assert plan is not None
+        machine = one.placing.per_machine * run.plan.memory.peak
+        rows.append((task, str(plan.nodes), str(one.placing.per_machine), str(plan.threads), format_triple(run.dims),
+                     gibibytes(machine), time_text(run.seconds) if one.question.timed else ""))  # fmt: skip
+    if "train" in asked.tasks:
         plain = -(-found.plain_bytes // (asked.node.memory - SYSTEM))
         rows.append(("train, plain torch", str(plain), "", "", "if cut evenly", gibibytes(found.plain_bytes), ""))
     columns = ["machines", "number", "ranks each", "threads", "grid", "memory", "time"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 from volseg.config import Config
 from volseg.geometry import Triple
-from volseg.partition.explanation import why_chosen, why_fewest, why_scaling, why_split
+from volseg.partition.command import UNKNOWN, Origin, run_command
+from volseg.partition.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
 from volseg.partition.nodes import Node, NodePlan, on_nodes
 from volseg.partition.plain_memory import plain_training_bytes
 from volseg.partition.profile import Profile
@@ -16,12 +18,10 @@ from volseg.partition.search import (
     Candidate,
     Question,
     Scaling,
-    candidate,
     fastest,
     fewest,
     fits,
     largest_possible,
-    powers_up_to,
     scaling,
     splits,
 )
@@ -32,10 +32,14 @@ from volseg.partition.time_model import Placing
 class Asked:
     """A volume, a network, and what there is to run it on.
 
-    ranks                 to plan for; several for the scaling, none for the fewest that fit
-    limit                 bytes a rank may use
-    dims                  the grid of a replica, where it is given
-    node_memory           bytes of a machine, with so many `cores_per_node`; `nodes` of them, or the fewest that fit
+    ranks           to plan for; several for the scaling, none for the fewest that fit
+    limit           bytes a rank may use
+    dims            the grid of a replica, where it is given
+    replicas        in training
+    threads         of each rank
+    cores_per_node  of a machine; None for those of the profile's
+    node_memory     bytes of a machine, where whole machines are planned; `nodes` of them, or the fewest that fit
+    origin          where network and scan come from
     """
 
     shape: Triple
@@ -51,6 +55,7 @@ class Asked:
     cores_per_node: int | None = None
     nodes: int | None = None
     agglomerate: str = "none"
+    origin: Origin = UNKNOWN
 
     def question(self, task: str) -> Question:
         """Of one task."""
@@ -73,88 +78,137 @@ class Asked:
 class TaskAnswer:
     """Of one task.
 
+    question that `run` answers
     run      the plan
-    least    the fewest ranks that fit; None where there is no limit, or nothing fits
+    least    the fewest ranks that fit; None where there is no limit, a grid is given, or nothing fits
     by_split the ranks as one replica and as several, most cases a second first; in training
     scaling  over the numbers of ranks that were asked for
     nodes    on whole machines
-    fits     whether `run` keeps to the limit; on machines whether there is a plan
     reasons  in sentences
+    command  that runs it; None where it does not fit
     """
 
+    question: Question
     run: Candidate
     least: Candidate | None
     by_split: tuple[Candidate, ...]
     scaling: Scaling | None
     nodes: NodePlan | None
-    fits: bool
     reasons: tuple[str, ...]
+    command: str | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether `run` keeps to the limit, in memory or, in segmenting, with files."""
+        return fits(self.question, self.run, files=True)
+
+    @property
+    def placing(self) -> Placing:
+        """Ranks on a machine, at most, and their threads."""
+        placing = self.question.placing
+        return replace(placing, per_machine=min(placing.per_machine, self.run.ranks))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """By task; the first one's run decides the grid that is shown."""
+    """By task; the first one's run decides the grid that is shown first.
+
+    no_machines  why there is no plan, of tasks that were to be planned for machines and do not fit any
+    """
 
     tasks: dict[str, TaskAnswer]
+    no_machines: dict[str, str]
     plain_bytes: int
 
     @property
-    def first(self) -> Candidate:
-        """The run that is shown first."""
-        return next(iter(self.tasks.values())).run
+    def first(self) -> Candidate | None:
+        """The run that is shown first; None where no task fits the machines."""
+        return next((one.run for one in self.tasks.values()), None)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every task does."""
+        return not self.no_machines and all(one.fits for one in self.tasks.values())
 
 
 def answer(asked: Asked) -> Answer:
     """Everything. Raises PartitionError where the volume cannot be split as asked."""
     questions = {task: asked.question(task) for task in asked.tasks}
-    least = {task: fewest(question) for task, question in questions.items()}
-    ranks = max(asked.ranks, default=0)
-    if len(asked.ranks) > 1:  # of a range what there is a grid for
-        ranks = largest_possible(next(iter(questions.values())), ranks)
-    if not ranks:
-        ranks = max([found.ranks for found in least.values() if found is not None], default=asked.replicas)
-    tasks = {task: _answer(asked, question, least[task], ranks) for task, question in questions.items()}
-    return Answer(tasks, plain_training_bytes(asked.settings.model, asked.shape))
-
-
-def _answer(asked: Asked, question: Question, least: Candidate | None, ranks: int) -> TaskAnswer:
-    replicas = asked.replicas if question.task == "train" else 1
-    found = scaling(question, powers_between(asked.ranks)) if len(asked.ranks) > 1 else None
-    nodes = None
+    plain = plain_training_bytes(asked.settings.model, asked.shape)
     if asked.node is not None:
-        nodes = on_nodes(question, asked.node, asked.nodes)
-    if nodes is not None:
-        run, question = nodes.run, nodes.question
-    elif asked.dims is not None:
-        run = candidate(question, asked.dims, replicas)
-    else:
-        run = fastest(question, ranks, replicas)
+        return _on_machines(asked, asked.node, questions, plain)
+    least = {task: fewest(question) for task, question in questions.items()}
+    if len(asked.ranks) > 1:
+        return Answer({task: _over_ranks(asked, one, least[task]) for task, one in questions.items()}, {}, plain)
+    ranks = _ranks(asked, questions, least)
+    tasks = {}
+    for task, question in questions.items():
+        replicas = asked.replicas if task == "train" else 1
+        run, few = fastest(question, ranks[task], replicas), least[task]
+        if few is not None and not asked.ranks and replicas == 1 and not fits(question, run):
+            run = few  # the fewest of another task, of which this one has no grid that fits
+        tasks[task] = _answer(asked, question, run, few)
+    return Answer(tasks, {}, plain)
+
+
+def _over_ranks(asked: Asked, question: Question, least: Candidate | None) -> TaskAnswer:
+    """The scaling over several numbers of ranks, and as the run that on the most for which there is a grid."""
+    most = largest_possible(question, max(asked.ranks))
+    found = scaling(question, sorted({*asked.ranks, most}))
+    return _answer(asked, question, found.runs[-1], least, found)
+
+
+def _on_machines(asked: Asked, node: Node, questions: dict[str, Question], plain: int) -> Answer:
+    tasks, none = {}, {}
+    for task, question in questions.items():
+        plan = on_nodes(question, node, asked.nodes)
+        if plan is None:
+            none[task] = why_no_machines(question, node, asked.nodes)
+        else:
+            tasks[task] = _answer(asked, plan.question, plan.run, nodes=plan)
+    return Answer(tasks, none, plain)
+
+
+def _ranks(asked: Asked, questions: dict[str, Question], least: dict[str, Candidate | None]) -> dict[str, int]:
+    """Ranks of each task: those asked for, those of the grid, or for all the fewest that fit each of them; or 1."""
+    replicas = {task: asked.replicas if task == "train" else 1 for task in questions}
+    if asked.dims is not None:
+        return {task: prod(asked.dims) * n for task, n in replicas.items()}
+    if asked.ranks:
+        ranks = dict.fromkeys(questions, asked.ranks[0])
+        if asked.replicas > 1 and "segment" in questions:  # all replicas' ranks may be too many for one volume
+            ranks["segment"] = largest_possible(questions["segment"], ranks["segment"])
+        return ranks
+    needed = {task: found.ranks if found is not None else 1 for task, found in least.items()}
+    if asked.replicas > 1:
+        return {task: n * replicas[task] for task, n in needed.items()}
+    return dict.fromkeys(needed, max(needed.values()))
+
+
+def _answer(
+    asked: Asked, question: Question, run: Candidate, least: Candidate | None = None, found: Scaling | None = None,
+    nodes: NodePlan | None = None,
+) -> TaskAnswer:  # fmt: skip
     by_split: list[Candidate] = []
-    if question.task == "train" and run.ranks > 1:
+    if question.task == "train" and run.ranks > 1 and question.dims is None and question.timed:
         by_split = splits(question, run.ranks)
-    reasons = _reasons(question, run, least, by_split, found, nodes)
-    fit = nodes is not None if asked.node is not None else fits(question, run)
-    return TaskAnswer(run, least, tuple(by_split), found, nodes, fit, tuple(reasons))
-
-
-def _reasons(
-    question: Question, run: Candidate, least: Candidate | None, by_split: Sequence[Candidate], found: Scaling | None,
-    nodes: NodePlan | None,
-) -> list[str]:  # fmt: skip
     reasons = [why_chosen(question, run)]
-    if question.limit is not None and nodes is None:
-        reasons.append(why_fewest(question, least))
-    if by_split:
+    if asked.limit is not None and asked.dims is None:
+        reasons.append(why_fewest(question, least, run.replicas))
+    if len(by_split) > 1:  # else there was nothing to compare with: the others do not fit
         whole = next((c for c in by_split if c.replicas == run.replicas), run)
         reasons.append(why_split(by_split[0], whole))
     if found is not None:
-        reasons.append(why_scaling(found))
+        reasons += _of_scaling(asked, question, found)
+    command = None
+    if fits(question, run, files=True):
+        command = run_command(question.task, run, question.placing.threads, asked.origin)
+    return TaskAnswer(question, run, least, tuple(by_split), found, nodes, tuple(reasons), command)
+
+
+def _of_scaling(asked: Asked, question: Question, found: Scaling) -> list[str]:
+    reasons = [why_scaling(found)] if question.timed else []
+    without = sorted(set(asked.ranks) - {run.ranks for run in found.runs})
+    if without:
+        reasons.append(f"there is no grid of {', '.join(map(str, without))} ranks")
     return reasons
-
-
-def powers_between(counts: Sequence[int]) -> list[int]:
-    """The numbers asked for; of a range of two its ends and the powers of two between."""
-    if len(counts) != 2:
-        return sorted(set(counts))
-    low, high = sorted(counts)
-    return sorted({low, *(n for n in powers_up_to(high) if n > low)})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from dataclasses import dataclass
 from math import ceil
 
-from volseg.geometry import format_triple
+from volseg.partition.command import UNKNOWN, Origin, run_options
 from volseg.partition.search import Candidate
 
 _RESERVE = 1.1
@@ -15,57 +15,56 @@ _RESERVE = 1.1
 
 @dataclass(frozen=True)
 class Place:
-    """Machines that a script asks for.
+    """What a script asks for.
 
-    per_node  ranks on each, with `threads` each
+    threads   of each rank
+    nodes     machines; None where nobody said what they are like, and Slurm may choose
+    per_node  ranks on each
+    memory    bytes of each
     """
 
-    nodes: int
-    per_node: int
     threads: int
+    nodes: int | None = None
+    per_node: int = 1
+    memory: int = 0
 
 
-def run_options(run: Candidate) -> list[str]:
-    """Options of `volseg train` or `segment` that make the run the one that was planned."""
-    options = ["--partition", format_triple(run.dims)]
-    if run.replicas > 1:
-        options += ["--replicas", str(run.replicas)]
-    if run.plan.agglomeration.stages:
-        options += ["--agglomerate", str(run.plan.agglomeration)]
-    if run.checkpoint_levels:
-        options += ["--checkpoint-levels", ",".join(map(str, run.checkpoint_levels))]
-    if run.plan.schedule is not None:
-        options += ["--schedule", run.plan.schedule]
-    return options
-
-
-def batch_script(task: str, run: Candidate, place: Place, more: Sequence[str] = ()) -> str:
-    """The script: ranks, threads and memory as planned; what to run it on stands at its head, to be filled in.
-
-    more  options for the command besides, such as ``--config unet.toml``
-    """
-    per_node = min(place.per_node, run.ranks)
-    megabytes = ceil(run.plan.memory.peak * per_node * _RESERVE / 2**20)
-    options = " ".join([*run_options(run), *more])
+def batch_script(task: str, run: Candidate, place: Place, origin: Origin = UNKNOWN) -> str:
+    """The script: ranks, threads and memory as planned; what to run it on stands at its head, to be filled in."""
     if task == "train":
         inputs, command = ['DATASET="${1:?data set folder}"', 'RUN="${2:-volseg-run}"'], 'train "$DATASET" -o "$RUN"'
     else:
-        inputs = ['SCAN="${1:?scan}"', 'MASK="${2:?mask to write}"', 'MODEL="${3:-volseg-run}"']
+        model = shlex.quote(str(origin.model or "volseg-run"))
+        inputs = ['SCAN="${1:?scan}"', 'MASK="${2:?mask to write}"', f"MODEL=${{3:-{model}}}"]
         command = 'segment "$SCAN" -o "$MASK" --model "$MODEL" --continue'
+    # srun does not take over --cpus-per-task since Slurm 22.05.
+    srun = "srun --cpus-per-task=$SLURM_CPUS_PER_TASK --cpu-bind=cores"
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name=volseg-{task}",
-        f"#SBATCH --nodes={place.nodes}",
-        f"#SBATCH --ntasks={run.ranks}",
-        f"#SBATCH --ntasks-per-node={per_node}",
-        f"#SBATCH --cpus-per-task={place.threads}",
-        f"#SBATCH --mem={megabytes}M",
+        *_resources(run, place),
         "#SBATCH --time=24:00:00",
         "",
         f"# sbatch SCRIPT {'DATASET [RUN]' if task == 'train' else 'SCAN MASK [MODEL]'}",
         "set -euo pipefail",
         *inputs,
         f"export OMP_NUM_THREADS={place.threads}",
-        f"srun --cpu-bind=cores volseg {command} {options}",
+        f"{srun} volseg {command} {' '.join(run_options(task, run, origin))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _resources(run: Candidate, place: Place) -> list[str]:
+    """Machines where they are known; else cores, and memory for each of them."""
+    tasks = [f"#SBATCH --ntasks={run.ranks}", f"#SBATCH --cpus-per-task={place.threads}"]
+    if place.nodes is None:
+        return [*tasks, f"#SBATCH --mem-per-cpu={ceil(run.plan.memory.peak * _RESERVE / place.threads / 2**20)}M"]
+    per_node = min(place.per_node, run.ranks)
+    # The plan fits the machine with less of a reserve, and what a machine does not have Slurm refuses.
+    memory = min(ceil(run.plan.memory.peak * per_node * _RESERVE), place.memory)
+    return [
+        f"#SBATCH --nodes={place.nodes}",
+        f"#SBATCH --ntasks-per-node={per_node}",
+        *tasks,
+        f"#SBATCH --mem={memory // 2**20}M",
+    ]

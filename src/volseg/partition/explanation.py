@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import takewhile
+
+from volseg.errors import PartitionError
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.partition.operations import Kind
-from volseg.partition.search import Candidate, Question, Scaling, fastest, fits
-from volseg.partition.time_model import TimePlan
+from volseg.partition.nodes import SYSTEM, Node, on_nodes, placed_on
+from volseg.partition.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
+from volseg.partition.time_model import Placing, TimePlan
 
 _WORTH = 0.5
 """Efficiency below which more ranks are waste."""
+
+UNTIMED = "no time, for only networks of kernel_size 3 and up = transpose were measured"
 
 
 def time_text(seconds: float) -> str:
@@ -30,14 +36,20 @@ def why_chosen(question: Question, run: Candidate) -> str:
     """What the run is, and what limits it."""
     what = "a step" if question.task == "train" else "a scan"
     ranks = f"{run.ranks} rank{'s' if run.ranks > 1 else ''} as {_grid_text(run)}"
-    text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)})"
     memory = f"{gibibytes(run.plan.memory.peak)} a rank at most, at {run.plan.memory.peak_at}"
-    text += f"; {memory}"
+    if question.timed:
+        text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)}); {memory}"
+    else:
+        text = f"{ranks}: {memory}; {UNTIMED}"
     if run.checkpoint_levels and run.checkpoint_levels != question.training.checkpoint_levels:
         levels = ",".join(map(str, run.checkpoint_levels))
         text += f"; fits because of --checkpoint-levels {levels}"
     if question.limit is not None and not fits(question, run):
-        text += f"; that does not fit {gibibytes(question.limit)}"
+        limit = gibibytes(question.limit)
+        if fits(question, run, files=True):
+            text += f"; it fits {limit} only with files (spill), and its time is without the disk's"
+        else:
+            text += f"; that does not fit {limit}"
     return text
 
 
@@ -46,22 +58,32 @@ def _grid_text(run: Candidate) -> str:
     return grid if run.replicas == 1 else f"{run.replicas} replicas of {grid}"
 
 
-def why_fewest(question: Question, least: Candidate | None) -> str:
-    """Why no fewer ranks do."""
+def why_fewest(question: Question, least: Candidate | None, replicas: int = 1) -> str:
+    """Why no fewer ranks do, for each of so many replicas."""
     assert question.limit is not None
     limit = gibibytes(question.limit)
     if least is None:
-        return f"no number of ranks fits {limit} a rank; fewer channels or levels may"
+        return f"no number of ranks fits {limit} a rank in memory; fewer channels or levels may"
     peak = gibibytes(least.plan.memory.peak)
-    text = f"the fewest ranks within {limit} are {least.ranks}, as {_grid_text(least)}, with {peak} a rank"
+    ranks = "ranks" if replicas == 1 else "ranks of a replica"
+    text = f"the fewest {ranks} within {limit} are {least.ranks}, as {_grid_text(least)}, with {peak} a rank"
     if least.ranks > 1:
         try:
             fewer = fastest(question, least.ranks - 1)
-        except Exception:  # no grid of so many: nothing to compare with
+        except PartitionError:  # no grid of so many: nothing to compare with
             return text
         if not fits(question, fewer):
             text += f"; {fewer.ranks} would need {gibibytes(fewer.plan.memory.peak)}"
     return text
+
+
+def why_too_large(question: Question, run: Candidate) -> str:
+    """That a run does not fit, what it needs, and what would fit."""
+    assert question.limit is not None
+    peak, limit = gibibytes(run.plan.memory.peak), gibibytes(question.limit)
+    least = fewest(replace(question, dims=None))
+    remedy = "fewer channels or levels may fit" if least is None else f"{least.ranks} ranks would do"
+    return f"{question.task} on {run.ranks} rank(s) needs {peak} a rank, and may use {limit}; {remedy}"
 
 
 def why_split(best: Candidate, whole: Candidate) -> str:
@@ -77,16 +99,41 @@ def why_split(best: Candidate, whole: Candidate) -> str:
 
 def why_scaling(found: Scaling) -> str:
     """Up to where more ranks pay, and what takes over."""
-    worth = [run for run, share in zip(found.runs, found.efficiency, strict=True) if share >= _WORTH]
-    last, end = worth[-1], found.runs[-1]
-    text = f"up to {last.ranks} ranks at least {_WORTH:.0%} of what they could do is done"
+    shares_done = zip(found.runs, found.efficiency, strict=True)
+    last = [run for run, _ in takewhile(lambda pair: pair[1] >= _WORTH, shares_done)][-1]
+    end = found.runs[-1]
+    text = f"up to {last.ranks} rank{'s' if last.ranks > 1 else ''} at least {_WORTH:.0%} of what they could do is done"
     if last.ranks == end.ranks:
         return text
     small = format_triple(end.plan.layout.largest_block)
-    kinds = end.time.by_kind()
-    whole = end.seconds
-    halo = (kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.MOVING]) / whole
+    text += f"; at {end.ranks}, blocks of {small} voxels, it is {found.efficiency[-1]:.0%}"
+    if found.efficiency[-1] >= _WORTH:
+        return f"{text} again"
+    messages = end.time.communication / end.seconds
     return (
-        f"{text}; at {end.ranks}, blocks of {small} voxels, it is {found.efficiency[-1]:.0%}: messages take "
-        f"{halo:.0%}, and small blocks lose the rest to what does not shrink with them (weights, calls, halos computed)"
+        f"{text}: messages take {messages:.0%}, and the rest goes to what does not shrink with blocks (weights, calls, "
+        "halos computed) and to cores that share caches and memory"
     )
+
+
+def why_no_machines(question: Question, node: Node, nodes: int | None) -> str:
+    """Why `on_nodes` found nothing, and what would do."""
+    if nodes is not None:
+        most = question.most_ranks
+        if nodes > most:
+            return f"--nodes {nodes} are more than the {most} blocks there can be; give --nodes {most} or fewer"
+        few = on_nodes(question, node)
+        if few is not None and few.nodes > nodes:
+            return f"--nodes {nodes} of {gibibytes(node.memory)} do not hold a run; give --nodes {few.nodes} or more"
+        if few is not None:
+            return f"no grid of the volume has ranks for all of --nodes {nodes}; {few.nodes} would do"
+    text = (
+        f"no number of machines of {gibibytes(node.memory)} holds a run; {gibibytes(SYSTEM)} of each are its system's"
+    )
+    alone = placed_on(question, node, Placing(1, node.cores))
+    try:
+        run = fastest(alone, largest_possible(alone, question.most_ranks))
+    except PartitionError:  # no grid of so many that the stages suit
+        return text
+    need = f"even as {format_triple(run.dims)}, one rank a machine, a rank needs {gibibytes(run.plan.memory.peak)}"
+    return f"{text}, and {need}; fewer channels or levels may fit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from volseg.errors import PartitionError
 from volseg.partition.search import Candidate, Question, fastest, fewest, fits, largest_possible
@@ -28,7 +29,7 @@ class Node:
 class NodePlan:
     """A job on machines.
 
-    per_node  ranks on each, with `threads` each
+    per_node  ranks on each, with `threads` each; on the last one perhaps fewer
     question  that the run answers: its limit a rank
     """
 
@@ -45,36 +46,43 @@ def on_nodes(question: Question, node: Node, nodes: int | None = None) -> NodePl
     A rank a core, or fewer ranks of more threads where that is what makes it fit: each process costs half a GiB.
     """
     per_node = [n for n in range(node.cores, 0, -1) if node.cores % n == 0]
-    settings = [Placing(n, node.cores // n) for n in per_node]
+    placed = [placed_on(question, node, Placing(n, node.cores // n)) for n in per_node]
+    least = [(one, found.ranks) for one in placed if (found := _fewest(one)) is not None]
+    if not least:
+        return None
     if nodes is None:
-        needed = [_fewest_nodes(question, node, placing) for placing in settings]
-        found = [n for n in needed if n is not None]
-        if not found:
-            return None
-        nodes = min(found)
-    plans = [plan for placing in settings if (plan := _filled(question, node, placing, nodes)) is not None]
+        nodes = min(-(-ranks // one.placing.per_machine) for one, ranks in least)
+    plans = [plan for one, ranks in least if (plan := _filled(one, nodes, ranks)) is not None]
     return min(plans, key=lambda plan: plan.run.seconds) if plans else None
 
 
-def _placed(question: Question, node: Node, placing: Placing) -> Question:
+def placed_on(question: Question, node: Node, placing: Placing) -> Question:
+    """The question for ranks that share a machine so: its limit is what each of them may use."""
     return replace(question, limit=node.limit(placing.per_machine), placing=placing)
 
 
-def _fewest_nodes(question: Question, node: Node, placing: Placing) -> int | None:
-    found = fewest(_placed(question, node, placing))
-    return None if found is None else -(-found.ranks // placing.per_machine)
+def _fewest(placed: Question) -> Candidate | None:
+    """On the grid that is given, or on any, the run on the fewest ranks that fits."""
+    if placed.dims is None:
+        return fewest(placed)
+    run = fastest(placed, prod(placed.dims))
+    return run if fits(placed, run) else None
 
 
-def _filled(question: Question, node: Node, placing: Placing, nodes: int) -> NodePlan | None:
-    """The run on as many ranks of these machines as there is a grid for that fits."""
-    placed = _placed(question, node, placing)
-    ranks = largest_possible(placed, nodes * placing.per_machine)
-    while ranks > (nodes - 1) * placing.per_machine:
+def _filled(placed: Question, nodes: int, least: int) -> NodePlan | None:
+    """The run on as many ranks of these machines as there is a grid for that fits; `least` ranks are the fewest."""
+    placing = placed.placing
+    fewest_here = max(least, (nodes - 1) * placing.per_machine + 1)
+    most = min(nodes * placing.per_machine, placed.most_ranks)
+    while most >= fewest_here:
+        ranks = largest_possible(placed, most)
+        if ranks < fewest_here:
+            return None
         try:
             run = fastest(placed, ranks)
         except PartitionError:
-            run = None
+            run = None  # no grid that the stages suit
         if run is not None and fits(placed, run):
             return NodePlan(nodes, placing.per_machine, placing.threads, run, placed)
-        ranks = largest_possible(placed, ranks - 1) if ranks > 1 else 0
+        most = ranks - 1
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isqrt, prod
 
@@ -54,10 +54,14 @@ def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | No
     """
     padded = padded_shape(shape, multiple)
     fitting = fitting_grids(narrowest or shape, ranks, multiple)
-    layouts = {dims: Layout.even(padded, dims, multiple) for dims in fitting}
-    limit = min(prod(layout.largest_block) for layout in layouts.values()) * 17 // 16
-    balanced = [dims for dims, layout in layouts.items() if prod(layout.largest_block) <= limit]
-    return min(balanced, key=lambda dims: (halo_voxels(layouts[dims]), dims[2], dims[1]))
+    return least_halo([Layout.even(padded, dims, multiple) for dims in fitting]).dims
+
+
+def least_halo(layouts: Sequence[Layout]) -> Layout:
+    """Of some layouts of as many ranks, of which there must be one, that of the grid that `choose_grid` takes."""
+    limit = min(prod(layout.largest_block) for layout in layouts) * 17 // 16
+    balanced = [layout for layout in layouts if prod(layout.largest_block) <= limit]
+    return min(balanced, key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
 
 
 def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
@@ -75,6 +79,29 @@ def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
             f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
         )
     return fitting
+
+
+def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: str = "none") -> list[Layout]:
+    """On every grid of so many ranks that leaves each a block, and that the stages of `agglomerate` suit.
+
+    Raises as `fitting_grids` and `agglomeration_for` do where there is none.
+    """
+    padded = padded_shape(shape, model.multiple)
+    layouts = [Layout.even(padded, dims, model.multiple) for dims in fitting_grids(shape, ranks, model.multiple)]
+    if agglomerate in ("none", "auto"):
+        return layouts
+    found, refused = [], {}
+    for layout in layouts:
+        try:
+            agglomeration_for(agglomerate, model, layout)
+        except PartitionError as error:
+            refused[layout.dims] = str(error)
+        else:
+            found.append(layout)
+    if not found:
+        others = f"; no other grid of {ranks} ranks suits it either" if len(set(refused.values())) > 1 else ""
+        raise PartitionError(refused[least_halo(layouts).dims] + others)
+    return found
 
 
 def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
@@ -152,10 +179,14 @@ def make_plan(
     agglomerate  as `agglomeration_for` reads it
     threads      of each rank
 
+    Where no grid is named, it is the best of those that the stages suit.
+
     Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
     """
-    dims = dims or choose_grid(shape, ranks, model.multiple)
-    layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
+    if dims is None:
+        layout = least_halo(suited_layouts(shape, model, ranks, agglomerate))
+    else:
+        layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
     halo = forward_halo_bytes(model, layout, stages)
     if task == "train":
@@ -192,29 +223,46 @@ def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
 
 
 def fewest_ranks(
-    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1
-) -> Plan | None:
+    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1,
+    agglomerate: str = "none",
+) -> Plan | None:  # fmt: skip
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
 
     All in memory: with a scratch folder, fewer ranks segment the same. Above 128 ranks it may be a hundredth too many.
+
+    Raises PartitionError where the stages of `agglomerate` suit no grid of any number of ranks.
     """
+
+    def plan_on(ranks: int) -> Plan:
+        return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads)
+
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
     room = limit - fixed_memory(model, training.optimizer, task)
     if room <= 0:
         return None
-    finest = make_plan(shape, model, most, task, training, limit=limit, threads=threads)
-    if not finest.fits(limit, in_memory=True):
+    finest, refusal = None, None
+    try:
+        finest = plan_on(most)
+    except PartitionError as error:  # the stages do not suit it, but may suit another
+        refusal = error
+    if finest is not None and not finest.fits(limit, in_memory=True):
         return None  # and so on any grid before it
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
-    ranks = first
+    ranks, suited = first, finest is not None
     while ranks <= most:
-        if any(_fits(padded, g, model.multiple) for g in grids_of(ranks)):
-            plan = make_plan(shape, model, ranks, task, training, limit=limit, threads=threads)
+        try:
+            plan = plan_on(ranks)
+        except PartitionError:
+            pass  # no grid of so many, or none that the stages suit
+        else:
+            suited = True
             if plan.fits(limit, in_memory=True):
                 return plan
         ranks += max(1, ranks // _FINENESS)
+    if refusal is not None and not suited:
+        raise refusal
     return finest
 
 

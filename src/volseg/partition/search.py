@@ -13,14 +13,22 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
-from volseg.geometry import Triple
+from volseg.geometry import Triple, format_triple
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.agglomeration_choice import choose_agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import parameter_count
-from volseg.partition.planner import Plan, fewest_ranks, fitting_grids, halo_voxels, make_plan, most_ranks
+from volseg.partition.planner import (
+    Plan,
+    fewest_ranks,
+    halo_voxels,
+    least_halo,
+    make_plan,
+    most_ranks,
+    suited_layouts,
+)
 from volseg.partition.profile import Profile
-from volseg.partition.schedule import IN_PLACE, Schedule
+from volseg.partition.schedule import IN_PLACE, Schedule, covers
 from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
 
 _GRIDS, _TRIED = 8, 3
@@ -28,6 +36,9 @@ _GRIDS, _TRIED = 8, 3
 
 _SAME = 0.01
 """Times that differ by less are the same."""
+
+_CLEARLY = 0.03
+"""By so much a grid must be faster to be taken in place of the one that ``--partition auto`` takes."""
 
 _BALANCE = 1.125
 """A block may be so much larger than the best grid's."""
@@ -41,7 +52,7 @@ class Question:
     limit    bytes a rank may use; None for no limit
     placing  ranks on a machine, and their threads
     dims     the only grid allowed, of one replica; None for any
-    agglomerate  as `agglomeration_for` reads it; "auto" is what the time model chooses
+    agglomerate  as `agglomeration_for` reads it; "auto" is what the time model chooses where it fits
     """
 
     shape: Triple
@@ -60,8 +71,15 @@ class Question:
         return parameter_count(self.model)
 
     @property
+    def timed(self) -> bool:
+        """Whether the time model knows the network. Times of others are not shown: they only set machines in order."""
+        return covers(self.model)
+
+    @property
     def most_ranks(self) -> int:
         """Of one replica: each has a block of 2^levels voxels a side at least."""
+        if self.dims is not None:
+            return prod(self.dims)
         return prod(n // self.model.multiple for n in padded_shape(self.shape, self.model.multiple))
 
 
@@ -83,7 +101,7 @@ class Candidate:
 
     @property
     def dims(self) -> Triple:
-        """The grid of one replica."""
+        """The grid of one replica, finest level."""
         return self.plan.layout.dims
 
     @property
@@ -98,10 +116,18 @@ class Candidate:
 
 
 def candidate(question: Question, dims: Triple, replicas: int = 1) -> Candidate:
-    """The run on this grid: its schedule the fastest that fits."""
-    ranks, training, stages = prod(dims), question.training, question.agglomerate
-    if stages == "auto":
-        stages = str(_agglomeration(question, dims, replicas))
+    """The run on this grid: its schedule and its agglomeration the fastest that fit."""
+    if question.agglomerate != "auto":
+        return _candidate(question, dims, replicas, question.agglomerate)
+    ways = [str(_agglomeration(question, dims, replicas))]
+    if question.limit is not None and ways != ["none"]:
+        ways.append("none")  # leaders hold more
+    found = [_candidate(question, dims, replicas, way) for way in ways]
+    return min(found, key=lambda c: (not fits(question, c), not fits(question, c, files=True), c.seconds))
+
+
+def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> Candidate:
+    ranks, training = prod(dims), question.training
     plan = make_plan(
         question.shape, question.model, ranks, question.task, training, dims, question.limit, stages,
         question.placing.threads,
@@ -144,7 +170,7 @@ def fastest(question: Question, ranks: int, replicas: int = 1) -> Candidate:
             tried.append(candidate(one, dims, replicas))
             if fits(question, tried[-1]):
                 return tried[-1]
-    return min(tried, key=lambda c: c.plan.memory.peak)
+    return min(tried, key=lambda c: (not fits(question, c, files=True), c.plan.memory.peak))
 
 
 def _options(question: Question) -> list[Question]:
@@ -155,40 +181,57 @@ def _options(question: Question) -> list[Question]:
     return [question, replace(question, training=replace(question.training, checkpoint_levels=levels))]
 
 
-def fits(question: Question, one: Candidate) -> bool:
-    """Whether it keeps to the limit in memory, where there is one."""
-    return question.limit is None or one.plan.fits(question.limit, in_memory=True)
+def fits(question: Question, one: Candidate, *, files: bool = False) -> bool:
+    """Whether it keeps to the limit, where there is one, in memory; with `files` also by spilling to a disk."""
+    return question.limit is None or one.plan.fits(question.limit, in_memory=not files)
 
 
 def _grids(question: Question, ranks: int, replicas: int) -> list[Triple]:
-    """The grids worth a look, fastest first: balanced ones; of two that are as fast the one with less halo."""
+    """The grids worth a look, fastest first: balanced ones; of two that are as fast the one with less halo.
+
+    The one of `choose_grid`, which runs with ``--partition auto`` take, comes first unless another is clearly faster,
+    and always among those that are tried.
+    """
     if question.dims is not None:
+        if prod(question.dims) != ranks:
+            raise PartitionError(f"{format_triple(question.dims)} is no grid of {ranks} ranks")
         return [question.dims]
-    multiple = question.model.multiple
-    padded = padded_shape(question.shape, multiple)
-    layouts = [Layout.even(padded, dims, multiple) for dims in fitting_grids(question.shape, ranks, multiple)]
+    layouts = suited_layouts(question.shape, question.model, ranks, question.agglomerate)
+    chosen = least_halo(layouts)
     smallest = min(prod(layout.largest_block) for layout in layouts)
     balanced = [layout for layout in layouts if prod(layout.largest_block) <= smallest * _BALANCE]
     balanced.sort(key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
-    times = {layout.dims: _time(question, layout, IN_PLACE, replicas).seconds for layout in balanced[:_GRIDS]}
+    looked_at = [chosen, *(layout for layout in balanced if layout.dims != chosen.dims)][:_GRIDS]
+    if not question.timed:
+        return [layout.dims for layout in looked_at]
+    times = {layout.dims: _time(question, layout, IN_PLACE, replicas).seconds for layout in looked_at}
     best = min(times.values())
-    return sorted(times, key=lambda dims: round(times[dims] / best / _SAME))
+    order = sorted(times, key=lambda dims: round(times[dims] / best / _SAME))
+    place = 0 if times[chosen.dims] <= (1 + _CLEARLY) * best else min(order.index(chosen.dims), _TRIED - 1)
+    order.remove(chosen.dims)
+    return [*order[:place], chosen.dims, *order[place:]]
 
 
 def fewest(question: Question) -> Candidate | None:
-    """The run on the fewest ranks that fits, checkpointing where that saves ranks; None where no grid fits."""
-    if question.limit is None:
+    """The run on the fewest ranks that fits, checkpointing where that saves ranks.
+
+    None where no grid fits, and where there is nothing to search: no limit, or a grid that is given.
+    """
+    if question.limit is None or question.dims is not None:
         return None
     found = []
     for one in _options(question):
-        plan = fewest_ranks(one.shape, one.model, one.task, one.training, question.limit, question.placing.threads)
+        plan = fewest_ranks(
+            one.shape, one.model, one.task, one.training, question.limit, question.placing.threads,
+            question.agglomerate,
+        )  # fmt: skip
         if plan is not None:
             found.append(candidate(one, plan.layout.dims))
     if not found:
         return None
     least = min(found, key=lambda c: (c.ranks, c.seconds))
     other = fastest(question, least.ranks)  # another grid of as many ranks may be faster, and fit as well
-    return other if fits(question, other) and other.seconds < least.seconds else least
+    return other if fits(question, other) else least
 
 
 def splits(question: Question, ranks: int) -> list[Candidate]:
@@ -224,14 +267,15 @@ class Scaling:
 
 def scaling(question: Question, counts: Iterable[int]) -> Scaling:
     """The fastest run for each number of ranks; numbers for which there is no grid are left out."""
-    runs = []
+    runs, refusal = [], None
     for ranks in counts:
         try:
             runs.append(fastest(question, ranks))
-        except PartitionError:
-            continue
+        except PartitionError as error:
+            refusal = error
     if not runs:
-        raise PartitionError(f"none of these numbers of ranks fits the volume: {', '.join(map(str, counts))}")
+        listed = ", ".join(map(str, counts))
+        raise PartitionError(f"none of these numbers of ranks fits the volume: {listed}; {refusal}")
     return Scaling(tuple(runs))
 
 
