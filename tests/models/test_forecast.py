@@ -9,7 +9,7 @@ import torch
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError
 from volseg.machine import processor_name
-from volseg.models.forecast import Machine, agglomeration_of_run, planned_time_facts, this_machine
+from volseg.models.forecast import Machine, agglomeration_of_run, off_plan, planned_time_facts, this_machine
 from volseg.nn.kernels import winograd
 from volseg.partition.agglomeration import NONE
 from volseg.partition.layout import Layout
@@ -91,6 +91,12 @@ def test_the_report_has_planned_and_measured():
     assert (facts["planned_seconds"], facts["planned_over_measured"], facts["planned_from"]) == (1.5, 0.75, "here")
     assert facts["planned_seconds_by_kind"] == {"convolution": 1.5}
     assert planned_time_facts(None, 2.0, None) == {"planned_seconds": None, "planned_over_measured": None}
+
+
+def test_the_report_says_what_was_off_by_more_than_a_tenth():
+    assert off_plan(1.05, 0.95) == off_plan(0.91, None) == []
+    assert off_plan(1.2, 0.8) == [
+        "planned memory is 1.20 of what was measured", "planned time is 0.80 of what was measured"]  # fmt: skip
 
 
 @pytest.mark.parallel([2])

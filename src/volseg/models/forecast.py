@@ -86,6 +86,18 @@ def planned_time_facts(plan: TimePlan | None, measured: float, machine: Machine 
     }
 
 
+def off_plan(memory: float, time: float | None) -> list[str]:
+    """What differed from the plan by more than a tenth, in words, as it stands in a report.
+
+    memory, time  planned over measured; None where nothing was foretold
+    """
+    found = []
+    for what, ratio in (("memory", memory), ("time", time)):
+        if ratio is not None and not 0.9 <= ratio <= 1.1:
+            found.append(f"planned {what} is {ratio:.2f} of what was measured")
+    return found
+
+
 def agglomeration_of_run(
     text: str, task: str, model: ModelConfig, training: TrainingConfig, layout: Layout, machine: Machine | None,
     communicator: Communicator, replicas: int = 1,

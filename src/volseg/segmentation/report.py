@@ -11,7 +11,7 @@ from typing import Any
 from volseg.distributed.time_account import TimeAccount
 from volseg.files import write_text
 from volseg.geometry import Triple
-from volseg.models.forecast import Machine, planned_time_facts
+from volseg.models.forecast import Machine, off_plan, planned_time_facts
 from volseg.partition.time_model import TimePlan
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
@@ -64,6 +64,8 @@ class SegmentationReport:
 
 def write_report(path: Path, report: SegmentationReport) -> None:
     """The report as JSON, whole or not at all."""
+    plan, machine = report.network_planned
+    time = planned_time_facts(plan, report.network_seconds, machine)
     content = {
         "command": "segment",
         "files": [str(file) for file in report.files],
@@ -85,9 +87,8 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "peak_bytes_by_rank": list(report.peaks),
         "planned_bytes": report.planned,
         "communication": report.communication,
-        "time": report.time.facts()
-        | {"network_seconds": round(report.network_seconds, 4)}
-        | planned_time_facts(report.network_planned[0], report.network_seconds, report.network_planned[1]),
+        "time": report.time.facts() | {"network_seconds": round(report.network_seconds, 4)} | time,
+        "off_plan": off_plan(report.planned / max(report.peaks), time["planned_over_measured"]),
         "labels": [row.record() for row in report.statistics],
         "removed": [vars(row) for row in report.removed],
         "scan": report.audit.as_json(),

@@ -20,7 +20,7 @@ from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
 from volseg.machine import peak_memory
-from volseg.models.forecast import planned_time_facts
+from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
 from volseg.training.job import REPORT, TrainingJob
 from volseg.training.setup import Setup
@@ -90,6 +90,7 @@ def make_report(
         "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
         "communication": communication,
         "time": time,
+        "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
         "config": config_tables(setup.config),
         "versions": versions(),
     }
