@@ -46,7 +46,7 @@ from volseg.volumes.generation import Recipe, generate_dataset
 _BY_LAYER = (Kind.CONVOLUTION, Kind.UP, Kind.NORM, Kind.POOLING)
 """Kinds whose times are told apart by layer; of the others there is one operation."""
 
-_SECONDS, _FEWEST, _MOST = 0.6, 3, 12
+_SECONDS, _FEWEST, _MOST = 0.8, 5, 16
 """Each network is stepped so long, but so often at least and at most."""
 
 
@@ -197,7 +197,10 @@ Taken = dict[tuple[str, Kind], float]
 
 
 def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -> Taken:
-    """Median seconds by layer and kind, after a step that does not count. All ranks step together. Collective."""
+    """Seconds by layer and kind, after a step that does not count. All ranks step together. Collective.
+
+    Medians of the faster half of the steps: a machine that does something else for a while makes the others slower.
+    """
     step()
     taken: list[Taken] = []
     begin = time.perf_counter()
@@ -210,8 +213,9 @@ def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -
         enough = len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS
         if communicator.broadcast(enough):
             break
-    keys = {key for one in taken for key in one}
-    return {key: statistics.median(one.get(key, 0.0) for one in taken) for key in keys}
+    fast = sorted(taken, key=lambda one: sum(one.values()))[: (len(taken) + 1) // 2]
+    keys = {key for one in fast for key in one}
+    return {key: statistics.median(one.get(key, 0.0) for one in fast) for key in keys}
 
 
 def _joined(operations: Iterable[Operation], taken: Taken) -> list[Cost]:
