@@ -71,16 +71,30 @@ def data() -> Path:
 
 
 @pytest.fixture
-def communicator():
-    """All ranks of this test run: MPI's where mpiexec started it, a single one otherwise."""
+def communicator(monkeypatch):
+    """All ranks of this test run: MPI's where mpiexec started it, a single one otherwise.
+
+    What a test splits from it is given back after it: MPI has room for some two thousand communicators, and all tests
+    of so many ranks run in one job.
+    """
     from volseg.distributed.communicator import MpiCommunicator, SerialCommunicator
     from volseg.distributed.launch import under_launcher
 
     if not under_launcher():
-        return SerialCommunicator()
+        yield SerialCommunicator()
+        return
     from mpi4py import MPI
 
-    return MpiCommunicator(MPI.COMM_WORLD)
+    made, split = [], MpiCommunicator.split
+
+    def remembered(self, colour, key):
+        made.append(split(self, colour, key))
+        return made[-1]
+
+    monkeypatch.setattr(MpiCommunicator, "split", remembered)
+    yield MpiCommunicator(MPI.COMM_WORLD)
+    for one in made:
+        one.comm.Free()
 
 
 def clean_environment(**changes: str) -> dict[str, str]:

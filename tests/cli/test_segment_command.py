@@ -20,7 +20,7 @@ def test_a_memory_plan_off_by_more_than_a_tenth_is_warned_of(monkeypatch, capsys
     choice = Choice(Schedule.IN_PLACE, plan, 99, False, "", {})
     time = TimeAccount(dict.fromkeys(Kind, (0.0, 0.0)))
     report = SegmentationReport(
-        (), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {}, time
+        (), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {}, time, 0.0, (None, None)
     )
     monkeypatch.setattr(segmentation, "segment", lambda *arguments: report)
     assert run(["segment", "scan.nii", "--no-progress"]) == 0

@@ -247,7 +247,9 @@ def fewest_ranks(
     except PartitionError as error:  # the stages do not suit it, but may suit another
         refusal = error
     if finest is not None and not finest.fits(limit, in_memory=True):
-        return None  # and so on any grid before it
+        # And so on any grid before it, but for one rank, which does without MPI.
+        alone = make_plan(shape, model, 1, task, training, None, limit, "none", threads)
+        return alone if agglomerate in ("none", "auto") and alone.fits(limit, in_memory=True) else None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))
     ranks, suited = first, finest is not None
