@@ -206,7 +206,7 @@ def test_a_run_goes_on_with_other_replicas_and_the_same_batch(shared, communicat
 
         config = tiny_config(epochs=6, accumulate=accumulate, learning_rate=3e-4)
         config = replace(config, model=replace(config.model, dropout=0.2))
-        train(TrainingJob(shared / "data", folder, config, "auto", proceed, False, replicas), world, listen)
+        train(TrainingJob(shared / "data", folder, config, "auto", proceed, False, replicas=replicas), world, listen)
 
     on_root(communicator, lambda: go(SERIAL, 1, 4, proceed=False, folder=shared / "whole"))
     with pytest.raises(Interrupted):

@@ -88,7 +88,16 @@ def train(
         )
         report = train_run(
             TrainingJob(
-                dataset, run, settings, partition, proceed, overwrite, trace, trace_steps, replicas, agglomerate
+                dataset,
+                run,
+                settings,
+                partition,
+                proceed,
+                overwrite,
+                trace=trace,
+                trace_steps=trace_steps,
+                replicas=replicas,
+                agglomerate=agglomerate,
             ),
             work.communicator,
             work.listen,
