@@ -21,6 +21,7 @@ from rich.table import Table
 from volseg import events
 from volseg.cli.terminal import terminal_columns
 from volseg.machine import gibibytes
+from volseg.partition.agreement import off_by_a_tenth
 
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 _PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
@@ -178,14 +179,14 @@ def step_time_text(what: str, measured: float, planned: float | None) -> str:
 
 def warn_of_time(measured: float, planned: float | None, listen: events.Listener) -> None:
     """Say so where planned and measured time differ by more than 10 %."""
-    if planned is not None and measured > 0 and not 0.9 <= planned / measured <= 1.1:
+    if planned is not None and measured > 0 and off_by_a_tenth(planned / measured):
         listen(events.Message(f"planned and measured time differ by {abs(planned / measured - 1):.0%}"))
 
 
 def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) -> None:
     """Say so where planned and measured memory differ by more than 10 %."""
     ratio = planned / max(peaks)
-    if not 0.9 <= ratio <= 1.1:
+    if off_by_a_tenth(ratio):
         listen(events.Caution(f"planned and measured memory differ by {abs(ratio - 1):.0%}"))
 
 

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
-from volseg.partition.operations import Kind
+from volseg.partition.operations import COMMUNICATING, Kind
 
-COMMUNICATING = (Kind.HALO, Kind.REDUCTION, Kind.MOVING)
 IMBALANCE = "waiting for slower ranks"
 
 

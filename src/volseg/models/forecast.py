@@ -16,14 +16,13 @@ from volseg.machine import processor_name
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import SIDE, reference_seconds
 from volseg.partition.agglomeration import Agglomeration, agglomeration_for
-from volseg.partition.agglomeration_choice import choose_agglomeration
+from volseg.partition.agreement import off_by_a_tenth
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
 from volseg.partition.operations import Family, Kind, Operation
 from volseg.partition.profile import Profile, find_profile
-from volseg.partition.schedule import IN_PLACE
+from volseg.partition.search import Question, agglomeration_on
 from volseg.partition.tiling import padded_channels
-from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.partition.time_model import Placing, TimePlan
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def off_plan(memory: float, time: float | None) -> list[str]:
     """
     found = []
     for what, ratio in (("memory", memory), ("time", time)):
-        if ratio is not None and not 0.9 <= ratio <= 1.1:
+        if ratio is not None and off_by_a_tenth(ratio):
             found.append(f"planned {what} is {ratio:.2f} of what was measured")
     return found
 
@@ -108,13 +107,6 @@ def agglomeration_of_run(
     """
     if text != "auto" or machine is None:
         return agglomeration_for(text, model, layout)
-    profile, placing, parameters = machine.nominal, machine.placing, parameter_count(model)
-
-    def time_of(stages: Agglomeration) -> TimePlan:
-        layouts = stages.layouts(layout, model.levels)
-        if task == "train":
-            return training_time(model, training, layouts, parameters, profile, placing, replicas)
-        return segmenting_time(model, layouts, profile, IN_PLACE, placing)
-
-    chosen: Agglomeration = communicator.broadcast(choose_agglomeration(model, layout, time_of))
+    question = Question(layout.shape, model, training, task, machine.nominal, placing=machine.placing)
+    chosen: Agglomeration = communicator.broadcast(agglomeration_on(question, layout.dims, replicas))
     return chosen

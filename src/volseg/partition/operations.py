@@ -40,6 +40,10 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
+COMMUNICATING = (Kind.HALO, Kind.REDUCTION, Kind.MOVING)
+"""Kinds that are communication; all others are computing."""
+
+
 class Family(StrEnum):
     """Operations whose time follows one law of channels and voxels, so that measuring some of them tells the others."""
 
@@ -232,7 +236,7 @@ class _Walk:
 
     def exchange(self, layer: str, level: int, stored: int, grid: int | None = None) -> None:
         """The ghosts of a tensor of so many stored channels."""
-        grid, width = level if grid is None else grid, 1
+        grid = level if grid is None else grid
         layout = self.layouts[grid].at_level(level - grid)
         sides, axes = list(layout.largest_block), []
         for axis, parts in enumerate(layout.dims):
@@ -240,8 +244,8 @@ class _Walk:
                 continue
             neighbours = min(2, parts - 1)
             face = prod(sides) // sides[axis]
-            axes.append((axis, neighbours, neighbours * width * face * stored * FLOAT))
-            sides[axis] += neighbours * width
+            axes.append((axis, neighbours, neighbours * face * stored * FLOAT))
+            sides[axis] += neighbours
         if axes:
             self.work.exchanges.append(Exchange(layer, level, tuple(axes), grid))
 

@@ -119,7 +119,7 @@ def candidate(question: Question, dims: Triple, replicas: int = 1) -> Candidate:
     """The run on this grid: its schedule and its agglomeration the fastest that fit."""
     if question.agglomerate != "auto":
         return _candidate(question, dims, replicas, question.agglomerate)
-    ways = [str(_agglomeration(question, dims, replicas))]
+    ways = [str(agglomeration_on(question, dims, replicas))]
     if question.limit is not None and ways != ["none"]:
         ways.append("none")  # leaders hold more
     found = [_candidate(question, dims, replicas, way) for way in ways]
@@ -137,8 +137,8 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
     return Candidate(ranks * replicas, replicas, again, plan, time)
 
 
-def _agglomeration(question: Question, dims: Triple, replicas: int) -> Agglomeration:
-    """What the time model chooses on this grid."""
+def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglomeration:
+    """What the time model chooses on this grid, whether it fits or not."""
     model = question.model
     layout = Layout.even(padded_shape(question.shape, model.multiple), dims, model.multiple)
     return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))

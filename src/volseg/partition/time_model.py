@@ -18,6 +18,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout
 from volseg.partition.operations import (
+    COMMUNICATING,
     GRADIENTS,
     Exchange,
     Kind,
@@ -81,8 +82,7 @@ class TimePlan:
     @property
     def communication(self) -> float:
         """Seconds of ghosts, sums and agglomeration."""
-        kinds = self.by_kind()
-        return kinds[Kind.HALO] + kinds[Kind.REDUCTION] + kinds[Kind.MOVING]
+        return sum(seconds for (_, kind), seconds in self.parts.items() if kind in COMMUNICATING)
 
 
 def training_time(

@@ -11,7 +11,7 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import MemoryPlan, parameter_count, segmenting_memory, training_memory
-from volseg.partition.operations import Kind
+from volseg.partition.operations import COMMUNICATING
 from volseg.partition.planner import choose_grid
 from volseg.partition.profile import Profile
 from volseg.partition.schedule import Schedule
@@ -23,8 +23,6 @@ LARGEST_SIDE, MOST_RANKS = 4096, 16384
 
 RANKS_PER_MACHINE = 32
 """Of the machines that curves assume beyond this one."""
-
-_COMMUNICATING = (Kind.HALO, Kind.REDUCTION, Kind.MOVING)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Foretold:
     def by_kind(self) -> dict[str, float]:
         """Seconds of a rank, on average, of each kind of work; without `imbalance`."""
         return {
-            str(kind): seconds if kind in _COMMUNICATING else seconds * self.shared
+            str(kind): seconds if kind in COMMUNICATING else seconds * self.shared
             for kind, seconds in self.time.by_kind().items()
         }
 

@@ -6,21 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from volseg.partition.search import Scaling
-
-_COLOURS = {"train": "#c0392b", "segment": "#2e86c1"}
+from volseg.study.style import COLOURS, figure
 
 
 def scaling_figure(curves: Mapping[str, Scaling]) -> Any:
     """A matplotlib figure of three axes: seconds, efficiency, memory a rank; by task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    seconds, efficiency, memory = figure.subplots(1, 3)
+    made, (seconds, efficiency, memory) = figure(13, 4.2, rows=1, columns=3)
     for task, found in curves.items():
         ranks = [run.ranks for run in found.runs]
-        style = {"color": _COLOURS.get(str(task), "#555555"), "marker": "o", "markersize": 3}
+        style = {"color": COLOURS[str(task)], "marker": "o", "markersize": 3}
         taken = [run.seconds for run in found.runs]
         seconds.plot(ranks, taken, label=str(task), **style)
         seconds.plot(ranks, [taken[0] * ranks[0] / n for n in ranks], color=style["color"], lw=0.8, ls=":")
@@ -36,11 +30,9 @@ def scaling_figure(curves: Mapping[str, Scaling]) -> Any:
     for axes in (seconds, efficiency, memory):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("ranks")
-        axes.grid(color="#e5e7e9")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
     for axes in (seconds, memory):
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
     efficiency.set_ylim(0, 1.1)
-    return figure
+    return made
