@@ -1,0 +1,13 @@
+"""The settings of a model and of a training run: one dataclass for each table, read from and written to TOML."""
+
+from volseg.config.augmentation import AugmentationConfig
+from volseg.config.data import DataConfig
+from volseg.config.model import MAX_CHANNELS, ModelConfig
+from volseg.config.multigrid import MultigridConfig
+from volseg.config.toml import Config, config_tables, override, parse_config, read_config
+from volseg.config.training import TrainingConfig
+
+__all__ = [
+    "MAX_CHANNELS", "AugmentationConfig", "Config", "DataConfig", "ModelConfig", "MultigridConfig", "TrainingConfig",
+    "config_tables", "override", "parse_config", "read_config",
+]  # fmt: skip

@@ -1,0 +1,131 @@
+"""The configuration as TOML and as nested tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from volseg.config.augmentation import AugmentationConfig
+from volseg.config.data import DataConfig
+from volseg.config.model import ModelConfig
+from volseg.config.multigrid import MultigridConfig
+from volseg.config.training import TrainingConfig
+from volseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made from."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    multigrid: MultigridConfig = field(default_factory=MultigridConfig)
+
+    def check(self) -> None:
+        """Raise ConfigError where a value is outside its range, or two do not go together."""
+        for section in SECTIONS:
+            getattr(self, section).check()
+        for level in self.training.checkpoint_levels:
+            if not 0 <= level <= self.model.levels:
+                raise ConfigError(
+                    f"training.checkpoint_levels = {level} is no level of this U-Net: 0 (full resolution) to "
+                    f"{self.model.levels}"
+                )
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "data": DataConfig,
+    "augmentation": AugmentationConfig,
+    "multigrid": MultigridConfig,
+}
+"""The tables of a configuration, in the order of a file."""
+
+Section = TypeVar("Section")
+
+
+def read_config(path: Path) -> Config:
+    """The configuration in a TOML file; what it leaves out has its default.
+
+    Raises ConfigError where the file is missing or is not TOML, a key is unknown (naming the nearest), or a value has
+    the wrong type or range.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    return parse_config(tables, str(path))
+
+
+def parse_config(tables: dict[str, Any], where: str) -> Config:
+    """The configuration in nested tables, as TOML or JSON give them; see `read_config`."""
+    for name in tables:
+        if name not in SECTIONS:
+            raise ConfigError(f"{where}: unknown table [{name}]{_nearest(name, SECTIONS)}")
+    config = Config(**{name: _section(kind, name, tables.get(name, {}), where) for name, kind in SECTIONS.items()})
+    config.check()
+    return config
+
+
+def override(config: Config, **changes: dict[str, Any]) -> Config:
+    """`config` with the given values of each section in place of its own; None leaves one as it is.
+
+    Raises ConfigError where the result has a value out of range.
+    """
+    tables = config_tables(config)
+    for section, values in changes.items():
+        tables[section] |= {name: value for name, value in values.items() if value is not None}
+    return parse_config(tables, "command line")
+
+
+def config_tables(config: Config) -> dict[str, Any]:
+    """The configuration as nested tables, ready for TOML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def _section(kind: type[Section], name: str, table: Any, where: str) -> Section:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: [{name}] must be a table, not {table!r}")
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown key {name}.{key}{_nearest(key, hints)}")
+        values[key] = _value(f"{where}: {name}.{key}", hints[key], value)
+    return kind(**values)
+
+
+def _value(where: str, hint: Any, value: Any) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{where} = {value!r} is not one of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
+        allowed = (int, float) if kind is float else (int,)
+        if not isinstance(value, (list, tuple)) or not all(type(n) in allowed for n in value):
+            raise ConfigError(f"{where} = {value!r} must be a list of {_PLURALS[kind]}")
+        return tuple(kind(n) for n in value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} = {value!r} must be {_NAMES[hint]}")
+    return value
+
+
+_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers"}
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

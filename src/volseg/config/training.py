@@ -1,0 +1,46 @@
+"""The settings of a training run: passes, optimizer, held-out cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from volseg.config.ranges import check_range
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    epochs         passes over the training cases
+    optimizer      adamw or sgd (Nesterov momentum 0.99, as nnU-Net)
+    learning_rate  the largest; falls to 0 by the polynomial rule (1 - step / steps)^0.9
+    warmup         steps over which the learning rate rises to that
+    accumulate     cases of a step that a replica takes one after the other; a step is made with the mean gradient of a
+                   batch of replicas x accumulate cases
+    clip           the largest norm of the gradient of all weights together; a larger one is scaled down. 0: any
+    weight_decay   of the optimizer
+    seed           of the initial weights and of the order of the cases
+    validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
+    checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
+                   compute the others again; level 0 does not lower the peak (docs/memory.md)
+    """
+
+    epochs: int = 40
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-2
+    warmup: int = 0
+    accumulate: int = 1
+    clip: float = 0.0
+    weight_decay: float = 1e-5
+    seed: int = 0
+    validation: int = -1
+    checkpoint_levels: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Raise ConfigError where a value is outside its range."""
+        check_range(
+            "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
+        )
+        check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
+        check_range("training", self, accumulate=(1, 10**6), clip=(0.0, 1e9))
