@@ -12,6 +12,7 @@ from volseg.partition.memory import parameter_count
 from volseg.partition.time_model import TimePlan, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.setup import Setup
+from volseg.volumes.crops import crop_shape
 
 
 @dataclass
@@ -34,7 +35,10 @@ class StepForecast:
         setup = self.setup
         batch = batch_of(setup.cases, step, setup.card.batch, setup.config.training.seed)
         shares = [batch[number :: setup.replicas.count] for number in range(min(setup.replicas.count, len(batch)))]
-        plans = [[self._case(setup.blocks.scan(case).space.shape) for case in share] for share in shares]
+        crop = setup.config.data.crop
+        plans = [
+            [self._case(crop_shape(setup.blocks.scan(case).space.shape, crop)) for case in share] for share in shares
+        ]
         longest = max(plans, key=lambda one: sum(plan.seconds for plan in one))
         # The optimizer's step, and the sum of the gradients, come once.
         return sum(plan.seconds - plan.once for plan in longest) + longest[0].once, longest[0]

@@ -22,14 +22,18 @@ from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
+from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import MemoryPlan, training_memory
+from volseg.partition.memory import MemoryPlan, training_memory, validation_memory
 from volseg.partition.planner import grid_for, grid_named
+from volseg.partition.sample_memory import sample_bytes, with_sample
 from volseg.partition.schedule import covers
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
 from volseg.training.optimization import make_optimizer, steps_per_epoch
+from volseg.training.sampling import Samples
+from volseg.volumes.crops import crop_shape
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 
 
@@ -39,7 +43,8 @@ class Setup:
 
     grid     of this rank's replica
     model    the plain U-Net; `twin` is its partitioned twin, which shares its parameters
-    planned  memory of the rank with the largest block of the largest case
+    samples  what a step sees of a case
+    planned  memory of the rank with most, of the case that needs most
     machine  to foretell times from; None where nothing is known of it
     """
 
@@ -50,6 +55,7 @@ class Setup:
     replicas: Replicas
     grid: ProcessGrid
     blocks: CaseBlocks
+    samples: Samples
     planned: MemoryPlan
     model: UNet
     twin: FusedUNet
@@ -77,20 +83,18 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         if communicator.is_root:
             check_run_folder(job)
     cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
-    shapes, multiple = canonical_shapes(dataset), model_config.multiple
+    whole_shapes, multiple = canonical_shapes(dataset), model_config.multiple
+    shapes = [crop_shape(shape, config.data.crop) for shape in whole_shapes]  # what a step sees
     d, h, w = (min(sides) for sides in zip(*shapes, strict=True))  # the grid must suit the largest, and hold all
     biggest = max(shapes, key=math.prod)
     grid = ProcessGrid(replicas.own, _grid_of_replica(job, replicas, biggest, multiple, narrowest=(d, h, w)))
     blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple, replicas)
-    layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     stages = agglomeration_of_run(
         job.agglomerate, "train", model_config, config.training,
         grid.layout(padded_shape(biggest, multiple), multiple), machine, communicator, replicas.count,
     )  # fmt: skip
-    threads = torch.get_num_threads()
-    plans = [training_memory(model_config, config.training, layout, threads, stages) for layout in layouts]
-    planned = max(plans, key=lambda plan: plan.peak)
+    planned = _planned(config, whole_shapes, grid, stages, len(held_out))
     _check_depth(dataset, shapes, config)
     blocks.check()
 
@@ -111,8 +115,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     _same_weights(model, communicator)
     twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages)
     setup = Setup(
-        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card,
-        machine,
+        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks,
+        Samples(blocks, config, torch.get_num_threads()), planned, model, twin, optimizer, card, machine,
     )  # fmt: skip
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if replicas.count > len(cases):
@@ -177,6 +181,22 @@ def _grid_of_replica(
         if replicas.count == 1:
             raise
         raise PartitionError(f"each of {replicas.count} replicas has {ranks} ranks of {world}: {error}") from None
+
+
+def _planned(
+    config: Config, shapes: Sequence[Triple], grid: ProcessGrid, stages: Agglomeration, held_out: int
+) -> MemoryPlan:  # fmt: skip
+    """Memory of the rank with most: of a step, of making its sample, of validating where steps see only crops."""
+    model, threads, crop = config.model, torch.get_num_threads(), config.data.crop
+    plans = []
+    for shape in shapes:
+        layout = grid.layout(padded_shape(crop_shape(shape, crop), model.multiple), model.multiple)
+        sample = sample_bytes(config.augmentation, layout, shape, model.in_channels, threads, bool(crop))
+        plans.append(with_sample(training_memory(model, config.training, layout, threads, stages), sample))
+        if crop and held_out:
+            whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
+            plans.append(validation_memory(model, config.training, whole, threads, stages))
+    return max(plans, key=lambda plan: plan.peak)
 
 
 def _check_depth(dataset: Dataset, shapes: Sequence[Triple], config: Config) -> None:

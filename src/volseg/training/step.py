@@ -42,7 +42,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
     setup.optimizer.zero_grad(set_to_none=True)
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
-            sample = setup.blocks.load(case)
+            sample = setup.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
             loss, dice = setup.twin.loss(sample.image, sample.target)
         (loss / len(cases)).backward()

@@ -74,7 +74,7 @@ Pieces = Callable[[], Iterable[np.ndarray]]
 
 def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
     """Mean and standard deviation of all ranks' voxels, without clipping. Collective."""
-    centres, counts = _histogram(pieces, communicator)
+    centres, counts = histogram(pieces, communicator)
     mean, std = _mean_and_deviation(centres, counts)
     return Normalization(-np.inf, np.inf, mean, std)
 
@@ -84,15 +84,18 @@ def measure_foreground(pieces: Pieces, communicator: Communicator) -> Normalizat
 
     Raises VolumeError where there is no voxel at all.
     """
-    centres, counts = _histogram(pieces, communicator)
+    centres, counts = histogram(pieces, communicator)
     cumulated = np.cumsum(counts)
     low, high = (float(centres[np.searchsorted(cumulated, q * cumulated[-1])]) for q in (0.005, 0.995))
     mean, std = _mean_and_deviation(np.clip(centres, low, high), counts)
     return Normalization(low, high, mean, std)
 
 
-def _histogram(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
-    """Values (bin centres) and how often they occur over all ranks. Whole numbers in a short range are kept exactly."""
+def histogram(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
+    """Values (bin centres) and how often they occur over all ranks. Collective.
+
+    Whole numbers in a short range are kept exactly.
+    """
     low, high, whole = np.inf, -np.inf, True
     for piece in pieces():
         if piece.size:
