@@ -45,22 +45,23 @@ class Samples:
     """Samples of the cases to train on. What is drawn follows from (seed, step, place) alone.
 
     blocks   where the cases come from
+    crop     voxels of these at most, D, H, W; empty: whole volumes
     threads  of this rank
     """
 
-    def __init__(self, blocks: CaseBlocks, config: Config, threads: int = 1) -> None:
-        self.blocks, self.config, self.threads = blocks, config, threads
+    def __init__(self, blocks: CaseBlocks, config: Config, crop: tuple[int, ...] = (), threads: int = 1) -> None:
+        self.blocks, self.config, self.crop, self.threads = blocks, config, crop, threads
         self._distributions: dict[str, list[Distribution]] = {}
         self._planes: dict[str, np.ndarray] = {}
 
     def load(self, case: Case, step: int, place: int) -> Sample:
         """The case at `place` of a step's batch as tensors. Collective over the replica."""
-        data, change = self.config.data, self.config.augmentation
-        if not data.crop and not change.anything:
+        change = self.config.augmentation
+        if not self.crop and not change.anything:
             return self.blocks.load(case)
         scan, seed = self.blocks.scan(case), self.config.training.seed
         box = Box.whole(scan.space.shape)
-        if data.crop:
+        if self.crop:
             box = self._crop(case, np.random.default_rng([seed, step, place, _CROP]))
         rng = np.random.default_rng([seed, step, place, _CHANGE])
         drawn = draw(change, rng, scan.space.shape, scan.space.spacing, box, len(scan.channels))
@@ -70,14 +71,14 @@ class Samples:
 
     def _crop(self, case: Case, rng: np.random.Generator) -> Box:
         """Collective."""
-        data, volume = self.config.data, self.blocks.scan(case).space.shape
-        wanted, share, chosen = rng.random() < data.foreground, rng.random(), rng.random()
-        if not wanted or crop_shape(volume, data.crop) == volume:
-            return random_crop(rng, volume, data.crop)
+        volume = self.blocks.scan(case).space.shape
+        wanted, share, chosen = rng.random() < self.config.data.foreground, rng.random(), rng.random()
+        if not wanted or crop_shape(volume, self.crop) == volume:
+            return random_crop(rng, volume, self.crop)
         planes = self._count(case)
         there = [n for n in range(1, len(planes)) if planes[n].any()]
         if not there:
-            return random_crop(rng, volume, data.crop)
+            return random_crop(rng, volume, self.crop)
         value = there[int(share * len(there))]
         number = int(chosen * int(planes[value].sum()))
         inside = self.blocks.scan(case).inside
@@ -88,7 +89,7 @@ class Samples:
             return labels
 
         voxel = find_voxel(value, number, planes[value], inside, volume, read, self.blocks.grid.communicator)
-        return crop_around(voxel, volume, data.crop)
+        return crop_around(voxel, volume, self.crop)
 
     def _count(self, case: Case) -> np.ndarray:
         """Voxels of each class by plane. Collective the first time."""
