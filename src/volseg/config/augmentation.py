@@ -49,7 +49,7 @@ class AugmentationConfig:
     scale: float = 0.0
     scale_range: tuple[float, ...] = (0.7, 1.4)
     elastic: float = 0.0
-    elastic_mm: float = 8.0
+    elastic_mm: float = 12.0
     elastic_grid_mm: float = 40.0
     noise: float = 0.0
     noise_std: float = 0.1
