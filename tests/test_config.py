@@ -153,10 +153,10 @@ def test_augmentation_out_of_range_is_refused(values, message):
 
 
 def test_presets_are_valid_and_survive_the_round_trip():
-    for name, settings in PRESETS.items():
-        settings.check()
-        assert preset(name) == settings == parse_config({"augmentation": vars(settings)}, "here").augmentation
-        assert settings.anything == (name != "none")
+    for name, values in PRESETS.items():
+        values.check()
+        assert preset(name) == values == parse_config({"augmentation": vars(values)}, "here").augmentation
+        assert values.anything == (name != "none")
     with pytest.raises(ConfigError, match="--augment fulll: give one of none, light, full"):
         preset("fulll")
 
