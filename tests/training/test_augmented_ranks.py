@@ -35,7 +35,7 @@ CHANGES = {
     },
     "everything": EVERYTHING,
 }
-CROP = (9, 14, 10)
+CROP = (13, 14, 10)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_each_rank_makes_its_block_of_the_sample_of_one_rank(shared, communicato
             assert own.voxels == whole.voxels == np.prod(shape)
             assert set(np.unique(own.target)) <= {0, 1, 2, IGNORE}
             assert not own.image[0, 0][own.target[0] == IGNORE].any()
-            assert shape == ((12, 16, 12) if crop else (20, 24, 20))
+            assert shape == ((16, 16, 12) if crop else (20, 24, 20))
 
 
 @pytest.mark.parallel([1, 2])

@@ -46,7 +46,7 @@ def sample_bytes(
     turned = max(settings.rotate, settings.scale, settings.elastic) > 0
     source = (prod(volume) if turned else wide) * source_bytes_per_voxel(4 * channels, channels)
     moving = _SOURCES * min(SOURCE_BYTES, source) + (threads * _CHUNK_BYTES if turned else 0)
-    changing = 2 * FLOAT * wide  # one channel at a time: its copy, and what is made of it
+    changing = 4 * FLOAT * wide  # one channel at a time: its copy, that with more at its ends, a sum and what is added
     sample = (channels * FLOAT + 1) * prod(block)
     return (channels * FLOAT + 1) * wide + max(moving, sample + changing)
 
