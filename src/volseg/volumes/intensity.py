@@ -17,6 +17,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, VolumeError
 
 BINS = 65536
+_PART = 2**18  # voxels counted at a time: in a step, with the network's tensors beside them
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def histogram(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, n
     width = 1.0 if exact else max((high - low) / (BINS - 1), np.finfo(np.float64).tiny)
     counts = np.zeros(BINS, dtype=np.int64)
     for piece in pieces():
-        places = np.rint((piece.ravel().astype(np.float64) - low) / width).astype(np.int64)
-        counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+        values = piece.reshape(-1)
+        for start in range(0, values.size, _PART):
+            places = np.rint((values[start : start + _PART].astype(np.float64) - low) / width).astype(np.int64)
+            counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
     return low + width * np.arange(BINS), communicator.reduce_all(counts)
 
 
