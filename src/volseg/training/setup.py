@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,11 +25,22 @@ from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
 from volseg.partition.planner import grid_for, grid_named
 from volseg.partition.schedule import covers
+from volseg.training.cases import (
+    Split,
+    canonical_spaces,
+    check_same_split,
+    fingerprint_of_run,
+    median_spacing,
+    spacing_to_train_at,
+    split_cases,
+)
 from volseg.training.checkpoint import load_checkpoint
-from volseg.training.data import CaseBlocks, split_cases
+from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob, check_run_folder
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.volumes.dataset import Case, Dataset, read_dataset
+from volseg.volumes.fingerprint import Fingerprint
+from volseg.volumes.scan import space_at
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,8 @@ class Setup:
 
     config: Config
     dataset: Dataset
-    cases: tuple[Case, ...]
-    held_out: tuple[Case, ...]
+    split: Split
+    fingerprint: Fingerprint
     replicas: Replicas
     grid: ProcessGrid
     blocks: CaseBlocks
@@ -56,6 +66,16 @@ class Setup:
     optimizer: torch.optim.Optimizer
     card: ModelCard
     machine: Machine | None
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """To train on."""
+        return self.split.training
+
+    @property
+    def held_out(self) -> tuple[Case, ...]:
+        """To validate with."""
+        return self.split.validation
 
     @property
     def steps(self) -> int:
@@ -68,7 +88,12 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
 
     Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
     """
-    dataset = read_dataset(job.dataset)
+    with communicator.together():
+        dataset = read_dataset(job.source) if communicator.is_root else None
+    dataset = communicator.broadcast(dataset)
+    assert dataset is not None
+    for note in dataset.notes:
+        listen(Message(note))
     model_config = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
     config = dataclasses.replace(job.config, model=model_config)
     config.check()
@@ -76,12 +101,16 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     with communicator.together():
         if communicator.is_root:
             check_run_folder(job)
-    cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
-    shapes, multiple = canonical_shapes(dataset), model_config.multiple
+    split = split_cases(dataset, config.training)
+    cases, held_out = split.training, split.validation
+    spaces, multiple = canonical_spaces(dataset), model_config.multiple
+    own = [spaces[case.name] for case in cases]
+    spacing = spacing_to_train_at(config.data, own)
+    shapes = [space_at(space, spacing).shape for space in spaces.values()]
     d, h, w = (min(sides) for sides in zip(*shapes, strict=True))  # the grid must suit the largest, and hold all
     biggest = max(shapes, key=math.prod)
     grid = ProcessGrid(replicas.own, _grid_of_replica(job, replicas, biggest, multiple, narrowest=(d, h, w)))
-    blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple, replicas)
+    blocks = CaseBlocks(dataset, [*cases, *held_out], grid, multiple, replicas, spacing)
     layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in shapes]
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     stages = agglomeration_of_run(
@@ -92,26 +121,26 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     plans = [training_memory(model_config, config.training, layout, threads, stages) for layout in layouts]
     planned = max(plans, key=lambda plan: plan.peak)
     _check_depth(dataset, shapes, config)
-    blocks.check()
+    fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
     torch.manual_seed(config.training.seed)
     model = UNet(model_config)
     optimizer = make_optimizer(model, config.training)
-    card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0, job.batch)
+    card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
     if job.proceed:
         with communicator.together():
             stored = load_checkpoint(job.run, model, optimizer)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
+            check_same_split(job.run, split)
             card = dataclasses.replace(stored, config=config)
-        blocks.schemes = card.schemes
     else:
-        blocks.measure()
-        card = dataclasses.replace(card, schemes=blocks.schemes)
+        card = dataclasses.replace(card, schemes=fingerprint.schemes())
+    blocks.schemes = card.schemes
     _same_weights(model, communicator)
     twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages)
     setup = Setup(
-        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card,
+        config, dataset, split, fingerprint, replicas, grid, blocks, planned, model, twin, optimizer, card,
         machine,
     )  # fmt: skip
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
@@ -124,14 +153,6 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     return setup
 
 
-def canonical_shapes(dataset: Dataset) -> list[Triple]:
-    """(D, H, W) of every case in canonical order; only headers are read."""
-    from volseg.volumes.canonical import canonical
-    from volseg.volumes.reading import open_volume
-
-    return [canonical(open_volume(case.images[0])).shape for case in dataset.cases]
-
-
 def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: TrainingJob) -> None:
     """Raise CheckpointError where a run would go on with other data than it began with."""
     before, now = card.config.training, config.training
@@ -140,6 +161,9 @@ def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: Train
         ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
         ("training.seed", before.seed, now.seed),
         ("training.validation", before.validation, now.validation),
+        ("training.folds", before.folds, now.folds),
+        ("training.fold", before.fold, now.fold),
+        ("data.spacing", card.config.data.spacing, config.data.spacing),
     ):
         if old != new:
             raise CheckpointError(
@@ -190,11 +214,6 @@ def _check_depth(dataset: Dataset, shapes: Sequence[Triple], config: Config) -> 
             )
 
 
-def _spacing(blocks: CaseBlocks, cases: Sequence[Case]) -> tuple[float, float, float]:
-    d, h, w = np.median([blocks.scan(case).space.spacing for case in cases], axis=0)
-    return float(d), float(h), float(w)
-
-
 def _same_weights(model: nn.Module, communicator: Communicator) -> None:
     """Every rank starts from the root's weights, bit for bit."""
     for tensor in model.state_dict().values():
@@ -206,8 +225,9 @@ def _describe(setup: Setup, largest: Triple) -> str:
     where = f"{ranks} rank{'s' if ranks > 1 else ''} as {format_triple(setup.grid.dims)}"
     where = f"{count} replicas of {where}" if count > 1 else where
     batch = f", {setup.card.batch} cases a step" if setup.card.batch > 1 else ""
+    held_out = f"{len(setup.held_out)} held out{setup.split.described}"
     return (
-        f"{dataset.folder}: {len(setup.cases)} cases to train on, {len(setup.held_out)} held out, "
+        f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, "
         f"labels {', '.join(dataset.label_names)}\n"
         f"U-Net of {format_triple(setup.config.model.widths)} channels; {format_triple(largest)} voxels on {where}"
         f"{setup.twin.grids.agglomeration.described}, {torch.get_num_threads()} threads each{batch}"
