@@ -3,6 +3,7 @@
 from volseg.volumes.dataset.case import FILE_ENDINGS, Case, Dataset, DataSource, Fault
 from volseg.volumes.dataset.described import IMAGES, LABELS
 from volseg.volumes.dataset.description import (
+    DESCRIPTION,
     check_labels,
     image_name,
     read_label_names,
@@ -11,6 +12,6 @@ from volseg.volumes.dataset.description import (
 from volseg.volumes.dataset.reading import read_dataset, survey_dataset
 
 __all__ = [
-    "FILE_ENDINGS", "IMAGES", "LABELS", "Case", "DataSource", "Dataset", "Fault", "check_labels", "image_name",
-    "read_dataset", "read_label_names", "survey_dataset", "write_dataset_json",
+    "DESCRIPTION", "FILE_ENDINGS", "IMAGES", "LABELS", "Case", "DataSource", "Dataset", "Fault", "check_labels",
+    "image_name", "read_dataset", "read_label_names", "survey_dataset", "write_dataset_json",
 ]  # fmt: skip
