@@ -9,6 +9,7 @@ name.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from volseg.volumes.dataset.description import DESCRIPTION, image_name, load_jso
 from volseg.volumes.image_file import ImageFile, channels_of_file
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
+CHANNEL_END = re.compile(r"_\d{4}$")
 OUTPUT_ENDS = ("_mask", "_mask_probabilities")
 
 
@@ -38,9 +40,13 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
         )
     listed = _listed(folder, description)
     cases, faults = _find(folder, len(channels), ending) if listed is None else _follow(folder, listed, len(channels))
-    there = len(listed) if listed is not None else len(cases) + sum(fault.kind == "missing image" for fault in faults)
+    if listed is not None:
+        there = complete = len(listed)
+    else:
+        names = {case.name for case in cases} | {fault.case for fault in faults if fault.kind == "missing image"}
+        there, complete = len(names), len(names | {fault.case for fault in faults})
     expected = description.get("numTraining", there)
-    if expected != there:
+    if expected not in (there, complete):  # a case without labels is a fault of its own
         faults.append(
             Fault(
                 "",
@@ -76,12 +82,12 @@ def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fa
             faults.append(Fault(name, "missing image", message))
         else:
             cases.append(Case(name, found, labels[name]))
-    for orphan in sorted(name for name in unused if not is_own_output(name, images)):
-        message = (
-            f"{images[orphan]}: belongs to no case of {LABELS}/ with {channels} channel(s); "
-            "add its labels or move it away"
-        )
-        faults.append(Fault(orphan, "missing labels", message))
+    orphans: dict[str, Path] = {}
+    for file in sorted(name for name in unused if not is_own_output(name, images)):
+        orphans.setdefault(CHANNEL_END.sub("", file), images[file])
+    for name, path in orphans.items():
+        message = f"{path}: belongs to no case of {LABELS}/ with {channels} channel(s); add its labels or move it away"
+        faults.append(Fault(name, "missing labels", message))
     return cases, faults
 
 
