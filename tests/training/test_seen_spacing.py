@@ -54,9 +54,9 @@ def test_each_case_is_seen_at_the_spacing_asked_for(folder, spacing, seen, expec
     setup = ready(folder, spacing)
     assert setup.card.spacing == seen
     assert setup.card.seen_at == (None if spacing == "own" else seen)
-    assert [setup.blocks.scan(case).space.shape for case in setup.cases] == expected
+    assert [setup.finest.blocks.scan(case).space.shape for case in setup.cases] == expected
     for case, shape in zip(setup.cases, expected, strict=True):
-        sample = setup.blocks.load(case)
+        sample = setup.finest.blocks.load(case)
         assert tuple(sample.image.shape[2:]) == tuple(-(-side // 4) * 4 for side in shape)
         assert sample.target.shape == (1, *sample.image.shape[2:])
 
@@ -71,7 +71,7 @@ def test_segment_sees_what_training_saw(folder, tmp_path, spacing):
     for case in setup.cases:
         scan, grid = open_scan(case.images[0].path, card, "auto", SERIAL)
         planes = ScanImage(scan, card, grid, 0).planes((0, scan.layout.shape[0]), 0)
-        trained = setup.blocks.load(case).image
+        trained = setup.finest.blocks.load(case).image
         found = planes if planes.shape == trained.shape else planes.permute(3, 0, 1, 2)[None]
         assert torch.equal(found, trained)
 
@@ -79,7 +79,7 @@ def test_segment_sees_what_training_saw(folder, tmp_path, spacing):
 def test_labels_stay_labels_on_the_image_s_grid(folder):
     setup = ready(folder, "1.5x1x1")
     for case in setup.cases:
-        sample, scan = setup.blocks.load(case), setup.blocks.scan(case)
+        sample, scan = setup.finest.blocks.load(case), setup.finest.blocks.scan(case)
         inside = sample.target[0][tuple(slice(0, side) for side in scan.space.shape)]
         assert set(np.unique(inside)) == {0, 1, 2}
         # Organs have their intensities, so the labels lie where the image has them.
@@ -95,7 +95,7 @@ def test_a_set_of_one_spacing_is_not_touched(tmp_path):
     describe(tmp_path, channel_names={"0": "CT"}, labels=NAMES, file_ending=".nii.gz")
     setup = ready(tmp_path, "auto")
     for case in setup.cases:
-        assert setup.blocks.scan(case).channels[0] is setup.blocks.scan(case).images[0]
+        assert setup.finest.blocks.scan(case).channels[0] is setup.finest.blocks.scan(case).images[0]
 
 
 def test_the_plan_is_of_the_shapes_seen(folder):

@@ -15,13 +15,14 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
 from volseg.errors import PartitionError
 from volseg.nn.losses import IGNORE
-from volseg.volumes.canonical import canonical, in_order_of
+from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
+from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
 from volseg.volumes.intensity import ChannelScheme, Normalization
 from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import Spacing, resampled
-from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization
+from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization, seen_space
 from volseg.volumes.volume import Volume
 
 CACHE_BYTES = 2**30
@@ -48,14 +49,16 @@ class CaseBlocks:
     replicas  that share the cases; None: the grid has all ranks
     spacing   mm (canonical D, H, W) at which the network sees the cases; None: their own
     schemes   how each channel is normalised; to be set before `load`
+    level     halvings of the resolution at which the volumes are seen
     """
 
     def __init__(
         self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int,
-        replicas: Replicas | None = None, spacing: Spacing | None = None,
+        replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
     ) -> None:  # fmt: skip
         self.spacing = spacing
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
+        self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
         self.schemes: tuple[ChannelScheme, ...] = ()
         self._scans: dict[str, Scan] = {}
@@ -80,9 +83,10 @@ class CaseBlocks:
         channels = open_channels(case.images)
         label = in_order_of(open_volume(case.label), channels[0].space)
         check_same_grid(channels[0], label)
-        scan = lay_out(channels, self.grid, self.multiple, self.spacing)
-        self._scans[case.name] = scan
-        self._labels[case.name] = resampled(canonical(label), scan.space, "labels")
+        space = seen_space(channels[0], self.spacing)
+        seen = [coarsened(resampled(channel, space, "linear"), self.level, "linear") for channel in channels]
+        self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
+        self._labels[case.name] = coarsened(resampled(label, space, "labels"), self.level, "labels")
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""

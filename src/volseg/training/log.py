@@ -12,9 +12,18 @@ from volseg.files import replacing, write_text
 LOG = "log.csv"
 PICTURE = "progress.png"
 COLUMNS = (
-    "step", "epoch", "loss", "dice", "learning_rate", "seconds", "voxels_per_second", "case", "validation_dice",
+    "step",
+    "epoch",
+    "loss",
+    "dice",
+    "learning_rate",
+    "seconds",
+    "voxels_per_second",
+    "case",
+    "validation_dice",
     "validation_dice_by_class",
-)  # fmt: skip
+    "level",
+)
 
 FORMATS = {
     "loss": "{:.9g}", "dice": "{:.6f}", "learning_rate": "{:.6g}", "seconds": "{:.3f}", "voxels_per_second": "{:.0f}",

@@ -46,18 +46,22 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             write_split(job.run, setup.split)
             log = TrainingLog(job.run, card.step)
 
-    meter, trace = communicator.meter, StepTrace(job, setup.replicas, setup.grid, card.step, steps, listen)
+    meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
     started = saved = time.monotonic()
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
     held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
+    before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
         begun = time.monotonic()
         meter.enter("step", step + 1)
         epoch = step // in_epoch
+        if (resolution := setup.resolution(step)) is not before:
+            before.rest()
+            before = resolution
         batch = batch_of(cases, step, card.batch, settings.seed)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         figures = training_step(setup, batch, step)
@@ -71,7 +75,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         validation = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            validation = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+            validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         held_out_dice = None if validation is None else validation.mean
         by_class = None if validation is None else validation.described(setup.dataset.label_names)
         meter.enter("log and checkpoint")
@@ -81,6 +85,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
                 step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
                 validation_dice_by_class=by_class,
+                level=resolution.level,
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
                 with meter.doing(Kind.FILES):
