@@ -67,7 +67,8 @@ def _show(report: CheckReport, show: Any) -> None:
     serious, others = (sum(fault.serious == is_serious for fault in report.faults) for is_serious in (True, False))
     verdict = f"{serious} fault{'s' if serious != 1 else ''}" if serious else "no faults"
     warnings = f", {others} warning{'s' if others != 1 else ''}" if others else ""
-    show(f"{report.dataset.folder}: {len(report.dataset.cases)} cases, {verdict}{warnings}")
+    cases = {case.name for case in report.dataset.cases} | {fault.case for fault in report.faults if fault.case}
+    show(f"{report.dataset.folder}: {len(cases)} case{'s' if len(cases) != 1 else ''}, {verdict}{warnings}")
 
 
 def _severity(fault: Fault) -> str:
