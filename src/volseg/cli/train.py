@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,16 @@ def train(
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
+    ] = None,
+    flip: Annotated[
+        str | None,
+        typer.Option(help="Axes mirrored half of the time, such as dhw, h or none; w is left-right."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A random crop of each volume a step, such as 256x256x256.  [default: all of it]")
+    ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     validate_every: Annotated[
         int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
@@ -93,8 +104,8 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_levels, parse_names
-        from volseg.config import Config, override, read_config
+        from volseg.cli.sizes import parse_axes, parse_levels, parse_names, parse_shape
+        from volseg.config import Config, override, preset, read_config
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
         from volseg.training.loop import train as train_run
@@ -121,9 +132,12 @@ def train(
                 "seed": seed,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
-            data={"spacing": spacing},
+            data={"spacing": spacing, "crop": None if crop is None else parse_shape(crop, "--crop")},
             multigrid={"levels": multigrid, "cycle": cycle},
         )
+        if augment is not None:
+            settings = replace(settings, augmentation=preset(augment))
+        settings = override(settings, augmentation={"flip": None if flip is None else parse_axes(flip)})
         report = train_run(
             TrainingJob(
                 dataset,

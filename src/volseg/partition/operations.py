@@ -36,6 +36,7 @@ class Kind(StrEnum):
     MOVING = "moving blocks"
     FILES = "input and output"
     LABELS = "components and statistics"
+    AUGMENTATION = "augmentation"
     OPTIMIZER = "optimizer"
     OTHER = "other"
 
