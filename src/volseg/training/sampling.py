@@ -106,9 +106,10 @@ class Samples:
             images, _ = self.blocks.read(case)
             found = []
             for image, rule in zip(images, self.blocks.rules(case), strict=True):
-                values, counts = histogram(partial(iter, [image]), self.blocks.grid.communicator)
-                there = counts > 0
-                found.append(distribution(rule.apply(values[there]).astype(np.float64), counts[there]))
+                occurring = histogram(partial(iter, [image]), self.blocks.grid.communicator)
+                there = occurring.counts > 0
+                values = rule.apply(occurring.values[there]).astype(np.float64)
+                found.append(distribution(values, occurring.counts[there]))
             self._distributions[case.name] = found
         return self._distributions[case.name]
 
