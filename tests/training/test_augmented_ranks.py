@@ -21,6 +21,7 @@ from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.sampling import Samples
 from volseg.volumes.dataset import read_dataset
+from volseg.volumes.intensity import ChannelScheme
 
 EVERYTHING = AugmentationConfig(
     flip=(0.5, 0.5, 0.5), rotate=1, scale=1, elastic=1, noise=1, blur=1, brightness=1, contrast=1, low_resolution=1,
@@ -50,7 +51,7 @@ def shared(tmp_path, communicator):
 
 def samples(dataset, grid, config, crop=()):
     blocks = CaseBlocks(dataset, dataset.cases, grid, 4)
-    blocks.measure()
+    blocks.schemes = (ChannelScheme("MR", None),)
     config = replace(config, model=config.model.for_data(1, 3))
     return Samples(blocks, config, crop)
 
@@ -85,7 +86,8 @@ def test_the_samples_of_cases_that_are_not_kept_are_the_same(shared, communicato
     config = replace(tiny_config(), augmentation=EVERYTHING, data=DataConfig(crop=CROP, foreground=1.0))
     grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
     kept = samples(dataset, grid, config, CROP)
-    kept.blocks.check()
+    for case in dataset.cases:
+        kept.blocks.read(case)
     assert kept.blocks.cached_bytes > 0
     monkeypatch.setattr("volseg.training.data.CACHE_BYTES", 0)
     read = samples(dataset, grid, config, CROP)

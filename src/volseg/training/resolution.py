@@ -141,7 +141,7 @@ class Hierarchy:
             layout = grid.layout(padded_shape(view, model.multiple), model.multiple)
             sample = sample_bytes(config.augmentation, layout, shape, model.in_channels, threads, view != shape)
             plans.append(with_sample(training_memory(model, config.training, layout, threads, agglomeration), sample))
-            if view != shape and config.training.validation != 0:
+            if view != shape and (config.training.validation != 0 or config.training.folds):
                 whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
                 plans.append(validation_memory(model, config.training, whole, threads, agglomeration))
         return max(plans, key=lambda plan: plan.peak)
