@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from volseg.config import ModelConfig
+from volseg.partition.deep_supervision import deep_levels
+
+DEEP_HEADS = "deep_heads."
+"""What the names of parameters begin with that are for training alone."""
 
 
 class UNet(nn.Module):
@@ -17,9 +21,12 @@ class UNet(nn.Module):
 
     x       [N, in_channels, D, H, W]  sides multiples of 2^levels
     logits  [N, classes, D, H, W]
+
+    deep_supervision  with a head at each coarser level where the loss is taken (`partition.deep_supervision`); the
+                      other parameters and the logits are what they are without
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, deep_supervision: bool = False) -> None:
         super().__init__()
         self.config = config
         width = config.widths
@@ -30,9 +37,16 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(_double_convolution(2 * width[n], width[n], config) for n in range(config.levels))
         self.head = nn.Conv3d(width[0], config.classes, 1)
         self.apply(_initialise)
+        self.deep_heads = nn.ModuleDict()
+        for level in deep_levels(config.levels) if deep_supervision else ():
+            self.deep_heads[str(level)] = nn.Conv3d(width[level], config.classes, 1)
+        self.deep_heads.apply(_initialise)
 
-    def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
-        """Logits; with `features_only` what the head reads, [N, base_channels, D, H, W]."""
+    def forward(self, x: Tensor, features_only: bool = False, deep_logits: dict[int, Tensor] | None = None) -> Tensor:
+        """Logits; with `features_only` what the head reads, [N, base_channels, D, H, W].
+
+        deep_logits  where given, the logits of the coarser levels go there, by level
+        """
         skips = []
         for level in range(self.config.levels):
             x = self.encoder[level](x)
@@ -43,6 +57,8 @@ class UNet(nn.Module):
             x = self.up[level](x)
             x = torch.cat([skips.pop(), x], dim=1)
             x = self.decoder[level](x)
+            if deep_logits is not None and str(level) in self.deep_heads:
+                deep_logits[level] = self.deep_heads[str(level)](x)
         return x if features_only else self.head(x)
 
 

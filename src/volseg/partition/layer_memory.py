@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.partition.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
 
 FLOAT = 4
@@ -43,8 +44,11 @@ class Ledger:
 class LayerWalk:
     """The U-Net's steps on one block; `training` keeps what backward needs."""
 
-    def __init__(self, model: ModelConfig, layout: Layout, training: bool, halos: bool = True) -> None:
+    def __init__(
+        self, model: ModelConfig, layout: Layout, training: bool, halos: bool = True, deep: bool = False
+    ) -> None:
         self.model, self.training = model, training
+        self.deep = deep_levels(model.levels) if deep else range(0)
         self.widths = model.widths
         self.inputs = model.in_channels or 1
         self.classes = model.classes or 2
@@ -87,6 +91,9 @@ class LayerWalk:
             if not self.training:
                 book.drop(f"encoder {level} out")
             name = self._double(f"decoder {level}", f"joined {level}", level, 2 * width, keep_input=False)
+            if level in self.deep:
+                book.operation = f"head {level}"
+                book.make(f"logits {level}", level, self.classes * voxels)
         self.last = name
 
     def _double(self, name: str, x: str, level: int, inputs: int, keep_input: bool) -> str:
@@ -139,7 +146,14 @@ class LayerWalk:
             book.operation = f"up-convolution {level} backward"
             book.make(f"skip gradient {level}", level, 2 * self.widths[level] * self.haloed[level])
             book.drop("g window")
-            book.make("g", level + 1, self.widths[level + 1] * self.voxels[level + 1])
+            size = self.widths[level + 1] * self.voxels[level + 1]
+            book.make("g", level + 1, size)
+            if level + 1 in self.deep:
+                book.operation = f"head {level + 1} backward"
+                book.make("g of head", level + 1, size)
+                book.make("sum", level + 1, size)
+                book.drop("g", "g of head", f"logits {level + 1}")
+                book.live["g"] = book.live.pop("sum")
         for level in reversed(range(top + 1)):
             if level < top:
                 book.operation = f"pooling {level} backward"

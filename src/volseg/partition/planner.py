@@ -238,7 +238,7 @@ def fewest_ranks(
 
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
-    room = limit - fixed_memory(model, training.optimizer, task)
+    room = limit - fixed_memory(model, training if task == "train" else None)
     if room <= 0:
         return None
     finest, refusal = None, None

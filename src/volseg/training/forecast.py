@@ -45,7 +45,7 @@ class StepForecast:
             layout = setup.grid.layout(padded_shape(shape, model.multiple), model.multiple)
             layouts = setup.twin.grids.agglomeration.layouts(layout, model.levels)
             self._known[shape] = training_time(
-                model, setup.config.training, layouts, parameter_count(model), self.machine.profile,
-                self.machine.placing, setup.replicas.count,
+                model, setup.config.training, layouts, parameter_count(model, setup.config.training),
+                self.machine.profile, self.machine.placing, setup.replicas.count,
             )  # fmt: skip
         return self._known[shape]

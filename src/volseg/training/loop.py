@@ -67,7 +67,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         held_out_dice = None
         if setup.held_out and (step + 1) % in_epoch == 0:
             meter.enter("validation")
-            held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+            with setup.averaged.in_use():
+                held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
         if log is not None:
@@ -77,7 +78,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
                 with meter.doing(Kind.FILES):
-                    save_checkpoint(job.run, setup.model, setup.optimizer, card)
+                    save_checkpoint(job.run, setup.model, setup.optimizer, card, setup.averaged)
                     log.draw(job.run)
                 saved = time.monotonic()
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}

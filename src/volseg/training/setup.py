@@ -26,6 +26,7 @@ from volseg.partition.layout import padded_shape
 from volseg.partition.memory import MemoryPlan, training_memory
 from volseg.partition.planner import grid_for, grid_named
 from volseg.partition.schedule import covers
+from volseg.training.averaging import AveragedWeights
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
@@ -38,7 +39,7 @@ class Setup:
     """A run that is ready to begin, or to go on after `card.step` steps.
 
     grid     of this rank's replica
-    model    the plain U-Net; `twin` is its partitioned twin, which shares its parameters
+    model    the plain U-Net; `twin` is its partitioned twin, which shares its parameters, and `averaged` their average
     planned  memory of the rank with the largest block of the largest case
     machine  to foretell times from; None where nothing is known of it
     """
@@ -54,6 +55,7 @@ class Setup:
     model: UNet
     twin: FusedUNet
     optimizer: torch.optim.Optimizer
+    averaged: AveragedWeights
     card: ModelCard
     machine: Machine | None
 
@@ -95,12 +97,12 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     blocks.check()
 
     torch.manual_seed(config.training.seed)
-    model = UNet(model_config)
-    optimizer = make_optimizer(model, config.training)
+    model = UNet(model_config, config.training.deep_supervision)
+    optimizer, averaged = make_optimizer(model, config.training), AveragedWeights(model, config.training.ema)
     card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0, job.batch)
     if job.proceed:
         with communicator.together():
-            stored = load_checkpoint(job.run, model, optimizer)
+            stored = load_checkpoint(job.run, model, optimizer, averaged)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
             card = dataclasses.replace(stored, config=config)
@@ -109,10 +111,12 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         blocks.measure()
         card = dataclasses.replace(card, schemes=blocks.schemes)
     _same_weights(model, communicator)
-    twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages)
+    if not job.proceed:
+        averaged.begin()
+    twin = FusedUNet(model, grid, config.training.checkpoint_levels, stages, config.training.class_weights)
     setup = Setup(
-        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer, card,
-        machine,
+        config, dataset, tuple(cases), tuple(held_out), replicas, grid, blocks, planned, model, twin, optimizer,
+        averaged, card, machine,
     )  # fmt: skip
     listen(Message(_describe(setup, padded_shape(biggest, multiple))))
     if replicas.count > len(cases):
