@@ -12,7 +12,7 @@ from volseg.cli.options import Debug, Overwrite
 
 def init_config(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File.  [default: the terminal]")] = None,
-    recipe: Annotated[str, typer.Option(help="Whose values: default, nnunet or adamw.")] = "default",
+    recipe: Annotated[str, typer.Option(help="Whose values: default, nnunet, adamw or residual.")] = "default",
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:

@@ -18,7 +18,7 @@ def train(
         Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="nnunet, adamw or default: values that --config and options override.")
+        str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[

@@ -46,6 +46,18 @@ RECIPES: dict[str, Recipe] = {
             },
         },
     ),
+    "residual": Recipe(
+        "Where accuracy counts more than time: the residual encoder of nnU-Net's ResEnc presets (Isensee et al., "
+        "MICCAI 2024) with the training of recipe nnunet. It runs layer by layer: several times the memory and the time "
+        "of the plain U-Net (docs/recipes.md).",
+        {
+            "model": {"norm": "instance", "activation": "leaky_relu", "levels": 4, "encoder": "residual"},
+            "training": {
+                "optimizer": "sgd", "momentum": 0.99, "learning_rate": 1e-2, "schedule": "poly", "warmup": 0,
+                "weight_decay": 3e-5, "clip": 12.0, "deep_supervision": True,
+            },
+        },
+    ),
 }  # fmt: skip
 """By name; the first is what a run has without any."""
 

@@ -80,10 +80,11 @@ def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) 
     cube, widths = model.kernel_size**3, model.widths
     affine = 0 if model.norm == "none" else 2
     bias = 1 if model.norm == "none" else 0
-    below = (model.in_channels or 1, *widths[:-1])
     count = 0
     for level, width in enumerate(widths):
-        pairs = [(below[level], width), (width, width)]
+        pairs = model.encoder_convolutions(level)
+        if model.has_projection(level):
+            count += pairs[0][0] * width + width * (affine + bias)
         if level < model.levels:
             pairs += [(2 * width, width), (width, width)]
             count += widths[level + 1] * width * (8 if model.up == "transpose" else 1) + width

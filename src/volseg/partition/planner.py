@@ -215,8 +215,8 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglom
 
 
 def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
-    channels, above = model.widths[level], (model.in_channels or 1, *model.widths)[level]
-    inputs = [above, channels]
+    channels = model.widths[level]
+    inputs = [above for above, _ in model.encoder_convolutions(level)]
     if level < model.levels:
         inputs += [2 * channels, channels]
     return 4 * halo_voxels(layout, model.kernel_size // 2) * sum(inputs)
