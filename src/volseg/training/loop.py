@@ -42,18 +42,22 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             open_run_folder(job, setup.config)
             log = TrainingLog(job.run, card.step)
 
-    meter, trace = communicator.meter, StepTrace(job, setup.replicas, setup.grid, card.step, steps, listen)
+    meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
     started = saved = time.monotonic()
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
     held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
+    before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
         begun = time.monotonic()
         meter.enter("step", step + 1)
         epoch = step // in_epoch
+        if (resolution := setup.resolution(step)) is not before:
+            before.rest()
+            before = resolution
         batch = batch_of(cases, step, card.batch, settings.seed)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         figures = training_step(setup, batch, step)
@@ -68,13 +72,14 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         if setup.held_out and (step + 1) % in_epoch == 0:
             meter.enter("validation")
             with setup.averaged.in_use():
-                held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+                held_out_dice = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
         if log is not None:
             log.add(
                 step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
+                level=resolution.level,
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
                 with meter.doing(Kind.FILES):
