@@ -48,8 +48,9 @@ def descriptions_of(kind: Any) -> dict[str, str]:
     names = {one.name for one in dataclasses.fields(kind)}
     found: dict[str, str] = {}
     current = ""
-    for line in (inspect.getdoc(kind) or "").splitlines():
-        begins = re.match(r"(\w+)\s{2,}(\S.*)", line)
+    lines = (inspect.getdoc(kind) or "").partition("\n\n")[2].splitlines()
+    for line in lines:
+        begins = re.match(r"(\w+)\s+(\S.*)", line)
         if begins and begins[1] in names:
             current = begins[1]
             found[current] = begins[2]

@@ -38,7 +38,7 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.deep_supervision import deep_slab_planes, loss_weights
+from volseg.partition.deep_supervision import check_not_agglomerated, deep_slab_planes, loss_weights
 from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
 from volseg.partition.operations import Kind
@@ -88,11 +88,8 @@ class FusedUNet(nn.Module):
                 f"--agglomerate {agglomeration}: the layers that this network or a rank's processor needs are not "
                 "agglomerated; use --agglomerate none"
             )
-        if agglomeration.stages and len(self.supervised) > 1:
-            raise PartitionError(
-                f"--agglomerate {agglomeration}: deep supervision needs all ranks at every level; use --agglomerate "
-                "none"
-            )
+        if len(self.supervised) > 1:
+            check_not_agglomerated(agglomeration)
         self.grids = LevelGrids(grid, self.config.levels, agglomeration)
         self.merged = MergedLevels(self.twin, self.grids)
 

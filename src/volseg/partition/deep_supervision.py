@@ -6,7 +6,9 @@ one above it, the weights adding up to 1.
 
 from __future__ import annotations
 
+from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.slabs import head_slab_planes
 
 
@@ -24,3 +26,11 @@ def loss_weights(deep: int) -> list[float]:
 def deep_slab_planes(sides: Triple, classes: int, width: int) -> int:
     """Planes of a deeper level's logits that are computed at a time; backward also holds `width` channels of them."""
     return head_slab_planes(sides, max(classes, width))
+
+
+def check_not_agglomerated(agglomeration: Agglomeration) -> None:
+    """Raise PartitionError where levels are agglomerated: the loss at a level needs all ranks there."""
+    if agglomeration.stages:
+        raise PartitionError(
+            f"--agglomerate {agglomeration}: deep supervision needs all ranks at every level; use --agglomerate none"
+        )

@@ -11,6 +11,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for, gathered_voxels
+from volseg.partition.deep_supervision import check_not_agglomerated
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import (
     MemoryPlan,
@@ -188,6 +189,8 @@ def make_plan(
     else:
         layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
+    if task == "train" and training.deep_supervision:
+        check_not_agglomerated(stages)
     halo = forward_halo_bytes(model, layout, stages)
     if task == "train":
         memory = training_memory(model, training, layout, threads, stages)
