@@ -32,7 +32,10 @@ def train(
     label_names: LabelNames = None,
     channels: Channels = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
+        Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
@@ -50,8 +53,18 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="poly, cosine or constant.  [default: poly]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising learning rate.  [default: 0]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.  [default: 0.99]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.  [default: 1e-5]")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.  [default: 0]")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, such as 0.999; 0: none.  [default: 0]")
+    ] = None,
+    deep_supervision: Annotated[
+        bool | None, typer.Option("--deep-supervision/--no-deep-supervision", help="The loss at coarser levels too.")
+    ] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
@@ -106,6 +119,7 @@ def train(
         )  # fmt: skip
         from volseg.cli.sizes import parse_axes, parse_levels, parse_names, parse_shape
         from volseg.config import Config, override, preset, read_config
+        from volseg.config.recipes import config_of_recipe
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
         from volseg.training.loop import train as train_run
@@ -113,18 +127,29 @@ def train(
         if proceed and config is None:
             if not (run / CONFIG).is_file():
                 raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
+            if recipe is not None:
+                raise ConfigError(
+                    f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out"
+                )
             settings = read_config(run / CONFIG)
         else:
-            settings = read_config(config) if config is not None else Config()
+            base = config_of_recipe(recipe) if recipe is not None else Config()
+            settings = read_config(config, base) if config is not None else base
         settings = override(
             settings,
             model={"base_channels": base_channels, "levels": levels, "norm": norm},
             training={
                 "epochs": epochs,
                 "learning_rate": learning_rate,
+                "schedule": schedule,
+                "warmup": warmup,
                 "optimizer": optimizer,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
                 "accumulate": accumulate,
                 "clip": clip,
+                "ema": ema,
+                "deep_supervision": deep_supervision,
                 "validation": validation,
                 "validate_every": validate_every,
                 "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,

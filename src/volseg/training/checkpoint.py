@@ -12,25 +12,39 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import CHECKPOINT, WEIGHTS, ModelCard, load_into, load_tensors, save_tensors
-from volseg.models.unet import UNet
+from volseg.models.stored import (
+    AVERAGED,
+    CHECKPOINT,
+    WEIGHTS,
+    ModelCard,
+    load_into,
+    load_tensors,
+    save_tensors,
+    weights_of,
+)
+from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.training.averaging import AveragedWeights
 
 
-def save_checkpoint(run: Path, model: UNet, optimizer: Optimizer, card: ModelCard) -> None:
-    """Write the checkpoint, then the weights alone. On the root rank."""
+def save_checkpoint(
+    run: Path, model: UNet, optimizer: Optimizer, card: ModelCard, averaged: AveragedWeights
+) -> None:  # fmt: skip
+    """Write the checkpoint, then the weights alone, averaged where they are. On the root rank."""
     weights = model.state_dict()
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in weights.items()}
+    tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in averaged.state().items()}
     tensors["random_state"] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{number}.{name}"] = value
     save_tensors(run / CHECKPOINT, tensors, card)
-    save_tensors(run / WEIGHTS, weights, card)
+    with averaged.in_use():
+        save_tensors(run / WEIGHTS, weights_of(model), card)
 
 
-def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
-    """Put model, optimizer and random state back as `save_checkpoint` found them.
+def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer, averaged: AveragedWeights) -> ModelCard:
+    """Put model, optimizer, averaged weights and random state back as `save_checkpoint` found them.
 
     Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
@@ -46,6 +60,12 @@ def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
             f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "
             "continue with its own configuration, or train into another folder"
         )
+    deep = any(name.startswith(f"model.{DEEP_HEADS}") for name in tensors)
+    if deep != bool(model.deep_heads):
+        raise CheckpointError(
+            f"{path}: was trained with{'' if deep else 'out'} deep supervision; continue with "
+            f"{'--deep-supervision' if deep else '--no-deep-supervision'}, or train into another folder"
+        )
     load_into(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -54,6 +74,7 @@ def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
             state.setdefault(int(number), {})[key] = tensor
     known = optimizer.state_dict()
     try:
+        averaged.load({n.removeprefix(AVERAGED): t for n, t in tensors.items() if n.startswith(AVERAGED)})
         optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
         torch.set_rng_state(tensors["random_state"])
     except (KeyError, ValueError, RuntimeError) as error:

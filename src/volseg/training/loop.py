@@ -75,7 +75,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         validation = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
+            with setup.averaged.in_use():
+                validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         held_out_dice = None if validation is None else validation.mean
         by_class = None if validation is None else validation.described(setup.dataset.label_names)
         meter.enter("log and checkpoint")
@@ -89,7 +90,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
                 with meter.doing(Kind.FILES):
-                    save_checkpoint(job.run, setup.model, setup.optimizer, card)
+                    save_checkpoint(job.run, setup.model, setup.optimizer, card, setup.averaged)
                     log.draw(job.run)
                 saved = time.monotonic()
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
