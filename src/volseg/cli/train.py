@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -37,7 +39,14 @@ def train(
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
-    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's last checkpoint.")] = False,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints that are kept, the last ones.  [default: 2]")] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="Between two checkpoints at least.  [default: 30]")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 90s, 5400.")
+    ] = None,
     trace: Trace = None,
     trace_steps: Annotated[int, typer.Option(help="Steps in the trace; the first of a run is left out.")] = 3,
     overwrite: Overwrite = False,
@@ -49,8 +58,10 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
+    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png and report.json.
+    On SIGTERM or SIGUSR1 it saves its state and ends; --continue goes on.
     """
+    begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import (
             duration,
@@ -60,7 +71,7 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_levels
+        from volseg.cli.sizes import parse_duration, parse_levels
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
@@ -83,9 +94,13 @@ def train(
                 "clip": clip,
                 "validation": validation,
                 "seed": seed,
+                "keep": keep,
+                "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
         )
+        # The time of the job counts, not only that of the training.
+        limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
             TrainingJob(
                 dataset,
@@ -98,6 +113,7 @@ def train(
                 trace_steps=trace_steps,
                 replicas=replicas,
                 agglomerate=agglomerate,
+                max_time=limit,
             ),
             work.communicator,
             work.listen,
@@ -114,3 +130,7 @@ def train(
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.step_seconds, report.step_planned, work.listen)
         work.print(f"model: {report.run}")
+        if report.stopped is not None:
+            again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
+            again += f" --replicas {replicas}" if replicas > 1 else ""
+            work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

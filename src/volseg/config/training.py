@@ -24,6 +24,8 @@ class TrainingConfig:
     validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
+    keep           checkpoints that are kept, the last ones
+    checkpoint_seconds  between two checkpoints at least; 0: one after each step
     """
 
     epochs: int = 40
@@ -36,6 +38,8 @@ class TrainingConfig:
     seed: int = 0
     validation: int = -1
     checkpoint_levels: tuple[int, ...] = ()
+    keep: int = 2
+    checkpoint_seconds: float = 30.0
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
@@ -44,3 +48,4 @@ class TrainingConfig:
         )
         check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
         check_range("training", self, accumulate=(1, 10**6), clip=(0.0, 1e9))
+        check_range("training", self, keep=(1, 10**6), checkpoint_seconds=(0.0, 1e9))

@@ -1,10 +1,11 @@
-"""The state of a training run: weights, optimizer, random state and step; the root rank writes it, whole or not at all.
+"""The state of a training run in one file: weights, optimizer, random state, step, and what else belongs to it.
 
 Everything in it is the same on all ranks, so a run continues on any other number of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,29 +13,33 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import CHECKPOINT, WEIGHTS, ModelCard, load_into, load_tensors, save_tensors
+from volseg.models.stored import ModelCard, load_into, load_tensors, save_tensors
 from volseg.models.unet import UNet
 
+_NOTHING_MORE: Mapping[str, Tensor] = {}
 
-def save_checkpoint(run: Path, model: UNet, optimizer: Optimizer, card: ModelCard) -> None:
-    """Write the checkpoint, then the weights alone. On the root rank."""
-    weights = model.state_dict()
-    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in weights.items()}
+
+def save_checkpoint(
+    path: Path, model: UNet, optimizer: Optimizer, card: ModelCard, more: Mapping[str, Tensor] = _NOTHING_MORE
+) -> None:  # fmt: skip
+    """Write the state, whole or not at all. On the root rank.
+
+    more  further tensors by name, such as "averaged.NAME"; `load_checkpoint` returns them as they are
+    """
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors["random_state"] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{number}.{name}"] = value
-    save_tensors(run / CHECKPOINT, tensors, card)
-    save_tensors(run / WEIGHTS, weights, card)
+    save_tensors(path, tensors | dict(more), card)
 
 
-def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
-    """Put model, optimizer and random state back as `save_checkpoint` found them.
+def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer) -> tuple[ModelCard, dict[str, Tensor]]:
+    """Put model, optimizer and random state back as `save_checkpoint` found them; the card, and the further tensors.
 
     Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
-    path = run / CHECKPOINT
     tensors, card = load_tensors(path)
     if card.config.training.optimizer != type(optimizer).__name__.lower():
         raise CheckpointError(
@@ -58,4 +63,5 @@ def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
         torch.set_rng_state(tensors["random_state"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit ({error}); train again") from None
-    return card
+    own = ("model.", "optimizer.", "random_state")
+    return card, {name: tensor for name, tensor in tensors.items() if not name.startswith(own)}

@@ -29,6 +29,7 @@ from volseg.partition.schedule import covers
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
+from volseg.training.keeping import newest_whole
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 
@@ -99,8 +100,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     optimizer = make_optimizer(model, config.training)
     card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0, job.batch)
     if job.proceed:
+        path = newest_whole(job.run, communicator, listen)
         with communicator.together():
-            stored = load_checkpoint(job.run, model, optimizer)
+            stored, _ = load_checkpoint(path, model, optimizer)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
             card = dataclasses.replace(stored, config=config)
