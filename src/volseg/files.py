@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that `replacing` left in a folder where its process was killed."""
+    """Remove what `replacing` left in a folder where its process was killed; nobody else may be writing there."""
     for path in folder.glob(".*.partial*"):
         path.unlink(missing_ok=True)
 

@@ -11,8 +11,8 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.partition.operations import Kind
-from volseg.training.job import CONFIG, TrainingJob, open_run_folder
-from volseg.training.keeping import Checkpoints
+from volseg.training.job import TrainingJob, open_run_folder
+from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import TrainingLog
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
 from volseg.training.report import TrainingReport, gather_peaks, make_report
@@ -35,7 +35,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     """
     with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
         with communicator.together():
-            if communicator.is_root and (job.run / CONFIG).is_file():  # another job must not train on while we read
+            if communicator.is_root and job.proceed and stored_checkpoints(job.run):  # nobody trains on while we read
                 lock.acquire()
         return _train(job, communicator, listen, lock, stopping)
 
