@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from support.killing import finish, kill_one, losses, relative_difference
-from support.launch import volseg
+from support.launch import split_arguments, volseg
 
 from volseg.errors import CheckpointError
 from volseg.models.stored import load_tensors
@@ -85,12 +85,6 @@ def main() -> None:
             )
     print(f"\n{given.kills - failures} of {given.kills} pass")
     raise SystemExit(1 if failures else 0)
-
-
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """This program's own, and those behind ``--``."""
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:at], arguments[at + 1 :]
 
 
 def whole_checkpoints(run: Path) -> tuple[bool, int, int]:
