@@ -146,7 +146,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "1d", "30m1h", "1.5h", "h"])
 def test_no_durations(text):
-    with pytest.raises(ConfigError, match="--max-time .*give a time such as 3h50m"):
+    with pytest.raises(ConfigError, match=r"--max-time .*give a time such as 3h50m"):
         parse_duration(text)
 
 
