@@ -30,6 +30,7 @@ BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 _KEY = "volseg"
 _CHECKSUM = "checksum"
+_KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
 
 
 class DamagedError(CheckpointError):
@@ -105,9 +106,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> 
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = card.as_json()
-    with replacing(path) as temporary:
-        save_file(plain, str(temporary), metadata={_KEY: text, _CHECKSUM: checksum(plain, text)})
+    description = json.loads(card.as_json())
+    description[_CHECKSUM] = checksum(plain, description)
+    with replacing(path) as temporary:  # one entry only: safetensors writes several in any order
+        save_file(plain, str(temporary), metadata={_KEY: json.dumps(description)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -128,31 +130,42 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise DamagedError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
     except Exception as error:  # a header that is valid JSON and makes no sense
         raise DamagedError(f"{path}: damaged ({first_line(error)}); restore it, or train again") from None
-    text, written = metadata.get(_KEY), metadata.get(_CHECKSUM)
-    if text is None:
+    if _KEY not in metadata:
         raise DamagedError(
             f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
         )
-    found = checksum(tensors, text)
-    if metadata.keys() - {_KEY, _CHECKSUM} or (written is not None and written != found):
-        raise DamagedError(
-            f"{path}: damaged: its checksum is {found}, but {written} was written; restore it, or train again"
-        )
-    return tensors, ModelCard.from_json(text, path)
+    _check(path, tensors, metadata[_KEY])
+    return tensors, ModelCard.from_json(metadata[_KEY], path)
 
 
-def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     """CRC-32 over the description and each tensor's name, type, shape and bytes, in the order of the names.
 
     It finds every change of up to 32 bits in a row, and any other but for one in four thousand million.
     """
-    total = zlib.crc32(text.encode())
+    total = zlib.crc32(json.dumps(description).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
         if tensor.numel():
             total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return f"crc32:{total:08x}"
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Raise DamagedError unless tensors and description are those that were written."""
+    try:
+        description = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path}: damaged: its description is malformed ({error}); train again") from None
+    written = description.pop(_CHECKSUM, None)
+    if written is None and description.keys() <= _KEYS_BEFORE:
+        return
+    found = checksum(tensors, description)
+    if found != written:
+        raise DamagedError(
+            f"{path}: damaged: its checksum is {found}, but {written} was written; restore it, or train again"
+        )
 
 
 def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
