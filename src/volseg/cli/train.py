@@ -27,6 +27,12 @@ def train(
         int | None, typer.Option(help="Cases a replica takes for a step; replicas x this is the batch.  [default: 1]")
     ] = None,
     agglomerate: Agglomerate = "auto",
+    multigrid: Annotated[
+        int | None, typer.Option(help="Resolutions to train at, each half as fine as the one before.  [default: 1]")
+    ] = None,
+    cycle: Annotated[
+        str | None, typer.Option(help="fmg: coarse to fine, once; v: down and up, several times.  [default: fmg]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
@@ -98,6 +104,7 @@ def train(
                 "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
+            multigrid={"levels": multigrid, "cycle": cycle},
         )
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)

@@ -153,7 +153,7 @@ def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> s
 
 
 def _check(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
-    """Raise DamagedError unless tensors and description are those that were written."""
+    """Raise DamagedError unless tensors and description are those that were written, whatever the schema."""
     try:
         description = dict(json.loads(text))
     except (ValueError, TypeError) as error:

@@ -11,7 +11,18 @@ from volseg.files import replacing, write_text
 
 LOG = "log.csv"
 PICTURE = "progress.png"
-COLUMNS = ("step", "epoch", "loss", "dice", "learning_rate", "seconds", "voxels_per_second", "case", "validation_dice")
+COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "dice",
+    "learning_rate",
+    "seconds",
+    "voxels_per_second",
+    "case",
+    "validation_dice",
+    "level",
+)
 
 FORMATS = {
     "loss": "{:.9g}", "dice": "{:.6f}", "learning_rate": "{:.6g}", "seconds": "{:.3f}", "voxels_per_second": "{:.0f}",

@@ -56,7 +56,7 @@ def _train(
             log = TrainingLog(job.run, card.step)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
 
-    meter, trace = communicator.meter, StepTrace(job, setup.replicas, setup.grid, card.step, steps, listen)
+    meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
     started = time.monotonic()
     stopping.begin()
@@ -65,11 +65,15 @@ def _train(
     loss = dice = float("nan")
     held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
+    before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
         begun = time.monotonic()
         meter.enter("step", step + 1)
         epoch = step // in_epoch
+        if (resolution := setup.resolution(step)) is not before:
+            before.rest()
+            before = resolution
         batch = batch_of(cases, step, card.batch, settings.seed)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         figures = training_step(setup, batch, step)
@@ -83,7 +87,7 @@ def _train(
         held_out_dice = None
         if setup.held_out and (step + 1) % in_epoch == 0:
             meter.enter("validation")
-            held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+            held_out_dice = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1, validation_dice=held_out_dice)
         stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
@@ -91,9 +95,11 @@ def _train(
             log.add(
                 step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
+                level=resolution.level,
             )  # fmt: skip
             with meter.doing(Kind.FILES):
-                checkpoints.offer(setup.model.state_dict(), card)
+                if resolution is setup.finest:  # the Dice of a coarser one is another measure
+                    checkpoints.offer(setup.model.state_dict(), card)
                 if checkpoints.due or stop or step + 1 == steps:
                     checkpoints.save(setup.model, setup.optimizer, card, more={})
                     log.draw(job.run)

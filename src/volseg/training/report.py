@@ -62,9 +62,10 @@ def make_report(
     stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks and write the report on the root rank. Collective."""
-    communicator = setup.replicas.world
+    communicator, finest = setup.world, setup.finest
     peaks = gather_peaks(communicator)
-    planned = setup.planned.peak + max(communicator.gather_all(setup.blocks.cached_bytes))
+    cached = sum(resolution.blocks.cached_bytes for resolution in setup.resolutions)
+    planned = setup.planned.peak + max(communicator.gather_all(cached))
     communication = communication_facts(communicator, seconds)
     waited = communication["share_of_time"]
     account = account_of_time(communicator, "step")
@@ -81,10 +82,10 @@ def make_report(
         "command": "train",
         "dataset": str(job.dataset),
         "ranks": communicator.size,
-        "replicas": setup.replicas.count,
-        "grid": list(setup.grid.dims),
+        "replicas": finest.replicas.count,
+        "grid": list(finest.grid.dims),
         "batch": setup.card.batch,
-        "agglomeration": str(setup.twin.grids.agglomeration),
+        "agglomeration": str(finest.twin.grids.agglomeration),
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,
