@@ -115,7 +115,7 @@ def test_time_is_up_where_the_slowest_step_and_a_checkpoint_would_not_fit(commun
         clock.now += seconds
         answers.append(limited.after_step(3.0 if communicator.is_root else 0.0))
     assert answers == [None, "max-time", "max-time", "max-time"]
-    roomy = stopping.Stopping(communicator, 62.1)
+    roomy = stopping.Stopping(communicator, 59.0)
     clock.now += 10
     roomy.begin()
     clock.now += 20
@@ -176,8 +176,8 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(tmp_path, python, number):
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
     steps = len(losses(tmp_path / "run"))
-    said = (tmp_path / "out").read_text().splitlines()[-1]
-    assert said == f"stopped at step {steps} of 18000; go on with: volseg train '{data}' -o run --continue"
+    said = (tmp_path / "out").read_text().splitlines()
+    assert f"stopped at step {steps} of 18000; go on with: volseg train '{data}' -o run --continue" in said
     assert [path.name for path in stored_checkpoints(tmp_path / "run")] == [f"step_{steps:08d}.safetensors"]
     again = python(
         ["-m", "volseg", "train", data, "-o", "run", "--continue", "--max-time=1s", "-q"], cwd=tmp_path, timeout=100
