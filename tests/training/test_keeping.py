@@ -32,6 +32,7 @@ from volseg.training.keeping import checkpoint_path, stored_checkpoints
 from volseg.training.loop import train
 from volseg.training.optimization import make_optimizer
 from volseg.training.run_lock import RunLock
+from volseg.training.validation import Validation
 from volseg.volumes.intensity import ChannelScheme
 
 STEPS = 6
@@ -221,7 +222,7 @@ def test_what_a_kill_left_half_written_is_removed(broken, data):
 def test_the_best_weights_are_kept_beside_the_last(tmp_path, data, monkeypatch):
     """And known to a run that goes on: a validation that is not better leaves them."""
     scores = iter([0.25, 0.5, 0.125, 0.375])
-    monkeypatch.setattr("volseg.training.loop.validate", lambda *arguments: next(scores))
+    monkeypatch.setattr("volseg.training.loop.validate", lambda *arguments: Validation(next(scores), (None, None), {}))
     run = tmp_path / "run"
     settings = config(epochs=4, validation=1)
     with pytest.raises(Stop):
@@ -256,6 +257,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from volseg.training.run_lock import RunLock
+from volseg.training.validation import Validation
 from volseg.volumes.intensity import ChannelScheme
 with RunLock(Path(sys.argv[1])) as lock:
     lock.acquire()

@@ -68,7 +68,7 @@ app.main()
 MOMENTS = {  # moment: ranks, the one that dies, the newest checkpoint that is left, ranks that go on
     "step": (4, 3, (4,), 2),
     "validation": (2, 1, (5,), 1),
-    "before the rename": (2, 0, (3,), 4),
+    "before the rename": (2, 0, (3,), 1),
     "after the rename": (2, 0, (4,), 1),
     "while the root writes": (4, 2, (3, 4), 1),
 }
@@ -78,7 +78,7 @@ MOMENTS = {  # moment: ranks, the one that dies, the newest checkpoint that is l
 def world(tmp_path_factory):
     """A data set, its configuration and the run that nobody killed."""
     folder = tmp_path_factory.mktemp("kills")
-    tiny_dataset(folder / "data", cases=4, shape=(27, 22, 30))
+    tiny_dataset(folder / "data", cases=4, shape=(20, 22, 24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)
         train(TrainingJob(folder / "data", folder / "whole", CONFIG), SERIAL)
@@ -94,7 +94,7 @@ def test_a_killed_rank_costs_a_step_and_no_more(world, tmp_path, mpirun, moment)
     tables = config_tables(CONFIG)
     (tmp_path / "config.toml").write_text(tomli_w.dumps(tables))
     arguments = ["train", world / "data", "-o", "run", "--config", "config.toml", "-q"]
-    ended = mpirun(ranks, [tmp_path / "dying.py", moment, str(victim), *arguments], cwd=tmp_path, timeout=120)
+    ended = mpirun(ranks, [tmp_path / "dying.py", moment, str(victim), *arguments], cwd=tmp_path, timeout=170)
     seconds = time.time() - float((tmp_path / "died").read_text())
     assert ended.returncode != 0
     assert seconds < LIMIT
@@ -102,7 +102,7 @@ def test_a_killed_rank_costs_a_step_and_no_more(world, tmp_path, mpirun, moment)
     steps = [load_tensors(path)[1].step for path in stored_checkpoints(run)]
     assert steps[0] in left
     assert steps == [steps[0], steps[0] - 1]
-    again = mpirun(onto, ["-m", "volseg", *arguments, "--continue"], cwd=tmp_path, timeout=120)
+    again = mpirun(onto, ["-m", "volseg", *arguments, "--continue"], cwd=tmp_path, timeout=170)
     assert again.returncode == 0, again.stderr
     np.testing.assert_allclose(losses(run), losses(world / "whole"), rtol=1e-5)
     assert not list(run.rglob("*.partial*"))

@@ -10,12 +10,28 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Agglomerate, Debug, NoProgress, Overwrite, Quiet, Trace
+from volseg.cli.options import (
+    Agglomerate,
+    Channels,
+    DatasetPath,
+    Debug,
+    LabelNames,
+    Labels,
+    NoProgress,
+    Overwrite,
+    Quiet,
+    Trace,
+)
+
+FOLDS = 5  # of --fold alone, as in nnU-Net
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Data set folder in nnU-Net's layout.")] = Path("ellipsoids"),
+    dataset: DatasetPath = Path("ellipsoids"),
     run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
+    labels: Labels = None,
+    label_names: LabelNames = None,
+    channels: Channels = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
     ] = None,
@@ -44,6 +60,16 @@ def train(
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Which of them is held out, from 0.  [default: 0]")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's last checkpoint.")] = False,
     keep: Annotated[int | None, typer.Option(help="Checkpoints that are kept, the last ones.  [default: 2]")] = None,
@@ -64,8 +90,8 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png and report.json.
-    On SIGTERM or SIGUSR1 it saves its state and ends; --continue goes on.
+    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png, report.json,
+    fingerprint.json and split.json. On SIGTERM or SIGUSR1 it saves its state and ends; --continue goes on.
     """
     begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
@@ -77,7 +103,7 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_duration, parse_levels
+        from volseg.cli.sizes import parse_duration, parse_levels, parse_names
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
@@ -99,11 +125,15 @@ def train(
                 "accumulate": accumulate,
                 "clip": clip,
                 "validation": validation,
+                "validate_every": validate_every,
+                "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,
+                "fold": fold,
                 "seed": seed,
                 "keep": keep,
                 "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
+            data={"spacing": spacing},
             multigrid={"levels": multigrid, "cycle": cycle},
         )
         # The time of the job counts, not only that of the training.
@@ -121,6 +151,9 @@ def train(
                 replicas=replicas,
                 agglomerate=agglomerate,
                 max_time=limit,
+                labels=labels,
+                label_names=label_names,
+                channel_names=parse_names(channels),
             ),
             work.communicator,
             work.listen,

@@ -15,6 +15,7 @@ from volseg.files import write_text
 from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
 from volseg.training.log import PICTURE
 from volseg.training.run_lock import RunLock
+from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
@@ -28,6 +29,7 @@ class TrainingJob:
     partition  "auto" or a grid such as "1x2x2", of each replica
     replicas   groups of ranks that train on cases of their own; they divide the ranks
     agglomerate  which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    labels, label_names, channel_names  as in `DataSource`, for data without dataset.json
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     max_time   seconds after which the run should have stopped and saved its state; None for any
@@ -44,6 +46,14 @@ class TrainingJob:
     replicas: int = 1
     agglomerate: str = "auto"
     max_time: float | None = None
+    labels: str | None = None
+    label_names: Path | None = None
+    channel_names: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names)
 
     @property
     def batch(self) -> int:
