@@ -26,8 +26,8 @@ RECIPES: dict[str, Recipe] = {
     "nnunet": Recipe(
         "Long runs, for the best Dice: the training of nnU-Net (Isensee et al., Nature Methods 2021): SGD with "
         "Nesterov's momentum 0.99, learning rate 0.01 with polynomial decay, weight decay 3e-5, gradients clipped at "
-        "12, deep supervision, full augmentation, instance norm and leaky ReLU. Its 1000 epochs of 250 patches are 250000 steps; here an "
-        "epoch is once through the cases, so give the --epochs that your time allows.",
+        "12, deep supervision, full augmentation, instance norm and leaky ReLU. Its 1000 epochs of 250 patches are "
+        "250000 steps; here an epoch is once through the cases, so give the --epochs that your time allows.",
         {
             "model": {"norm": "instance", "activation": "leaky_relu", "levels": 4},
             "training": {
