@@ -51,7 +51,8 @@ class StepForecast:
             layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
             layouts = resolution.twin.grids.agglomeration.layouts(layout, model.levels)
             self._known[known] = training_time(
-                model, self.setup.config.training, layouts, parameter_count(model), self.machine.profile,
-                self.machine.placing, resolution.replicas.count,
+                model, self.setup.config.training, layouts,
+                parameter_count(model, self.setup.config.training), self.machine.profile, self.machine.placing,
+                resolution.replicas.count,
             )  # fmt: skip
         return self._known[known]

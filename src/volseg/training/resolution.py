@@ -130,7 +130,9 @@ class Hierarchy:
             grid.layout(largest, multiple), self.machine, world, replicas.count,
         )  # fmt: skip
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
-        twin = FusedUNet(self.model, grid, config.training.checkpoint_levels, stages)
+        twin = FusedUNet(
+            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
+        )  # fmt: skip
         return Resolution(level, largest, replicas, grid, blocks, samples, twin, self._planned(level, grid, stages))
 
     def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:

@@ -61,6 +61,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         if settings.clip > 0:
             clip_gradients(parameters, settings.clip, replicas.world)
         setup.optimizer.step()
+        setup.averaged.update(step)
     return StepFigures(float(loss), float(dice), int(scores[:, 2].sum()))
 
 
