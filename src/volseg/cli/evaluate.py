@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A mask, or a folder of masks.")],
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="The true mask, or a folder, such as labelsTr.")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REF", help="The true mask, a folder such as labelsTr, or a data set.")
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(help='Label names: a dataset.json, or JSON such as {"liver": 1}. Without: the labels found.'),
@@ -44,12 +46,14 @@ def evaluate(
             summary_text,
             write_summary,
         )
-        from volseg.volumes.dataset import read_label_names
+        from volseg.volumes.dataset import DESCRIPTION, read_label_names
         from volseg.volumes.writing import check_small_output
 
         with work.communicator.together():
             if output is not None and work.communicator.is_root:
                 check_small_output(output, overwrite)
+        if labels is None and (reference / DESCRIPTION).is_file():
+            labels = reference / DESCRIPTION
         given = read_label_names(labels) if labels is not None else None
         results = _compare_all(pair_masks(prediction, reference, partial=partial), work)
         found = foreground_labels(results)

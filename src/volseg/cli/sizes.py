@@ -45,6 +45,14 @@ def parse_levels(text: str, option: str = "--checkpoint-levels") -> tuple[int, .
     return tuple(sorted({int(word) for word in words}))
 
 
+def parse_axes(text: str, option: str = "--flip") -> tuple[float, ...]:
+    """``dh`` as (0.5, 0.5, 0.0): a half for each named axis of D, H, W. Raises ConfigError for anything else."""
+    named = "" if text == "none" else text.lower()
+    if not (named or text == "none") or set(named) - set("dhw"):
+        raise ConfigError(f"{option} {text}: give some of the axes d, h and w, such as dh, or none")
+    return tuple(0.5 if axis in named else 0.0 for axis in "dhw")
+
+
 def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, float]:
     """``1.5`` or ``3x1.5x1.5`` as mm along D, H, W. Raises ConfigError for anything else."""
     words = text.split("x")
@@ -56,3 +64,8 @@ def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, f
         raise ConfigError(f"{option} {text}: give one length in mm, or three as D x H x W, such as 3x1.5x1.5")
     d, h, w = sides * 3 if len(sides) == 1 else sides
     return d, h, w
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """``T1, T2`` as ("T1", "T2"); None as no names."""
+    return () if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

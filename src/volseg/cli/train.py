@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Agglomerate, Debug, NoProgress, Overwrite, Quiet, Trace
+from volseg.cli.options import (
+    Agglomerate,
+    Channels,
+    DatasetPath,
+    Debug,
+    LabelNames,
+    Labels,
+    NoProgress,
+    Overwrite,
+    Quiet,
+    Trace,
+)
+
+FOLDS = 5  # of --fold alone, as in nnU-Net
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Data set folder in nnU-Net's layout.")] = Path("ellipsoids"),
+    dataset: DatasetPath = Path("ellipsoids"),
     run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
+    labels: Labels = None,
+    label_names: LabelNames = None,
+    channels: Channels = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
     ] = None,
@@ -54,7 +71,27 @@ def train(
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
+    ] = None,
+    flip: Annotated[
+        str | None,
+        typer.Option(help="Axes mirrored half of the time, such as dhw, h or none; w is left-right."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A random crop of each volume a step, such as 256x256x256.  [default: all of it]")
+    ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Which of them is held out, from 0.  [default: 0]")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
     trace: Trace = None,
@@ -68,7 +105,8 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
+    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, report.json,
+    fingerprint.json and split.json.
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import (
@@ -79,8 +117,8 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_levels
-        from volseg.config import Config, override, read_config
+        from volseg.cli.sizes import parse_axes, parse_levels, parse_names, parse_shape
+        from volseg.config import Config, override, preset, read_config
         from volseg.config.recipes import config_of_recipe
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
@@ -113,11 +151,18 @@ def train(
                 "ema": ema,
                 "deep_supervision": deep_supervision,
                 "validation": validation,
+                "validate_every": validate_every,
+                "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,
+                "fold": fold,
                 "seed": seed,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
+            data={"spacing": spacing, "crop": None if crop is None else parse_shape(crop, "--crop")},
             multigrid={"levels": multigrid, "cycle": cycle},
         )
+        if augment is not None:
+            settings = replace(settings, augmentation=preset(augment))
+        settings = override(settings, augmentation={"flip": None if flip is None else parse_axes(flip)})
         report = train_run(
             TrainingJob(
                 dataset,
@@ -130,6 +175,9 @@ def train(
                 trace_steps=trace_steps,
                 replicas=replicas,
                 agglomerate=agglomerate,
+                labels=labels,
+                label_names=label_names,
+                channel_names=parse_names(channels),
             ),
             work.communicator,
             work.listen,

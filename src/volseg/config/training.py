@@ -30,7 +30,11 @@ class TrainingConfig:
     deep_supervision  the loss is taken at coarser levels of the decoder too (all but the two coarsest resolutions, each
                    with half the weight of the one above it, as nnU-Net)
     seed           of the initial weights and of the order of the cases
-    validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
+    validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
+    validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
+    folds          parts of a cross-validation, one of which is held out in place of `validation` cases; 0: none. A
+                   splits_final.json beside dataset.json, as nnU-Net writes it, then says who is in which
+    fold           which of them is held out, counted from 0
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
     """
@@ -49,6 +53,9 @@ class TrainingConfig:
     deep_supervision: bool = False
     seed: int = 0
     validation: int = -1
+    validate_every: int = 1
+    folds: int = 0
+    fold: int = 0
     checkpoint_levels: tuple[int, ...] = ()
 
     def check(self) -> None:
@@ -57,6 +64,9 @@ class TrainingConfig:
             "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
         )
         check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
+        check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, max(0, self.folds - 1)))
+        if self.folds == 1:
+            raise ConfigError("training.folds = 1 would hold out every case; use 2 or more, such as 5, or 0 for none")
         check_range(
             "training", self, accumulate=(1, 10**6), clip=(0.0, 1e9), momentum=(0.0, 0.9999), ema=(0.0, 0.99999)
         )

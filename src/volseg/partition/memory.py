@@ -184,6 +184,19 @@ def segmenting_memory(
     )  # fmt: skip
 
 
+def validation_memory(
+    model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
+) -> MemoryPlan:  # fmt: skip
+    """What a rank needs during training to segment one whole case of `layout`; nothing else of a step is held then."""
+    voxels = prod(layout.largest_block)
+    beside = Beside(image=((model.in_channels or 1) * FLOAT + 1) * voxels, mask=voxels)
+    plan = segmenting_memory(model, layout, threads=threads, beside=beside, agglomeration=agglomeration)
+    process = plan.process - SEGMENTING_PROCESS + TRAINING_PROCESS
+    weights = fixed_memory(model, training) - TRAINING_PROCESS
+    parts = plan.parts | {"process": process, "weights": weights}
+    return replace(plan, process=process, weights=weights, peak_at=f"validation, {plan.peak_at}", parts=parts)
+
+
 def surely_fits(plan: MemoryPlan, limit: int) -> bool:
     """Whether a run that must keep to `limit` bytes may go by this plan, which may be a little wrong."""
     return plan.peak * _MARGIN <= limit

@@ -37,6 +37,7 @@ class Kind(StrEnum):
     MOVING = "moving blocks"
     FILES = "input and output"
     LABELS = "components and statistics"
+    AUGMENTATION = "augmentation"
     OPTIMIZER = "optimizer"
     OTHER = "other"
 

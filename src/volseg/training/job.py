@@ -14,6 +14,7 @@ from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.models.stored import CHECKPOINT, WEIGHTS
 from volseg.training.log import PICTURE
+from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
@@ -27,6 +28,7 @@ class TrainingJob:
     partition  "auto" or a grid such as "1x2x2", of each replica
     replicas   groups of ranks that train on cases of their own; they divide the ranks
     agglomerate  which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    labels, label_names, channel_names  as in `DataSource`, for data without dataset.json
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     """
@@ -41,6 +43,14 @@ class TrainingJob:
     trace_steps: int = 3
     replicas: int = 1
     agglomerate: str = "auto"
+    labels: str | None = None
+    label_names: Path | None = None
+    channel_names: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names)
 
     @property
     def batch(self) -> int:

@@ -21,6 +21,7 @@ COLUMNS = (
     "voxels_per_second",
     "case",
     "validation_dice",
+    "validation_dice_by_class",
     "level",
 )
 

@@ -11,6 +11,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.partition.operations import Kind
+from volseg.training.cases import write_split
 from volseg.training.checkpoint import save_checkpoint
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.log import TrainingLog
@@ -19,8 +20,9 @@ from volseg.training.report import TrainingReport, gather_peaks, make_report
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
 from volseg.training.tracing import StepTrace
-from volseg.training.validation import validate
+from volseg.training.validation import is_validation_due, validate
 from volseg.volumes.dataset import Case
+from volseg.volumes.fingerprint import write_fingerprint
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -40,6 +42,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     with communicator.together():
         if communicator.is_root:
             open_run_folder(job, setup.config)
+            write_fingerprint(job.run, setup.fingerprint)
+            write_split(job.run, setup.split)
             log = TrainingLog(job.run, card.step)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
@@ -68,17 +72,20 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
                 f"--learning-rate (now {settings.learning_rate:g}), or look for outliers in that image"
             )
         seconds = time.monotonic() - begun
-        held_out_dice = None
-        if setup.held_out and (step + 1) % in_epoch == 0:
+        validation = None
+        if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
             with setup.averaged.in_use():
-                held_out_dice = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
+                validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
+        held_out_dice = None if validation is None else validation.mean
+        by_class = None if validation is None else validation.described(setup.dataset.label_names)
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
         if log is not None:
             log.add(
                 step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
+                validation_dice_by_class=by_class,
                 level=resolution.level,
             )  # fmt: skip
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:

@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from volseg.config import TrainingConfig
 from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.partition.operations import Kind
-from volseg.training.data import CaseBlocks
+from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.dataset import Case
+
+Dice = float | None  # None where neither mask nor labels hold the class
+
+Look = Callable[[Case, Sample, Tensor], None]
+"""Gets a case, this rank's block of it, and of its mask [1, d, h, w] uint8; with any class in the padding."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Dice of whole-volume masks, on the grid that the network sees.
+
+    mean      over the classes; None where there is no foreground at all
+    by_class  of each foreground class, by value from 1 on: the mean over the cases that have it
+    by_case   case name -> Dice of each foreground class
+
+    Means are taken as `volseg evaluate` and nnU-Net take them: a class that neither mask nor labels hold says nothing
+    about a case, one that the mask alone holds counts as 0.
+    """
+
+    mean: Dice
+    by_class: tuple[Dice, ...]
+    by_case: Mapping[str, tuple[Dice, ...]]
+
+    def described(self, label_names: Sequence[str]) -> str:
+        """``liver 0.912345 spleen 0.801234``; names by value, background first, with _ for blanks."""
+        pairs = zip(label_names[1:], self.by_class, strict=True)
+        return " ".join(f"{name.replace(' ', '_')} {dice:.6f}" for name, dice in pairs if dice is not None)
+
+
+def is_validation_due(config: TrainingConfig, steps: int, in_epoch: int) -> bool:
+    """Whether the held-out cases are to be evaluated after `steps` steps: after each few epochs and after the last."""
+    epochs, rest = divmod(steps, in_epoch)
+    return rest == 0 and (epochs % config.validate_every == 0 or epochs == config.epochs)
 
 
 @torch.no_grad()
-def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int) -> float | None:
-    """Mean foreground Dice of the whole-volume masks of `cases`; None where there is no foreground. Collective.
+def validate(
+    twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int, look: Look | None = None
+) -> Validation:  # fmt: skip
+    """Dice of the whole-volume masks of `cases`. Collective.
 
-    Each replica segments its share; the mean is taken in the order of the cases, whoever had them.
+    look  called for each case on all ranks of the replica that has it, in the order of its cases; it may communicate
+          over the replica's grid
+
+    Each replica segments its share; means are taken in the order of the cases, whoever had them.
     """
     twin.eval()
     meter = blocks.grid.communicator.meter
-    scores = np.zeros((len(cases), 2))  # Dice of each case, and whether it has one
+    scores = np.zeros((2, len(cases), classes - 1))  # Dice of each case and class, and whether it has one
     for place, case in blocks.replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = blocks.load(case)
@@ -37,10 +78,19 @@ def validate(twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes
                 [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
             ).numpy()
         counts = blocks.grid.communicator.reduce_all(counts)
-        found_here = dice_from_counts(*counts)[1:]
-        found_here = found_here[~np.isnan(found_here)]
-        if found_here.size:
-            scores[place] = found_here.mean(), 1
-    scores = blocks.replicas.across.reduce_all(scores)
-    found = scores[scores[:, 1] > 0, 0].tolist()
-    return sum(found) / len(found) if found else None
+        dice = dice_from_counts(*counts)[1:]
+        scores[:, place] = np.nan_to_num(dice), ~np.isnan(dice)
+        if look is not None:
+            look(case, sample, mask)
+    scores = blocks.replicas.across.reduce_all(scores)  # one replica has a case, the others zeros: any order, same bits
+    rows = [
+        tuple(dice if there else None for dice, there in zip(*case, strict=True))
+        for case in zip(scores[0].tolist(), scores[1].tolist(), strict=True)
+    ]
+    by_class = tuple(_mean([row[number] for row in rows]) for number in range(classes - 1))
+    return Validation(_mean(by_class), by_class, {case.name: row for case, row in zip(cases, rows, strict=True)})
+
+
+def _mean(values: Sequence[Dice]) -> Dice:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
