@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -93,7 +95,14 @@ def train(
         str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
-    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's last checkpoint.")] = False,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints that are kept, the last ones.  [default: 2]")] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="Between two checkpoints at least.  [default: 30]")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 90s, 5400.")
+    ] = None,
     trace: Trace = None,
     trace_steps: Annotated[int, typer.Option(help="Steps in the trace; the first of a run is left out.")] = 3,
     overwrite: Overwrite = False,
@@ -105,9 +114,10 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, report.json,
-    fingerprint.json and split.json.
+    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png, report.json,
+    fingerprint.json and split.json. On SIGTERM or SIGUSR1 it saves its state and ends; --continue goes on.
     """
+    begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import (
             duration,
@@ -117,7 +127,7 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_axes, parse_levels, parse_names, parse_shape
+        from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
         from volseg.config import Config, override, preset, read_config
         from volseg.config.recipes import config_of_recipe
         from volseg.errors import ConfigError
@@ -155,6 +165,8 @@ def train(
                 "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,
                 "fold": fold,
                 "seed": seed,
+                "keep": keep,
+                "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
             data={"spacing": spacing, "crop": None if crop is None else parse_shape(crop, "--crop")},
@@ -163,6 +175,8 @@ def train(
         if augment is not None:
             settings = replace(settings, augmentation=preset(augment))
         settings = override(settings, augmentation={"flip": None if flip is None else parse_axes(flip)})
+        # The time of the job counts, not only that of the training.
+        limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
             TrainingJob(
                 dataset,
@@ -175,6 +189,7 @@ def train(
                 trace_steps=trace_steps,
                 replicas=replicas,
                 agglomerate=agglomerate,
+                max_time=limit,
                 labels=labels,
                 label_names=label_names,
                 channel_names=parse_names(channels),
@@ -194,3 +209,7 @@ def train(
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.step_seconds, report.step_planned, work.listen)
         work.print(f"model: {report.run}")
+        if report.stopped is not None:
+            again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
+            again += f" --replicas {replicas}" if replicas > 1 else ""
+            work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from volseg.config.augmentation import preset
@@ -25,7 +25,7 @@ _NNUNET: dict[str, dict[str, Any]] = {
         "optimizer": "sgd", "momentum": 0.99, "learning_rate": 1e-2, "schedule": "poly", "warmup": 0,
         "weight_decay": 3e-5, "clip": 12.0, "deep_supervision": True,
     },
-    "augmentation": asdict(replace(preset("full"), elastic=0.0)),  # which nnU-Net leaves out
+    "augmentation": asdict(preset("full")),
 }  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
@@ -35,7 +35,7 @@ RECIPES: dict[str, Recipe] = {
     "nnunet": Recipe(
         "Long runs, for the best Dice: the training of nnU-Net (Isensee et al., Nature Methods 2021): SGD with "
         "Nesterov's momentum 0.99, learning rate 0.01 with polynomial decay, weight decay 3e-5, gradients clipped at "
-        "12, deep supervision, augmentation, instance norm and leaky ReLU. Its 1000 epochs of 250 patches are "
+        "12, deep supervision, full augmentation, instance norm and leaky ReLU. Its 1000 epochs of 250 patches are "
         "250000 steps; here an epoch is once through the cases, so give the --epochs that your time allows.",
         _NNUNET,
     ),

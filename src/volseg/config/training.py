@@ -37,6 +37,8 @@ class TrainingConfig:
     fold           which of them is held out, counted from 0
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
+    keep           checkpoints that are kept, the last ones
+    checkpoint_seconds  between two checkpoints at least; 0: one after each step
     """
 
     epochs: int = 40
@@ -57,6 +59,8 @@ class TrainingConfig:
     folds: int = 0
     fold: int = 0
     checkpoint_levels: tuple[int, ...] = ()
+    keep: int = 2
+    checkpoint_seconds: float = 30.0
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
@@ -75,3 +79,4 @@ class TrainingConfig:
                 raise ConfigError(f"training.class_weights = {list(self.class_weights)}: {weight} is outside 0..1e6")
         if self.class_weights and not any(self.class_weights):
             raise ConfigError(f"training.class_weights = {list(self.class_weights)}: one must be above 0")
+        check_range("training", self, keep=(1, 10**6), checkpoint_seconds=(0.0, 1e9))

@@ -1,4 +1,4 @@
-"""The state of a training run: weights, optimizer, random state and step; the root rank writes it, whole or not at all.
+"""The state of a training run in one file: weights, optimizer, random state, step, and what else belongs to it.
 
 Everything in it is the same on all ranks, so a run continues on any other number of them.
 """
@@ -12,43 +12,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import (
-    AVERAGED,
-    CHECKPOINT,
-    WEIGHTS,
-    ModelCard,
-    load_into,
-    load_tensors,
-    save_tensors,
-    weights_of,
-)
+from volseg.models.stored import AVERAGED, ModelCard, load_into, load_tensors, save_tensors
 from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.training.averaging import AveragedWeights
 
 
 def save_checkpoint(
-    run: Path, model: UNet, optimizer: Optimizer, card: ModelCard, averaged: AveragedWeights
+    path: Path, model: UNet, optimizer: Optimizer, card: ModelCard, averaged: AveragedWeights
 ) -> None:  # fmt: skip
-    """Write the checkpoint, then the weights alone, averaged where they are. On the root rank."""
-    weights = model.state_dict()
-    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in weights.items()}
+    """Write the state, whole or not at all. On the root rank."""
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in averaged.state().items()}
     tensors["random_state"] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{number}.{name}"] = value
-    save_tensors(run / CHECKPOINT, tensors, card)
-    with averaged.in_use():
-        save_tensors(run / WEIGHTS, weights_of(model), card)
+    save_tensors(path, tensors, card)
 
 
-def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer, averaged: AveragedWeights) -> ModelCard:
+def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: AveragedWeights) -> ModelCard:
     """Put model, optimizer, averaged weights and random state back as `save_checkpoint` found them.
 
     Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
-    path = run / CHECKPOINT
     tensors, card = load_tensors(path)
     if card.config.training.optimizer != type(optimizer).__name__.lower():
         raise CheckpointError(

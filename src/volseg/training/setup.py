@@ -30,6 +30,7 @@ from volseg.training.cases import (
 )
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.job import TrainingJob, check_run_folder
+from volseg.training.keeping import newest_whole
 from volseg.training.multigrid import stages
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
@@ -130,8 +131,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
 
     card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
     if job.proceed:
+        path = newest_whole(job.run, communicator, listen)
         with communicator.together():
-            stored = load_checkpoint(job.run, model, optimizer, averaged)
+            stored = load_checkpoint(path, model, optimizer, averaged)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
             check_same_split(job.run, split)
