@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from volseg.drawing.planes import SOFT_TISSUE, Plane, choose_window, pick_planes, plane_counts
-from volseg.drawing.preview import _draw_plane, draw_preview
+from volseg.drawing.preview import SIDES, _painted, draw_preview
 from volseg.errors import VolsegError
 from volseg.volumes.label_table import LabelTable
 
@@ -77,16 +76,11 @@ def test_ct_gets_the_soft_tissue_window_and_others_percentiles():
 def test_planes_are_the_right_way_round(name, sides):
     image = np.zeros((6, 8))
     image[0, 0] = 1.0
-    axes = Figure().add_subplot()
-    _draw_plane(axes, name, Plane(image, np.zeros((6, 8), np.uint8), (2.0, 1.0), 0, 1), LABELS, 0.0, 1.0)
-    shown = np.asarray(axes.images[0].get_array())
-    assert shown[-1, -1] == 1.0  # the first voxel is drawn at the lower right
-    assert axes.images[0].get_extent() == [0.0, 8.0, 12.0, 0.0]
-    assert axes.get_aspect() == 1.0
-    left, right, above, below = axes.texts
-    assert tuple(t.get_text() for t in (left, right, above, below)) == sides
-    assert left.get_position()[0] < right.get_position()[0]
-    assert above.get_position()[1] > below.get_position()[1]
+    shown = _painted(Plane(image, np.zeros((6, 8), np.uint8), (2.0, 1.0), 0, 1), LABELS, 0.0, 1.0, (12, 8))
+    assert shown.shape == (12, 8, 3)
+    assert shown[-1, -1].min() > 200  # the first voxel is drawn at the lower right
+    assert shown[:6].max() == 0
+    assert SIDES[name] == sides
 
 
 def planes(mask, spacing=(5.0, 2.0, 2.0)):
@@ -145,15 +139,13 @@ def test_the_reference_is_outlined_and_the_mask_filled(mask, tmp_path):
         )
         for name, plane in planes(mask).items()
     }
-    axes = Figure().add_subplot()
-    _draw_plane(axes, "axial", compared["axial"], LABELS, 0.0, 1.0)
-    filled = np.asarray(axes.images[1].get_array())
-    outlines = [tuple(c) for lines in axes.collections for c in lines.get_edgecolor()]
-    colours = {label: tuple(np.array(LABELS.colour(label)) / 255) for label in (1, 2)}
-    assert {tuple(colour) for colour in filled[filled[..., 3] > 0][:, :3].round(3)} == {
-        tuple(np.float32(colours[1]).round(3))
-    }
-    assert outlines == [pytest.approx((*colours[2], 1.0))]
-    draw_preview(tmp_path / "p.png", compared, LABELS, "case", dpi=60)
-    assert has_colour(imread(tmp_path / "p.png"), 1)
-    assert has_colour(imread(tmp_path / "p.png"), 2)
+    plane = compared["axial"]
+    painted = _painted(plane, LABELS, -1000.0, 1000.0, tuple(8 * n for n in plane.mask.shape))[::-1, ::-1]
+    at = {label: np.argwhere(array == label) * 8 + 4 for label, array in ((1, plane.mask), (2, plane.reference))}
+    # Within the lines of what was not found there is the image alone.
+    assert all(len(set(painted[tuple(place)])) == 1 for place in at[2])
+    assert all(len(set(painted[tuple(place)])) == 3 for place in at[1])
+    assert not (painted == LABELS.colour(1)).all(axis=-1).any()
+    assert (painted == LABELS.colour(2)).all(axis=-1).any()
+    draw_preview(tmp_path / "p.png", compared, LABELS, "case", width=600)
+    assert imread(tmp_path / "p.png").shape[1] == 600

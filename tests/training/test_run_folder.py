@@ -43,7 +43,9 @@ def finished(tmp_path_factory, data):
 
 def test_a_run_holds_these_files(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {CHECKPOINT, WEIGHTS, "config.toml", "log.csv", "progress.png", "report.json"}
+    assert names == {
+        CHECKPOINT, WEIGHTS, "config.toml", "log.csv", "progress.png", "previews", "report.json", "report.html",
+    }  # fmt: skip
     assert (finished / "progress.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,6 +63,7 @@ def study(
         raise ConfigError("volseg study starts its own ranks: run it as an ordinary process, without mpirun")
     from volseg.cli.render import Screen
     from volseg.study.study import Wishes, run_study
+    from volseg.versions import command_line
 
     wishes = Wishes(
         what=what.value,
@@ -77,7 +77,7 @@ def study(
         launcher=launcher,
         proceed=proceed,
         overwrite=overwrite,
-        command=" ".join(["volseg", *sys.argv[1:]]),
+        command=command_line(),
     )
     screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
     try:

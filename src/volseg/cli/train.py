@@ -38,6 +38,12 @@ def train(
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    previews: Annotated[
+        int, typer.Option(help="Held-out cases drawn after each validation, in RUN/previews; 0 for none.")
+    ] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also event files for TensorBoard; needs that package.")
+    ] = False,
     trace: Trace = None,
     trace_steps: Annotated[int, typer.Option(help="Steps in the trace; the first of a run is left out.")] = 3,
     overwrite: Overwrite = False,
@@ -49,10 +55,12 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png and report.json.
+    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, previews/, report.json and
+    report.html.
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import (
+            class_text,
             duration,
             peak_memory_text,
             step_time_text,
@@ -63,8 +71,9 @@ def train(
         from volseg.cli.sizes import parse_levels
         from volseg.config import Config, override, read_config
         from volseg.errors import ConfigError
-        from volseg.training.job import CONFIG, TrainingJob
+        from volseg.training.job import CONFIG, HTML, TrainingJob
         from volseg.training.loop import train as train_run
+        from volseg.versions import command_line
 
         if proceed and config is None:
             if not (run / CONFIG).is_file():
@@ -98,6 +107,9 @@ def train(
                 trace_steps=trace_steps,
                 replicas=replicas,
                 agglomerate=agglomerate,
+                previews=previews,
+                tensorboard=tensorboard,
+                command=command_line(),
             ),
             work.communicator,
             work.listen,
@@ -113,4 +125,6 @@ def train(
         work.print(step_time_text("a step took", report.step_seconds, report.step_planned))
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.step_seconds, report.step_planned, work.listen)
-        work.print(f"model: {report.run}")
+        if len(report.validation_by_class) > 1:
+            work.print("held-out Dice by class: " + class_text(report.validation_by_class))
+        work.print(f"model: {report.run}; all about the run: {report.run / HTML}")

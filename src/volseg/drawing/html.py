@@ -17,6 +17,7 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 
 main { max-width: 1080px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 3rem 0 .8rem; letter-spacing: -.005em; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; color: var(--faint); font-weight: 600; }
 p, li { max-width: 78ch; }
 .lead { color: var(--faint); margin: 0 0 1.5rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-size: .92rem; margin: 0; }
@@ -49,6 +50,11 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
+def text(words: str) -> str:
+    """Words as they stand in a page."""
+    return escape(words)
+
+
 def facts(named: Mapping[str, str]) -> str:
     """Names and what they stand for, one a line."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in named.items()) + "</dl>"
@@ -63,13 +69,13 @@ def picture(png: bytes, title: str, caption: str = "") -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, text: Sequence[str] = ()) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, wide: int = 0, words: Sequence[str] = ()) -> str:
     """A table.
 
-    wide  the number of a column, from 1, whose long words are folded; 0 for none
-    text  names of the columns that are words; others are figures, set to the right. None given: all are words
+    wide   the number of a column, from 1, whose long words are folded; 0 for none
+    words  names of the columns that hold words; others are figures, set to the right. None given: all hold words
     """
-    figures = {n for n, name in enumerate(columns) if text and name not in text}
+    figures = {n for n, name in enumerate(columns) if words and name not in words}
     head = "".join(f"<th{_class(n, wide, figures)}>{escape(name)}</th>" for n, name in enumerate(columns))
     body = "".join(
         "<tr>" + "".join(f"<td{_class(n, wide, figures)}>{escape(cell)}</td>" for n, cell in enumerate(row)) + "</tr>"

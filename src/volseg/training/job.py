@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.models.stored import CHECKPOINT, WEIGHTS
-from volseg.training.log import PICTURE
+from volseg.training import previews, tensorboard
+from volseg.training.progress import PICTURE
+from volseg.training.tensorboard import check_tensorboard
 from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
 REPORT = "report.json"
+HTML = "report.html"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class TrainingJob:
     agglomerate  which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
+    previews   so many of the held-out cases are drawn after each validation
+    tensorboard  whether event files are written too, which needs that package
+    command    how the program was started, for the report; None where it was not by a command
     """
 
     dataset: Path
@@ -41,6 +48,9 @@ class TrainingJob:
     trace_steps: int = 3
     replicas: int = 1
     agglomerate: str = "auto"
+    previews: int = 1
+    tensorboard: bool = False
+    command: str | None = None
 
     @property
     def batch(self) -> int:
@@ -52,6 +62,10 @@ def check_run_folder(job: TrainingJob) -> None:
     """Raise ConfigError unless the run folder can be trained into as asked, and the trace be written."""
     run = job.run
     _check_trace(job)
+    if job.previews < 0:
+        raise ConfigError(f"--previews {job.previews}: give how many held-out cases to draw; 0 for none")
+    if job.tensorboard:
+        check_tensorboard()
     if job.proceed:
         if not (run / CHECKPOINT).is_file():
             raise ConfigError(
@@ -84,6 +98,8 @@ def open_run_folder(job: TrainingJob, config: Config) -> None:
     """Make the folder and write its configuration. On the root rank, once everything else has been checked."""
     job.run.mkdir(parents=True, exist_ok=True)
     if not job.proceed:  # an earlier run's checkpoint must not be taken for this one's
-        for name in (CHECKPOINT, WEIGHTS, REPORT, PICTURE):
+        for name in (CHECKPOINT, WEIGHTS, REPORT, HTML, PICTURE):
             (job.run / name).unlink(missing_ok=True)
+        for folder in (previews.FOLDER, tensorboard.FOLDER):
+            shutil.rmtree(job.run / folder, ignore_errors=True)
     write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))

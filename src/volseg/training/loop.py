@@ -10,16 +10,18 @@ from math import isfinite
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
+from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.checkpoint import save_checkpoint
+from volseg.training.inputs import hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
-from volseg.training.log import TrainingLog
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
-from volseg.training.report import TrainingReport, gather_peaks, make_report
+from volseg.training.record import Record
+from volseg.training.report import TrainingReport, gather_peaks, largest_resident, make_report
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
 from volseg.training.tracing import StepTrace
-from volseg.training.validation import validate
+from volseg.training.validation import Validation, validate
 from volseg.volumes.dataset import Case
 
 CHECKPOINT_SECONDS = 30.0
@@ -36,18 +38,17 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     if card.step >= steps:
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
         return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
-    log: TrainingLog | None = None
     with communicator.together():
         if communicator.is_root:
             open_run_folder(job, setup.config)
-            log = TrainingLog(job.run, card.step)
+    record = Record(job, setup)
+    inputs = hash_inputs(setup.dataset, communicator)
 
     meter, trace = communicator.meter, StepTrace(job, setup.replicas, setup.grid, card.step, steps, listen)
     meter.reset()
     started = saved = time.monotonic()
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
-    held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
     for step in range(card.step, steps):
         trace.before(step)
@@ -64,30 +65,31 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
                 f"--learning-rate (now {settings.learning_rate:g}), or look for outliers in that image"
             )
         seconds = time.monotonic() - begun
-        held_out_dice = None
+        validation: Validation | None = None
         if setup.held_out and (step + 1) % in_epoch == 0:
             meter.enter("validation")
-            held_out_dice = validate(setup.twin, setup.blocks, setup.held_out, len(setup.dataset.labels))
+            validation = validate(setup.twin, setup.blocks, setup.held_out, record.see)
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
-        if log is not None:
-            log.add(
-                step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
-                voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
+        memory = largest_resident(communicator)
+        with meter.doing(Kind.FILES):
+            record.step(
+                validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
+                voxels_per_second=figures.voxels / seconds, memory_bytes=memory, case=_names(batch),
             )  # fmt: skip
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
-                with meter.doing(Kind.FILES):
-                    save_checkpoint(job.run, setup.model, setup.optimizer, card)
-                    log.draw(job.run)
+            if communicator.is_root and (time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps):
+                save_checkpoint(job.run, setup.model, setup.optimizer, card)
                 saved = time.monotonic()
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
-        if held_out_dice is not None:
-            shown["held out"] = f"{held_out_dice:.3f}"
-        shown["voxels/s"] = f"{figures.voxels / seconds / 1e6:.2f} M"
+        if record.last is not None and record.last.mean is not None:
+            shown["held out"] = f"{record.last.mean:.3f}"
+        shown |= {"voxels/s": f"{figures.voxels / seconds / 1e6:.2f} M", "memory": gibibytes(memory)}
         listen(Progress("train", step + 1, steps, "steps", shown))
         meter.enter("")
         trace.after(step)
-    return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice)
+    seconds = time.monotonic() - started
+    record.finish()
+    return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs)
 
 
 def _names(cases: Sequence[Case]) -> str:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from volseg import __version__
 from volseg.config import config_tables
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
-from volseg.machine import peak_memory
+from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
-from volseg.training.job import REPORT, TrainingJob
+from volseg.training.job import HTML, REPORT, TrainingJob
+from volseg.training.run_page import run_page
 from volseg.training.setup import Setup
+from volseg.training.validation import Validation
+from volseg.versions import source_revision, versions
+
+LIBRARIES = ("torch", "numpy", "mpi4py", "llvmlite", "nibabel", "zarr", "pydicom", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class TrainingReport:
     time              share of each kind of work in the time of the steps, largest first
     step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
     loss, dice        of the last step; None where no step was left to take
-    validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
+    validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
+    validation_by_class  the same for each class, by label name
     """
 
     run: Path
@@ -51,12 +56,14 @@ class TrainingReport:
     time: Mapping[str, float] = field(default_factory=dict)
     step_seconds: float = 0.0
     step_planned: float | None = None
+    validation_by_class: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_report(
-    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None
-) -> TrainingReport:
-    """Gather the ranks' peaks and write the report on the root rank. Collective."""
+    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float,
+    validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]],
+) -> TrainingReport:  # fmt: skip
+    """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective."""
     communicator = setup.replicas.world
     peaks = gather_peaks(communicator)
     planned = setup.planned.peak + max(communicator.gather_all(setup.blocks.cached_bytes))
@@ -69,11 +76,13 @@ def make_report(
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     report = TrainingReport(
-        job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares, time["seconds_per_step"],
-        None if plan is None else plan.seconds,
+        job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
+        shares, time["seconds_per_step"], None if plan is None else plan.seconds,
+        {} if validation is None else validation.by_class,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
+        "command_line": job.command,
         "dataset": str(job.dataset),
         "ranks": communicator.size,
         "replicas": setup.replicas.count,
@@ -86,23 +95,34 @@ def make_report(
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,
-        "validation_dice": validation,
-        "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
+        "validation_dice": report.validation_dice,
+        "validation": None if validation is None else {"by_class": validation.by_class, "by_case": validation.by_case},
+        "memory": memory_facts(peaks, planned)
+        | {"peak_at": setup.planned.peak_at, "planned_parts": setup.planned.parts},
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
         "config": config_tables(setup.config),
-        "versions": versions(),
+        "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
+        "mpi_library": communicator.library,
+        "revision": source_revision(),
+        "inputs": inputs,
     }
     with communicator.together():
         if communicator.is_root:
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
+            write_text(job.run / HTML, run_page(job.run, content))
     return report
 
 
 def gather_peaks(communicator: Communicator) -> tuple[int, ...]:
     """Peak memory of every rank, bytes. Collective."""
     return tuple(communicator.gather_all(peak_memory()))
+
+
+def largest_resident(communicator: Communicator) -> int:
+    """What the rank that holds most now has in memory, bytes. Collective."""
+    return int(communicator.reduce_all(np.array([resident_memory()]), "max")[0])
 
 
 def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:
@@ -125,14 +145,3 @@ def time_facts(account: TimeAccount, communicator: Communicator) -> dict[str, An
         for phase in ("validation", "log and checkpoint")
     }
     return account.facts() | {"steps": step["times"], "seconds_per_step": step["median_seconds"]} | others
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    return {
-        "volseg": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "executable": Path(sys.executable).name,
-    }
