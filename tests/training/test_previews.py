@@ -26,7 +26,7 @@ def drawn(folder, run, replicas, dims):
     grid = ProcessGrid(replicas.own, dims)
     blocks = CaseBlocks(dataset, dataset.cases, grid, 4, replicas)
     blocks.schemes = (ChannelScheme("synthetic", Normalization(-10.0, 10.0, 1.0, 2.0)),)
-    previews = Previews(run, dataset.cases[:2], dataset.labels, replicas)
+    previews = Previews(run, dataset.cases[:2], dataset.labels, replicas.world)
     for _, case in replicas.share(dataset.cases):
         sample = blocks.load(case)
         mask = torch.where(sample.target == IGNORE, 0, (sample.target + 1) % 3)

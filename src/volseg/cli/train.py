@@ -25,6 +25,12 @@ def train(
         int | None, typer.Option(help="Cases a replica takes for a step; replicas x this is the batch.  [default: 1]")
     ] = None,
     agglomerate: Agglomerate = "auto",
+    multigrid: Annotated[
+        int | None, typer.Option(help="Resolutions to train at, each half as fine as the one before.  [default: 1]")
+    ] = None,
+    cycle: Annotated[
+        str | None, typer.Option(help="fmg: coarse to fine, once; v: down and up, several times.  [default: fmg]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
@@ -94,6 +100,7 @@ def train(
                 "seed": seed,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
+            multigrid={"levels": multigrid, "cycle": cycle},
         )
         report = train_run(
             TrainingJob(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from volseg.config.ranges import check_range
+from volseg.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -13,12 +14,20 @@ class MultigridConfig:
     """Training on several resolutions of the volumes, each half as fine as the one before, with the same weights.
 
     levels  resolutions; 1: only the volumes as they are
-    cycle   fmg: from the coarsest to the finest, each once (nested iteration); v: up and down again and again
+    cycle   fmg: from the coarsest to the finest, each once (nested iteration); v: down and up again, `cycles` times
+    cycles  of cycle v
+    shares  of the steps by level, finest first, such as [1, 1, 2]; empty: equal
     """
 
     levels: int = 1
     cycle: Literal["fmg", "v"] = "fmg"
+    cycles: int = 2
+    shares: tuple[float, ...] = ()
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
-        check_range("multigrid", self, levels=(1, 6))
+        check_range("multigrid", self, levels=(1, 6), cycles=(1, 1000))
+        if self.shares and (len(self.shares) != self.levels or min(self.shares) <= 0):
+            raise ConfigError(
+                f"multigrid.shares = {list(self.shares)} must be {self.levels} numbers above 0, one a level, or empty"
+            )

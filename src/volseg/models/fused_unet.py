@@ -135,8 +135,12 @@ class FusedUNet(nn.Module):
         journal: Journal | None = None,
     ) -> StreamedUNet:  # fmt: skip
         """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
-        self.work = Workplace(self.grid, Buffers())
+        self.rest()
         return StreamedUNet(self.twin, self.grids, schedule, store, tell, journal)
+
+    def rest(self) -> None:
+        """Give back the memory that passes keep for each other."""
+        self.work = Workplace(self.grid, Buffers())
 
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""

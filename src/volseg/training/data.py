@@ -17,6 +17,7 @@ from volseg.errors import PartitionError, VolumeError
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import canonical, in_order_of
 from volseg.volumes.checks import check_same_grid
+from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
 from volseg.volumes.intensity import ChannelScheme, Normalization, is_ct, measure_foreground
 from volseg.volumes.reading import open_volume
@@ -45,13 +46,15 @@ class CaseBlocks:
 
     grid      of this rank's replica
     replicas  that share the cases; None: the grid has all ranks
+    level     halvings of the resolution at which the volumes are seen
     """
 
     def __init__(
         self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int,
-        replicas: Replicas | None = None,
+        replicas: Replicas | None = None, level: int = 0,
     ) -> None:  # fmt: skip
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
+        self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
         self.schemes: tuple[ChannelScheme, ...] = ()
         self._scans: dict[str, Scan] = {}
@@ -76,8 +79,9 @@ class CaseBlocks:
         channels = open_channels(case.images)
         label = in_order_of(open_volume(case.label), channels[0].space)
         check_same_grid(channels[0], label)
-        self._scans[case.name] = lay_out(channels, self.grid, self.multiple)
-        self._labels[case.name] = canonical(label)
+        seen = [coarsened(canonical(channel), self.level, "linear") for channel in channels]
+        self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
+        self._labels[case.name] = coarsened(canonical(label), self.level, "labels")
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""

@@ -11,7 +11,9 @@ from volseg.partition.layout import padded_shape
 from volseg.partition.memory import parameter_count
 from volseg.partition.time_model import TimePlan, training_time
 from volseg.training.optimization import batch_of
+from volseg.training.resolution import Resolution
 from volseg.training.setup import Setup
+from volseg.volumes.dataset import Case
 
 
 @dataclass
@@ -20,7 +22,7 @@ class StepForecast:
 
     setup: Setup
     machine: Machine
-    _known: dict[Triple, TimePlan] = field(default_factory=dict)
+    _known: dict[tuple[int, Triple], TimePlan] = field(default_factory=dict)
 
     def median(self, first: int, last: int) -> TimePlan:
         """Of a case in the median of the steps from `first` on, up to `last`; its seconds are those of the step."""
@@ -31,21 +33,24 @@ class StepForecast:
 
     def _step(self, step: int) -> tuple[float, TimePlan]:
         """Seconds of the replica with most, and its first case."""
-        setup = self.setup
+        setup, resolution = self.setup, self.setup.resolution(step)
         batch = batch_of(setup.cases, step, setup.card.batch, setup.config.training.seed)
-        shares = [batch[number :: setup.replicas.count] for number in range(min(setup.replicas.count, len(batch)))]
-        plans = [[self._case(setup.blocks.scan(case).space.shape) for case in share] for share in shares]
+        count = resolution.replicas.count
+        shares = [batch[number::count] for number in range(min(count, len(batch)))]
+        plans = [[self._case(resolution, case) for case in share] for share in shares]
         longest = max(plans, key=lambda one: sum(plan.seconds for plan in one))
         # The optimizer's step, and the sum of the gradients, come once.
         return sum(plan.seconds - plan.once for plan in longest) + longest[0].once, longest[0]
 
-    def _case(self, shape: Triple) -> TimePlan:
-        if shape not in self._known:
-            setup, model = self.setup, self.setup.config.model
-            layout = setup.grid.layout(padded_shape(shape, model.multiple), model.multiple)
-            layouts = setup.twin.grids.agglomeration.layouts(layout, model.levels)
-            self._known[shape] = training_time(
-                model, setup.config.training, layouts, parameter_count(model), self.machine.profile,
-                self.machine.placing, setup.replicas.count,
+    def _case(self, resolution: Resolution, case: Case) -> TimePlan:
+        shape = resolution.blocks.scan(case).space.shape
+        known = resolution.level, shape
+        if known not in self._known:
+            model = self.setup.config.model
+            layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
+            layouts = resolution.twin.grids.agglomeration.layouts(layout, model.levels)
+            self._known[known] = training_time(
+                model, self.setup.config.training, layouts, parameter_count(model), self.machine.profile,
+                self.machine.placing, resolution.replicas.count,
             )  # fmt: skip
-        return self._known[shape]
+        return self._known[known]

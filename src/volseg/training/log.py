@@ -13,7 +13,7 @@ from volseg.files import write_text
 LOG = "log.csv"
 COLUMNS = (
     "step", "epoch", "loss", "dice", "learning_rate", "seconds", "voxels_per_second", "memory_bytes", "case",
-    "validation_dice",
+    "validation_dice", "level",
 )  # fmt: skip
 CLASS = "validation_dice_"
 """What the column of a class begins with; its label's name follows."""

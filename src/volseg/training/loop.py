@@ -44,17 +44,21 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     record = Record(job, setup)
     inputs = hash_inputs(setup.dataset, communicator)
 
-    meter, trace = communicator.meter, StepTrace(job, setup.replicas, setup.grid, card.step, steps, listen)
+    meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
     started = saved = time.monotonic()
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
     listen(Progress("train", card.step, steps, "steps"))
+    before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
         begun = time.monotonic()
         meter.enter("step", step + 1)
         epoch = step // in_epoch
+        if (resolution := setup.resolution(step)) is not before:
+            before.rest()
+            before = resolution
         batch = batch_of(cases, step, card.batch, settings.seed)
         rate = set_learning_rate(setup.optimizer, settings, step, steps)
         figures = training_step(setup, batch, step)
@@ -68,7 +72,10 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         validation: Validation | None = None
         if setup.held_out and (step + 1) % in_epoch == 0:
             meter.enter("validation")
-            validation = validate(setup.twin, setup.blocks, setup.held_out, record.see)
+            validation = validate(
+                resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
+                record.looking_at(resolution.blocks),
+            )  # fmt: skip
         meter.enter("log and checkpoint")
         card = dataclasses.replace(card, step=step + 1)
         memory = largest_resident(communicator)
@@ -76,6 +83,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             record.step(
                 validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, memory_bytes=memory, case=_names(batch),
+                level=resolution.level,
             )  # fmt: skip
             if communicator.is_root and (time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps):
                 save_checkpoint(job.run, setup.model, setup.optimizer, card)

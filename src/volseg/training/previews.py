@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from volseg.distributed.replicas import Replicas
+from volseg.distributed.communicator import Communicator
 from volseg.drawing.gathering import choose_planes, gather_planes
 from volseg.drawing.planes import Plane, PlaneName
 from volseg.drawing.preview import draw_preview
@@ -30,11 +30,11 @@ WIDTH = 1000
 class Previews:
     """Collects the planes of some cases as they are validated, and draws them when that is done."""
 
-    def __init__(self, run: Path, cases: Sequence[Case], labels: Mapping[str, int], replicas: Replicas) -> None:
+    def __init__(self, run: Path, cases: Sequence[Case], labels: Mapping[str, int], world: Communicator) -> None:
         """cases: those to draw; none draws nothing."""
-        self._folder, self._names, self._replicas = run / FOLDER, {case.name for case in cases}, replicas
+        self._folder, self._names, self._world = run / FOLDER, {case.name for case in cases}, world
         self._labels = LabelTable(labels)
-        self._chosen: dict[str, Triple] = {}
+        self._chosen: dict[tuple[str, Triple], Triple] = {}  # of a case on a grid
         self._seen: dict[str, Mapping[PlaneName, Plane]] = {}
 
     def see(self, case: Case, blocks: CaseBlocks, sample: Sample, mask: Tensor) -> None:
@@ -48,11 +48,11 @@ class Previews:
         place = (0, *scan.inside.relative_to(scan.block).slices)
         image, found, true = (array[place].numpy() for array in (sample.image[0], mask, sample.target))
         true = np.where(true == IGNORE, 0, true)
-        if case.name not in self._chosen:
-            self._chosen[case.name] = choose_planes(
-                true, len(self._labels.names), scan.inside, scan.space, communicator
-            )
-        planes = gather_planes(image, found, self._chosen[case.name], scan.inside, scan.space, communicator, true)
+        chosen = self._chosen.get((case.name, scan.space.shape))
+        if chosen is None:
+            chosen = choose_planes(true, len(self._labels.names), scan.inside, scan.space, communicator)
+            self._chosen[case.name, scan.space.shape] = chosen
+        planes = gather_planes(image, found, chosen, scan.inside, scan.space, communicator, true)
         fixed = blocks.schemes[0].fixed
         if fixed is not None:  # Hounsfield units, by which the grey window is chosen
             planes = {name: replace(plane, image=fixed.undo(plane.image)) for name, plane in planes.items()}
@@ -68,12 +68,12 @@ class Previews:
         """
         if not self._names:
             return []
-        with self._replicas.world.together():
+        with self._world.together():
             for name, planes in self._seen.items():
                 self._folder.mkdir(exist_ok=True)
                 said = f", Dice {dice[name]:.3f}" if name in dice else ""
                 draw_preview(self.path(epoch, name), planes, self._labels, f"{name}, epoch {epoch}{said}", width=WIDTH)
-        drawn = [name for names in self._replicas.world.gather_all(list(self._seen)) for name in names]
+        drawn = [name for names in self._world.gather_all(list(self._seen)) for name in names]
         self._seen.clear()
         return [self.path(epoch, name) for name in sorted(drawn)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def draw_progress(run: Path, rows: Rows) -> None:
     made, axes = figure(4.4 * columns, 3.3 * (len(panels) // columns), columns, len(panels) // columns)
     for draw, one in zip(panels, axes.flat, strict=True):
         draw(one, rows)
+        _shade_coarse(one, rows)
         one.set_xlabel("step")
         if len(rows) > 1:
             one.set_xlim(int(rows[0]["step"]), int(rows[-1]["step"]))
@@ -40,6 +42,14 @@ def class_columns(rows: Rows) -> list[str]:
     """The columns of the classes that have a validation Dice somewhere."""
     names = dict.fromkeys(name for row in rows for name, text in row.items() if name.startswith(CLASS) and text)
     return list(names)
+
+
+def _shade_coarse(axes: Any, rows: Rows) -> None:
+    """The steps made at coarser resolutions of a multigrid run: the coarser, the darker."""
+    for level, some in groupby(rows, key=lambda row: int(row.get("level") or 0)):
+        steps = [int(row["step"]) for row in some]
+        if level:
+            axes.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color=FAINT, alpha=min(0.5, 0.12 * level), lw=0, zorder=0)
 
 
 def _loss(axes: Any, rows: Rows) -> None:
@@ -55,7 +65,8 @@ def _dice(axes: Any, rows: Rows) -> None:
     _curve(axes, *_column(rows, "dice"), TRAINING, "training, soft")
     steps, values = _column(rows, "validation_dice")
     if values:
-        best = max(values)
+        finest = [row for row in rows if not int(row.get("level") or 0)]  # of a coarser one it is another measure
+        best = max(_column(finest, "validation_dice")[1] or values)
         label = f"held out: {values[-1]:.3f}" + (f", best {best:.3f}" if best > values[-1] else "")
         axes.plot(steps, values, color=HELD_OUT, lw=1.6, label=label, **_marked(values))
         axes.plot(steps[values.index(best)], best, color=HELD_OUT, marker="*", markersize=11, mec="white", zorder=5)

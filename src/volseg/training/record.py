@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from torch import Tensor
-
-from volseg.training.data import CaseBlocks, Sample
+from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.log import CLASS, TrainingLog
 from volseg.training.previews import Previews
 from volseg.training.progress import draw_progress
 from volseg.training.setup import Setup
 from volseg.training.tensorboard import EventFiles
-from volseg.training.validation import Validation
-from volseg.volumes.dataset import Case
+from volseg.training.validation import Look, Validation
 
 DRAWING_SECONDS = 30.0
 
@@ -29,22 +26,22 @@ class Record:
     """
 
     def __init__(self, job: TrainingJob, setup: Setup) -> None:
-        self._job, self._world = job, setup.replicas.world
-        self._previews = Previews(job.run, setup.held_out[: job.previews], setup.dataset.labels, setup.replicas)
+        self._job, self._world, self._names = job, setup.world, setup.dataset.label_names[1:]
+        self._previews = Previews(job.run, setup.held_out[: job.previews], setup.dataset.labels, setup.world)
         self._log: TrainingLog | None = None
         self._events: EventFiles | None = None
         self._drawn = time.monotonic()
         self.last: Validation | None = None
         with self._world.together():
             if self._world.is_root:
-                classes = [CLASS + name for name in setup.dataset.label_names[1:]] if setup.held_out else []
+                classes = [CLASS + name for name in self._names] if setup.held_out else []
                 self._log = TrainingLog(job.run, setup.card.step, classes)
                 if job.tensorboard:
                     self._events = EventFiles(job.run, setup.card.step)
 
-    def see(self, case: Case, blocks: CaseBlocks, sample: Sample, mask: Tensor) -> None:
-        """A case was segmented in validation (`Previews.see`). Collective over the replica."""
-        self._previews.see(case, blocks, sample, mask)
+    def looking_at(self, blocks: CaseBlocks) -> Look:
+        """What validation is to show its cases to, whose blocks these are."""
+        return lambda case, sample, mask: self._previews.see(case, blocks, sample, mask)
 
     def step(self, validation: Validation | None = None, **figures: Any) -> None:
         """A step is done: write its row, and with `validation`, what was found after it, the previews. Collective.
@@ -55,8 +52,8 @@ class Record:
         if validation is not None:
             self.last = validation
             figures["validation_dice"] = validation.mean
-            figures |= {CLASS + name: dice for name, dice in validation.by_class.items()}
-            pictures = self._previews.write(figures["epoch"], validation.by_case)
+            figures |= {CLASS + name: dice for name, dice in zip(self._names, validation.by_class, strict=True)}
+            pictures = self._previews.write(figures["epoch"], validation.case_means)
         if self._log is None:
             return
         self._log.add(figures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,10 @@ def make_report(
     validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]],
 ) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective."""
-    communicator = setup.replicas.world
+    communicator, finest = setup.world, setup.finest
     peaks = gather_peaks(communicator)
-    planned = setup.planned.peak + max(communicator.gather_all(setup.blocks.cached_bytes))
+    cached = sum(resolution.blocks.cached_bytes for resolution in setup.resolutions)
+    planned = setup.planned.peak + max(communicator.gather_all(cached))
     communication = communication_facts(communicator, seconds)
     waited = communication["share_of_time"]
     account = account_of_time(communicator, "step")
@@ -75,20 +76,21 @@ def make_report(
     if setup.machine is not None:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
+    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
     report = TrainingReport(
         job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
         shares, time["seconds_per_step"], None if plan is None else plan.seconds,
-        {} if validation is None else validation.by_class,
+        by_class,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
         "command_line": job.command,
         "dataset": str(job.dataset),
         "ranks": communicator.size,
-        "replicas": setup.replicas.count,
-        "grid": list(setup.grid.dims),
+        "replicas": finest.replicas.count,
+        "grid": list(finest.grid.dims),
         "batch": setup.card.batch,
-        "agglomeration": str(setup.twin.grids.agglomeration),
+        "agglomeration": str(finest.twin.grids.agglomeration),
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,
@@ -96,7 +98,7 @@ def make_report(
         "loss": loss,
         "dice": dice,
         "validation_dice": report.validation_dice,
-        "validation": None if validation is None else {"by_class": validation.by_class, "by_case": validation.by_case},
+        "validation": None if validation is None else {"by_class": by_class, "by_case": validation.case_means},
         "memory": memory_facts(peaks, planned)
         | {"peak_at": setup.planned.peak_at, "planned_parts": setup.planned.parts},
         "communication": communication,
@@ -113,6 +115,11 @@ def make_report(
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
             write_text(job.run / HTML, run_page(job.run, content))
     return report
+
+
+def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
+    """By label name, where there is one; `names` with the background's."""
+    return {name: dice for name, dice in zip(names[1:], by_class, strict=True) if dice is not None}
 
 
 def gather_peaks(communicator: Communicator) -> tuple[int, ...]:

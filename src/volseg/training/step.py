@@ -34,17 +34,18 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
 
     Where loss or gradients are not finite no step is made, and the loss returned is not finite; on all ranks alike.
     """
-    replicas, settings, parameters = setup.replicas, setup.config.training, list(setup.model.parameters())
+    resolution, settings, parameters = setup.resolution(step), setup.config.training, list(setup.model.parameters())
+    replicas, twin = resolution.replicas, resolution.twin
     meter = replicas.world.meter
     scores = np.zeros((len(cases), 3))  # loss, Dice and voxels of each case
     running = RunningStatistics(setup.model)
-    setup.twin.train()
+    twin.train()
     setup.optimizer.zero_grad(set_to_none=True)
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
-            sample = setup.blocks.load(case)
+            sample = resolution.blocks.load(case)
         with running.of_one_case(), random_state(settings.seed, step, place):
-            loss, dice = setup.twin.loss(sample.image, sample.target)
+            loss, dice = twin.loss(sample.image, sample.target)
         (loss / len(cases)).backward()
         scores[place] = float(loss.detach()), float(dice[1:].mean()), sample.voxels
     with meter.during("gradients of the weights"), meter.doing(Kind.OPTIMIZER):
@@ -97,14 +98,11 @@ class RunningStatistics:
 
 @contextmanager
 def random_state(seed: int, step: int, place: int) -> Iterator[None]:
-    """Random numbers for the forward of the case at `place` of a step's batch, whichever replica has it.
+    """Random numbers for the forward of the case at `place` of a step's batch.
 
-    The first case, which is always the root's, goes on with the run's own stream, the one that checkpoints keep; every
-    other has one of its own, made from its numbers, and the run's is left as it was.
+    They are made from its numbers alone, whichever replica has it and whatever was drawn before; the process's own are
+    left as they were.
     """
-    if place == 0:
-        yield
-        return
     with torch.random.fork_rng(devices=[]):
         own = np.random.default_rng([seed, step, place]).integers(2**62)
         torch.default_generator.manual_seed(int(own))

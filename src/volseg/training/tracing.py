@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.replicas import Replicas
 from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message
 from volseg.training.job import TrainingJob
+from volseg.training.resolution import Resolution
 
 
 class StepTrace:
@@ -16,10 +15,8 @@ class StepTrace:
     done, steps  steps that earlier runs made, and those of all
     """
 
-    def __init__(
-        self, job: TrainingJob, replicas: Replicas, grid: ProcessGrid, done: int, steps: int, listen: Listener
-    ) -> None:
-        self._job, self._replicas, self._grid, self._listen = job, replicas, grid, listen
+    def __init__(self, job: TrainingJob, finest: Resolution, done: int, steps: int, listen: Listener) -> None:
+        self._job, self._replicas, self._grid, self._listen = job, finest.replicas, finest.grid, listen
         self._first = min(done + 1, steps - 1)
         self._last = min(self._first + job.trace_steps, steps) - 1
         self._trace: Trace | None = None

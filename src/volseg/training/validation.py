@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,36 +15,49 @@ from volseg.partition.operations import Kind
 from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.dataset import Case
 
-Look = Callable[[Case, CaseBlocks, Sample, Tensor], None]
-"""Is shown each case of this replica with this rank's block of its mask, [1, d, h, w] uint8. Collective over it."""
+Dice = float | None  # None where neither mask nor labels hold the class
+
+Look = Callable[[Case, Sample, Tensor], None]
+"""Gets a case, this rank's block of it, and of its mask [1, d, h, w] uint8; with any class in the padding."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Dice of whole volumes.
+    """Dice of whole-volume masks, on the grid that the network sees.
 
-    mean      of the cases' means over their foreground classes; None where there is no foreground
-    by_class  mean over the cases that have the class or were given it, by label name
-    by_case   mean over its foreground classes, by case name; those without foreground are left out
+    mean      over the classes; None where there is no foreground at all
+    by_class  of each foreground class, by value from 1 on: the mean over the cases that have it
+    by_case   case name -> Dice of each foreground class
+
+    Means are taken as `volseg evaluate` and nnU-Net take them: a class that neither mask nor labels hold says nothing
+    about a case, one that the mask alone holds counts as 0.
     """
 
-    mean: float | None
-    by_class: dict[str, float]
-    by_case: dict[str, float]
+    mean: Dice
+    by_class: tuple[Dice, ...]
+    by_case: Mapping[str, tuple[Dice, ...]]
+
+    @property
+    def case_means(self) -> dict[str, float]:
+        """Mean over its foreground classes, by case name; without cases that have none."""
+        means = {name: _mean(classes) for name, classes in self.by_case.items()}
+        return {name: dice for name, dice in means.items() if dice is not None}
 
 
 @torch.no_grad()
 def validate(
-    twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], look: Look = lambda *_: None
+    twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int, look: Look | None = None
 ) -> Validation:  # fmt: skip
     """Dice of the whole-volume masks of `cases`. Collective.
+
+    look  called for each case on all ranks of the replica that has it, in the order of its cases; it may communicate
+          over the replica's grid
 
     Each replica segments its share; means are taken in the order of the cases, whoever had them.
     """
     twin.eval()
     meter = blocks.grid.communicator.meter
-    names = blocks.dataset.label_names
-    scores = np.zeros((len(cases), len(names)))  # Dice by case and class; of one replica, zeros of the others
+    scores = np.zeros((2, len(cases), classes - 1))  # Dice of each case and class, and whether it has one
     for place, case in blocks.replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = blocks.load(case)
@@ -56,22 +69,22 @@ def validate(
             valid = sample.target != IGNORE
             true, found = sample.target[valid].long(), mask[valid].long()
             counts = torch.stack(
-                [torch.bincount(part, minlength=len(names)) for part in (found, true, true[true == found])]
+                [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
             ).numpy()
         counts = blocks.grid.communicator.reduce_all(counts)
-        scores[place] = dice_from_counts(*counts)
-        look(case, blocks, sample, mask)
-    scores = blocks.replicas.across.reduce_all(scores)
-    by_case = {case.name: _mean(row[1:]) for case, row in zip(cases, scores, strict=True)}
-    by_class = {name: _mean(column) for name, column in zip(names[1:], scores.T[1:], strict=True)}
-    return Validation(
-        _mean(np.array([dice for dice in by_case.values() if dice is not None])),
-        {name: dice for name, dice in by_class.items() if dice is not None},
-        {name: dice for name, dice in by_case.items() if dice is not None},
-    )
+        dice = dice_from_counts(*counts)[1:]
+        scores[:, place] = np.nan_to_num(dice), ~np.isnan(dice)
+        if look is not None:
+            look(case, sample, mask)
+    scores = blocks.replicas.across.reduce_all(scores)  # one replica has a case, the others zeros: any order, same bits
+    rows = [
+        tuple(dice if there else None for dice, there in zip(*case, strict=True))
+        for case in zip(scores[0].tolist(), scores[1].tolist(), strict=True)
+    ]
+    by_class = tuple(_mean([row[number] for row in rows]) for number in range(classes - 1))
+    return Validation(_mean(by_class), by_class, {case.name: row for case, row in zip(cases, rows, strict=True)})
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """Of those that are numbers, in their order; None where none is."""
-    found = values[~np.isnan(values)].tolist()
-    return sum(found) / len(found) if found else None
+def _mean(values: Sequence[Dice]) -> Dice:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,53 @@
+"""How the ranks share a coarse resolution of multigrid training: replicas, and the grid of each.
+
+A coarse volume soon is too small for all ranks: halos and waiting cost more than the smaller blocks spare. So the ranks
+form more replicas, of fewer ranks each, as far as that is faster. A batch stays what it is: replicas that it has
+no case for have nothing to do.
+"""
+
+from __future__ import annotations
+
+from volseg.errors import PartitionError
+from volseg.geometry import Triple
+from volseg.partition.layout import Layout, padded_shape
+from volseg.partition.planner import choose_grid
+from volseg.partition.search import Question
+from volseg.partition.time_model import training_time
+
+
+def fastest_sharing(
+    shape: Triple, multiple: int, ranks: int, batch: int, narrowest: Triple, question: Question | None
+) -> tuple[int, Triple]:
+    """Replicas, and the grid of each, with which `ranks` ranks make a step on `batch` cases soonest.
+
+    Of equals the one of fewer replicas.
+
+    shape      (D, H, W) of the largest volume at this resolution
+    narrowest  the smallest side on each axis of any volume, which the grid has to suit too
+    question   network and machine, for the time model; None where it does not know them: then it is the one of the
+               fewest replicas whose grid fits
+
+    Raises PartitionError where not even one rank a replica fits.
+    """
+    found: list[tuple[float, int, Triple]] = []
+    refused: PartitionError | None = None
+    for count in (n for n in range(1, ranks + 1) if ranks % n == 0):
+        try:
+            dims = choose_grid(shape, ranks // count, multiple, narrowest)
+        except PartitionError as error:
+            refused = error
+            continue
+        if question is None:
+            return count, dims
+        layout = Layout.even(padded_shape(shape, multiple), dims, multiple)
+        layouts = [layout.at_level(level) for level in range(question.model.levels + 1)]
+        plan = training_time(
+            question.model, question.training, layouts, question.parameters, question.profile, question.placing, count
+        )
+        # The optimizer's step, and the sum of the gradients, come once.
+        found.append((-(-batch // count) * (plan.seconds - plan.once) + plan.once, count, dims))
+    if not found:
+        assert refused is not None
+        raise refused
+    _, count, dims = min(found)
+    return count, dims

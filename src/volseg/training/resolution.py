@@ -1,0 +1,156 @@
+"""The resolutions to train at: the volumes as each sees them, and how the ranks share them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from volseg.config import Config
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.replicas import Replicas
+from volseg.errors import ConfigError, PartitionError
+from volseg.geometry import Triple, format_triple
+from volseg.models.forecast import Machine, agglomeration_of_run
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import UNet
+from volseg.partition.hierarchy import fastest_sharing
+from volseg.partition.layout import padded_shape
+from volseg.partition.memory import MemoryPlan, training_memory
+from volseg.partition.planner import grid_for, grid_named
+from volseg.partition.search import Question
+from volseg.training.data import CaseBlocks
+from volseg.training.job import TrainingJob
+from volseg.volumes.dataset import Case, Dataset
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The volumes halved `level` times, on replicas and grids of their own; the weights are those of all resolutions.
+
+    level    0: as the network will see volumes in the end
+    largest  (D, H, W) voxels, padded, of the largest case
+    grid     of this rank's replica
+    blocks   of the cases
+    twin     the network partitioned for that grid
+    planned  memory of the rank with the largest block of the largest case
+    """
+
+    level: int
+    largest: Triple
+    replicas: Replicas
+    grid: ProcessGrid
+    blocks: CaseBlocks
+    twin: FusedUNet
+    planned: MemoryPlan
+
+    def rest(self) -> None:
+        """Give back the memory that the network's passes keep for each other: another resolution comes next."""
+        self.twin.rest()
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """What all resolutions of a run have in common.
+
+    shapes  (D, H, W) of every case at the finest
+    """
+
+    job: TrainingJob
+    config: Config
+    dataset: Dataset
+    cases: Sequence[Case]
+    shapes: Sequence[Triple]
+    model: UNet
+    machine: Machine | None
+
+    def finest(self, communicator: Communicator) -> Resolution:
+        """The resolution that the job's partition and replicas are given for. Collective.
+
+        Raises VolsegError, on all ranks, where they do not suit the data set or the ranks.
+        """
+        replicas = Replicas(communicator, self.job.replicas)
+        dims = _grid_of_replica(self.job, replicas, self._largest(0), self.config.model.multiple, self._narrowest(0))
+        return self._resolution(0, replicas, ProcessGrid(replicas.own, dims))
+
+    def coarse(self, level: int, finer: Resolution) -> Resolution:
+        """The resolution `level` halvings below the finest, shared as is fastest. Collective. Raises as `finest`."""
+        world, config, machine = finer.replicas.world, self.config, self.machine
+        question = None
+        if machine is not None:
+            question = Question(
+                self._largest(level), config.model, config.training, "train", machine.nominal, placing=machine.placing
+            )
+        count, dims = fastest_sharing(
+            self._largest(level), config.model.multiple, world.size, self.job.batch, self._narrowest(level), question
+        )
+        if (count, dims) == (finer.replicas.count, finer.grid.dims):
+            return self._resolution(level, finer.replicas, finer.grid)
+        replicas = Replicas(world, count)
+        return self._resolution(level, replicas, ProcessGrid(replicas.own, dims))
+
+    def _shapes(self, level: int) -> list[Triple]:
+        return [halved(shape, level) for shape in self.shapes]
+
+    def _largest(self, level: int) -> Triple:
+        return max(self._shapes(level), key=math.prod)
+
+    def _narrowest(self, level: int) -> Triple:
+        d, h, w = (min(sides) for sides in zip(*self._shapes(level), strict=True))
+        return d, h, w
+
+    def _resolution(self, level: int, replicas: Replicas, grid: ProcessGrid) -> Resolution:
+        config, multiple, world = self.config, self.config.model.multiple, replicas.world
+        self._check_depth(level)
+        blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level)
+        largest = padded_shape(self._largest(level), multiple)
+        stages = agglomeration_of_run(
+            self.job.agglomerate if level == 0 else "none", "train", config.model, config.training,
+            grid.layout(largest, multiple), self.machine, world, replicas.count,
+        )  # fmt: skip
+        layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in self._shapes(level)]
+        threads = torch.get_num_threads()
+        plans = [training_memory(config.model, config.training, layout, threads, stages) for layout in layouts]
+        twin = FusedUNet(self.model, grid, config.training.checkpoint_levels, stages)
+        return Resolution(level, largest, replicas, grid, blocks, twin, max(plans, key=lambda plan: plan.peak))
+
+    def _check_depth(self, level: int) -> None:
+        """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
+        model = self.config.model
+        for case, shape in zip(self.dataset.cases, self._shapes(level), strict=True):
+            if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == model.multiple**3:
+                halvings = f" after {level} halvings of --multigrid" if level else ""
+                raise ConfigError(
+                    f"{case.images[0]}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
+                    f"halvings; use fewer --levels{' or fewer --multigrid levels' if level else ''}"
+                )
+
+
+def halved(shape: Triple, times: int) -> Triple:
+    """(D, H, W) of a volume of `shape` halved `times` times, each time rounded up."""
+    for _ in range(times):
+        d, h, w = (-(-n // 2) for n in shape)
+        shape = d, h, w
+    return shape
+
+
+def _grid_of_replica(
+    job: TrainingJob, replicas: Replicas, shape: Triple, multiple: int, narrowest: Triple
+) -> Triple:  # fmt: skip
+    """The grid of each replica. Raises PartitionError, in terms of the whole job."""
+    world, ranks, named = replicas.world.size, replicas.own.size, grid_named(job.partition)
+    if named is not None and math.prod(named) != ranks and replicas.count > 1:
+        needed = replicas.count * math.prod(named)
+        raise PartitionError(
+            f"--partition {job.partition} needs {needed} ranks for {replicas.count} replicas, this job has {world}: "
+            f"start it with mpirun -n {needed}, or use --partition auto"
+        )
+    try:
+        return grid_for(job.partition, shape, ranks, multiple, narrowest)
+    except PartitionError as error:
+        if replicas.count == 1:
+            raise
+        raise PartitionError(f"each of {replicas.count} replicas has {ranks} ranks of {world}: {error}") from None
