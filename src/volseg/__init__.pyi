@@ -1,5 +1,6 @@
 from volseg.api import all_ranks as all_ranks
 from volseg.api import calibrate as calibrate
+from volseg.api import check as check
 from volseg.api import evaluate as evaluate
 from volseg.api import generate as generate
 from volseg.api import info as info

@@ -130,10 +130,11 @@ def test_training_takes_a_configuration_and_overrides_it(tmp_path):
 
 def test_volumes_in_and_out(tmp_path):
     data = volseg.generate(tmp_path / "set", shape=(8, 9, 10), cases=1, communicator=SERIAL)
-    image = data.cases[0].images[0]
+    image = data.cases[0].images[0].path
     report = volseg.ingest(image, tmp_path / "out.zarr", communicator=SERIAL)
     assert report.shape == (8, 9, 10)
     assert volseg.info(tmp_path / "out.zarr", header_only=True)["shape"] == [8, 9, 10]
+    assert volseg.check(tmp_path / "set", communicator=SERIAL).is_sound
     label = data.cases[0].label
     assert set(volseg.evaluate(label, label, communicator=SERIAL).dice.values()) == {1.0}
     with pytest.raises(VolumeError, match="exists"):

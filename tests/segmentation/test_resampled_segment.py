@@ -269,7 +269,9 @@ def test_a_scan_of_two_channels_is_resampled_alike(tmp_path):
     assert nib.load(segment(job, SERIAL).files[0]).shape == SHAPE[::-1]
     assert json.loads(job.report.read_text())["grid"] == [1, 1, 1]
     grid = ProcessGrid(SERIAL, (1, 1, 1))
+    from volseg.volumes.image_file import ImageFile
     from volseg.volumes.scan import open_channels
 
-    scan = lay_out(open_channels([tmp_path / f"case_000{n}.nii" for n in (0, 1)]), grid, 4, (1, 1, 1))
+    files = [ImageFile(tmp_path / f"case_000{n}.nii") for n in (0, 1)]
+    scan = lay_out(open_channels(files), grid, 4, (1, 1, 1))
     assert [view.shape for view in scan.channels] == [(16, 17, 14)] * 2

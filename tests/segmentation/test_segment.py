@@ -23,6 +23,7 @@ from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.report import write_report
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
+from volseg.volumes.image_file import ImageFile
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.nifti import output as nifti_output
@@ -324,7 +325,7 @@ def test_a_model_of_two_channels_takes_both_files_of_the_case(tmp_path):
     (tmp_path / "case_0001.nii").unlink()
     with pytest.raises(VolumeError, match=r"1 image channel\(s\), but the model was trained with 2 \(CT, PET\)"):
         segment(SegmentationJob(tmp_path / "case_0000.nii", run, overwrite=True), SERIAL)
-    assert channel_files(tmp_path / "case_0000.nii", 2) == [tmp_path / "case_0000.nii"]
+    assert channel_files(tmp_path / "case_0000.nii", 2) == [ImageFile(tmp_path / "case_0000.nii")]
     save_nifti(tmp_path / "case_0001.nii", ct_like((5, 6, 7)))
     with pytest.raises(VolumeError, match="another grid"):
         segment(SegmentationJob(tmp_path / "case_0000.nii", run, overwrite=True), SERIAL)

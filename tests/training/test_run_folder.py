@@ -22,10 +22,13 @@ from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeEr
 from volseg.events import Caution
 from volseg.models.stored import CHECKPOINT, WEIGHTS, load_model
 from volseg.models.unet import UNet
+from volseg.training.cases import SPLIT
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.volumes.dataset import read_dataset
+from volseg.volumes.fingerprint import FINGERPRINT
+from volseg.volumes.intensity import ChannelScheme
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def finished(tmp_path_factory, data):
 def test_a_run_holds_these_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        CHECKPOINT, WEIGHTS, "config.toml", "log.csv", "progress.png", "previews", "report.json", "report.html",
+        CHECKPOINT, WEIGHTS, FINGERPRINT, SPLIT, "config.toml", "log.csv", "progress.png", "previews", "report.json",
+        "report.html",
     }  # fmt: skip
     assert (finished / "progress.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -171,8 +175,7 @@ def test_ranks_agree_on_what_they_keep_in_memory(communicator, tmp_path_factory,
     grid = ProcessGrid(communicator, (2, 1, 1))
     monkeypatch.setattr("volseg.training.data.CACHE_BYTES", 5 * 6 * 16 * 16)
     blocks = CaseBlocks(dataset, dataset.cases, grid, 4)  # 4 and 8 slices of 16 x 16 voxels of 5 bytes
-    blocks.check()
-    blocks.measure()
+    blocks.schemes = (ChannelScheme("MR", None),)
     assert blocks.cached_bytes == 0
     assert communicator.gather_all(blocks.load(dataset.cases[0]).image.shape[2]) == [4, 8]
 
@@ -196,12 +199,12 @@ def test_overwriting_begins_without_the_old_checkpoint(tmp_path, data):
     train(TrainingJob(data, run, tiny_config(epochs=1)), SERIAL)
 
     def stop(event):
-        if getattr(event, "done", None) == 1:
+        if getattr(event, "task", None) == "train" and event.done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), overwrite=True), SERIAL, stop)
-    assert {path.name for path in run.iterdir()} == {"config.toml", "log.csv"}
+    assert {path.name for path in run.iterdir()} == {"config.toml", "log.csv", FINGERPRINT, SPLIT}
     with pytest.raises(ConfigError, match="--overwrite"):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), proceed=True), SERIAL)
 

@@ -120,7 +120,7 @@ def test_ranks_share_the_hashing(communicator, tmp_path_factory, monkeypatch):
     assert sum(counts) == len(files)
     assert max(counts) - min(counts) <= 1
     assert found == hash_inputs(dataset, SERIAL)
-    image = dataset.cases[0].images[0]
+    image = dataset.cases[0].images[0].path
     inside = sorted(path for path in image.rglob("*") if path.is_file())
     lines = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.relative_to(image).as_posix()}\n" for p in inside]
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -27,6 +27,7 @@ from volseg.training.setup import check_same_batch, prepare
 from volseg.training.step import random_state, training_step
 from volseg.training.validation import validate
 from volseg.volumes.dataset import read_dataset
+from volseg.volumes.dataset.examination import examine
 from volseg.volumes.intensity import ChannelScheme
 
 SHAPE = (27, 22, 30)  # some hundred voxels at the coarsest level (see test_train_ranks.py)
@@ -175,16 +176,16 @@ def test_validation_and_normalisation_are_the_same_on_any_number_of_replicas(sha
         replicas = Replicas(world, count)
         grid = ProcessGrid(replicas.own, (1, 1, replicas.own.size))
         blocks = CaseBlocks(dataset, dataset.cases, grid, 4, replicas)
-        blocks.check()
-        blocks.measure()
-        dice = validate(FusedUNet(model, grid), blocks, dataset.cases[:5], 3)
-        return [vars(scheme.fixed) for scheme in blocks.schemes], dice, blocks.cached_bytes
+        blocks.schemes = examine(dataset, world).fingerprint.schemes()
+        found = validate(FusedUNet(model, grid), blocks, dataset.cases[:5], 3)
+        return [vars(scheme.fixed) for scheme in blocks.schemes], found, blocks.cached_bytes
 
-    schemes, dice, cached = on_root(communicator, lambda: measured(SERIAL, 1))
-    assert dice.mean > 0
+    schemes, validation, cached = on_root(communicator, lambda: measured(SERIAL, 1))
+    assert validation.mean > 0
+    assert list(validation.by_case) == [case.name for case in dataset.cases[:5]]
     for count in (1, 2, communicator.size):
         found = measured(communicator, count)
-        assert found[:2] == (schemes, dice)
+        assert found[:2] == (schemes, validation)
         assert found[2] < cached * 1.6 / communicator.size  # nobody has read all cases whole
 
 
@@ -200,7 +201,7 @@ def test_a_run_goes_on_with_other_replicas_and_the_same_batch(shared, communicat
 
     def go(world, replicas, accumulate, until=-1, proceed=True, folder=run):
         def listen(event):
-            if getattr(event, "done", None) == until:
+            if getattr(event, "task", None) == "train" and event.done == until:
                 raise Interrupted
 
         config = tiny_config(epochs=6, accumulate=accumulate, learning_rate=3e-4)

@@ -12,6 +12,7 @@ from volseg.volumes.dataset import (
     read_label_names,
     write_dataset_json,
 )
+from volseg.volumes.image_file import ImageFile
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
@@ -41,7 +42,7 @@ def test_reads_what_was_written(folder):
     assert dataset.labels == LABELS
     assert dataset.label_names == ("background", "liver", "spleen")
     assert [case.name for case in dataset.cases] == ["a", "b"]
-    assert dataset.cases[0].images == tuple(folder / "imagesTr" / f"a_000{c}.nii.gz" for c in (0, 1))
+    assert dataset.cases[0].images == tuple(ImageFile(folder / "imagesTr" / f"a_000{c}.nii.gz") for c in (0, 1))
     assert dataset.cases[0].label == folder / "labelsTr" / "a.nii.gz"
 
 
@@ -85,7 +86,7 @@ def test_decathlon_layout(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     dataset = read_dataset(tmp_path)
     assert dataset.labels == {"background": 0, "liver": 1}
-    assert dataset.cases[0].images == (tmp_path / "imagesTr" / "liver_1.nii.gz",)
+    assert dataset.cases[0].images == (ImageFile(tmp_path / "imagesTr" / "liver_1.nii.gz"),)
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,39 @@ from tiny import SERIAL
 from volseg.errors import CheckpointError, VolumeError
 from volseg.volumes.intensity import (
     ChannelScheme,
+    Intensities,
     Normalization,
+    histogram_between,
     is_ct,
-    measure_foreground,
     measure_volume,
 )
 
 
+def counted(values):
+    """All values in one histogram."""
+    histogram = histogram_between(float(values.min()), float(values.max()), whole=values.dtype.kind == "i")
+    histogram.add(values)
+    return histogram
+
+
 def test_whole_numbers_are_measured_exactly():
     values = np.random.default_rng(0).integers(-1000, 2000, 50_000).astype(np.int16)
-    found = measure_foreground(lambda: [values[:20_000], values[20_000:]], SERIAL)
-    low, high = np.quantile(values, [0.005, 0.995], method="inverted_cdf")
-    assert (found.low, found.high) == (low, high)
+    found = Intensities.of(counted(values))
+    low, median, high = np.quantile(values, [0.005, 0.5, 0.995], method="inverted_cdf")
+    assert (found.percentile_00_5, found.median, found.percentile_99_5) == (low, median, high)
+    assert (found.minimum, found.maximum) == (values.min(), values.max())
     clipped = np.clip(values.astype(float), low, high)
     assert found.mean == pytest.approx(clipped.mean(), rel=1e-12)
     assert found.std == pytest.approx(clipped.std(), rel=1e-12)
+    assert found.normalization == Normalization(low, high, found.mean, found.std)
+
+
+def test_the_foreground_of_real_numbers_is_measured_to_a_bin():
+    values = np.random.default_rng(0).normal(3, 2, 50_000).astype(np.float32)
+    found, width = Intensities.of(counted(values)), float(np.ptp(values)) / 65535
+    expected = np.quantile(values, [0, 0.005, 0.5, 0.995, 1], method="inverted_cdf")
+    measured = (found.minimum, found.percentile_00_5, found.median, found.percentile_99_5, found.maximum)
+    np.testing.assert_allclose(measured, expected, atol=width)
 
 
 def test_real_numbers_are_measured_to_a_bin():
@@ -40,15 +58,14 @@ def test_the_numbers_do_not_depend_on_the_ranks(communicator, dtype):
     part = np.array_split(values, communicator.size)[communicator.rank]
     # One rank with nothing at all, where there are several.
     pieces = [values] if communicator.size == 1 else [part]
-    for measure in (measure_volume, measure_foreground):
-        assert measure(lambda: pieces, communicator) == measure(lambda: [values], SERIAL)
+    assert measure_volume(lambda: pieces, communicator) == measure_volume(lambda: [values], SERIAL)
 
 
 @pytest.mark.parallel(2)
 def test_a_rank_without_voxels_takes_part(communicator):
     values = np.arange(100, dtype=np.int16)
     own = [values] if communicator.is_root else [values[:0]]
-    assert measure_foreground(lambda: own, communicator) == measure_foreground(lambda: [values], SERIAL)
+    assert measure_volume(lambda: own, communicator) == measure_volume(lambda: [values], SERIAL)
 
 
 def test_a_constant_image_stays_finite():
@@ -58,7 +75,9 @@ def test_a_constant_image_stays_finite():
 
 def test_nothing_to_measure_is_refused():
     with pytest.raises(VolumeError, match="no voxel carries a label"):
-        measure_foreground(lambda: [np.empty(0, np.int16)], SERIAL)
+        Intensities.of(histogram_between(0.0, 1.0, whole=True))
+    with pytest.raises(VolumeError, match="no voxel to measure"):
+        measure_volume(lambda: [np.empty(0, np.int16)], SERIAL)
 
 
 def test_values_are_clipped_and_scaled():

@@ -1,4 +1,4 @@
-"""Volumes and data sets: generate, ingest, info."""
+"""Volumes and data sets: generate, check, ingest, info."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from volseg.geometry import Triple
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator
     from volseg.volumes.dataset import Dataset
+    from volseg.volumes.dataset.check import CheckReport
     from volseg.volumes.ingest_report import IngestReport
 
 
@@ -40,6 +41,29 @@ def generate(
         recipe = Recipe(shape, cases, ellipsoids, classes, noise, blur, bias, seed)
         generate_dataset(out, recipe, every, format=format, overwrite=overwrite, listen=heard)
         return read_dataset(out)
+
+
+def check(
+    dataset: str | Path = "ellipsoids", *, labels: str | Path | None = None, label_names: str | Path | None = None,
+    channels: tuple[str, ...] = (), allow_empty: bool = False, communicator: Communicator | None = None,
+    listen: Listener = ignore,
+) -> CheckReport:  # fmt: skip
+    """Verify every case of a data set: files, grids, labels, values. Collective; the ranks share the cases.
+
+    dataset      a data set's folder, or one scan
+    labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    allow_empty  cases whose labels are background alone are no fault
+
+    What is wrong stands in the report; raises VolumeError where there is no data set at all.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.volumes.dataset import DataSource
+        from volseg.volumes.dataset.check import check_dataset
+
+        names = None if label_names is None else Path(label_names)
+        source = DataSource(Path(dataset), None if labels is None else str(labels), names, channels)
+        return check_dataset(source, every, heard, allow_empty=allow_empty)
 
 
 def ingest(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from volseg.api.ranks import ranks
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
+from volseg.geometry import format_triple
 
 if TYPE_CHECKING:
     from volseg.config import Config
@@ -18,21 +19,29 @@ if TYPE_CHECKING:
     from volseg.training.report import TrainingReport
 
 
+FOLDS = 5
+"""Where only `fold` is given, as in nnU-Net."""
+
+
 def train(
-    dataset: str | Path = "ellipsoids", run: str | Path = "volseg-run", *, config: Config | str | Path | None = None,
+    dataset: str | Path = "ellipsoids", run: str | Path = "volseg-run", *, labels: str | Path | None = None,
+    label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
     partition: str = "auto", replicas: int = 1, accumulate: int | None = None, agglomerate: str = "auto",
-    multigrid: int | None = None, cycle: Literal["fmg", "v"] | None = None, epochs: int | None = None,
-    learning_rate: float | None = None, optimizer: Literal["adamw", "sgd"] | None = None, clip: float | None = None,
-    base_channels: int | None = None, levels: int | None = None,
-    norm: Literal["instance", "group", "batch", "none"] | None = None,
-    checkpoint_levels: tuple[int, ...] | None = None, validation: int | None = None, seed: int | None = None,
+    multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
+    learning_rate: float | None = None, optimizer: str | None = None, clip: float | None = None,
+    base_channels: int | None = None, levels: int | None = None, norm: str | None = None,
+    checkpoint_levels: tuple[int, ...] | None = None, validation: int | None = None,
+    validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
+    spacing: str | tuple[float, float, float] | None = None, seed: int | None = None,
     proceed: bool = False, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
     trace_steps: int = 3, overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
     command: str | None = None,
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
-    dataset      a data set's folder
+    dataset      a data set's folder, or one scan
+    labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, None is the run's own
     partition    process grid Pz x Py x Px of each replica, such as "1x2x2", or "auto"
@@ -46,7 +55,7 @@ def train(
     command      how the program was started, for the report
 
     The other arguments override the configuration's values of those names (`volseg.config`); multigrid is the number
-    of resolutions.
+    of resolutions, and fold without folds one of 5, as in nnU-Net.
 
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
@@ -55,8 +64,11 @@ def train(
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
+        settings = _settings(config, Path(run), proceed)
+        if folds is None and fold is not None and not settings.training.folds:
+            folds = FOLDS
         settings = override(
-            _settings(config, Path(run), proceed),
+            settings,
             model={"base_channels": base_channels, "levels": levels, "norm": norm},
             training={
                 "epochs": epochs,
@@ -65,14 +77,19 @@ def train(
                 "accumulate": accumulate,
                 "clip": clip,
                 "validation": validation,
+                "validate_every": validate_every,
+                "folds": folds,
+                "fold": fold,
                 "seed": seed,
                 "checkpoint_levels": checkpoint_levels,
             },
+            data={"spacing": spacing if spacing is None or isinstance(spacing, str) else format_triple(spacing)},
             multigrid={"levels": multigrid, "cycle": cycle},
         )
         job = TrainingJob(
-            Path(dataset), Path(run), settings, partition, proceed, overwrite, None if trace is None else Path(trace),
-            trace_steps, replicas, agglomerate, previews=previews, tensorboard=tensorboard, command=command,
+            Path(dataset), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps, replicas,
+            agglomerate, labels=None if labels is None else str(labels), label_names=_path(label_names),
+            channel_names=channels, previews=previews, tensorboard=tensorboard, command=command,
         )  # fmt: skip
         return run_training(job, every, heard)
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     prediction: Annotated[Path, typer.Argument(metavar="PRED", help="A mask, or a folder of masks.")],
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="The true mask, or a folder, such as labelsTr.")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REF", help="The true mask, a folder such as labelsTr, or a data set.")
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(help='Label names: a dataset.json, or JSON such as {"liver": 1}. Without: the labels found.'),

@@ -30,3 +30,25 @@ FixTilt = Annotated[bool, typer.Option("--fix-tilt", help="Shear the slices of a
 ResampleGaps = Annotated[
     bool, typer.Option("--resample-gaps", help="Interpolate missing or uneven slices onto an even grid (DICOM).")
 ]
+DatasetPath = Annotated[
+    Path,
+    typer.Argument(help="Data set folder (nnU-Net, Decathlon, ingested volumes), or one scan with --labels."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Of one scan: the file of its labels. Of a folder of .zarr: the name of the label image inside each.",
+        show_default=False,
+    ),
+]
+LabelNames = Annotated[
+    Path | None,
+    typer.Option(
+        help='Without dataset.json: JSON with label names, such as {"liver": 1}. Else names in the files, or values.',
+        show_default=False,
+    ),
+]
+Channels = Annotated[
+    str | None,
+    typer.Option(help="Without dataset.json: names of the image channels, such as CT or T1,T2.  [default: CT]"),
+]

@@ -56,3 +56,8 @@ def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, f
         raise ConfigError(f"{option} {text}: give one length in mm, or three as D x H x W, such as 3x1.5x1.5")
     d, h, w = sides * 3 if len(sides) == 1 else sides
     return d, h, w
+
+
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """``T1, T2`` as ("T1", "T2"); None as no names."""
+    return () if text is None else tuple(name.strip() for name in text.split(",") if name.strip())

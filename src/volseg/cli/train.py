@@ -8,12 +8,26 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Agglomerate, Debug, NoProgress, Overwrite, Quiet, Trace
+from volseg.cli.options import (
+    Agglomerate,
+    Channels,
+    DatasetPath,
+    Debug,
+    LabelNames,
+    Labels,
+    NoProgress,
+    Overwrite,
+    Quiet,
+    Trace,
+)
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Data set folder in nnU-Net's layout.")] = Path("ellipsoids"),
+    dataset: DatasetPath = Path("ellipsoids"),
     run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
+    labels: Labels = None,
+    label_names: LabelNames = None,
+    channels: Channels = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
     ] = None,
@@ -42,6 +56,16 @@ def train(
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Which of them is held out, from 0.  [default: 0]")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
     previews: Annotated[
@@ -61,10 +85,11 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, previews/, report.json and
-    report.html.
+    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, previews/, report.json,
+    report.html, fingerprint.json and split.json.
     """
     with job(quiet, no_progress, debug) as work:
+        from volseg.api import train as train_run
         from volseg.cli.render import (
             class_text,
             duration,
@@ -74,53 +99,20 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_levels
-        from volseg.config import Config, override, read_config
-        from volseg.errors import ConfigError
-        from volseg.training.job import CONFIG, HTML, TrainingJob
-        from volseg.training.loop import train as train_run
+        from volseg.cli.sizes import parse_levels, parse_names
+        from volseg.training.job import HTML
         from volseg.versions import command_line
 
-        if proceed and config is None:
-            if not (run / CONFIG).is_file():
-                raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
-            settings = read_config(run / CONFIG)
-        else:
-            settings = read_config(config) if config is not None else Config()
-        settings = override(
-            settings,
-            model={"base_channels": base_channels, "levels": levels, "norm": norm},
-            training={
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "optimizer": optimizer,
-                "accumulate": accumulate,
-                "clip": clip,
-                "validation": validation,
-                "seed": seed,
-                "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
-            },
-            multigrid={"levels": multigrid, "cycle": cycle},
-        )
         report = train_run(
-            TrainingJob(
-                dataset,
-                run,
-                settings,
-                partition,
-                proceed,
-                overwrite,
-                trace=trace,
-                trace_steps=trace_steps,
-                replicas=replicas,
-                agglomerate=agglomerate,
-                previews=previews,
-                tensorboard=tensorboard,
-                command=command_line(),
-            ),
-            work.communicator,
-            work.listen,
-        )
+            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
+            partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
+            multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, optimizer=optimizer,
+            clip=clip, base_channels=base_channels, levels=levels, norm=norm,
+            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels),
+            validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed,
+            proceed=proceed, previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps,
+            overwrite=overwrite, communicator=work.communicator, listen=work.listen, command=command_line(),
+        )  # fmt: skip
         if report.loss is None:
             return
         work.print(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from volseg.config.ranges import check_range
+from volseg.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,11 @@ class TrainingConfig:
     clip           the largest norm of the gradient of all weights together; a larger one is scaled down. 0: any
     weight_decay   of the optimizer
     seed           of the initial weights and of the order of the cases
-    validation     number of cases held out, whole volumes, evaluated at the end of each epoch; -1: one in eight
+    validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
+    validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
+    folds          parts of a cross-validation, one of which is held out in place of `validation` cases; 0: none. A
+                   splits_final.json beside dataset.json, as nnU-Net writes it, then says who is in which
+    fold           which of them is held out, counted from 0
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
     """
@@ -35,6 +40,9 @@ class TrainingConfig:
     weight_decay: float = 1e-5
     seed: int = 0
     validation: int = -1
+    validate_every: int = 1
+    folds: int = 0
+    fold: int = 0
     checkpoint_levels: tuple[int, ...] = ()
 
     def check(self) -> None:
@@ -43,4 +51,7 @@ class TrainingConfig:
             "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
         )
         check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
+        check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, max(0, self.folds - 1)))
+        if self.folds == 1:
+            raise ConfigError("training.folds = 1 would hold out every case; use 2 or more, such as 5, or 0 for none")
         check_range("training", self, accumulate=(1, 10**6), clip=(0.0, 1e9))

@@ -33,7 +33,7 @@ class ModelCard:
 
     labels   name -> value, background first
     schemes  normalisation of each image channel
-    spacing  (D, H, W) in mm of the training volumes in canonical order (their median)
+    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median
     step     optimizer steps taken
     batch    cases that each was made with
     """
@@ -44,6 +44,11 @@ class ModelCard:
     spacing: tuple[float, float, float]
     step: int
     batch: int = 1
+
+    @property
+    def seen_at(self) -> tuple[float, float, float] | None:
+        """The spacing at which the network is to see a volume; None: the volume's own."""
+        return None if self.config.data.spacing == "own" else self.spacing
 
     def as_json(self) -> str:
         """The text kept in the file's metadata."""

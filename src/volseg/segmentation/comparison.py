@@ -18,7 +18,7 @@ from volseg.segmentation.evaluation import (
     summarise,
     write_summary,
 )
-from volseg.volumes.dataset import read_label_names
+from volseg.volumes.dataset import DESCRIPTION, read_label_names
 from volseg.volumes.reading import open_volume
 from volseg.volumes.writing import check_small_output
 
@@ -27,8 +27,9 @@ from volseg.volumes.writing import check_small_output
 class EvaluationJob:
     """What to compare.
 
-    prediction, reference  a mask each, or a folder of masks each, which are paired by name
-    labels   names of the labels: a dataset.json, or JSON such as {"liver": 1}; None: the labels that are found
+    prediction, reference  a mask each, or a folder of masks each, which are paired by name; or a data set as reference
+    labels   names of the labels: a dataset.json, or JSON such as {"liver": 1}; None: those of the data set, or what is
+             found
     output   also nnU-Net's summary.json here
     partial  whether references may have no prediction
     """
@@ -74,7 +75,10 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     with communicator.together():
         if job.output is not None and communicator.is_root:
             check_small_output(job.output, job.overwrite)
-    given = read_label_names(job.labels) if job.labels is not None else None
+    names = job.labels
+    if names is None and (job.reference / DESCRIPTION).is_file():
+        names = job.reference / DESCRIPTION
+    given = None if names is None else read_label_names(names)
     pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
     results = _compare_all(pairs, communicator, listen)
     found = foreground_labels(results)

@@ -18,7 +18,7 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.files import write_text
 from volseg.volumes.checks import check_same_grid
-from volseg.volumes.dataset import FILE_ENDINGS
+from volseg.volumes.dataset import DESCRIPTION, FILE_ENDINGS, read_dataset
 from volseg.volumes.volume import Volume
 
 LABEL_LIMIT = 1024  # a value beyond it is an image's, not a mask's
@@ -87,7 +87,8 @@ def pair_masks(
     """(prediction, reference) paths: of two files, or of two folders by name.
 
     In folders a prediction belongs to the reference of the same name, file ending aside; ``_mask`` and a channel
-    suffix ``_0000`` at its end are passed over, so that volseg's default names fit nnU-Net's labelsTr.
+    suffix ``_0000`` at its end are passed over, so that volseg's default names fit nnU-Net's labelsTr. A reference
+    folder with dataset.json stands for the labels of its cases.
 
     Raises VolumeError where a path is missing, one is a file and the other a folder, a prediction has no reference,
     or (unless `partial`) a reference has no prediction.
@@ -100,7 +101,7 @@ def pair_masks(
         if _is_folder_of_masks(prediction) or _is_folder_of_masks(reference):
             raise VolumeError(f"{prediction} and {reference}: give two masks or two folders of masks")
         return [(prediction, reference)]
-    references = _masks(reference)
+    references = _references(reference)
     pairs: dict[str, Path] = {}
     for stem, path in sorted(_masks(prediction).items()):
         name = next((n for n in _names_for(stem) if n in references), None)
@@ -194,6 +195,12 @@ def _masks(folder: Path) -> dict[str, Path]:
             raise VolumeError(f"{path} and {found[stem]}: two masks of one name; keep one")
         found[stem] = path
     return found
+
+
+def _references(folder: Path) -> dict[str, Path]:
+    if not (folder / DESCRIPTION).is_file():
+        return _masks(folder)
+    return {case.name: case.label for case in read_dataset(folder).cases if case.label is not None}
 
 
 def _names_for(stem: str) -> list[str]:

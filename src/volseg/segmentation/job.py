@@ -14,6 +14,7 @@ from volseg.partition.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.image_file import ImageFile, channels_of_file, count_channels
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import beside, split_paths
 from volseg.volumes.resampling import Spacing
@@ -68,20 +69,25 @@ class SegmentationJob:
     agglomerate: str = "auto"
 
 
-def channel_files(path: Path, channels: int) -> list[Path]:
-    """The scan's files: ``CASE_0000`` stands for all its channels where the model wants several."""
+def channel_files(path: Path, channels: int) -> list[ImageFile]:
+    """The scan's channels: ``CASE_0000`` stands for all of them where the model wants several, and so does a 4-D file.
+
+    Raises VolumeError where the header of a file that may be 4-D cannot be read.
+    """
     for suffix in SUFFIXES:
         if channels > 1 and path.name.endswith(f"_0000{suffix}"):
             case = path.name.removesuffix(f"_0000{suffix}")
             files = [path.with_name(image_name(case, channel, suffix)) for channel in range(channels)]
             if all(file.exists() for file in files):
-                return files
-    return [path]
+                return [ImageFile(file) for file in files]
+    if channels > 1 and count_channels(path) == channels:
+        return list(channels_of_file(path, channels))
+    return [ImageFile(path)]
 
 
 def input_files(path: Path, channels: int) -> list[Path]:
     """All that is read of the scan: its channels' files (or folders), and both halves of a .hdr/.img pair."""
-    files = channel_files(path, channels)
+    files = [file.path for file in channel_files(path, channels)]
     pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
     return list(dict.fromkeys(files + pairs))
 

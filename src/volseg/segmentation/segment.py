@@ -185,9 +185,7 @@ def open_scan(
 
     Raises VolumeError where it cannot be read, PartitionError where it cannot be split so.
     """
-    if spacing == "model":
-        spacing = card.spacing
-    wanted = None if spacing == "native" else spacing
+    wanted = card.seen_at if spacing == "model" else None if spacing == "native" else spacing
     volumes, seen = None, None
     with communicator.together():
         volumes = open_channels(channel_files(path, card.config.model.in_channels), dicom)

@@ -185,7 +185,7 @@ def _train(setup: Setup) -> None:
 
 
 def _segmenter(setup: Setup, alone: Communicator) -> Callable[[], None]:
-    scan, grid = open_scan(setup.cases[0].images[0], setup.card, "auto", alone, "native")
+    scan, grid = open_scan(setup.cases[0].images[0].path, setup.card, "auto", alone, "native")
 
     def segment() -> None:
         segment_block(setup.model, scan, setup.card, grid)

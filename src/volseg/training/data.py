@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
-from volseg.errors import PartitionError, VolumeError
+from volseg.errors import PartitionError
 from volseg.nn.losses import IGNORE
-from volseg.volumes.canonical import canonical, in_order_of
+from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
 from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
-from volseg.volumes.intensity import ChannelScheme, Normalization, is_ct, measure_foreground
+from volseg.volumes.intensity import ChannelScheme, Normalization
 from volseg.volumes.reading import open_volume
-from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization
+from volseg.volumes.resampling import Spacing, resampled
+from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization, seen_space
 from volseg.volumes.volume import Volume
 
 CACHE_BYTES = 2**30
@@ -46,13 +47,16 @@ class CaseBlocks:
 
     grid      of this rank's replica
     replicas  that share the cases; None: the grid has all ranks
+    spacing   mm (canonical D, H, W) at which the network sees the cases; None: their own
+    schemes   how each channel is normalised; to be set before `load`
     level     halvings of the resolution at which the volumes are seen
     """
 
     def __init__(
         self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int,
-        replicas: Replicas | None = None, level: int = 0,
+        replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
     ) -> None:  # fmt: skip
+        self.spacing = spacing
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
         self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
@@ -79,9 +83,10 @@ class CaseBlocks:
         channels = open_channels(case.images)
         label = in_order_of(open_volume(case.label), channels[0].space)
         check_same_grid(channels[0], label)
-        seen = [coarsened(canonical(channel), self.level, "linear") for channel in channels]
+        space = seen_space(channels[0], self.spacing)
+        seen = [coarsened(resampled(channel, space, "linear"), self.level, "linear") for channel in channels]
         self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
-        self._labels[case.name] = coarsened(canonical(label), self.level, "labels")
+        self._labels[case.name] = coarsened(resampled(label, space, "labels"), self.level, "labels")
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""
@@ -115,35 +120,6 @@ class CaseBlocks:
             self._room -= size
             self._cache[case.name] = blocks
 
-    def check(self) -> None:
-        """Read every case once, so that one that cannot be used is found before training begins. Collective.
-
-        Each replica reads its share.
-        """
-        own = [case for _, case in self.replicas.share(self.cases)]
-        for turn in range(self.replicas.most(self.cases)):
-            with self.replicas.world.together():
-                if turn < len(own):
-                    self._keep(own[turn], self._read(own[turn]))
-
-    def measure(self) -> None:
-        """Find how each channel is normalised, from the foreground of all cases where it is CT. Collective.
-
-        Each replica counts its share; counts add up to the same bits however cases are shared.
-        """
-        schemes = []
-        for number, name in enumerate(self.dataset.channel_names):
-            fixed = None
-            if is_ct(name):
-                fixed = measure_foreground(lambda n=number: self._foreground(n), self.replicas.world)  # type: ignore[misc]
-            schemes.append(ChannelScheme(name, fixed))
-        self.schemes = tuple(schemes)
-
-    def _foreground(self, channel: int) -> Iterator[np.ndarray]:
-        for _, case in self.replicas.share(self.cases):
-            images, label = self.read(case)
-            yield images[channel][label > 0]
-
     def load(self, case: Case) -> Sample:
         """The case as tensors. Collective over the replica."""
         images, label = self.read(case)
@@ -156,21 +132,3 @@ class CaseBlocks:
         d, h, w = scan.layout.shape
         block = torch.from_numpy(normalized_block(images, scan, self.schemes, self._own[case.name])).unsqueeze(0)
         return Sample(block.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)
-
-
-def split_cases(dataset: Dataset, validation: int, seed: int) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases: `validation` of them held out, drawn by `seed`; -1 holds out one in eight.
-
-    Raises VolumeError where nothing would be left to train on.
-    """
-    count = len(dataset.cases) // 8 if validation < 0 else validation
-    if count >= len(dataset.cases):
-        raise VolumeError(
-            f"{dataset.folder}: training.validation = {count} of {len(dataset.cases)} cases leaves none to train on"
-        )
-    order = np.random.default_rng(seed).permutation(len(dataset.cases))
-    held_out = {int(n) for n in order[:count]}
-    return (
-        [case for n, case in enumerate(dataset.cases) if n not in held_out],
-        [case for n, case in enumerate(dataset.cases) if n in held_out],
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from volseg.distributed.communicator import Communicator
 from volseg.files import sha256
-from volseg.volumes.dataset import Dataset
+from volseg.volumes.dataset import DESCRIPTION, Dataset
 
 HASHED_BYTES = 16 * 2**30
 """Of one volume; a larger one is not hashed. Its size stands in the report all the same."""
@@ -45,8 +45,9 @@ def hash_inputs(dataset: Dataset, communicator: Communicator) -> dict[str, dict[
 
 def _members(dataset: Dataset) -> dict[Path, list[Path]]:
     """The files of every input; a file's is itself."""
-    cases = [path for case in dataset.cases for path in (*case.images, case.label) if path is not None]
-    description = dataset.folder / "dataset.json"
+    images = [[image.path for image in case.images] for case in dataset.cases]  # channels may share a file
+    cases = [path for paths, case in zip(images, dataset.cases, strict=True) for path in (*paths, case.label) if path]
+    description = dataset.folder / DESCRIPTION
     inputs = [*([description] if description.is_file() else []), *cases]
     return {
         path: sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] for path in inputs
@@ -61,4 +62,6 @@ def _of_whole(path: Path, files: list[Path], hashes: dict[Path, str]) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
+    if path == folder:  # a single scan
+        return path.name
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

@@ -17,6 +17,7 @@ from volseg.models.stored import CHECKPOINT, WEIGHTS
 from volseg.training import previews, tensorboard
 from volseg.training.progress import PICTURE
 from volseg.training.tensorboard import check_tensorboard
+from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
@@ -31,6 +32,7 @@ class TrainingJob:
     partition  "auto" or a grid such as "1x2x2", of each replica
     replicas   groups of ranks that train on cases of their own; they divide the ranks
     agglomerate  which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    labels, label_names, channel_names  as in `DataSource`, for data without dataset.json
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     previews   so many of the held-out cases are drawn after each validation
@@ -48,9 +50,17 @@ class TrainingJob:
     trace_steps: int = 3
     replicas: int = 1
     agglomerate: str = "auto"
+    labels: str | None = None
+    label_names: Path | None = None
+    channel_names: tuple[str, ...] = ()
     previews: int = 1
     tensorboard: bool = False
     command: str | None = None
+
+    @property
+    def source(self) -> DataSource:
+        """The data set."""
+        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names)
 
     @property
     def batch(self) -> int:

@@ -12,6 +12,7 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
+from volseg.training.cases import write_split
 from volseg.training.checkpoint import save_checkpoint
 from volseg.training.inputs import hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
@@ -21,8 +22,9 @@ from volseg.training.report import TrainingReport, gather_peaks, largest_residen
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
 from volseg.training.tracing import StepTrace
-from volseg.training.validation import Validation, validate
+from volseg.training.validation import Validation, is_validation_due, validate
 from volseg.volumes.dataset import Case
+from volseg.volumes.fingerprint import write_fingerprint
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -41,6 +43,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     with communicator.together():
         if communicator.is_root:
             open_run_folder(job, setup.config)
+            write_fingerprint(job.run, setup.fingerprint)
+            write_split(job.run, setup.split)
     record = Record(job, setup)
     inputs = hash_inputs(setup.dataset, communicator)
 
@@ -70,7 +74,7 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
             )
         seconds = time.monotonic() - begun
         validation: Validation | None = None
-        if setup.held_out and (step + 1) % in_epoch == 0:
+        if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
             validation = validate(
                 resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),

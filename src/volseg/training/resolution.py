@@ -25,6 +25,7 @@ from volseg.partition.search import Question
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.volumes.dataset import Case, Dataset
+from volseg.volumes.resampling import Spacing
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ class Resolution:
 class Hierarchy:
     """What all resolutions of a run have in common.
 
-    shapes  (D, H, W) of every case at the finest
+    spacing  mm, at which the finest sees the cases; None: their own
+    shapes   (D, H, W) of every case at the finest
     """
 
     job: TrainingJob
     config: Config
     dataset: Dataset
     cases: Sequence[Case]
+    spacing: Spacing | None
     shapes: Sequence[Triple]
     model: UNet
     machine: Machine | None
@@ -105,7 +108,7 @@ class Hierarchy:
     def _resolution(self, level: int, replicas: Replicas, grid: ProcessGrid) -> Resolution:
         config, multiple, world = self.config, self.config.model.multiple, replicas.world
         self._check_depth(level)
-        blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level)
+        blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level, self.spacing)
         largest = padded_shape(self._largest(level), multiple)
         stages = agglomeration_of_run(
             self.job.agglomerate if level == 0 else "none", "train", config.model, config.training,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -14,19 +12,29 @@ from volseg.config import Config
 from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError
 from volseg.events import Caution, Listener, Message
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import format_triple
 from volseg.models.forecast import Machine, this_machine
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.partition.memory import MemoryPlan
 from volseg.partition.schedule import covers
+from volseg.training.cases import (
+    Split,
+    canonical_spaces,
+    check_same_split,
+    fingerprint_of_run,
+    median_spacing,
+    spacing_to_train_at,
+    split_cases,
+)
 from volseg.training.checkpoint import load_checkpoint
-from volseg.training.data import CaseBlocks, split_cases
 from volseg.training.job import TrainingJob, check_run_folder
 from volseg.training.multigrid import stages
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
 from volseg.volumes.dataset import Case, Dataset, read_dataset
+from volseg.volumes.fingerprint import Fingerprint
+from volseg.volumes.scan import space_at
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,23 @@ class Setup:
 
     config: Config
     dataset: Dataset
-    cases: tuple[Case, ...]
-    held_out: tuple[Case, ...]
+    split: Split
+    fingerprint: Fingerprint
     resolutions: tuple[Resolution, ...]
     model: UNet
     optimizer: torch.optim.Optimizer
     card: ModelCard
     machine: Machine | None
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """To train on."""
+        return self.split.training
+
+    @property
+    def held_out(self) -> tuple[Case, ...]:
+        """To validate with."""
+        return self.split.validation
 
     @property
     def finest(self) -> Resolution:
@@ -79,41 +97,49 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
 
     Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
     """
-    dataset = read_dataset(job.dataset)
+    with communicator.together():
+        dataset = read_dataset(job.source) if communicator.is_root else None
+    dataset = communicator.broadcast(dataset)
+    assert dataset is not None
+    for note in dataset.notes:
+        listen(Message(note))
     model_config = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
     config = dataclasses.replace(job.config, model=model_config)
     config.check()
     with communicator.together():
         if communicator.is_root:
             check_run_folder(job)
-    cases, held_out = split_cases(dataset, config.training.validation, config.training.seed)
+    split = split_cases(dataset, config.training)
+    cases, held_out = split.training, split.validation
+    spaces = canonical_spaces(dataset)
+    own = [spaces[case.name] for case in cases]
+    spacing = spacing_to_train_at(config.data, own)
+    shapes = [space_at(space, spacing).shape for space in spaces.values()]
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     torch.manual_seed(config.training.seed)
     model = UNet(model_config)
     optimizer = make_optimizer(model, config.training)
-    hierarchy = Hierarchy(job, config, dataset, [*cases, *held_out], canonical_shapes(dataset), model, machine)
+    hierarchy = Hierarchy(job, config, dataset, [*cases, *held_out], spacing, shapes, model, machine)
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
         resolutions.append(hierarchy.coarse(level, resolutions[-1]))
-    blocks = resolutions[0].blocks
-    blocks.check()
+    fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
-    card = ModelCard(config, dataset.labels, (), _spacing(blocks, cases), 0, job.batch)
+    card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
     if job.proceed:
         with communicator.together():
             stored = load_checkpoint(job.run, model, optimizer)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
+            check_same_split(job.run, split)
             card = dataclasses.replace(stored, config=config)
-        blocks.schemes = card.schemes
     else:
-        blocks.measure()
-        card = dataclasses.replace(card, schemes=blocks.schemes)
-    for coarse in resolutions[1:]:
-        coarse.blocks.schemes = blocks.schemes
+        card = dataclasses.replace(card, schemes=fingerprint.schemes())
+    for resolution in resolutions:
+        resolution.blocks.schemes = card.schemes
     _same_weights(model, communicator)
     setup = Setup(
-        config, dataset, tuple(cases), tuple(held_out), tuple(resolutions), model, optimizer, card, machine
+        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, card, machine
     )  # fmt: skip
     listen(Message(_describe(setup)))
     if job.replicas > len(cases):
@@ -121,14 +147,6 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if job.proceed:
         listen(Message(f"going on from step {card.step} of {setup.steps}"))
     return setup
-
-
-def canonical_shapes(dataset: Dataset) -> list[Triple]:
-    """(D, H, W) of every case in canonical order; only headers are read."""
-    from volseg.volumes.canonical import canonical
-    from volseg.volumes.reading import open_volume
-
-    return [canonical(open_volume(case.images[0])).shape for case in dataset.cases]
 
 
 def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: TrainingJob) -> None:
@@ -139,6 +157,9 @@ def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: Train
         ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
         ("training.seed", before.seed, now.seed),
         ("training.validation", before.validation, now.validation),
+        ("training.folds", before.folds, now.folds),
+        ("training.fold", before.fold, now.fold),
+        ("data.spacing", card.config.data.spacing, config.data.spacing),
     ):
         if old != new:
             raise CheckpointError(
@@ -159,11 +180,6 @@ def check_same_batch(card: ModelCard, job: TrainingJob) -> None:
     )
 
 
-def _spacing(blocks: CaseBlocks, cases: Sequence[Case]) -> tuple[float, float, float]:
-    d, h, w = np.median([blocks.scan(case).space.spacing for case in cases], axis=0)
-    return float(d), float(h), float(w)
-
-
 def _same_weights(model: nn.Module, communicator: Communicator) -> None:
     """Every rank starts from the root's weights, bit for bit."""
     for tensor in model.state_dict().values():
@@ -172,9 +188,9 @@ def _same_weights(model: nn.Module, communicator: Communicator) -> None:
 
 def _describe(setup: Setup) -> str:
     dataset, batch = setup.dataset, setup.card.batch
+    held_out = f"{len(setup.held_out)} held out{setup.split.described}"
     lines = [
-        f"{dataset.folder}: {len(setup.cases)} cases to train on, {len(setup.held_out)} held out, "
-        f"labels {', '.join(dataset.label_names)}",
+        f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, labels {', '.join(dataset.label_names)}",
         f"U-Net of {format_triple(setup.config.model.widths)} channels; {_describe_resolution(setup.finest)}, "
         f"{torch.get_num_threads()} threads each" + (f", {batch} cases a step" if batch > 1 else ""),
     ]

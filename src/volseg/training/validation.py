@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volseg.config import TrainingConfig
 from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.partition.operations import Kind
@@ -42,6 +43,12 @@ class Validation:
         """Mean over its foreground classes, by case name; without cases that have none."""
         means = {name: _mean(classes) for name, classes in self.by_case.items()}
         return {name: dice for name, dice in means.items() if dice is not None}
+
+
+def is_validation_due(config: TrainingConfig, steps: int, in_epoch: int) -> bool:
+    """Whether the held-out cases are to be evaluated after `steps` steps: after each few epochs and after the last."""
+    epochs, rest = divmod(steps, in_epoch)
+    return rest == 0 and (epochs % config.validate_every == 0 or epochs == config.epochs)
 
 
 @torch.no_grad()

@@ -10,11 +10,14 @@ from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.volume import Volume
 
 
-def open_volume(path: str | Path, dicom: DicomOptions = DicomOptions()) -> Volume:  # noqa: B008  (frozen)
+def open_volume(
+    path: str | Path, dicom: DicomOptions = DicomOptions(), channel: int | None = None  # noqa: B008  (frozen)
+) -> Volume:  # fmt: skip
     """The volume at `path`: a NIfTI file (.nii, .nii.gz, .hdr + .img), a .zarr folder, or DICOM: a folder, a zip, a
     DICOMDIR, a multi-frame file.
 
-    dicom  which series, and what may be mended
+    dicom    which series, and what may be mended
+    channel  which volume of a 4-D NIfTI file, counted from 0; None: the file must hold one
 
     Only headers are read. Each format's library is imported when a file of it is met.
 
@@ -26,6 +29,8 @@ def open_volume(path: str | Path, dicom: DicomOptions = DicomOptions()) -> Volum
         if not path.exists():
             raise VolumeError(f"{path}: no such file or folder")
         kind = format_of(path)
+        if channel is not None and kind != "nifti":
+            raise VolumeError(f"{path}: no NIfTI file; of other formats each channel must be a volume of its own")
         if kind == "zarr":
             _refuse_options(path, dicom)
             from volseg.volumes.zarr.reading import open_zarr
@@ -35,7 +40,7 @@ def open_volume(path: str | Path, dicom: DicomOptions = DicomOptions()) -> Volum
             _refuse_options(path, dicom)
             from volseg.volumes.nifti.reading import open_nifti
 
-            return open_nifti(path)
+            return open_nifti(path, channel)
         _refuse_volseg_folder(path)
         from volseg.volumes.dicom.volume import open_dicom
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -16,9 +15,9 @@ from volseg.partition.layout import Layout, padded_shape
 from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.image_file import ImageFile
 from volseg.volumes.intensity import ChannelScheme, Normalization, Pieces, measure_volume
 from volseg.volumes.interpolation import AxisMap
-from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
 from volseg.volumes.volume import Space, Volume
 
@@ -86,11 +85,15 @@ def _read(volume: Volume, box: Box) -> np.ndarray:
 
 
 def seen_space(volume: Volume, spacing: Spacing | None) -> Space:
-    """The grid, without padding, on which a network at `spacing` mm (canonical D, H, W) sees `volume`.
+    """The grid, without padding, on which a network at `spacing` mm (canonical D, H, W) sees `volume`."""
+    return space_at(canonical(volume).space, spacing)
+
+
+def space_at(space: Space, spacing: Spacing | None) -> Space:
+    """The same of a grid in canonical order, which is returned itself where nothing changes.
 
     Axes whose spacing is within 1 % of it stay as they are; None: the volume's own spacing.
     """
-    space = canonical(volume).space
     wanted = space.spacing if spacing is None else kept_where_close(space.spacing, spacing)
     return space if wanted == space.spacing else resampled_space(space, wanted)
 
@@ -135,9 +138,9 @@ def mask_boxes(layout: Layout, shape: Triple, back: Sequence[AxisMap] | None) ->
     return boxes
 
 
-def open_channels(paths: Sequence[Path], dicom: DicomOptions = DicomOptions()) -> tuple[Volume, ...]:  # noqa: B008
+def open_channels(files: Sequence[ImageFile], dicom: DicomOptions = DicomOptions()) -> tuple[Volume, ...]:  # noqa: B008
     """Open the channels of one scan. Raises VolumeError where they do not lie on one grid."""
-    volumes = tuple(open_volume(path, dicom) for path in paths)
+    volumes = tuple(file.open(dicom) for file in files)
     for other in volumes[1:]:
         if not other.space.matches(volumes[0].space):
             raise VolumeError(f"{other.path}: another grid than {volumes[0].path}; resample the channels onto one grid")

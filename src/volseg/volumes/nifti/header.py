@@ -9,6 +9,7 @@ warns where the parts of a header contradict each other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class NiftiHeader:
     files      the file itself, or a pair's .hdr and .img
     data       the one of them that holds the voxels
     offset     where they begin in it (of a gzip file: in its contents)
+    end        where the last of all channels ends
+    channels   3-D volumes in the file, one after the other: the fourth axis of a 4-D image; 1 of a 3-D one
     raw        their type as stored, byte order included
     slope, intercept  value = stored * slope + intercept; 1 and 0 where the header sets none
     warnings, facts   as in `Audit`
@@ -45,6 +48,8 @@ class NiftiHeader:
     data: Path
     space: Space
     offset: int
+    end: int
+    channels: int
     raw: np.dtype[Any]
     slope: float
     intercept: float
@@ -52,18 +57,21 @@ class NiftiHeader:
     facts: tuple[tuple[str, str], ...]
 
 
-def read_header(path: Path) -> NiftiHeader:
+def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     """The header of the NIfTI-1 or NIfTI-2 file at `path`, or of the pair that it belongs to.
 
+    channel  of a 4-D image, whose voxels `offset` is then the start of; None: the file must hold one volume
+
     Raises VolumeError where there is none, or where it describes no volume of numbers in space: Analyze 7.5 (which
-    cannot tell left from right), CIFTI, more or fewer than three axes longer than 1, colours, complex numbers.
+    cannot tell left from right), CIFTI, more or fewer than three axes longer than 1 (four with `channel`), colours,
+    complex numbers; where there is no such channel.
     """
     files = _pair(path)
     header_file, data_file = files[0], files[-1]
     header, version = _parse(path, _head(header_file), pair=len(files) == 2)
     _require(path, data_file)
     try:
-        shape = _three_sides(tuple(int(n) for n in header.get_data_shape()), path)
+        shape, channels = _sides(tuple(int(n) for n in header.get_data_shape()), path, channel)
         offset, dtype = int(header.get_data_offset()), np.dtype(header.get_data_dtype())
         slope, intercept = header.get_slope_inter()
         position, affine, warnings = _position(header, shape)
@@ -77,13 +85,17 @@ def read_header(path: Path) -> NiftiHeader:
     if offset < 0:
         raise VolumeError(f"{path}: its voxels would begin at byte {offset} (vox_offset); repair the header")
     check_affine(affine, path)
+    volume_bytes = math.prod(shape) * dtype.itemsize
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
     facts = (
         ("header", f"{version}, {'big' if header.endianness == '>' else 'little'}-endian"),
         ("stored as", dtype.name + ("" if scaling == (1.0, 0.0) else ", times {:g} plus {:g}".format(*scaling))),
         ("position from", position),
     )
-    return NiftiHeader(path, files, data_file, Space(shape, affine), offset, dtype, *scaling, tuple(warnings), facts)
+    return NiftiHeader(
+        path, files, data_file, Space(shape, affine), offset + (channel or 0) * volume_bytes,
+        offset + channels * volume_bytes, channels, dtype, *scaling, tuple(warnings), facts,
+    )  # fmt: skip
 
 
 def _pair(path: Path) -> tuple[Path, ...]:
@@ -162,22 +174,22 @@ def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
     return header, f"NIfTI-{1 if one else 2}"
 
 
-def _three_sides(sides: tuple[int, ...], path: Path) -> Triple:
-    """(D, H, W) from NIfTI's (i, j, k, 1, ...)."""
+def _sides(sides: tuple[int, ...], path: Path, channel: int | None) -> tuple[Triple, int]:
+    """(D, H, W) from NIfTI's (i, j, k, 1, ...), and how many such volumes: NIfTI puts channels on axis 4, some on 5."""
     text = format_triple(sides)
     if sides and min(sides) < 1:
         raise VolumeError(f"{path}: an empty image ({text})")
-    while len(sides) > 3 and sides[-1] == 1:
-        sides = sides[:-1]
-    if len(sides) > 3:
-        raise VolumeError(
-            f"{path}: a {len(sides)}-D image ({text}) of {int(np.prod(sides[3:], dtype=object))} volumes; volseg reads "
-            "one volume a file: split it first, for instance with nibabel.four_to_three"
-        )
-    if len(sides) != 3:
+    if len(sides) < 3:
         raise VolumeError(f"{path}: a {len(sides)}-D image ({text}); volseg reads 3-D volumes")
-    i, j, k = sides
-    return k, j, i
+    (i, j, k), channels = sides[:3], math.prod(sides[3:])
+    if channel is None and channels > 1:
+        raise VolumeError(
+            f"{path}: a {len(sides)}-D image ({text}) of {channels} volumes; volseg reads one volume a file: split it "
+            "first, for instance with nibabel.four_to_three. Several channels of a data set may lie in one file"
+        )
+    if channel is not None and (not 0 <= channel < channels or max(sides[3:], default=1) != channels):
+        raise VolumeError(f"{path}: an image of {text} has no channel {channel}; a fourth axis is wanted for channels")
+    return (k, j, i), channels
 
 
 def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:

@@ -30,18 +30,20 @@ def is_nifti_name(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def open_nifti(path: Path) -> Volume:
+def open_nifti(path: Path, channel: int | None = None) -> Volume:
     """The NIfTI-1 or NIfTI-2 volume at `path` (for a pair, either of its files).
+
+    channel  which volume of a 4-D image, counted from 0; None: the file must hold one
 
     Integers stay what they are, and scaled ones stay integers where slope and intercept are whole numbers. All else
     is read as float32: of float64 its first 24 bits. Where the grid comes from is told in `nifti_header`, and what is
     doubtful about it in ``audit.warnings``. Trailing axes of length 1 are dropped.
 
     Raises VolumeError where the file is no NIfTI (Analyze 7.5 included), is too short for what its header promises
-    (found before any voxel is read, or memory taken), is not 3-D, holds colours or complex numbers, or has no usable
-    affine.
+    (found before any voxel is read, or memory taken), has not the axes asked for, holds colours or complex numbers,
+    or has no usable affine.
     """
-    header = read_header(path)
+    header = read_header(path, channel)
     kind = _CompressedNifti if header.data.name.lower().endswith(".gz") else _PlainNifti
     return kind(header)
 
@@ -50,10 +52,10 @@ class _Nifti(Volume):
     def __init__(self, header: NiftiHeader) -> None:
         self.path, self.space, self.header = header.path, header.space, header
         self.dtype = _dtype(header)
-        d, h, w = header.space.shape
+        _, h, w = header.space.shape
         self.row_bytes = w * header.raw.itemsize
         self.plane_bytes = h * self.row_bytes
-        self.end = header.offset + d * self.plane_bytes
+        self.end = header.end
         self.audit = Audit(
             used=(header.path.name,), inputs=header.files, warnings=(*header.warnings, *_precision(header, self.dtype)),
             facts=(*header.facts, ("read as", self.dtype.name)),
@@ -110,14 +112,14 @@ class _CompressedNifti(_Nifti):
         out = np.empty(box.shape, self.dtype)
         if not out.size:
             return out
-        (_, h0, w0), (d1, h1, w1) = box.start, box.stop
+        header, (_, h0, w0), (d1, h1, w1) = self.header, box.start, box.stop
         rows = bytearray((h1 - h0) * self.row_bytes)
         for index in range(box.shape[0]):
             plane = box.start[0] + index
             with self._faults(plane):
-                self.contents.read(self.header.offset + plane * self.plane_bytes + h0 * self.row_bytes, rows)
-            self._rescale(np.frombuffer(rows, self.header.raw).reshape(h1 - h0, self.shape[2])[:, w0:w1], out[index])
-        if d1 == self.shape[0]:
+                self.contents.read(header.offset + plane * self.plane_bytes + h0 * self.row_bytes, rows)
+            self._rescale(np.frombuffer(rows, header.raw).reshape(h1 - h0, self.shape[2])[:, w0:w1], out[index])
+        if header.offset + d1 * self.plane_bytes == self.end:
             with self._faults(d1):
                 self.contents.check_end()
         return out

@@ -1,0 +1,79 @@
+"""What a data set is: its cases, channels and labels, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from volseg.volumes.image_file import ImageFile
+
+FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
+
+Kind = Literal[
+    "missing image", "missing labels", "numTraining", "duplicate", "unreadable", "geometry", "outside the list",
+    "no whole numbers", "not finite", "empty labels", "unused label",
+]  # fmt: skip
+"""What can be wrong with a data set."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its image channels in order, and its label file (None where there is none)."""
+
+    name: str
+    images: tuple[ImageFile, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's description; no voxel is read for it.
+
+    folder          what was named: a folder, or one scan
+    channel_names   by channel
+    labels          name -> value; ``background`` is 0 and the values run 0..K without a gap
+    notes           what was assumed where the files do not say it, for the user
+    """
+
+    folder: Path
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names by label value, background first."""
+        return tuple(sorted(self.labels, key=lambda name: self.labels[name]))
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a data set is, and what its files may not say.
+
+    path           a folder with dataset.json, a folder of what `volseg ingest` wrote, or one scan
+    labels         of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    label_names    JSON file with names and values, for sets without dataset.json
+    channel_names  for sets without dataset.json; empty: "CT" for one channel
+    """
+
+    path: Path
+    labels: str | None = None
+    label_names: Path | None = None
+    channel_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a data set.
+
+    case     its name; empty where it is about the set as a whole
+    serious  False: a case can be trained on all the same
+    """
+
+    case: str
+    kind: Kind
+    message: str
+    serious: bool = True

@@ -1,0 +1,68 @@
+"""Verify a data set: all that is wrong with it, in one report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from volseg.distributed.communicator import Communicator
+from volseg.events import Listener, Message, ignore
+from volseg.volumes.dataset.case import Dataset, DataSource, Fault
+from volseg.volumes.dataset.examination import examine
+from volseg.volumes.dataset.reading import survey_dataset
+from volseg.volumes.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a data set holds, and what is wrong with it.
+
+    faults       in the order of the cases, those of the whole set last
+    fingerprint  of the cases that can be trained on
+    """
+
+    dataset: Dataset
+    faults: tuple[Fault, ...]
+    fingerprint: Fingerprint
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there are no faults but those that are no hindrance."""
+        return not any(fault.serious for fault in self.faults)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "dataset": str(self.dataset.folder),
+            "sound": self.is_sound,
+            "faults": [dataclasses.asdict(fault) for fault in self.faults],
+            "fingerprint": self.fingerprint.as_json(),
+        }
+
+
+def check_dataset(
+    source: DataSource, communicator: Communicator, listen: Listener = ignore, *, allow_empty: bool = False
+) -> CheckReport:
+    """Look at every file of every case, and go on after a fault. Collective; every rank has the whole report.
+
+    allow_empty  labels of background alone are no fault of a case, unless all cases are so
+
+    Raises VolumeError where there is no data set at all: no folder, or a dataset.json that cannot be understood.
+    """
+    surveyed = None
+    with communicator.together():
+        surveyed = survey_dataset(source) if communicator.is_root else None
+    surveyed = communicator.broadcast(surveyed)
+    assert surveyed is not None
+    dataset, of_files = surveyed
+    for note in dataset.notes:
+        listen(Message(note))
+    found = examine(dataset, communicator, listen)
+    of_voxels = [
+        dataclasses.replace(fault, serious=True) if fault.kind == "empty labels" and not allow_empty else fault
+        for fault in found.faults
+    ]
+    faults = [*of_files, *of_voxels]
+    faults.sort(key=lambda fault: (not fault.case, fault.case))
+    return CheckReport(dataset, tuple(faults), found.fingerprint)

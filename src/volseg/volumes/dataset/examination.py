@@ -1,0 +1,385 @@
+"""Every case of a data set, read once: what is wrong with it, and its fingerprint.
+
+Cases are shared over the ranks, and each is read slab by slab; where there are more ranks than cases, several share
+the slices of one. What is found does not depend on that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from volseg.distributed.communicator import Communicator
+from volseg.errors import VolumeError
+from volseg.events import Listener, Progress, ignore
+from volseg.geometry import Box, Triple, format_triple
+from volseg.volumes.canonical import canonical, in_order_of
+from volseg.volumes.checks import check_same_grid
+from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
+from volseg.volumes.dataset.description import outside_message
+from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
+from volseg.volumes.intensity import Histogram, Intensities, histogram_between
+from volseg.volumes.reading import open_volume
+from volseg.volumes.volume import Volume
+
+SLAB_VOXELS = 2**20
+SHORT = (-(2**15), 2**16 - 1)  # whole numbers that are counted one by one, while the voxels are looked at
+MOST_VALUES = 8  # of those outside the list that are kept
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found.
+
+    faults       of the cases, in their order, and of the set
+    fingerprint  of the cases without serious faults
+    """
+
+    faults: tuple[Fault, ...]
+    fingerprint: Fingerprint
+
+
+def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ignore) -> Examination:
+    """Look at every voxel of every case. Collective; the same result on all ranks, whatever their number."""
+    parts = max(1, communicator.size // max(1, len(dataset.cases)))
+    units = [(number, part) for number in range(len(dataset.cases)) for part in range(parts)]
+    mine = units[communicator.rank :: communicator.size]
+    looks: list[_Look] = []
+    error: Exception | None = None
+    try:
+        for done, (number, part) in enumerate(mine, start=1):
+            looks.append(_look_at(dataset, number, part, parts))
+            listen(
+                Progress(
+                    "check", min(done * communicator.size, len(units)), len(units), "parts" if parts > 1 else "cases"
+                )
+            )
+    except Exception as caught:
+        error = caught
+    communicator.raise_together(error)
+    gathered = sorted(
+        (look for some in communicator.gather_all([look.findings for look in looks]) for look in some),
+        key=lambda findings: (findings.number, findings.part),
+    )
+    by_case = [[f for f in gathered if f.number == number] for number in range(len(dataset.cases))]
+    faults = [_faults_of(dataset, case, found) for case, found in zip(dataset.cases, by_case, strict=True)]
+    faults = _with_copies(dataset, by_case, faults)
+    sound = {number for number, found in enumerate(faults) if not any(fault.serious for fault in found)}
+    intensities = _intensities(dataset, [look for look in looks if look.findings.number in sound], parts, communicator)
+    cases = tuple(_fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
+    fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities)
+    return Examination(
+        (*(fault for some in faults for fault in some), *_faults_of_set(dataset, fingerprint)), fingerprint
+    )
+
+
+@dataclass
+class _Findings:
+    """What a rank saw in its part of a case; small, for all ranks get it.
+
+    not_finite  by channel: how many voxels, and the first
+    voxels      by label value of the list; `outside` those that are not
+    planes      a digest of each slice, of all channels
+    """
+
+    number: int
+    part: int
+    faults: list[tuple[Kind, str]] = field(default_factory=list)
+    not_finite: dict[int, tuple[int, Triple]] = field(default_factory=dict)
+    voxels: Counter[int] = field(default_factory=Counter)
+    outside: set[float] = field(default_factory=set)
+    fractions: set[float] = field(default_factory=set)
+    planes: list[bytes] = field(default_factory=list)
+    shape: Triple = (0, 0, 0)
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass
+class _Look:
+    """The findings, and what stays on the rank that found it: the foreground's values of each channel.
+
+    extremes  [C, 2] smallest and largest; inf and -inf where there are none
+    counts    by channel: whole numbers and how often they occur; None where there are others
+    """
+
+    findings: _Findings
+    extremes: np.ndarray
+    counts: list[tuple[np.ndarray, np.ndarray] | None]
+
+
+def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
+    case, found = dataset.cases[number], _Findings(number, part)
+    channels = len(case.images)
+    look = _Look(found, np.tile([np.inf, -np.inf], (channels, 1)), [None] * channels)
+    opened = _open(case, found)
+    if opened is None:
+        return look
+    images, label = opened
+    found.shape, found.spacing = canonical(images[0]).shape, canonical(images[0]).space.spacing
+    tallies: list[Counter[int] | None] = [Counter() for _ in images]
+    if any(kind == "geometry" for kind, _ in found.faults):  # what can be said without each other
+        for channel, image in enumerate(images):
+            for box, values in _slabs(image, part, parts, found):
+                _look_at_image(found, channel, values, box)
+        for _, values in _slabs(label, part, parts, found):
+            _look_at_labels(found, values, dataset.labels)
+        return look
+    readers = [_slabs(volume, part, parts, found, images[0]) for volume in (*images, label)]
+    for pieces in zip(*readers, strict=False):  # one that cannot be read on ends all
+        box, labels = pieces[-1]
+        _look_at_labels(found, labels, dataset.labels)
+        foreground = labels > 0
+        for channel, (_, values) in enumerate(pieces[:-1]):
+            _look_at_image(found, channel, values, box)
+            tallies[channel] = _tally(values[foreground], look.extremes[channel], tallies[channel])
+        found.planes += _digests([values for _, values in pieces[:-1]])
+    look.counts = [None if tally is None else _arrays(tally) for tally in tallies]
+    return look
+
+
+def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
+    """The case's volumes, with a note of each that cannot be opened or lies on another grid than the first."""
+    images: list[Volume] = []
+    label: Volume | None = None
+    assert case.label is not None
+    for file in case.images:
+        with _noting(found, "unreadable"):
+            images.append(file.open())
+    with _noting(found, "unreadable"):
+        label = open_volume(case.label)
+    if len(images) < len(case.images) or label is None:
+        return None
+    label = in_order_of(label, images[0].space)
+    for image in images[1:]:
+        with _noting(found, "geometry"):
+            check_same_grid(images[0], image, "a channel")
+    with _noting(found, "geometry"):
+        check_same_grid(images[0], label)
+    return images, label
+
+
+@contextmanager
+def _noting(found: _Findings, kind: Kind) -> Iterator[None]:
+    """Notes what goes wrong in the body as a fault of `kind`, and goes on after it."""
+    try:
+        yield
+    except (VolumeError, OSError) as error:
+        found.faults.append((kind, str(error)))
+
+
+def _slabs(
+    volume: Volume, part: int, parts: int, found: _Findings, as_of: Volume | None = None
+) -> Iterator[tuple[Box, np.ndarray]]:  # fmt: skip
+    """The slices of a part of the volume, some at a time; what cannot be read is noted, and ends them.
+
+    as_of  cut as that one is; it has the same shape
+    """
+    d, h, w = (as_of or volume).shape
+    start, stop = d * part // parts, d * (part + 1) // parts
+    depth = max(1, SLAB_VOXELS // (h * w))
+    with _noting(found, "unreadable"):
+        for first in range(start, stop, depth):
+            box = Box((first, 0, 0), (min(first + depth, stop), h, w))
+            yield box, volume.read(box)
+    volume.close()
+
+
+def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box) -> None:
+    if values.dtype.kind != "f":
+        return
+    bad = ~np.isfinite(values)
+    if not bad.any():
+        return
+    first = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    count, known = found.not_finite.get(channel, (0, None))
+    d, h, w = (int(n) + start for n, start in zip(first, box.start, strict=True))
+    found.not_finite[channel] = count + int(bad.sum()), known or (d, h, w)
+
+
+def _look_at_labels(found: _Findings, values: np.ndarray, labels: dict[str, int]) -> None:
+    low, high = values.min(), values.max()
+    if values.dtype.kind in "iu" and low >= 0 and high < 2**16:
+        counts = np.bincount(values.ravel())
+        some = np.flatnonzero(counts)
+        counts = counts[some]
+    else:
+        some, counts = np.unique(values, return_counts=True)
+    for value, count in zip(some.tolist(), counts.tolist(), strict=True):
+        if value != value or value != np.floor(value):
+            found.fractions = _smallest(found.fractions, value)
+        elif not 0 <= value <= max(labels.values()):
+            found.outside = _smallest(found.outside, value)
+        else:
+            found.voxels[int(value)] += count
+
+
+def _smallest(values: set[float], value: float) -> set[float]:
+    """With one more, the smallest `MOST_VALUES`: which these are does not depend on how slices are shared."""
+    return set(sorted(values | {value}, key=lambda one: (one != one, one))[:MOST_VALUES])
+
+
+def _tally(values: np.ndarray, extremes: np.ndarray, tally: Counter[int] | None) -> Counter[int] | None:
+    """Count whole numbers one by one, and keep smallest and largest; None once they are too many or not whole."""
+    if values.dtype.kind == "f":
+        values, tally = values[np.isfinite(values)], None
+    if not values.size:
+        return tally
+    low, high = float(values.min()), float(values.max())
+    extremes[:] = min(extremes[0], low), max(extremes[1], high)
+    if tally is None or low < SHORT[0] or high > SHORT[1]:
+        return None
+    counts = np.bincount(values.astype(np.int64) - int(low))
+    there = np.flatnonzero(counts)
+    tally.update(dict(zip((there + int(low)).tolist(), counts[there].tolist(), strict=True)))
+    return tally
+
+
+def _arrays(tally: Counter[int]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(list(tally.keys()), dtype=np.int64), np.array(list(tally.values()), dtype=np.int64)
+
+
+def _digests(channels: Sequence[np.ndarray]) -> list[bytes]:
+    """Of each slice, all channels together."""
+    found = []
+    for plane in range(channels[0].shape[0]):
+        digest = hashlib.blake2b(digest_size=16)
+        for values in channels:
+            digest.update(np.ascontiguousarray(values[plane]).data.cast("B"))
+        found.append(digest.digest())
+    return found
+
+
+def _intensities(
+    dataset: Dataset, looks: Sequence[_Look], parts: int, communicator: Communicator
+) -> tuple[Intensities | None, ...]:  # fmt: skip
+    """Of each channel, from all ranks' looks at sound cases. Collective. Reads again where values are not whole."""
+    channels = len(dataset.channel_names)
+    extremes = np.tile([np.inf, -np.inf], (channels, 1))
+    whole = np.ones(channels)
+    for look in looks:
+        extremes = np.stack(
+            [np.minimum(extremes[:, 0], look.extremes[:, 0]), np.maximum(extremes[:, 1], look.extremes[:, 1])], 1
+        )
+        whole = np.minimum(whole, [float(counts is not None) for counts in look.counts])
+    low, high = communicator.reduce_all(extremes[:, 0], "min"), communicator.reduce_all(extremes[:, 1], "max")
+    exact = communicator.reduce_all(whole, "min") > 0
+    histograms = []
+    for channel in range(channels):
+        if exact[channel]:
+            histograms.append(Histogram(SHORT[0], 1.0, np.zeros(SHORT[1] - SHORT[0] + 1, dtype=np.int64)))
+        else:
+            histograms.append(histogram_between(float(low[channel]), float(high[channel]), whole=False))
+    for look in looks:
+        for channel in np.flatnonzero(exact).tolist():
+            counted = look.counts[channel]
+            assert counted is not None
+            histograms[channel].counts[counted[0] - SHORT[0]] += counted[1]
+    again = [int(channel) for channel in np.flatnonzero(~exact)]
+    with communicator.together():  # a file may have changed since
+        for look in looks if again else ():
+            for channel, values in _foreground(dataset, look.findings, parts, again):
+                histograms[channel].add(values)
+    found = []
+    for histogram in histograms:
+        counts = communicator.reduce_all(histogram.counts)
+        found.append(Intensities.of(Histogram(histogram.low, histogram.width, counts)) if counts.any() else None)
+    return tuple(found)
+
+
+def _foreground(
+    dataset: Dataset, before: _Findings, parts: int, channels: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    case, found = dataset.cases[before.number], _Findings(before.number, before.part)
+    opened = _open(case, found)
+    if opened is not None:
+        images, label = opened
+        some = [images[channel] for channel in channels]
+        readers = [_slabs(volume, before.part, parts, found, images[0]) for volume in (*some, label)]
+        for pieces in zip(*readers, strict=False):
+            foreground = pieces[-1][1] > 0
+            for channel, (_, values) in zip(channels, pieces[:-1], strict=True):
+                yield channel, values[foreground]
+    for _, message in found.faults:
+        raise VolumeError(message)
+
+
+def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list[Fault]:
+    """What the parts of a case say together."""
+    said = dict.fromkeys(fault for part in found for fault in part.faults)
+    faults = [Fault(case.name, kind, message) for kind, message in said]
+    for channel, image in enumerate(case.images):
+        seen = [part.not_finite[channel] for part in found if channel in part.not_finite]
+        if seen:
+            count, first = sum(number for number, _ in seen), format_triple(seen[0][1])
+            message = (
+                f"{image}: {count} voxels are NaN or infinite, the first at D x H x W {first}; replace them, with "
+                "-1024 for air in CT"
+            )
+            faults.append(Fault(case.name, "not finite", message))
+    assert case.label is not None
+    fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
+    if fractions:
+        message = f"{case.label}: labels must be whole numbers; it holds {', '.join(f'{v:g}' for v in fractions[:5])}"
+        faults.append(Fault(case.name, "no whole numbers", message))
+    outside = sorted(set().union(*(part.outside for part in found)))
+    if outside:
+        message = outside_message(outside, dataset.labels, case.label)
+        faults.append(Fault(case.name, "outside the list", message))
+    voxels = _voxels(found)
+    if voxels and not any(count for value, count in voxels.items() if value) and not faults:
+        message = f"{case.label}: no voxel of it carries a label; it holds background alone"
+        faults.append(Fault(case.name, "empty labels", message, serious=False))
+    return faults
+
+
+def _with_copies(
+    dataset: Dataset, by_case: Sequence[Sequence[_Findings]], faults: list[list[Fault]]
+) -> list[list[Fault]]:
+    """Also a fault for each case with the same image as one before: it may come to lie on both sides of a split."""
+    first: dict[str, str] = {}
+    for number, found in enumerate(by_case):
+        digest, case = _digest(found), dataset.cases[number]
+        if any(kind in ("unreadable", "geometry") for part in found for kind, _ in part.faults):
+            continue
+        if digest in first:
+            message = f"{case.images[0]}: the same image as case {first[digest]}; keep one of them"
+            faults[number].append(Fault(case.name, "duplicate", message))
+        first.setdefault(digest, case.name)
+    return faults
+
+
+def _faults_of_set(dataset: Dataset, fingerprint: Fingerprint) -> list[Fault]:
+    if not fingerprint.cases:
+        return []
+    voxels = fingerprint.voxels
+    if not any(voxels[1:]):
+        message = f"{dataset.folder}: no voxel carries a label; there is nothing to learn from: check the label files"
+        return [Fault("", "empty labels", message)]
+    return [
+        Fault("", "unused label", f"{dataset.folder}: label {name} ({value}) occurs in no case", serious=False)
+        for name, value in dataset.labels.items()
+        if value and not voxels[value]
+    ]
+
+
+def _voxels(found: Sequence[_Findings]) -> Counter[int]:
+    return sum((part.voxels for part in found), Counter[int]())
+
+
+def _digest(found: Sequence[_Findings]) -> str:
+    total = hashlib.blake2b(repr(found[0].shape).encode(), digest_size=16)
+    for part in found:
+        for plane in part.planes:
+            total.update(plane)
+    return total.hexdigest()
+
+
+def _fingerprint_of(dataset: Dataset, number: int, found: Sequence[_Findings]) -> CaseFingerprint:
+    voxels = _voxels(found)
+    counts = tuple(voxels[value] for value in range(len(dataset.labels)))
+    return CaseFingerprint(dataset.cases[number].name, found[0].shape, found[0].spacing, counts, _digest(found))

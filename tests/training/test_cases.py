@@ -1,0 +1,158 @@
+"""Who is trained on and who is held out: folds, nnU-Net's splits, and what a run remembers of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_sets import change, nnunet_folder
+from tiny import MODEL, SERIAL
+from volseg.config import Config, TrainingConfig
+from volseg.errors import CheckpointError, ConfigError, VolumeError
+from volseg.events import Caution, Message, Progress
+from volseg.training.cases import SPLIT, Split, split_cases
+from volseg.training.job import TrainingJob
+from volseg.training.loop import train
+from volseg.volumes.dataset import Case, Dataset, read_dataset
+from volseg.volumes.fingerprint import FINGERPRINT, read_fingerprint
+
+SHALLOW = replace(MODEL, levels=1)
+
+
+def dataset_of(folder, names):
+    return Dataset(Path(folder), ("CT",), {"background": 0, "a": 1}, ".nii", tuple(Case(n, (), None) for n in names))
+
+
+def names(split: Split):
+    return [case.name for case in split.training], [case.name for case in split.validation]
+
+
+def config(**training):
+    return TrainingConfig(**training)
+
+
+TEN = [f"case_{n}" for n in range(10)]
+
+
+def test_folds_hold_out_every_case_once_and_follow_from_the_seed(tmp_path):
+    dataset = dataset_of(tmp_path, TEN)
+    splits = [split_cases(dataset, config(folds=3, fold=fold)) for fold in range(3)]
+    assert sorted(name for split in splits for name in names(split)[1]) == TEN
+    for split in splits:
+        training, validation = names(split)
+        assert sorted(training + validation) == TEN
+        assert len(validation) in (3, 4)
+    assert split_cases(dataset, config(folds=3, fold=1)) == splits[1]
+    assert split_cases(dataset, config(folds=3, fold=1, seed=1)) != splits[1]
+    assert splits[1].described == " (fold 1 of 3)"
+
+
+def test_without_folds_as_many_as_asked_for_are_held_out(tmp_path):
+    dataset = dataset_of(tmp_path, TEN)
+    assert len(split_cases(dataset, config()).validation) == 1  # one in eight
+    assert len(split_cases(dataset, config(validation=4)).validation) == 4
+    assert split_cases(dataset, config(validation=0)).validation == ()
+    with pytest.raises(VolumeError, match="leaves none to train on"):
+        split_cases(dataset, config(validation=10))
+
+
+def test_more_folds_than_cases_are_refused(tmp_path):
+    with pytest.raises(VolumeError, match="folds = 11, but there are 10 cases"):
+        split_cases(dataset_of(tmp_path, TEN), config(folds=11))
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(5, 5), (0, 1), (1, 0), (5, -1)])
+def test_folds_that_cannot_be_are_refused(folds, fold):
+    with pytest.raises(ConfigError, match=r"training\.fold"):
+        config(folds=folds, fold=fold).check()
+
+
+def test_nnunets_splits_are_honoured_where_folds_are_asked_for(tmp_path):
+    dataset = dataset_of(tmp_path, TEN)
+    splits = [{"train": ["case_3", "case_1"], "val": ["case_2"]}, {"train": ["case_2"], "val": ["case_1", "case_3"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    split = split_cases(dataset, config(folds=5, fold=1))
+    assert names(split) == (["case_2"], ["case_1", "case_3"])
+    assert "(fold 1 of 2 in " in split.described
+    assert names(split_cases(dataset, config(folds=5)))[0] == ["case_1", "case_3"]
+    assert len(split_cases(dataset, config()).training) == 9  # nobody asked for folds
+    with pytest.raises(ConfigError, match=r"training.fold = 2, but .*splits_final.json has 2"):
+        split_cases(dataset, config(folds=5, fold=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no list of"),
+        ("[1]", "no list of"),
+        ('[{"train": ["case_1"], "val": ["other"]}]', r"names 1 cases that are not in .*, such as other"),
+        ('[{"train": ["case_1"], "val": ["case_1"]}]', "case case_1 both to train on and to validate with"),
+        ('[{"train": [], "val": ["case_1"]}]', "no case to train on"),
+    ],
+)
+def test_splits_of_another_set_are_refused(tmp_path, content, message):
+    (tmp_path / "splits_final.json").write_text(content)
+    with pytest.raises(VolumeError, match=message):
+        split_cases(dataset_of(tmp_path, TEN), config(folds=5))
+
+
+def job(folder, proceed=False, epochs=1, run="run", **training):
+    return TrainingJob(
+        folder, folder.parent / run, Config(SHALLOW, TrainingConfig(epochs=epochs, **training)), proceed=proceed
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return nnunet_folder(tmp_path / "set", cases=4)
+
+
+def test_a_run_keeps_its_split_and_goes_on_with_no_other(folder):
+    run, events = folder.parent / "run", []
+    train(job(folder, folds=2, fold=1), SERIAL, events.append)
+    assert any(isinstance(event, Message) and "2 held out (fold 1 of 2)" in event.text for event in events)
+    kept = json.loads((run / SPLIT).read_text())
+    assert kept == split_cases(read_dataset(folder), config(folds=2, fold=1)).as_json()
+    with pytest.raises(CheckpointError, match=r"training.fold 1, but .* give 0"):
+        train(job(folder, True, 2, folds=2, fold=0), SERIAL)
+    (folder / "splits_final.json").write_text(json.dumps([{"train": [], "val": []}, {"train": ["case_0"], "val": []}]))
+    with pytest.raises(CheckpointError, match=r"was trained on 2 cases with 2 held out, now there are 1 and 0"):
+        train(job(folder, True, 2, folds=2, fold=1), SERIAL)
+
+
+def test_the_fingerprint_is_made_once_and_used_again(folder, monkeypatch):
+    def read_cases(proceed, epochs):
+        events = []
+        train(job(folder, proceed, epochs, validation=1), SERIAL, events.append)
+        return sum(isinstance(event, Progress) and event.task == "check" for event in events)
+
+    run = folder.parent / "run"
+    assert read_cases(False, 1) == 4
+    made = (run / FINGERPRINT).read_bytes()
+    assert read_cases(True, 2) == 0
+    assert (run / FINGERPRINT).read_bytes() == made
+    (run / FINGERPRINT).unlink()  # as in a run of an older version
+    assert read_cases(True, 3) == 4
+    assert (run / FINGERPRINT).read_bytes() == made
+    fingerprint = read_fingerprint(run)
+    assert fingerprint is not None
+    from volseg.models.stored import load_model
+
+    assert load_model(run)[1].schemes == fingerprint.schemes()
+
+
+def test_cases_without_foreground_are_said_and_trained_on(folder):
+    change(folder / "labelsTr" / "case_2.nii.gz", lambda a: a * 0)
+    events = []
+    train(job(folder, validation=0), SERIAL, events.append)
+    cautions = [event.text for event in events if isinstance(event, Caution)]
+    assert any("1 of 4 cases hold background alone, such as case_2" in text for text in cautions)
+
+
+def test_several_faults_are_counted(folder):
+    for case in (1, 2):
+        change(folder / "labelsTr" / f"case_{case}.nii.gz", lambda a: a * 5)
+    with pytest.raises(VolumeError, match=r"case_1.nii.gz: holds .* \(2 faults; `volseg check .*set` lists all\)"):
+        train(job(folder, validation=0), SERIAL)
+    assert not (folder.parent / "run").exists()

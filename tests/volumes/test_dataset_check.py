@@ -1,0 +1,161 @@
+"""`check`: each planted fault is found, all of them in one go, the same on any number of ranks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_sets import NAMES, change, copy_case, cut_short, describe, move, nnunet_folder, save
+from tiny import SERIAL
+from volseg.errors import VolumeError
+from volseg.volumes.dataset import DataSource
+from volseg.volumes.dataset.check import check_dataset
+
+
+def image_of(folder, case=1, channel=0):
+    return folder / "imagesTr" / f"case_{case}_{channel:04d}.nii.gz"
+
+
+def label_of(folder, case=1):
+    return folder / "labelsTr" / f"case_{case}.nii.gz"
+
+
+def put(value, dtype=None):
+    def edit(array):
+        array = array if dtype is None else array.astype(dtype)
+        array[4, 5, 6] = value
+        return array
+
+    return edit
+
+
+def describe_again(folder, **changes):
+    describe(folder, **(json.loads((folder / "dataset.json").read_text()) | changes))
+
+
+PLANTED = {  # name: what is done to a sound folder; then case, kind, and words of the message
+    "image without labels": (lambda f: label_of(f).unlink(), "case_1", "missing labels", "belongs to no case"),
+    "labels without image": (lambda f: image_of(f).unlink(), "case_1", "missing image", "_0000.nii.gz is missing"),
+    "other shape": (
+        lambda f: change(label_of(f), lambda a: a[:, :, :-1]), "case_1", "geometry", "labels of 11x10x8 voxels",
+    ),
+    "other place": (lambda f: move(label_of(f), 3.0), "case_1", "geometry", "up to 3 mm off"),
+    "label outside the list": (
+        lambda f: change(label_of(f), put(7)), "case_1", "outside the list", r"label value(s) 7; the labels named",
+    ),
+    "half a label": (
+        lambda f: change(label_of(f), put(0.5, np.float32)), "case_1", "no whole numbers", "it holds 0.5",
+    ),
+    "NaN": (
+        lambda f: change(image_of(f), put(np.nan, np.float32)), "case_1", "not finite", "the first at D x H x W 6x5x4",
+    ),
+    "empty labels": (lambda f: change(label_of(f), lambda a: a * 0), "case_1", "empty labels", "background alone"),
+    "truncated file": (lambda f: cut_short(image_of(f)), "case_1", "unreadable", "truncated"),
+    "no NIfTI": (lambda f: label_of(f).write_bytes(b"text"), "case_1", "unreadable", "not a readable NIfTI"),
+    "numTraining": (lambda f: describe_again(f, numTraining=5), "", "numTraining", "numTraining 5, labelsTr/ holds 3"),
+    "one image twice": (
+        lambda f: (copy_case(f, "case_1", "twin"), describe_again(f, numTraining=4)), "twin", "duplicate",
+        "the same image as case case_1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_the_only_one_found(tmp_path, name):
+    plant, case, kind, words = PLANTED[name]
+    plant(nnunet_folder(tmp_path))
+    report = check_dataset(DataSource(tmp_path), SERIAL)
+    assert [(fault.case, fault.kind, fault.serious) for fault in report.faults] == [(case, kind, True)]
+    assert words in report.faults[0].message
+    assert not report.is_sound
+
+
+def test_a_sound_set_has_no_faults(tmp_path):
+    report = check_dataset(DataSource(nnunet_folder(tmp_path, channels=("CT", "PET"))), SERIAL)
+    assert report.faults == ()
+    assert report.is_sound
+    assert [case.name for case in report.fingerprint.cases] == ["case_0", "case_1", "case_2"]
+
+
+def test_a_channel_on_another_grid_is_a_fault(tmp_path):
+    folder = nnunet_folder(tmp_path, channels=("CT", "PET"))
+    move(image_of(folder, 2, 1), 1.0)
+    (fault,) = check_dataset(DataSource(folder), SERIAL).faults
+    assert (fault.case, fault.kind) == ("case_2", "geometry")
+    assert "case_2_0001.nii.gz: a channel of the same shape" in fault.message
+
+
+def test_a_missing_channel_is_a_fault(tmp_path):
+    folder = nnunet_folder(tmp_path, channels=("CT", "PET"))
+    image_of(folder, 0, 1).unlink()
+    faults = check_dataset(DataSource(folder), SERIAL).faults
+    assert [(fault.case, fault.kind) for fault in faults] == [("case_0", "missing image")]
+
+
+def test_other_labels_are_judged_although_the_grid_differs(tmp_path):
+    folder = nnunet_folder(tmp_path)
+    change(label_of(folder), put(9))
+    move(label_of(folder), 3.0)
+    faults = check_dataset(DataSource(folder), SERIAL).faults
+    assert [fault.kind for fault in faults] == ["geometry", "outside the list"]
+
+
+def test_empty_labels_may_be_meant(tmp_path):
+    folder = nnunet_folder(tmp_path)
+    change(label_of(folder), lambda a: a * 0)
+    report = check_dataset(DataSource(folder), SERIAL, allow_empty=True)
+    assert [(fault.kind, fault.serious) for fault in report.faults] == [("empty labels", False)]
+    assert report.is_sound
+    for case in (0, 2):
+        change(label_of(folder, case), lambda a: a * 0)
+    report = check_dataset(DataSource(folder), SERIAL, allow_empty=True)
+    assert next(fault for fault in report.faults if fault.serious).message.endswith("check the label files")
+    assert not report.is_sound
+
+
+def test_a_label_that_no_case_has_is_a_warning(tmp_path):
+    folder = nnunet_folder(tmp_path)
+    describe_again(folder, labels=NAMES | {"gallbladder": 3})
+    report = check_dataset(DataSource(folder), SERIAL)
+    assert [(fault.kind, fault.serious) for fault in report.faults] == [("unused label", False)]
+    assert "gallbladder (3) occurs in no case" in report.faults[0].message
+
+
+def test_what_is_no_data_set_is_an_error(tmp_path):
+    with pytest.raises(VolumeError, match="no such data set"):
+        check_dataset(DataSource(tmp_path / "none"), SERIAL)
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_all_faults_at_once_are_the_same_on_any_number_of_ranks(tmp_path, communicator, dtype):
+    """Three cases, so that with four ranks several share none; two, so that ranks share the slices of one."""
+    folder = Path(communicator.broadcast(str(tmp_path)))
+    if communicator.is_root:
+        for cases in (2, 6):
+            part = nnunet_folder(folder / str(cases), cases=cases)
+            for number in range(cases):
+                change(image_of(part, number), lambda a: a.astype(dtype) / (1 if dtype == "i2" else 7))
+            change(label_of(part, 0), put(7))
+        for plant in ("truncated file", "numTraining"):
+            PLANTED[plant][0](folder / "6")
+        change(image_of(folder / "6", 3), put(np.nan, np.float32))
+        move(label_of(folder / "6", 4), 3.0)
+    communicator.barrier()
+    for cases in (2, 6):
+        together = check_dataset(DataSource(folder / str(cases)), communicator)
+        alone = check_dataset(DataSource(folder / str(cases)), SERIAL)
+        assert together == alone
+    assert [fault.case for fault in alone.faults] == ["case_0", "case_1", "case_3", "case_4", ""]
+    assert [case.name for case in alone.fingerprint.cases] == ["case_2", "case_5"]
+    communicator.barrier()
+
+
+def test_a_volume_of_many_slabs_is_never_held_whole(tmp_path, monkeypatch):
+    """Slabs of one slice give what one slab gives."""
+    folder = nnunet_folder(tmp_path)
+    save(folder / "imagesTr" / "case_0_0000.nii.gz", np.full((12, 10, 8), 3.5, np.float32))
+    whole = check_dataset(DataSource(folder), SERIAL)
+    monkeypatch.setattr("volseg.volumes.dataset.examination.SLAB_VOXELS", 1)
+    assert check_dataset(DataSource(folder), SERIAL) == whole
