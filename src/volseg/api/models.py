@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from volseg.api.ranks import ranks
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
-from volseg.geometry import format_triple
+from volseg.geometry import Triple, format_triple
 
 if TYPE_CHECKING:
     from volseg.config import Config
@@ -26,14 +27,18 @@ FOLDS = 5
 def train(
     dataset: str | Path = "ellipsoids", run: str | Path = "volseg-run", *, labels: str | Path | None = None,
     label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
-    partition: str = "auto", replicas: int = 1, accumulate: int | None = None, agglomerate: str = "auto",
-    multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
-    learning_rate: float | None = None, optimizer: str | None = None, clip: float | None = None,
+    recipe: str | None = None, partition: str = "auto", replicas: int = 1, accumulate: int | None = None,
+    agglomerate: str = "auto", multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
+    learning_rate: float | None = None, schedule: str | None = None, warmup: int | None = None,
+    optimizer: str | None = None, momentum: float | None = None, weight_decay: float | None = None,
+    clip: float | None = None, ema: float | None = None, deep_supervision: bool | None = None,
     base_channels: int | None = None, levels: int | None = None, norm: str | None = None,
-    checkpoint_levels: tuple[int, ...] | None = None, validation: int | None = None,
+    checkpoint_levels: tuple[int, ...] | None = None, augment: str | None = None,
+    flip: tuple[float, ...] | None = None, crop: Triple | None = None, validation: int | None = None,
     validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
     spacing: str | tuple[float, float, float] | None = None, seed: int | None = None,
-    proceed: bool = False, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
+    proceed: bool = False, keep: int | None = None, checkpoint_seconds: float | None = None,
+    max_time: float | None = None, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
     trace_steps: int = 3, overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
     command: str | None = None,
 ) -> TrainingReport:  # fmt: skip
@@ -44,10 +49,14 @@ def train(
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, None is the run's own
+    recipe       "nnunet", "adamw", "residual" or "default": values that config and arguments override
     partition    process grid Pz x Py x Px of each replica, such as "1x2x2", or "auto"
     replicas     groups of ranks, each with cases of its own; they divide the ranks
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
+    augment      "none", "light" or "full"; flip: how often D, H and W are mirrored, 0 to 1
+    crop         (D, H, W) voxels of a random crop of each volume a step
+    max_time     seconds after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
     trace        also a trace of `trace_steps` steps here
@@ -60,11 +69,11 @@ def train(
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
-        from volseg.config import override
+        from volseg.config import override, preset
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
-        settings = _settings(config, Path(run), proceed)
+        settings = _settings(config, recipe, Path(run), proceed)
         if folds is None and fold is not None and not settings.training.folds:
             folds = FOLDS
         settings = override(
@@ -73,40 +82,59 @@ def train(
             training={
                 "epochs": epochs,
                 "learning_rate": learning_rate,
+                "schedule": schedule,
+                "warmup": warmup,
                 "optimizer": optimizer,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
                 "accumulate": accumulate,
                 "clip": clip,
+                "ema": ema,
+                "deep_supervision": deep_supervision,
                 "validation": validation,
                 "validate_every": validate_every,
                 "folds": folds,
                 "fold": fold,
                 "seed": seed,
+                "keep": keep,
+                "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": checkpoint_levels,
             },
-            data={"spacing": spacing if spacing is None or isinstance(spacing, str) else format_triple(spacing)},
+            data={
+                "spacing": spacing if spacing is None or isinstance(spacing, str) else format_triple(spacing),
+                "crop": crop,
+            },
             multigrid={"levels": multigrid, "cycle": cycle},
         )
+        if augment is not None:
+            settings = replace(settings, augmentation=preset(augment))
+        settings = override(settings, augmentation={"flip": flip})
         job = TrainingJob(
             Path(dataset), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps, replicas,
-            agglomerate, labels=None if labels is None else str(labels), label_names=_path(label_names),
-            channel_names=channels, previews=previews, tensorboard=tensorboard, command=command,
+            agglomerate, max_time=max_time, labels=None if labels is None else str(labels),
+            label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
+            command=command,
         )  # fmt: skip
         return run_training(job, every, heard)
 
 
-def _settings(config: Config | str | Path | None, run: Path, proceed: bool) -> Config:
+def _settings(config: Config | str | Path | None, recipe: str | None, run: Path, proceed: bool) -> Config:
     """What a run is made from before anything is overridden."""
     from volseg.config import Config, read_config
+    from volseg.config.recipes import config_of_recipe
     from volseg.training.job import CONFIG
 
     if isinstance(config, Config):
+        if recipe is not None:
+            raise ConfigError(f"recipe {recipe}: give it, a TOML file or both, but no Config, which has every value")
         return config
-    if config is not None:
-        return read_config(Path(config))
-    if not proceed:
-        return Config()
+    if not proceed or config is not None:
+        base = config_of_recipe(recipe) if recipe is not None else Config()
+        return base if config is None else read_config(Path(config), base)
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
+    if recipe is not None:
+        raise ConfigError(f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out")
     return read_config(run / CONFIG)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -29,7 +31,10 @@ def train(
     label_names: LabelNames = None,
     channels: Channels = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
+        Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
@@ -47,13 +52,33 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="poly, cosine or constant.  [default: poly]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising learning rate.  [default: 0]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.  [default: 0.99]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.  [default: 1e-5]")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.  [default: 0]")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, such as 0.999; 0: none.  [default: 0]")
+    ] = None,
+    deep_supervision: Annotated[
+        bool | None, typer.Option("--deep-supervision/--no-deep-supervision", help="The loss at coarser levels too.")
+    ] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
+    ] = None,
+    flip: Annotated[
+        str | None,
+        typer.Option(help="Axes mirrored half of the time, such as dhw, h or none; w is left-right."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A random crop of each volume a step, such as 256x256x256.  [default: all of it]")
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     validate_every: Annotated[
@@ -67,7 +92,14 @@ def train(
         str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
-    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's checkpoint.")] = False,
+    proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's last checkpoint.")] = False,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints that are kept, the last ones.  [default: 2]")] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="Between two checkpoints at least.  [default: 30]")
+    ] = None,
+    max_time: Annotated[
+        str | None, typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 90s, 5400.")
+    ] = None,
     previews: Annotated[
         int, typer.Option(help="Held-out cases drawn after each validation, in RUN/previews; 0 for none.")
     ] = 1,
@@ -85,9 +117,11 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, checkpoint.safetensors, config.toml, log.csv, progress.png, previews/, report.json,
-    report.html, fingerprint.json and split.json.
+    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png, previews/,
+    report.json, report.html, fingerprint.json and split.json. On SIGTERM or SIGUSR1 it saves its state and ends;
+    --continue goes on.
     """
+    begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
         from volseg.api import train as train_run
         from volseg.cli.render import (
@@ -99,19 +133,25 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_levels, parse_names
+        from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
         from volseg.training.job import HTML
         from volseg.versions import command_line
 
+        # The time of the job counts, not only that of the training.
+        limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
             dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
-            partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
-            multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, optimizer=optimizer,
-            clip=clip, base_channels=base_channels, levels=levels, norm=norm,
-            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels),
-            validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed,
-            proceed=proceed, previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps,
-            overwrite=overwrite, communicator=work.communicator, listen=work.listen, command=command_line(),
+            recipe=recipe, partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
+            multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
+            warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
+            deep_supervision=deep_supervision, base_channels=base_channels, levels=levels, norm=norm,
+            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels), augment=augment,
+            flip=None if flip is None else parse_axes(flip),
+            crop=None if crop is None else parse_shape(crop, "--crop"), validation=validation,
+            validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed, proceed=proceed,
+            keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
+            tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
+            communicator=work.communicator, listen=work.listen, command=command_line(),
         )  # fmt: skip
         if report.loss is None:
             return
@@ -127,3 +167,7 @@ def train(
         if len(report.validation_by_class) > 1:
             work.print("held-out Dice by class: " + class_text(report.validation_by_class))
         work.print(f"model: {report.run}; all about the run: {report.run / HTML}")
+        if report.stopped is not None:
+            again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
+            again += f" --replicas {replicas}" if replicas > 1 else ""
+            work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

@@ -13,9 +13,10 @@ from volseg.config import Config, config_tables
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import write_text
-from volseg.models.stored import CHECKPOINT, WEIGHTS
 from volseg.training import previews, tensorboard
+from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
 from volseg.training.progress import PICTURE
+from volseg.training.run_lock import RunLock
 from volseg.training.tensorboard import check_tensorboard
 from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
@@ -35,6 +36,7 @@ class TrainingJob:
     labels, label_names, channel_names  as in `DataSource`, for data without dataset.json
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
+    max_time   seconds after which the run should have stopped and saved its state; None for any
     previews   so many of the held-out cases are drawn after each validation
     tensorboard  whether event files are written too, which needs that package
     command    how the program was started, for the report; None where it was not by a command
@@ -50,6 +52,7 @@ class TrainingJob:
     trace_steps: int = 3
     replicas: int = 1
     agglomerate: str = "auto"
+    max_time: float | None = None
     labels: str | None = None
     label_names: Path | None = None
     channel_names: tuple[str, ...] = ()
@@ -77,9 +80,9 @@ def check_run_folder(job: TrainingJob) -> None:
     if job.tensorboard:
         check_tensorboard()
     if job.proceed:
-        if not (run / CHECKPOINT).is_file():
+        if not stored_checkpoints(run):
             raise ConfigError(
-                f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue"
+                f"{run}: nothing in {CHECKPOINTS}/ to continue from; start anew with --overwrite in place of --continue"
             )
         return
     if run.exists() and not run.is_dir():
@@ -104,11 +107,18 @@ def _check_trace(job: TrainingJob) -> None:
             check_small_output(job.trace, job.overwrite)
 
 
-def open_run_folder(job: TrainingJob, config: Config) -> None:
-    """Make the folder and write its configuration. On the root rank, once everything else has been checked."""
+def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int) -> None:
+    """Make the folder, lock it and write its configuration. On the root rank, once everything else has been checked.
+
+    step  that a run which goes on goes on from
+
+    Raises ConfigError where another job trains into it.
+    """
     job.run.mkdir(parents=True, exist_ok=True)
-    if not job.proceed:  # an earlier run's checkpoint must not be taken for this one's
-        for name in (CHECKPOINT, WEIGHTS, REPORT, HTML, PICTURE):
+    lock.acquire()
+    clean_up(job.run, step if job.proceed else None)  # an earlier run's checkpoint must not be taken for this one's
+    if not job.proceed:
+        for name in (REPORT, HTML, PICTURE):
             (job.run / name).unlink(missing_ok=True)
         for folder in (previews.FOLDER, tensorboard.FOLDER):
             shutil.rmtree(job.run / folder, ignore_errors=True)

@@ -53,12 +53,12 @@ class TrainingLog:
 
 
 def read_log(run: Path) -> Rows:
-    """The rows of a run's log, without a last one that a kill tore; none where there is no log."""
+    """The rows of a run's log, without a last line that a kill tore; none where there is no log."""
     if not (run / LOG).is_file():
         return []
-    with (run / LOG).open(newline="", encoding="utf-8") as file:
-        rows = [{name: text or "" for name, text in row.items() if name} for row in csv.DictReader(file)]
-    return [row for row in rows if row.get("step", "").isdecimal() and None not in row]
+    whole = (run / LOG).read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+    rows = [{name: text or "" for name, text in row.items() if name} for row in csv.DictReader(io.StringIO(whole))]
+    return [row for row in rows if row.get("step", "").isdecimal()]
 
 
 def _format(name: str) -> str:

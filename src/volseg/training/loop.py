@@ -13,44 +13,60 @@ from volseg.events import Caution, Listener, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.checkpoint import save_checkpoint
 from volseg.training.inputs import hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
+from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
 from volseg.training.record import Record
 from volseg.training.report import TrainingReport, gather_peaks, largest_resident, make_report
+from volseg.training.run_lock import RunLock
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
+from volseg.training.stopping import Reason, Stopping
 from volseg.training.tracing import StepTrace
 from volseg.training.validation import Validation, is_validation_due, validate
 from volseg.volumes.dataset import Case
 from volseg.volumes.fingerprint import write_fingerprint
 
-CHECKPOINT_SECONDS = 30.0
-
 
 def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignore) -> TrainingReport:
     """Train a U-Net on whole volumes, each split over the ranks of a replica. Collective.
 
+    It stops early, with its state saved, on SIGTERM or SIGUSR1, and in time for `job.max_time`.
+
     Raises VolsegError, on all ranks, where data set, configuration, grid or run folder cannot be used; nothing is
     written then.
     """
+    with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
+        with communicator.together():
+            if communicator.is_root and job.proceed and stored_checkpoints(job.run):  # nobody trains on while we read
+                lock.acquire()
+        return _train(job, communicator, listen, lock, stopping)
+
+
+def _train(
+    job: TrainingJob, communicator: Communicator, listen: Listener, lock: RunLock, stopping: Stopping
+) -> TrainingReport:  # fmt: skip
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
     if card.step >= steps:
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
         return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
+    checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
-            open_run_folder(job, setup.config)
+            open_run_folder(job, setup.config, lock, card.step)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
+            checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
     record = Record(job, setup)
     inputs = hash_inputs(setup.dataset, communicator)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
-    started = saved = time.monotonic()
+    started = time.monotonic()
+    stopping.begin()
+    stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
     listen(Progress("train", card.step, steps, "steps"))
@@ -76,22 +92,28 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         validation: Validation | None = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            validation = validate(
-                resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-                record.looking_at(resolution.blocks),
-            )  # fmt: skip
+            with setup.averaged.in_use():
+                validation = validate(
+                    resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
+                    record.looking_at(resolution.blocks),
+                )  # fmt: skip
         meter.enter("log and checkpoint")
-        card = dataclasses.replace(card, step=step + 1)
+        card = dataclasses.replace(
+            card, step=step + 1, validation_dice=None if validation is None else validation.mean
+        )  # fmt: skip
         memory = largest_resident(communicator)
+        stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
         with meter.doing(Kind.FILES):
             record.step(
                 validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, memory_bytes=memory, case=_names(batch),
                 level=resolution.level,
             )  # fmt: skip
-            if communicator.is_root and (time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps):
-                save_checkpoint(job.run, setup.model, setup.optimizer, card)
-                saved = time.monotonic()
+            if checkpoints is not None:
+                if resolution is setup.finest:  # the Dice of a coarser one is another measure
+                    checkpoints.offer(setup.model, setup.averaged, card)
+                if checkpoints.due or stop or step + 1 == steps:
+                    checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if record.last is not None and record.last.mean is not None:
             shown["held out"] = f"{record.last.mean:.3f}"
@@ -99,9 +121,12 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         listen(Progress("train", step + 1, steps, "steps", shown))
         meter.enter("")
         trace.after(step)
+        if stop:
+            break
+    stopped = stop if card.step < steps else None
     seconds = time.monotonic() - started
     record.finish()
-    return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs)
+    return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs, stopped)
 
 
 def _names(cases: Sequence[Case]) -> str:

@@ -24,6 +24,7 @@ from volseg.training.forecast import StepForecast
 from volseg.training.job import HTML, REPORT, TrainingJob
 from volseg.training.run_page import run_page
 from volseg.training.setup import Setup
+from volseg.training.stopping import Reason
 from volseg.training.validation import Validation
 from volseg.versions import source_revision, versions
 
@@ -42,6 +43,7 @@ class TrainingReport:
     loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
+    stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
     """
 
     run: Path
@@ -57,11 +59,13 @@ class TrainingReport:
     step_seconds: float = 0.0
     step_planned: float | None = None
     validation_by_class: Mapping[str, float] = field(default_factory=dict)
+    all_steps: int = 0
+    stopped: Reason | None = None
 
 
 def make_report(
     job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float,
-    validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]],
+    validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective."""
     communicator, finest = setup.world, setup.finest
@@ -80,7 +84,7 @@ def make_report(
     report = TrainingReport(
         job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
         shares, time["seconds_per_step"], None if plan is None else plan.seconds,
-        by_class,
+        by_class, setup.steps, stopped,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
@@ -94,6 +98,8 @@ def make_report(
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,
+        "all_steps": setup.steps,
+        "stopped": stopped,
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,

@@ -66,7 +66,7 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
     job = f"{_count(ranks, 'rank')}, {of}grid {format_triple(tuple(report['grid']))}"
     found = {
         "data set": report["dataset"],
-        "steps": f"{report['steps']}, {_count(report['batch'], 'case')} each",
+        "steps": f"{report['steps']} of {report['all_steps']}, {_count(report['batch'], 'case')} each",
         "time": f"{_duration(report['seconds'])} in this session",
         "job": f"{job}, {_count(report['threads_per_rank'], 'thread')} a rank",
         "loss": f"{report['loss']:.4f} in the last step",
@@ -74,6 +74,8 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
     }
     if report["validation_dice"] is not None:
         found["held-out Dice"] = f"{report['validation_dice']:.4f}"
+    if report["stopped"]:
+        found["stopped"] = f"before its end, by {report['stopped']}"
     if report["command_line"]:
         found["command"] = report["command_line"]
     return found
