@@ -15,8 +15,8 @@ def test_a_log_of_other_columns_goes_on_with_those_of_both(tmp_path):
     (tmp_path / "log.csv").write_text(
         OLD + "1,1,2.5,0.1,0.1,1,1,a,,good\n2,1,2.25,0.1,0.1,1,1,b,0.5,bad\n3,2,2,,,,,,,\n"
     )
-    log = TrainingLog(tmp_path, 2, [CLASS + "liver", "level"])
-    assert log.columns == (*COLUMNS, CLASS + "liver", "level", "mood")
+    log = TrainingLog(tmp_path, 2, [CLASS + "liver"])
+    assert log.columns == (*COLUMNS, CLASS + "liver", "mood")
     log.add({"step": 3, "epoch": 2, "loss": 2.0, "level": 1, CLASS + "liver": 1 / 3, "validation_dice": None})
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
