@@ -19,6 +19,7 @@ from volseg.models.unet import ResidualBlock, UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.partition.agglomeration import agglomeration_for
+from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
 from volseg.partition.memory import parameter_count
 from volseg.partition.planner import forward_halo_bytes
@@ -90,6 +91,36 @@ def test_the_models_of_memory_and_halos_count_its_layers(name: str) -> None:
     layout = Layout.even((32, 32, 32), (1, 1, 2), settings.multiple)
     plain = replace(settings, encoder="plain", blocks=())
     assert forward_halo_bytes(settings, layout) >= forward_halo_bytes(plain, layout)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        config(encoder="residual", base_channels=8),
+        config(encoder="residual", base_channels=8, blocks=(2, 1, 1)),
+        config(up="trilinear", base_channels=8),
+    ],
+    ids=["residual", "blocks", "plain"],
+)
+def test_the_plan_holds_what_autograd_keeps(settings: ModelConfig) -> None:
+    """Between forward and backward, by the storage of the tensors that are saved."""
+    twin = partition_module(UNet(settings), serial_grid(), settings.multiple).train()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = twin(torch.randn(1, 1, 32, 32, 32))
+    assert logits.requires_grad
+    walk = LayerWalk(settings, Layout.even((32, 32, 32), (1, 1, 1), settings.multiple), training=True)
+    walk.forward()
+    assert walk.ledger.total == pytest.approx(sum(kept.values()), rel=0.02)
+    walk.loss()
+    walk.backward()
+    assert not any("block" in name or "window" in name for name in walk.ledger.live), "something is never freed"
 
 
 def test_default_blocks_are_nnunet_s() -> None:

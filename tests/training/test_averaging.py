@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from tiny import SERIAL, losses, tiny_config, tiny_dataset
+from tiny import SERIAL, losses, newest, tiny_config, tiny_dataset
 from volseg.errors import CheckpointError
-from volseg.models.stored import AVERAGED, CHECKPOINT, load_model, load_tensors
+from volseg.models.stored import AVERAGED, load_model, load_tensors
 from volseg.training.averaging import AveragedWeights
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
@@ -88,12 +88,12 @@ def test_a_run_keeps_the_average_and_goes_on_exactly(tmp_path):
     config = tiny_config(epochs=6, ema=0.8, validation=1)
     whole = TrainingJob(tmp_path / "data", tmp_path / "whole", config)
     report = train(whole, SERIAL)
-    tensors, _ = load_tensors(tmp_path / "whole" / CHECKPOINT)
+    tensors, _ = load_tensors(newest(tmp_path / "whole"))
     model, _ = load_model(tmp_path / "whole")
     for name, p in model.named_parameters():
         assert torch.equal(p.detach(), tensors[AVERAGED + name])
         assert not torch.equal(p.detach(), tensors["model." + name]), name
-    from_checkpoint, _ = load_model(tmp_path / "whole" / CHECKPOINT)
+    from_checkpoint, _ = load_model(newest(tmp_path / "whole"))
     assert all(map(torch.equal, from_checkpoint.state_dict().values(), model.state_dict().values()))
 
     # Broken off, and gone on: the same average. The learning rate falls to the same end, whatever the epochs.
@@ -103,7 +103,7 @@ def test_a_run_keeps_the_average_and_goes_on_exactly(tmp_path):
     train(TrainingJob(tmp_path / "data", tmp_path / "two", short), SERIAL)
     train(TrainingJob(tmp_path / "data", tmp_path / "two", constant, proceed=True), SERIAL)
     np.testing.assert_array_equal(losses(tmp_path / "one"), losses(tmp_path / "two"))
-    one, two = (load_tensors(tmp_path / run / CHECKPOINT)[0] for run in ("one", "two"))
+    one, two = (load_tensors(newest(tmp_path / run))[0] for run in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert report.validation_dice == json.loads((tmp_path / "whole" / "report.json").read_text())["validation_dice"]
 
@@ -114,7 +114,7 @@ def test_a_run_without_an_average_goes_on_with_one_from_its_weights(tmp_path):
     train(TrainingJob(tmp_path / "data", tmp_path / "run", config), SERIAL)
     more = replace(config, training=replace(config.training, epochs=2, ema=0.999))
     train(TrainingJob(tmp_path / "data", tmp_path / "run", more, proceed=True), SERIAL)
-    tensors, _ = load_tensors(tmp_path / "run" / CHECKPOINT)
+    tensors, _ = load_tensors(newest(tmp_path / "run"))
     assert any(name.startswith(AVERAGED) for name in tensors)
 
 
@@ -129,6 +129,6 @@ def test_a_run_goes_on_with_the_heads_that_it_began_with(tmp_path):
     more = replace(config, training=replace(config.training, epochs=2))
     train(TrainingJob(tmp_path / "data", tmp_path / "run", more, proceed=True), SERIAL)
     model, _ = load_model(tmp_path / "run")
-    other, _ = load_model(tmp_path / "run" / CHECKPOINT)
+    other, _ = load_model(newest(tmp_path / "run"))
     assert not model.deep_heads
     assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import SERIAL, losses, tiny_config, tiny_dataset
+from tiny import SERIAL, losses, newest, tiny_config, tiny_dataset
 from training.test_train_ranks import curve_of_one_rank
 from volseg.config import Config
 from volseg.errors import ConfigError
-from volseg.models.stored import CHECKPOINT, load_tensors
+from volseg.models.stored import load_tensors
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 
@@ -47,7 +47,7 @@ def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, optimiz
     train(TrainingJob(shared / "data", shared / "many", config), communicator)
     np.testing.assert_allclose(losses(shared / "many"), alone, rtol=1e-5)
     averages = [
-        {name: t for name, t in load_tensors(shared / run / CHECKPOINT)[0].items() if name.startswith("averaged.")}
+        {name: t for name, t in load_tensors(newest(shared / run))[0].items() if name.startswith("averaged.")}
         for run in ("alone", "many")
     ]
     assert any("deep_heads" in name for name in averages[0])

@@ -38,12 +38,13 @@ def check(
     with job(quiet, no_progress, debug) as work:
         from json import dumps
 
+        from volseg.api import check as check_set
         from volseg.cli.sizes import parse_names
-        from volseg.volumes.dataset import DataSource
-        from volseg.volumes.dataset.check import check_dataset
 
-        source = DataSource(dataset, labels, label_names, parse_names(channels))
-        report = check_dataset(source, work.communicator, work.listen, allow_empty=allow_empty)
+        report = check_set(
+            dataset, labels=labels, label_names=label_names, channels=parse_names(channels), allow_empty=allow_empty,
+            communicator=work.communicator, listen=work.listen,
+        )  # fmt: skip
         if json_output:
             work.print(dumps(report.as_json(), indent=2))
         else:

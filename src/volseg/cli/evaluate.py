@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from volseg.cli.job import Job, job
+from volseg.cli.job import job
 from volseg.cli.options import Debug, JsonOutput, NoProgress, Overwrite, Quiet
-from volseg.errors import VolumeError
 
 if TYPE_CHECKING:
     from volseg.segmentation.evaluation import CaseResult
@@ -39,69 +38,19 @@ def evaluate(
     In folders masks are paired by name. Cases are shared out over ranks, where there are several.
     """
     with job(quiet, no_progress, debug) as work:
-        from volseg.segmentation.evaluation import (
-            foreground_labels,
-            pair_masks,
-            summarise,
-            summary_text,
-            write_summary,
-        )
-        from volseg.volumes.dataset import DESCRIPTION, read_label_names
-        from volseg.volumes.writing import check_small_output
+        from volseg.segmentation.comparison import EvaluationJob
+        from volseg.segmentation.comparison import evaluate as evaluate_masks
+        from volseg.segmentation.evaluation import summary_text
 
-        with work.communicator.together():
-            if output is not None and work.communicator.is_root:
-                check_small_output(output, overwrite)
-        if labels is None and (reference / DESCRIPTION).is_file():
-            labels = reference / DESCRIPTION
-        given = read_label_names(labels) if labels is not None else None
-        results = _compare_all(pair_masks(prediction, reference, partial=partial), work)
-        found = foreground_labels(results)
-        wanted = given if given is not None else {f"label {value}": value for value in found}
-        values = sorted(value for value in wanted.values() if value != 0)
-        if not values:
-            raise VolumeError(f"{prediction} and {reference}: both masks are empty, there is no label to compare")
-        _warn_of_others(work, set(found) - set(values))
-        summary = summarise(results, values)
-        if output is not None and work.communicator.is_root:
-            write_summary(output, summary)
+        asked = EvaluationJob(prediction, reference, labels, output, partial, overwrite)
+        found = evaluate_masks(asked, work.communicator, work.listen)
         if json_output:
-            work.print(summary_text(summary).rstrip())
+            work.print(summary_text(found.summary).rstrip())
             return
-        names = {value: name for name, value in wanted.items()}
-        work.print(_label_table(results, summary, names, values))
-        if len(results) > 1:
-            work.print(_case_table(results, values))
-
-
-def _compare_all(pairs: list[tuple[Path, Path]], work: Job) -> list[CaseResult]:
-    """Every pair's result, on every rank; rank r compares pairs r, r + size, ..."""
-    from volseg.events import Progress
-    from volseg.segmentation.evaluation import compare
-    from volseg.volumes.reading import open_volume
-
-    communicator = work.communicator
-    mine: dict[int, CaseResult] = {}
-    error: Exception | None = None
-    try:
-        for number in range(communicator.rank, len(pairs), communicator.size):
-            mine[number] = compare(open_volume(pairs[number][0]), open_volume(pairs[number][1]))
-            work.listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))
-    except Exception as caught:
-        error = caught
-    communicator.raise_together(error)
-    merged: dict[int, CaseResult] = {}
-    for part in communicator.gather_all(mine):
-        merged |= part
-    return [merged[number] for number in range(len(pairs))]
-
-
-def _warn_of_others(work: Job, others: set[int]) -> None:
-    if others:
-        from volseg.events import Caution
-
-        shown = ", ".join(str(value) for value in sorted(others)[:8])
-        work.listen(Caution(f"the masks also hold labels that --labels does not name, left out here: {shown}"))
+        names = {value: name for name, value in found.labels.items()}
+        work.print(_label_table(list(found.cases), found.summary, names, found.values))
+        if len(found.cases) > 1:
+            work.print(_case_table(list(found.cases), found.values))
 
 
 def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict[int, str], values: list[int]) -> Any:

@@ -45,20 +45,14 @@ def generate(
     With --format zarr a volume may be larger than memory. Ranks share the work: mpirun -n 4 volseg generate.
     """
     with job(quiet, no_progress, debug) as work:
+        from volseg.api import generate as make
         from volseg.events import Message
-        from volseg.volumes.generation import Recipe, generate_dataset
 
-        recipe = Recipe(
-            shape=parse_shape(shape),
-            cases=cases,
-            ellipsoids=_span(ellipsoids),
-            classes=classes,
-            noise=noise,
-            blur=blur,
-            bias=bias,
-            seed=seed,
-        )
-        generate_dataset(out, recipe, work.communicator, format=format.value, overwrite=overwrite, listen=work.listen)
+        make(
+            out, shape=parse_shape(shape), cases=cases, ellipsoids=_span(ellipsoids), classes=classes, noise=noise,
+            blur=blur, bias=bias, seed=seed, format=format.value, overwrite=overwrite, communicator=work.communicator,
+            listen=work.listen,
+        )  # fmt: skip
         work.listen(Message(f"{cases} case{'s' if cases != 1 else ''} of {shape} voxels, {classes} classes: {out}"))
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from volseg.cli.options import Debug, FixTilt, JsonOutput, ResampleGaps, Series
-from volseg.errors import ConfigError
 
 
 def info(
@@ -30,44 +28,18 @@ def info(
 
     For a run folder: its configuration and report.
     """
-    if path.is_dir() and (path / "config.toml").is_file():
-        run = run_facts(path)
-        _print(json.dumps(run, indent=2) if json_output else _run_table(path, run))
-        return
-    from volseg.volumes.dicom.options import DicomOptions
-    from volseg.volumes.label_files import label_table_of
-    from volseg.volumes.reading import open_volume
-    from volseg.volumes.summary import header_facts, value_facts
+    from volseg.api import info as facts_of
 
-    volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
-    facts = header_facts(volume) | ({} if header_only else value_facts(volume))
-    names = label_table_of(path)
-    if names is not None and names.names:
-        facts["label_names"] = {str(value): name for value, name in names.foreground}
+    facts = facts_of(path, series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, header_only=header_only)
     if json_output:
         _print(json.dumps(facts, indent=2))
+        return
+    if "config" in facts:
+        _print(_run_table(path, facts))
         return
     _print(_facts_table(facts))
     if facts.get("labels"):
         _print(_labels_table(facts))
-
-
-def run_facts(folder: Path) -> dict[str, Any]:
-    """config.toml and, where there is one, report.json of a run folder.
-
-    Raises ConfigError where one of them is damaged.
-    """
-    facts: dict[str, Any] = {"path": str(folder)}
-    report = folder / "report.json"
-    try:
-        facts["config"] = tomllib.loads((folder / "config.toml").read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder / 'config.toml'}: damaged ({error})") from error
-    try:
-        facts["report"] = json.loads(report.read_text()) if report.is_file() else None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{report}: damaged ({error})") from error
-    return facts
 
 
 def _facts_table(facts: dict[str, Any]) -> Any:

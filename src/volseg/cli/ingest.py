@@ -49,7 +49,6 @@ def ingest(
     """
     with job(quiet, no_progress, debug) as work:
         from volseg.cli.render import table
-        from volseg.volumes.dicom.options import DicomOptions
 
         if list_series:
             with work.communicator.together():
@@ -58,20 +57,14 @@ def ingest(
             return
         if output is None:
             raise ConfigError(f"{source}: give the file to write with --output, such as -o scan.nii.gz, or ask --list")
-        from volseg.volumes.ingest import IngestJob
-        from volseg.volumes.ingest import ingest as run
+        from volseg.api import ingest as run
         from volseg.volumes.ingest_report import report_rows
 
-        settings = IngestJob(
-            source,
-            output,
-            labels,
-            DicomOptions(series, fix_tilt, resample_gaps),
-            None if spacing is None else parse_spacing(spacing),
-            resample_labels,
-            overwrite,
-        )
-        report = run(settings, work.communicator, work.listen)
+        report = run(
+            source, output, labels=labels, series=series, spacing=None if spacing is None else parse_spacing(spacing),
+            fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overwrite=overwrite,
+            communicator=work.communicator, listen=work.listen,
+        )  # fmt: skip
         work.print(table("ingested", ["", "value"], report_rows(report), text_columns=2))
 
 

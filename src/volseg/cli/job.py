@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from volseg.cli.failure import describe
-from volseg.distributed.launch import connect, cores_per_rank
-from volseg.distributed.placement import Placement, place
+from volseg.distributed.placement import Placement
+from volseg.distributed.start import start
 from volseg.events import Listener, ignore
-from volseg.machine import prepare_for_torch
 
 if TYPE_CHECKING:
     from volseg.cli.render import Screen
@@ -50,14 +48,7 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
     SystemExit
         The body raised: 2 for a VolsegError, 1 for other errors, 130 for Ctrl-C.
     """
-    # Before torch and numpy start their thread pools: ranks on one machine share its cores.
-    asked = "OMP_NUM_THREADS" in os.environ
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
-    prepare_for_torch()
-    communicator = connect()
-    placement = place(communicator)
-    if not asked:  # a launcher does not always say how many ranks are on this machine
-        os.environ["OMP_NUM_THREADS"] = str(placement.threads)
+    communicator, placement = start()
     screen = None
     if communicator.is_root:
         from volseg.cli.render import Screen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,9 +14,7 @@ from volseg.cli.sizes import parse_levels, parse_ranks, parse_shape
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from volseg.config import Config
     from volseg.partition.answer import Answer, Asked
-    from volseg.partition.command import Origin
 
 
 class Task(StrEnum):
@@ -71,23 +68,18 @@ def plan_partition(
     With --memory also the fewest ranks that fit; with --ranks 1:4096 how far more ranks pay; with --node-memory and
     --cores-per-node how many machines. Last comes the command that runs the plan. Exit code 1: it does not fit.
     """
-    from volseg.partition.answer import Asked, answer
-    from volseg.partition.planner import parse_memory
-    from volseg.partition.profile import find_profile
+    from volseg.api.planning import question
+    from volseg.partition.answer import answer
 
-    counts = parse_ranks(ranks) if ranks is not None else []
-    _check_numbers(replicas, threads, cores_per_node, nodes)
-    named = _grid(partition, counts, replicas)
-    _check_together(task, counts, replicas, slurm, json_output)
-    node = None
-    if node_memory is not None or nodes is not None:
-        node = _node_memory(node_memory, cores_per_node)
-        _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=ranks)
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
-    asked = Asked(
-        _size(volume, shape), settings, [task] if task is not None else list(Task), find_profile(profile), counts,
-        parse_memory(memory) if memory is not None else None, named, replicas, threads or 1, node, cores_per_node,
-        nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
+    if slurm and json_output:
+        raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
+    if slurm and task is None:
+        raise ConfigError("--slurm: say what for, with --for train or --for segment")
+    asked = question(
+        volume, None if shape is None else parse_shape(shape), [] if ranks is None else parse_ranks(ranks), memory,
+        None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
+        base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
+        config, model, profile,
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)
@@ -109,108 +101,6 @@ def plan_partition(
     # A limit that no plan meets is an answer, but one that a script must not overlook.
     if not found.fits:
         raise typer.Exit(1)
-
-
-def _grid(partition: str, counts: list[int], replicas: int) -> tuple[int, int, int] | None:
-    """The grid of a replica, where one is named; it must have the ranks that are named besides."""
-    from volseg.partition.planner import grid_named, parse_grid
-
-    grid = grid_named(partition)
-    if grid is None:
-        if partition != "auto":
-            parse_grid(partition, 1)
-        return None
-    needed = math.prod(grid) * replicas
-    if len(counts) > 1:
-        raise ConfigError(f"--partition {partition}: is one grid, and --ranks are several numbers; leave out either")
-    if counts and counts != [needed]:
-        of = f"{replicas} replicas of {partition}" if replicas > 1 else f"--partition {partition}"
-        raise ConfigError(f"--ranks {counts[0]}: {of} needs {needed} ranks; give --ranks {needed}, or leave it out")
-    return grid
-
-
-def _check_numbers(replicas: int, threads: int | None, cores_per_node: int | None, nodes: int | None) -> None:
-    numbers = {"replicas": replicas, "threads": threads, "cores-per-node": cores_per_node, "nodes": nodes}
-    for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: give at least 1")
-
-
-def _check_together(task: Task | None, counts: list[int], replicas: int, slurm: bool, json_output: bool) -> None:
-    """Raise ConfigError where one option would have to be ignored because of another."""
-    if replicas > 1 and task is Task.segment:
-        raise ConfigError(f"--replicas {replicas}: segmenting has none; leave it out, or use --for train")
-    if replicas > 1 and len(counts) > 1:
-        raise ConfigError(
-            f"--replicas {replicas}: the scaling over several --ranks is of one replica; leave out either"
-        )
-    if len(counts) == 1 and counts[0] % replicas:
-        raise ConfigError(f"--ranks {counts[0]}: is no multiple of --replicas {replicas}; give a multiple")
-    if slurm and json_output:
-        raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
-    if slurm and task is None:
-        raise ConfigError("--slurm: say what for, with --for train or --for segment")
-
-
-def _node_memory(text: str | None, cores_per_node: int | None) -> int:
-    """Bytes of a machine."""
-    from volseg.machine import gibibytes
-    from volseg.partition.nodes import SYSTEM
-    from volseg.partition.planner import parse_memory
-
-    if text is None or cores_per_node is None:
-        raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
-    memory = parse_memory(text, "--node-memory")
-    if memory <= SYSTEM:
-        raise ConfigError(f"--node-memory {text}: {gibibytes(SYSTEM)} are left to the system; give more than that")
-    return memory
-
-
-def _refuse_with_machines(**given: object) -> None:
-    """With machines, ranks, threads and what each may use follow from the machines, and a replica takes them all."""
-    for name, value in given.items():
-        if value:
-            raise ConfigError(f"--{name}: follows from the machines where --node-memory is given; leave out either")
-
-
-def _origin(
-    volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None
-) -> Origin:
-    from volseg.config import read_config
-    from volseg.partition.command import Origin
-
-    file = config if run is None else run / "config.toml"
-    again = () if file is None else read_config(file).training.checkpoint_levels
-    options = {"--base-channels": base_channels, "--levels": levels}
-    changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return Origin(file, again, None if changed else run, changed, volume)
-
-
-def _settings(
-    config: Path | None, run: Path | None, base_channels: int | None, levels: int | None, checkpoint_levels: str | None
-) -> Config:
-    from volseg.config import Config, override, read_config
-
-    if config is not None and run is not None:
-        raise ConfigError("give --config or --model, not both")
-    if run is not None:
-        settings = read_config(run / "config.toml")
-    else:
-        settings = read_config(config) if config is not None else Config()
-    again = None if checkpoint_levels is None else parse_levels(checkpoint_levels)
-    model = {"base_channels": base_channels, "levels": levels}
-    return override(settings, model=model, training={"checkpoint_levels": again})
-
-
-def _size(volume: Path | None, shape: str | None) -> tuple[int, int, int]:
-    if (volume is None) == (shape is None):
-        raise ConfigError("give a volume, or its size with --shape 512x512x512")
-    if volume is not None:
-        from volseg.volumes.canonical import canonical
-        from volseg.volumes.reading import open_volume
-
-        return canonical(open_volume(volume)).shape
-    return parse_shape(shape or "")
 
 
 def _check_plot(asked: Asked, path: Path) -> None:

@@ -211,3 +211,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     for row in rows:
         drawn.add_row(*(str(cell) for cell in row))
     return drawn
+
+
+def class_text(by_class: Mapping[str, float], most: int = 8) -> str:
+    """Dice by label name, worst first, as far as they fit a line."""
+    worst = sorted(by_class.items(), key=lambda item: item[1])
+    more = f", and {len(worst) - most} better" if len(worst) > most else ""
+    return ", ".join(f"{name} {dice:.3f}" for name, dice in worst[:most]) + more

@@ -106,6 +106,7 @@ def segment(
     the same on any number of ranks.
     """
     with job(quiet, no_progress, debug) as work:
+        from volseg.api import segment as segment_scan
         from volseg.cli.render import (
             duration,
             peak_memory_text,
@@ -115,35 +116,15 @@ def segment(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.partition.planner import parse_memory
-        from volseg.partition.schedule import Schedule
-        from volseg.segmentation.job import SegmentationJob
-        from volseg.segmentation.postprocessing import Cleaning
-        from volseg.segmentation.segment import segment as segment_scan
-        from volseg.volumes.dicom.options import DicomOptions
 
-        settings = SegmentationJob(
-            scan=scan,
-            model=model,
-            output=output,
-            partition=partition,
-            probabilities=save_probabilities,
-            statistics=statistics,
-            preview=preview,
-            report=report_file,
-            trace=trace,
-            overwrite=overwrite,
-            spacing=_spacing(spacing),
-            dicom=DicomOptions(series, fix_tilt, resample_gaps),
-            cleaning=Cleaning(keep_largest, min_volume, connectivity),
-            split=split,
-            memory_limit=None if memory_limit is None else parse_memory(memory_limit, "--memory-limit"),
-            schedule=None if schedule is ScheduleName.auto else Schedule(schedule),
-            scratch=scratch,
-            go_on=go_on,
-            agglomerate=agglomerate,
-        )
-        report = segment_scan(settings, work.communicator, work.listen)
+        report = segment_scan(
+            scan, output, model=model, partition=partition, agglomerate=agglomerate, spacing=_spacing(spacing),
+            series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, keep_largest=keep_largest,
+            min_volume=min_volume, connectivity=connectivity, split=split, save_probabilities=save_probabilities,
+            statistics=statistics, preview=preview, memory_limit=memory_limit, schedule=schedule.value,
+            scratch=scratch, go_on=go_on, report_file=report_file, trace=trace, overwrite=overwrite,
+            communicator=work.communicator, listen=work.listen,
+        )  # fmt: skip
         work.print(_label_table(scan.name, report))
         work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
         waited = report.communication["share_of_time"] if work.communicator.size > 1 else None

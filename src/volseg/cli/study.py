@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
-from volseg.distributed.launch import under_launcher
 from volseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,28 +58,16 @@ def study(
     Writes report.html with everything in it, the figures, and measurements.csv. Curves go on to 16384 ranks and 4096³
     voxels. In a batch job the same command runs the large cases for real.
     """
-    if under_launcher():
-        raise ConfigError("volseg study starts its own ranks: run it as an ordinary process, without mpirun")
+    from volseg.api import run_study
     from volseg.cli.render import Screen
-    from volseg.study.study import Wishes, run_study
 
-    wishes = Wishes(
-        what=what.value,
-        folder=output.resolve(),
-        sides=_numbers(sides, "--sides"),
-        channels=_numbers(channels, "--channels"),
-        ranks=_numbers(ranks, "--ranks"),
-        levels=levels,
-        minutes=minutes,
-        profile=profile,
-        launcher=launcher,
-        proceed=proceed,
-        overwrite=overwrite,
-        command=" ".join(["volseg", *sys.argv[1:]]),
-    )
     screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
     try:
-        outcome = run_study(wishes, screen.draw)
+        outcome = run_study(
+            what.value, output, sides=_numbers(sides, "--sides"), channels=_numbers(channels, "--channels"),
+            ranks=_numbers(ranks, "--ranks"), levels=levels, minutes=minutes, profile=profile, launcher=launcher,
+            proceed=proceed, overwrite=overwrite, listen=screen.draw,
+        )  # fmt: skip
         _show(screen, outcome, output)
     finally:
         screen.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -23,8 +22,6 @@ from volseg.cli.options import (
     Quiet,
     Trace,
 )
-
-FOLDS = 5  # of --fold alone, as in nnU-Net
 
 
 def train(
@@ -103,6 +100,12 @@ def train(
     max_time: Annotated[
         str | None, typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 90s, 5400.")
     ] = None,
+    previews: Annotated[
+        int, typer.Option(help="Held-out cases drawn after each validation, in RUN/previews; 0 for none.")
+    ] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also event files for TensorBoard; needs that package.")
+    ] = False,
     trace: Trace = None,
     trace_steps: Annotated[int, typer.Option(help="Steps in the trace; the first of a run is left out.")] = 3,
     overwrite: Overwrite = False,
@@ -114,12 +117,15 @@ def train(
 
     With --replicas 2 two volumes at a time, each split over half of the ranks, and one step with both.
 
-    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png, report.json,
-    fingerprint.json and split.json. On SIGTERM or SIGUSR1 it saves its state and ends; --continue goes on.
+    Writes weights.safetensors, best.safetensors, checkpoints/, config.toml, log.csv, progress.png, previews/,
+    report.json, report.html, fingerprint.json and split.json. On SIGTERM or SIGUSR1 it saves its state and ends;
+    --continue goes on.
     """
     begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
+        from volseg.api import train as train_run
         from volseg.cli.render import (
+            class_text,
             duration,
             peak_memory_text,
             step_time_text,
@@ -128,75 +134,25 @@ def train(
             warn_of_time,
         )  # fmt: skip
         from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
-        from volseg.config import Config, override, preset, read_config
-        from volseg.config.recipes import config_of_recipe
-        from volseg.errors import ConfigError
-        from volseg.training.job import CONFIG, TrainingJob
-        from volseg.training.loop import train as train_run
+        from volseg.training.job import HTML
+        from volseg.versions import command_line
 
-        if proceed and config is None:
-            if not (run / CONFIG).is_file():
-                raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
-            if recipe is not None:
-                raise ConfigError(
-                    f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out"
-                )
-            settings = read_config(run / CONFIG)
-        else:
-            base = config_of_recipe(recipe) if recipe is not None else Config()
-            settings = read_config(config, base) if config is not None else base
-        settings = override(
-            settings,
-            model={"base_channels": base_channels, "levels": levels, "norm": norm},
-            training={
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "schedule": schedule,
-                "warmup": warmup,
-                "optimizer": optimizer,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "accumulate": accumulate,
-                "clip": clip,
-                "ema": ema,
-                "deep_supervision": deep_supervision,
-                "validation": validation,
-                "validate_every": validate_every,
-                "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,
-                "fold": fold,
-                "seed": seed,
-                "keep": keep,
-                "checkpoint_seconds": checkpoint_seconds,
-                "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
-            },
-            data={"spacing": spacing, "crop": None if crop is None else parse_shape(crop, "--crop")},
-            multigrid={"levels": multigrid, "cycle": cycle},
-        )
-        if augment is not None:
-            settings = replace(settings, augmentation=preset(augment))
-        settings = override(settings, augmentation={"flip": None if flip is None else parse_axes(flip)})
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
-            TrainingJob(
-                dataset,
-                run,
-                settings,
-                partition,
-                proceed,
-                overwrite,
-                trace=trace,
-                trace_steps=trace_steps,
-                replicas=replicas,
-                agglomerate=agglomerate,
-                max_time=limit,
-                labels=labels,
-                label_names=label_names,
-                channel_names=parse_names(channels),
-            ),
-            work.communicator,
-            work.listen,
-        )
+            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
+            recipe=recipe, partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
+            multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
+            warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
+            deep_supervision=deep_supervision, base_channels=base_channels, levels=levels, norm=norm,
+            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels), augment=augment,
+            flip=None if flip is None else parse_axes(flip),
+            crop=None if crop is None else parse_shape(crop, "--crop"), validation=validation,
+            validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed, proceed=proceed,
+            keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
+            tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
+            communicator=work.communicator, listen=work.listen, command=command_line(),
+        )  # fmt: skip
         if report.loss is None:
             return
         work.print(
@@ -208,7 +164,9 @@ def train(
         work.print(step_time_text("a step took", report.step_seconds, report.step_planned))
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.step_seconds, report.step_planned, work.listen)
-        work.print(f"model: {report.run}")
+        if len(report.validation_by_class) > 1:
+            work.print("held-out Dice by class: " + class_text(report.validation_by_class))
+        work.print(f"model: {report.run}; all about the run: {report.run / HTML}")
         if report.stopped is not None:
             again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
             again += f" --replicas {replicas}" if replicas > 1 else ""

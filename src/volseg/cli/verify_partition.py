@@ -29,10 +29,10 @@ def verify_partition(
         import dataclasses
         from json import dumps
 
+        from volseg.api import verify_partition as verify
         from volseg.geometry import format_triple
-        from volseg.segmentation.verification import verify_partition as verify
 
-        found = verify(model, scan, partition, work.communicator, agglomerate)
+        found = verify(scan, model=model, partition=partition, agglomerate=agglomerate, communicator=work.communicator)
         if json:
             work.print(dumps(dataclasses.asdict(found)))
         else:

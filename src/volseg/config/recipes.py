@@ -19,6 +19,15 @@ class Recipe:
     values: dict[str, dict[str, Any]]
 
 
+_NNUNET: dict[str, dict[str, Any]] = {
+    "model": {"norm": "instance", "activation": "leaky_relu", "levels": 4},
+    "training": {
+        "optimizer": "sgd", "momentum": 0.99, "learning_rate": 1e-2, "schedule": "poly", "warmup": 0,
+        "weight_decay": 3e-5, "clip": 12.0, "deep_supervision": True,
+    },
+    "augmentation": asdict(preset("full")),
+}  # fmt: skip
+
 RECIPES: dict[str, Recipe] = {
     "default": Recipe(
         "Small data sets and short runs: AdamW with a polynomial decay, whole volumes, nothing else.", {}
@@ -28,14 +37,7 @@ RECIPES: dict[str, Recipe] = {
         "Nesterov's momentum 0.99, learning rate 0.01 with polynomial decay, weight decay 3e-5, gradients clipped at "
         "12, deep supervision, full augmentation, instance norm and leaky ReLU. Its 1000 epochs of 250 patches are "
         "250000 steps; here an epoch is once through the cases, so give the --epochs that your time allows.",
-        {
-            "model": {"norm": "instance", "activation": "leaky_relu", "levels": 4},
-            "training": {
-                "optimizer": "sgd", "momentum": 0.99, "learning_rate": 1e-2, "schedule": "poly", "warmup": 0,
-                "weight_decay": 3e-5, "clip": 12.0, "deep_supervision": True,
-            },
-            "augmentation": asdict(preset("full")),
-        },
+        _NNUNET,
     ),
     "adamw": Recipe(
         "Where SGD is slow to begin, or the batch is one case: AdamW (Loshchilov & Hutter, ICLR 2019) with a warm-up "
@@ -52,14 +54,7 @@ RECIPES: dict[str, Recipe] = {
         "Where accuracy counts more than time: the residual encoder of nnU-Net's ResEnc presets (Isensee et al., "
         "MICCAI 2024) with the training of recipe nnunet. It runs layer by layer: several times the memory and the "
         "time of the plain U-Net (docs/recipes.md).",
-        {
-            "model": {"norm": "instance", "activation": "leaky_relu", "levels": 4, "encoder": "residual"},
-            "training": {
-                "optimizer": "sgd", "momentum": 0.99, "learning_rate": 1e-2, "schedule": "poly", "warmup": 0,
-                "weight_decay": 3e-5, "clip": 12.0, "deep_supervision": True,
-            },
-            "augmentation": asdict(preset("full")),
-        },
+        _NNUNET | {"model": _NNUNET["model"] | {"encoder": "residual"}},
     ),
 }  # fmt: skip
 """By name; the first is what a run has without any."""

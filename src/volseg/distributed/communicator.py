@@ -45,6 +45,11 @@ class Communicator(ABC):
         """Whether this is rank 0, the one that reports and writes small files."""
         return self.rank == 0
 
+    @property
+    def library(self) -> str | None:
+        """The MPI library, by name and version; None without one."""
+        return None
+
     @abstractmethod
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -116,6 +121,11 @@ def portable(error: BaseException) -> BaseException:
     return error
 
 
+def library_name(description: str) -> str:
+    """Name and version from what an MPI library says of itself at length."""
+    return " ".join(description.strip("\0 \n").partition("\n")[0].split())
+
+
 class _Nothing:
     def wait(self) -> None:
         pass
@@ -182,6 +192,12 @@ class MpiCommunicator(Communicator):
         self.size = comm.size
         self._operations = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
         self._in_place = MPI.IN_PLACE
+
+    @property
+    def library(self) -> str | None:
+        from mpi4py import MPI
+
+        return library_name(MPI.Get_library_version())
 
     def barrier(self) -> None:
         with self.meter.doing(Kind.REDUCTION), self.meter.waiting():

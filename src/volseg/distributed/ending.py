@@ -46,9 +46,7 @@ def end_failed_job(communicator: Communicator, code: int, message: str) -> NoRet
     if not isinstance(communicator, JobCommunicator):
         _say(message)
         raise SystemExit(code)
-    if not _all_arrive(communicator):
-        _say(f"rank {communicator.rank}: {message}" if communicator.size > 1 else message)
-        _abort(code)
+    abort_unless_all_failed(communicator, code, message)
     endings = communicator.farewell.allgather((code, message))
     code = min(code for code, _ in endings)
     if communicator.is_root:
@@ -56,6 +54,16 @@ def end_failed_job(communicator: Communicator, code: int, message: str) -> NoRet
             _say(text)
     _finalize(code)
     raise SystemExit(code)
+
+
+def abort_unless_all_failed(communicator: Communicator, code: int, message: str) -> None:
+    """Return where every rank of the job failed; else print this rank's message and abort the job. Of a failed rank.
+
+    Raises SystemExit, if MPI lets it.
+    """
+    if isinstance(communicator, JobCommunicator) and not _all_arrive(communicator):
+        _say(f"rank {communicator.rank}: {message}" if communicator.size > 1 else message)
+        _abort(code)
 
 
 def _all_arrive(communicator: JobCommunicator) -> bool:

@@ -119,9 +119,10 @@ def check_sizes(found: list[Launcher], size: int, library: str) -> None:
     announced = [launcher for launcher in found if launcher.size is not None]
     if not announced or any(launcher.size == size for launcher in announced):
         return
-    name = " ".join(library.strip("\0 \n").partition("\n")[0].split())
+    from volseg.distributed.communicator import library_name
+
     raise LaunchError(
-        f"{announced[0].name} started {announced[0].size} ranks, but MPI ({name}) sees {size}: "
+        f"{announced[0].name} started {announced[0].size} ranks, but MPI ({library_name(library)}) sees {size}: "
         f"the launcher is not this MPI's own\n{_remedy()}"
     )
 

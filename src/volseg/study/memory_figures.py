@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from volseg.drawing.style import FAINT, figure, title
 from volseg.partition.plain_memory import plain_training_bytes
 from volseg.study.cases import SEGMENT, TRAIN, VARIANTS, Case, cube
 from volseg.study.extrapolation import LARGEST_SIDE, MOST_RANKS, Foretold, doublings, over_channels, over_sides
 from volseg.study.rows import Row
-from volseg.study.style import (
-    COLOURS,
-    FAINT,
-    MARKERS,
-    SIZES,
-    beside,
-    curve,
-    figure,
-    label,
-    log_axis,
-    points,
-    powers,
-    predicted_from,
-    title,
-)
+from volseg.study.style import COLOURS, MARKERS, SIZES, beside, curve, label, log_axis, points, powers, predicted_from
 from volseg.study.summary import MACHINE_LIMIT, chosen, doing, main_case, of_volume
 from volseg.study.view import View
 

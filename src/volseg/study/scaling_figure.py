@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from volseg.drawing.style import figure
 from volseg.partition.search import Scaling
-from volseg.study.style import COLOURS, figure
+from volseg.study.style import COLOURS
 
 
 def scaling_figure(curves: Mapping[str, Scaling]) -> Any:

@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from volseg.drawing.style import FAINT, INK, KINDS, figure, percent, title
 from volseg.study.cases import TRAIN, VARIANTS, Case, cube, weak_shape
 from volseg.study.extrapolation import MOST_RANKS, Foretold, foretell
 from volseg.study.rows import WAITING, Row
-from volseg.study.style import (
-    COLOURS,
-    FAINT,
-    INK,
-    KINDS,
-    MARKERS,
-    SIZES,
-    beside,
-    curve,
-    figure,
-    label,
-    log_axis,
-    percent,
-    points,
-    powers,
-    predicted_from,
-    title,
-)
+from volseg.study.style import COLOURS, MARKERS, SIZES, beside, curve, label, log_axis, points, powers, predicted_from
 from volseg.study.summary import MACHINE_LIMIT, doing, main_case
 from volseg.study.view import View
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from volseg.config import Config, config_tables
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import write_text
+from volseg.training import previews, tensorboard
 from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
-from volseg.training.log import PICTURE
+from volseg.training.progress import PICTURE
 from volseg.training.run_lock import RunLock
+from volseg.training.tensorboard import check_tensorboard
 from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
 CONFIG = "config.toml"
 REPORT = "report.json"
+HTML = "report.html"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class TrainingJob:
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
     max_time   seconds after which the run should have stopped and saved its state; None for any
+    previews   so many of the held-out cases are drawn after each validation
+    tensorboard  whether event files are written too, which needs that package
+    command    how the program was started, for the report; None where it was not by a command
     """
 
     dataset: Path
@@ -49,6 +56,9 @@ class TrainingJob:
     labels: str | None = None
     label_names: Path | None = None
     channel_names: tuple[str, ...] = ()
+    previews: int = 1
+    tensorboard: bool = False
+    command: str | None = None
 
     @property
     def source(self) -> DataSource:
@@ -65,6 +75,10 @@ def check_run_folder(job: TrainingJob) -> None:
     """Raise ConfigError unless the run folder can be trained into as asked, and the trace be written."""
     run = job.run
     _check_trace(job)
+    if job.previews < 0:
+        raise ConfigError(f"--previews {job.previews}: give how many held-out cases to draw; 0 for none")
+    if job.tensorboard:
+        check_tensorboard()
     if job.proceed:
         if not stored_checkpoints(run):
             raise ConfigError(
@@ -104,6 +118,8 @@ def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int) 
     lock.acquire()
     clean_up(job.run, step if job.proceed else None)  # an earlier run's checkpoint must not be taken for this one's
     if not job.proceed:
-        for name in (REPORT, PICTURE):
+        for name in (REPORT, HTML, PICTURE):
             (job.run / name).unlink(missing_ok=True)
+        for folder in (previews.FOLDER, tensorboard.FOLDER):
+            shutil.rmtree(job.run / folder, ignore_errors=True)
     write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))

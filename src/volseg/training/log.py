@@ -1,94 +1,65 @@
-"""log.csv and progress.png: what a run says about itself while it goes on."""
+"""log.csv: one row for each step of a run."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from volseg.files import replacing, write_text
+from volseg.files import write_text
 
 LOG = "log.csv"
-PICTURE = "progress.png"
 COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "dice",
-    "learning_rate",
-    "seconds",
-    "voxels_per_second",
-    "case",
-    "validation_dice",
-    "validation_dice_by_class",
-    "level",
-)
+    "step", "epoch", "loss", "dice", "learning_rate", "seconds", "voxels_per_second", "memory_bytes", "case",
+    "validation_dice", "level",
+)  # fmt: skip
+CLASS = "validation_dice_"
+"""What the column of a class begins with; its label's name follows."""
 
 FORMATS = {
     "loss": "{:.9g}", "dice": "{:.6f}", "learning_rate": "{:.6g}", "seconds": "{:.3f}", "voxels_per_second": "{:.0f}",
     "validation_dice": "{:.6f}",
 }  # fmt: skip
 
+Rows = list[dict[str, str]]
+
 
 class TrainingLog:
-    """One row a step, on the root rank; rows after `step` of an earlier run are dropped when training goes on."""
+    """One row a step, on the root rank; rows after `step` of an earlier run are dropped when training goes on.
 
-    def __init__(self, run: Path, step: int) -> None:
+    columns  names, those of the earlier run included, in the order of the file
+    """
+
+    def __init__(self, run: Path, step: int, more: Sequence[str] = ()) -> None:
+        """more: columns besides `COLUMNS`."""
         self.path = run / LOG
-        self.rows: list[dict[str, Any]] = []
-        if step and self.path.is_file():
-            whole = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]  # not a torn last line
-            self.rows = [row for row in csv.DictReader(io.StringIO(whole)) if (row.get("step") or "").isdecimal()]
-            self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        self.rows = [row for row in read_log(run) if int(row["step"]) <= step] if step else []
+        before = [name for row in self.rows[:1] for name in row]
+        self.columns = tuple(dict.fromkeys((*COLUMNS, *more, *before)))
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore", restval="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
-    def add(self, **figures: Any) -> None:
-        """Append one row at once, so that a killed run keeps its log; the names are those of `COLUMNS`."""
-        row = {name: FORMATS.get(name, "{}").format(v) for name, v in figures.items() if v is not None}
+    def add(self, figures: Mapping[str, Any]) -> None:
+        """Append one row at once, so that a killed run keeps its log; the names are those of `columns`."""
+        row = {name: _format(name).format(v) for name, v in figures.items() if v is not None}
         self.rows.append(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="").writerow(row)
-
-    def draw(self, run: Path) -> None:
-        """progress.png: loss and Dice over the steps."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
-        loss_axes, dice_axes = figure.subplots(1, 2)
-        steps = [int(row["step"]) for row in self.rows]
-        _curve(loss_axes, steps, [float(row["loss"]) for row in self.rows], "#c0392b", "training")
-        loss_axes.set_title("loss: cross-entropy + 1 - soft Dice", fontsize=10, loc="left")
-        loss_axes.set_ylim(bottom=0)
-        _curve(dice_axes, steps, [float(row["dice"]) for row in self.rows], "#2e86c1", "training, soft")
-        held_out = [
-            (int(row["step"]), float(row["validation_dice"])) for row in self.rows if row.get("validation_dice")
-        ]
-        if held_out:
-            dice_axes.plot(
-                *zip(*held_out, strict=True), color="#1e8449", marker="o", markersize=3, lw=1.4, label="held out"
-            )
-        dice_axes.set_title("mean foreground Dice", fontsize=10, loc="left")
-        dice_axes.set_ylim(0, 1)
-        for axes in (loss_axes, dice_axes):
-            axes.set_xlabel("step")
-            axes.grid(color="#e5e7e9")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=9)
-        with replacing(run / PICTURE) as temporary:
-            figure.savefig(temporary, format="png")
+            csv.DictWriter(file, self.columns, lineterminator="\n", restval="").writerow(row)
 
 
-def _curve(axes: Any, steps: list[int], values: list[float], colour: str, label: str) -> None:
-    """The values, faint where they are many, and their running mean over a twentieth of the run."""
-    width = max(1, len(values) // 20)
-    if width > 1:
-        axes.plot(steps, values, color=colour, alpha=0.3, lw=0.8)
-        values = [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-    axes.plot(steps, values, color=colour, lw=1.6, label=label, marker="." if len(values) < 3 else None)
+def read_log(run: Path) -> Rows:
+    """The rows of a run's log, without a last line that a kill tore; none where there is no log."""
+    if not (run / LOG).is_file():
+        return []
+    whole = (run / LOG).read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+    rows = [{name: text or "" for name, text in row.items() if name} for row in csv.DictReader(io.StringIO(whole))]
+    return [row for row in rows if row.get("step", "").isdecimal()]
+
+
+def _format(name: str) -> str:
+    return FORMATS["validation_dice"] if name.startswith(CLASS) else FORMATS.get(name, "{}")

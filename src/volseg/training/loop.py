@@ -10,19 +10,21 @@ from math import isfinite
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
+from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
+from volseg.training.inputs import hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.keeping import Checkpoints, stored_checkpoints
-from volseg.training.log import TrainingLog
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
-from volseg.training.report import TrainingReport, gather_peaks, make_report
+from volseg.training.record import Record
+from volseg.training.report import TrainingReport, gather_peaks, largest_resident, make_report
 from volseg.training.run_lock import RunLock
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
 from volseg.training.stopping import Reason, Stopping
 from volseg.training.tracing import StepTrace
-from volseg.training.validation import is_validation_due, validate
+from volseg.training.validation import Validation, is_validation_due, validate
 from volseg.volumes.dataset import Case
 from volseg.volumes.fingerprint import write_fingerprint
 
@@ -50,15 +52,15 @@ def _train(
     if card.step >= steps:
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
         return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
-    log: TrainingLog | None = None
     checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
             open_run_folder(job, setup.config, lock, card.step)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
-            log = TrainingLog(job.run, card.step)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
+    record = Record(job, setup)
+    inputs = hash_inputs(setup.dataset, communicator)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
@@ -67,7 +69,6 @@ def _train(
     stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
-    held_out_dice: float | None = None
     listen(Progress("train", card.step, steps, "steps"))
     before = setup.resolution(card.step)
     for step in range(card.step, steps):
@@ -88,40 +89,44 @@ def _train(
                 f"--learning-rate (now {settings.learning_rate:g}), or look for outliers in that image"
             )
         seconds = time.monotonic() - begun
-        validation = None
+        validation: Validation | None = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
             with setup.averaged.in_use():
-                validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
-        held_out_dice = None if validation is None else validation.mean
-        by_class = None if validation is None else validation.described(setup.dataset.label_names)
+                validation = validate(
+                    resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
+                    record.looking_at(resolution.blocks),
+                )  # fmt: skip
         meter.enter("log and checkpoint")
-        card = dataclasses.replace(card, step=step + 1, validation_dice=held_out_dice)
+        card = dataclasses.replace(
+            card, step=step + 1, validation_dice=None if validation is None else validation.mean
+        )  # fmt: skip
+        memory = largest_resident(communicator)
         stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
-        if log is not None and checkpoints is not None:
-            log.add(
-                step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
-                voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
-                validation_dice_by_class=by_class,
+        with meter.doing(Kind.FILES):
+            record.step(
+                validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
+                voxels_per_second=figures.voxels / seconds, memory_bytes=memory, case=_names(batch),
                 level=resolution.level,
             )  # fmt: skip
-            with meter.doing(Kind.FILES):
+            if checkpoints is not None:
                 if resolution is setup.finest:  # the Dice of a coarser one is another measure
                     checkpoints.offer(setup.model, setup.averaged, card)
                 if checkpoints.due or stop or step + 1 == steps:
                     checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
-                    log.draw(job.run)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
-        if held_out_dice is not None:
-            shown["held out"] = f"{held_out_dice:.3f}"
-        shown["voxels/s"] = f"{figures.voxels / seconds / 1e6:.2f} M"
+        if record.last is not None and record.last.mean is not None:
+            shown["held out"] = f"{record.last.mean:.3f}"
+        shown |= {"voxels/s": f"{figures.voxels / seconds / 1e6:.2f} M", "memory": gibibytes(memory)}
         listen(Progress("train", step + 1, steps, "steps", shown))
         meter.enter("")
         trace.after(step)
         if stop:
             break
     stopped = stop if card.step < steps else None
-    return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice, stopped)
+    seconds = time.monotonic() - started
+    record.finish()
+    return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs, stopped)
 
 
 def _names(cases: Sequence[Case]) -> str:

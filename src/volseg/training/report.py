@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from volseg import __version__
 from volseg.config import config_tables
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
-from volseg.machine import peak_memory
+from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
-from volseg.training.job import REPORT, TrainingJob
+from volseg.training.job import HTML, REPORT, TrainingJob
+from volseg.training.run_page import run_page
 from volseg.training.setup import Setup
 from volseg.training.stopping import Reason
+from volseg.training.validation import Validation
+from volseg.versions import source_revision, versions
+
+LIBRARIES = ("torch", "numpy", "mpi4py", "llvmlite", "nibabel", "zarr", "pydicom", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class TrainingReport:
     time              share of each kind of work in the time of the steps, largest first
     step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
     loss, dice        of the last step; None where no step was left to take
-    validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
+    validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
+    validation_by_class  the same for each class, by label name
     stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
     """
 
@@ -53,15 +58,16 @@ class TrainingReport:
     time: Mapping[str, float] = field(default_factory=dict)
     step_seconds: float = 0.0
     step_planned: float | None = None
+    validation_by_class: Mapping[str, float] = field(default_factory=dict)
     all_steps: int = 0
     stopped: Reason | None = None
 
 
 def make_report(
-    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None,
-    stopped: Reason | None = None,
+    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float,
+    validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
-    """Gather the ranks' peaks and write the report on the root rank. Collective."""
+    """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective."""
     communicator, finest = setup.world, setup.finest
     peaks = gather_peaks(communicator)
     cached = sum(resolution.blocks.cached_bytes for resolution in setup.resolutions)
@@ -74,12 +80,15 @@ def make_report(
     if setup.machine is not None:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
+    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
     report = TrainingReport(
-        job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares, time["seconds_per_step"],
-        None if plan is None else plan.seconds, setup.steps, stopped,
+        job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
+        shares, time["seconds_per_step"], None if plan is None else plan.seconds,
+        by_class, setup.steps, stopped,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
+        "command_line": job.command,
         "dataset": str(job.dataset),
         "ranks": communicator.size,
         "replicas": finest.replicas.count,
@@ -94,23 +103,39 @@ def make_report(
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,
-        "validation_dice": validation,
-        "memory": memory_facts(peaks, planned) | {"peak_at": setup.planned.peak_at},
+        "validation_dice": report.validation_dice,
+        "validation": None if validation is None else {"by_class": by_class, "by_case": validation.case_means},
+        "memory": memory_facts(peaks, planned)
+        | {"peak_at": setup.planned.peak_at, "planned_parts": setup.planned.parts},
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
         "config": config_tables(setup.config),
-        "versions": versions(),
+        "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
+        "mpi_library": communicator.library,
+        "revision": source_revision(),
+        "inputs": inputs,
     }
     with communicator.together():
         if communicator.is_root:
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
+            write_text(job.run / HTML, run_page(job.run, content))
     return report
+
+
+def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
+    """By label name, where there is one; `names` with the background's."""
+    return {name: dice for name, dice in zip(names[1:], by_class, strict=True) if dice is not None}
 
 
 def gather_peaks(communicator: Communicator) -> tuple[int, ...]:
     """Peak memory of every rank, bytes. Collective."""
     return tuple(communicator.gather_all(peak_memory()))
+
+
+def largest_resident(communicator: Communicator) -> int:
+    """What the rank that holds most now has in memory, bytes. Collective."""
+    return int(communicator.reduce_all(np.array([resident_memory()]), "max")[0])
 
 
 def memory_facts(peaks: tuple[int, ...], planned: int) -> dict[str, Any]:
@@ -133,14 +158,3 @@ def time_facts(account: TimeAccount, communicator: Communicator) -> dict[str, An
         for phase in ("validation", "log and checkpoint")
     }
     return account.facts() | {"steps": step["times"], "seconds_per_step": step["median_seconds"]} | others
-
-
-def versions() -> dict[str, str]:
-    """What the run was made with."""
-    return {
-        "volseg": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "executable": Path(sys.executable).name,
-    }

@@ -38,10 +38,11 @@ class Validation:
     by_class: tuple[Dice, ...]
     by_case: Mapping[str, tuple[Dice, ...]]
 
-    def described(self, label_names: Sequence[str]) -> str:
-        """``liver 0.912345 spleen 0.801234``; names by value, background first, with _ for blanks."""
-        pairs = zip(label_names[1:], self.by_class, strict=True)
-        return " ".join(f"{name.replace(' ', '_')} {dice:.6f}" for name, dice in pairs if dice is not None)
+    @property
+    def case_means(self) -> dict[str, float]:
+        """Mean over its foreground classes, by case name; without cases that have none."""
+        means = {name: _mean(classes) for name, classes in self.by_case.items()}
+        return {name: dice for name, dice in means.items() if dice is not None}
 
 
 def is_validation_due(config: TrainingConfig, steps: int, in_epoch: int) -> bool:

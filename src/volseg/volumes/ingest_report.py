@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from volseg import __version__
 from volseg.distributed.communicator import Communicator
-from volseg.files import write_text
+from volseg.files import sha256, write_text
 from volseg.geometry import Triple, format_triple
+from volseg.versions import versions
 from volseg.volumes.audit import Audit, count_reasons
 
 LIBRARIES = (
     "numpy", "nibabel", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "highdicom", "zarr", "mpi4py",
 )  # fmt: skip
 NAMES_SHOWN = 12
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,6 @@ class IngestReport:
     report: Path
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def hash_inputs(audits: Sequence[Audit], communicator: Communicator) -> tuple[tuple[str, str], ...]:
     """(file, SHA-256) of all files the audits name, in their order; each rank hashes its share. Collective."""
     files = list(dict.fromkeys(path for audit in audits for path in audit.inputs))
@@ -71,17 +58,6 @@ def hash_inputs(audits: Sequence[Audit], communicator: Communicator) -> tuple[tu
         mine = {n: sha256(files[n]) for n in range(communicator.rank, len(files), communicator.size)}
     every = {n: digest for share in communicator.gather_all(mine) for n, digest in share.items()}
     return tuple((str(path), every[n]) for n, path in enumerate(files))
-
-
-def versions() -> dict[str, str]:
-    """volseg, Python and the libraries that read and write volumes, by name."""
-    found = {"volseg": __version__, "python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def write_report(report: IngestReport) -> None:
@@ -101,7 +77,7 @@ def write_report(report: IngestReport) -> None:
         "label_values": report.names,
         "mask": None if report.labels_audit is None else report.labels_audit.as_json(),
         "sha256": dict(report.hashes),
-        "versions": versions(),
+        "versions": versions(LIBRARIES),
     }
     write_text(report.report, json.dumps(content, indent=2) + "\n")
 

@@ -39,6 +39,10 @@ class Normalization:
         out /= np.float32(self.std)
         return out
 
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        """What `apply` was given, as far as it was within `low` and `high`; to the eye, not to the bit."""
+        return values * np.float32(self.std) + np.float32(self.mean)
+
 
 @dataclass(frozen=True)
 class ChannelScheme:

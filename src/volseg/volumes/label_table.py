@@ -40,11 +40,20 @@ def table_of(rows: Iterable[tuple[int, str, Colour | None]]) -> LabelTable:
     return LabelTable(names, colours)
 
 
+# Bright on grey, told apart by those who see red and green alike (after Okabe and Ito, and Tol's "light").
+_COLOURS: tuple[Colour, ...] = (
+    (255, 111, 97), (79, 195, 247), (255, 213, 79), (129, 230, 160), (206, 147, 216), (255, 169, 77), (244, 143, 177),
+    (77, 208, 196), (197, 224, 99), (159, 168, 255),
+)  # fmt: skip
+
+
 def default_colour(value: int) -> Colour:
-    """A colour for a label that has none: hues a golden section apart, so that neighbours differ."""
+    """A colour for a label that has none: the first ten are chosen, after them hues a golden section apart."""
     from colorsys import hsv_to_rgb
 
     if value == 0:
         return (0, 0, 0)
+    if value <= len(_COLOURS):
+        return _COLOURS[value - 1]
     red, green, blue = hsv_to_rgb((value * 0.618033988749895) % 1.0, 0.65 + 0.25 * (value % 2), 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)

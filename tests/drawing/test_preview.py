@@ -1,25 +1,18 @@
 """The preview: which planes, which way up, and a picture with the label where the label is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from volseg.drawing.planes import SOFT_TISSUE, Plane, choose_window, pick_planes, plane_counts
+from volseg.drawing.preview import SIDES, _painted, draw_preview
 from volseg.errors import VolsegError
-from volseg.segmentation.preview import (
-    SOFT_TISSUE,
-    PreviewPlane,
-    _draw_plane,
-    choose_window,
-    draw_preview,
-    label_colour,
-    pick_planes,
-    plane_counts,
-)
+from volseg.volumes.label_table import LabelTable
 
 SHAPE = (10, 12, 14)
-NAMES = {"background": 0, "liver": 1, "spleen": 2}
+LABELS = LabelTable({"background": 0, "liver": 1, "spleen": 2})
 
 
 @pytest.fixture
@@ -83,16 +76,11 @@ def test_ct_gets_the_soft_tissue_window_and_others_percentiles():
 def test_planes_are_the_right_way_round(name, sides):
     image = np.zeros((6, 8))
     image[0, 0] = 1.0
-    axes = Figure().add_subplot()
-    _draw_plane(axes, name, PreviewPlane(image, np.zeros((6, 8), np.uint8), (2.0, 1.0), 0, 1), 0.0, 1.0)
-    shown = np.asarray(axes.images[0].get_array())
-    assert shown[-1, -1] == 1.0  # the first voxel is drawn at the lower right
-    assert axes.images[0].get_extent() == [0.0, 8.0, 12.0, 0.0]
-    assert axes.get_aspect() == 1.0
-    left, right, above, below = axes.texts
-    assert tuple(t.get_text() for t in (left, right, above, below)) == sides
-    assert left.get_position()[0] < right.get_position()[0]
-    assert above.get_position()[1] > below.get_position()[1]
+    shown = _painted(Plane(image, np.zeros((6, 8), np.uint8), (2.0, 1.0), 0, 1), LABELS, 0.0, 1.0, (12, 8))
+    assert shown.shape == (12, 8, 3)
+    assert shown[-1, -1].min() > 200  # the first voxel is drawn at the lower right
+    assert shown[:6].max() == 0
+    assert SIDES[name] == sides
 
 
 def planes(mask, spacing=(5.0, 2.0, 2.0)):
@@ -100,18 +88,18 @@ def planes(mask, spacing=(5.0, 2.0, 2.0)):
     d, h, w = pick_planes(plane_counts(mask, 3))
     sd, sh, sw = spacing
     return {
-        "axial": PreviewPlane(image[d], mask[d], (sh, sw), d, SHAPE[0]),
-        "coronal": PreviewPlane(image[:, h], mask[:, h], (sd, sw), h, SHAPE[1]),
-        "sagittal": PreviewPlane(image[:, :, w], mask[:, :, w], (sd, sh), w, SHAPE[2]),
+        "axial": Plane(image[d], mask[d], (sh, sw), d, SHAPE[0]),
+        "coronal": Plane(image[:, h], mask[:, h], (sd, sw), h, SHAPE[1]),
+        "sagittal": Plane(image[:, :, w], mask[:, :, w], (sd, sh), w, SHAPE[2]),
     }
 
 
 def has_colour(picture, label):
-    return np.any(np.abs(picture[..., :3] - to_rgb(label_colour(label))).max(axis=-1) < 0.02)
+    return np.any(np.abs(picture[..., :3] - np.array(LABELS.colour(label)) / 255).max(axis=-1) < 0.02)
 
 
 def test_the_picture_shows_the_labels_in_their_colours(mask, tmp_path):
-    draw_preview(tmp_path / "p.png", planes(mask), NAMES, "scan.nii")
+    draw_preview(tmp_path / "p.png", planes(mask), LABELS, "scan.nii")
     picture = imread(tmp_path / "p.png")
     assert picture.shape[1] > 1000
     assert has_colour(picture, 1)
@@ -120,7 +108,7 @@ def test_the_picture_shows_the_labels_in_their_colours(mask, tmp_path):
 
 
 def test_an_empty_mask_is_drawn_without_colours(tmp_path):
-    draw_preview(tmp_path / "p.png", planes(np.zeros(SHAPE, np.uint8)), NAMES, "scan.nii", window=(-50.0, 100.0))
+    draw_preview(tmp_path / "p.png", planes(np.zeros(SHAPE, np.uint8)), LABELS, "scan.nii", window=(-50.0, 100.0))
     picture = imread(tmp_path / "p.png")
     assert not has_colour(picture, 1)
     assert not has_colour(picture, 2)
@@ -130,14 +118,34 @@ def test_a_single_slice_can_be_drawn(tmp_path):
     one = np.ones((1, 8, 8), np.uint8)
     image = one.astype(float)
     drawn = {
-        "axial": PreviewPlane(image[0], one[0], (1.0, 1.0), 0, 1),
-        "coronal": PreviewPlane(image[:, 4], one[:, 4], (1.0, 1.0), 4, 8),
-        "sagittal": PreviewPlane(image[:, :, 4], one[:, :, 4], (1.0, 1.0), 4, 8),
+        "axial": Plane(image[0], one[0], (1.0, 1.0), 0, 1),
+        "coronal": Plane(image[:, 4], one[:, 4], (1.0, 1.0), 4, 8),
+        "sagittal": Plane(image[:, :, 4], one[:, :, 4], (1.0, 1.0), 4, 8),
     }
-    draw_preview(tmp_path / "p.png", drawn, NAMES, "one")
+    draw_preview(tmp_path / "p.png", drawn, LABELS, "one")
     assert has_colour(imread(tmp_path / "p.png"), 1)
 
 
 def test_an_unwritable_place_is_named(mask, tmp_path):
     with pytest.raises(VolsegError, match="cannot write"):
-        draw_preview(tmp_path / "none" / "p.png", planes(mask), NAMES, "scan")
+        draw_preview(tmp_path / "none" / "p.png", planes(mask), LABELS, "scan")
+
+
+def test_the_reference_is_outlined_and_the_mask_filled(mask, tmp_path):
+    """Where the mask is empty its reference is seen by its lines alone, and the other way round by what is filled."""
+    compared = {
+        name: replace(
+            plane, mask=np.where(plane.mask == 2, 0, plane.mask), reference=np.where(plane.mask == 1, 0, plane.mask)
+        )
+        for name, plane in planes(mask).items()
+    }
+    plane = compared["axial"]
+    painted = _painted(plane, LABELS, -1000.0, 1000.0, tuple(8 * n for n in plane.mask.shape))[::-1, ::-1]
+    at = {label: np.argwhere(array == label) * 8 + 4 for label, array in ((1, plane.mask), (2, plane.reference))}
+    # Within the lines of what was not found there is the image alone.
+    assert all(len(set(painted[tuple(place)])) == 1 for place in at[2])
+    assert all(len(set(painted[tuple(place)])) == 3 for place in at[1])
+    assert not (painted == LABELS.colour(1)).all(axis=-1).any()
+    assert (painted == LABELS.colour(2)).all(axis=-1).any()
+    draw_preview(tmp_path / "p.png", compared, LABELS, "case", width=600)
+    assert imread(tmp_path / "p.png").shape[1] == 600

@@ -1,0 +1,123 @@
+"""Volumes and data sets: generate, check, ingest, info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from volseg.api.ranks import ranks
+from volseg.events import Listener, ignore
+from volseg.geometry import Triple
+
+if TYPE_CHECKING:
+    from volseg.distributed.communicator import Communicator
+    from volseg.volumes.dataset import Dataset
+    from volseg.volumes.dataset.check import CheckReport
+    from volseg.volumes.ingest_report import IngestReport
+
+
+def generate(
+    out: str | Path = "ellipsoids", *, shape: Triple = (64, 64, 64), cases: int = 8,
+    ellipsoids: tuple[int, int] = (2, 6), classes: int = 2, noise: float = 0.2, blur: float = 0.7, bias: float = 0.15,
+    seed: int = 0, format: Literal["nifti", "zarr"] = "nifti", overwrite: bool = False,
+    communicator: Communicator | None = None, listen: Listener = ignore,
+) -> Dataset:  # fmt: skip
+    """Make a data set of random ellipsoids, in nnU-Net's folder layout, to train on. Collective.
+
+    out         the data set's folder; it must not exist yet, but for `overwrite`
+    shape       (D, H, W) voxels of each case
+    ellipsoids  fewest and most in a case
+    classes     of the foreground, labelled 1 to K
+    noise       standard deviation; classes are 2 apart
+    blur        sigma of the Gaussian blur in voxels, 0 for none; `bias` is the largest relative shading
+    seed        the same one gives the same bytes, on any number of ranks
+
+    Raises ConfigError for arguments out of range, VolumeError where `out` is there or cannot be written.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.volumes.dataset import read_dataset
+        from volseg.volumes.generation import Recipe, generate_dataset
+
+        recipe = Recipe(shape, cases, ellipsoids, classes, noise, blur, bias, seed)
+        generate_dataset(out, recipe, every, format=format, overwrite=overwrite, listen=heard)
+        return read_dataset(out)
+
+
+def check(
+    dataset: str | Path = "ellipsoids", *, labels: str | Path | None = None, label_names: str | Path | None = None,
+    channels: tuple[str, ...] = (), allow_empty: bool = False, communicator: Communicator | None = None,
+    listen: Listener = ignore,
+) -> CheckReport:  # fmt: skip
+    """Verify every case of a data set: files, grids, labels, values. Collective; the ranks share the cases.
+
+    dataset      a data set's folder, or one scan
+    labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    allow_empty  cases whose labels are background alone are no fault
+
+    What is wrong stands in the report; raises VolumeError where there is no data set at all.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.volumes.dataset import DataSource
+        from volseg.volumes.dataset.check import check_dataset
+
+        names = None if label_names is None else Path(label_names)
+        source = DataSource(Path(dataset), None if labels is None else str(labels), names, channels)
+        return check_dataset(source, every, heard, allow_empty=allow_empty)
+
+
+def ingest(
+    source: str | Path, output: str | Path, *, labels: str | Path | None = None, series: str | None = None,
+    spacing: tuple[float, float, float] | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
+    resample_labels: bool = False, overwrite: bool = False, communicator: Communicator | None = None,
+    listen: Listener = ignore,
+) -> IngestReport:  # fmt: skip
+    """Bring a scan into one volume file, with its own grid and values (HU), every voxel looked at. Collective.
+
+    source           NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file
+    output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
+    labels           also a mask (NIfTI, zarr, DICOM SEG or RTSTRUCT); it becomes OUT's name + _labels
+    series           which DICOM series: its number in the list, its UID, or the end of that
+    spacing          mm along D, H, W to resample to; None keeps the scan's own
+    fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices
+    resample_labels  bring a mask that lies on another grid onto the image's
+
+    Raises VolumeError where what is read is not faithful and no option says how to mend it; nothing is written then.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.volumes.dicom.options import DicomOptions
+        from volseg.volumes.ingest import IngestJob
+        from volseg.volumes.ingest import ingest as run
+
+        dicom = DicomOptions(series, fix_tilt, resample_gaps)
+        mask = None if labels is None else Path(labels)
+        job = IngestJob(Path(source), Path(output), mask, dicom, spacing, resample_labels, overwrite)
+        return run(job, every, heard)
+
+
+def info(
+    path: str | Path, *, series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
+    header_only: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What a volume is: shape, spacing, orientation, type, range, labels; of a run folder its configuration and report.
+
+    The keys are those of ``volseg info --json``. `header_only` reads no voxels: no range, no labels. Starts no MPI.
+
+    Raises VolumeError where the volume cannot be read, ConfigError where a run folder is damaged.
+    """
+    from volseg.config.stored_run import is_run_folder, run_facts
+
+    path = Path(path)
+    if is_run_folder(path):
+        return run_facts(path)
+    from volseg.volumes.dicom.options import DicomOptions
+    from volseg.volumes.label_files import label_table_of
+    from volseg.volumes.reading import open_volume
+    from volseg.volumes.summary import header_facts, value_facts
+
+    volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
+    facts = header_facts(volume) | ({} if header_only else value_facts(volume))
+    names = label_table_of(path)
+    if names is not None and names.names:
+        facts["label_names"] = {str(value): name for value, name in names.foreground}
+    return facts

@@ -1,0 +1,226 @@
+"""Networks: train, segment, evaluate, verify_partition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from volseg.api.ranks import ranks
+from volseg.errors import ConfigError
+from volseg.events import Listener, ignore
+from volseg.geometry import Triple, format_triple
+
+if TYPE_CHECKING:
+    from volseg.config import Config
+    from volseg.distributed.communicator import Communicator
+    from volseg.segmentation.comparison import Evaluation
+    from volseg.segmentation.report import SegmentationReport
+    from volseg.segmentation.verification import Verification
+    from volseg.training.report import TrainingReport
+
+
+FOLDS = 5
+"""Where only `fold` is given, as in nnU-Net."""
+
+
+def train(
+    dataset: str | Path = "ellipsoids", run: str | Path = "volseg-run", *, labels: str | Path | None = None,
+    label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
+    recipe: str | None = None, partition: str = "auto", replicas: int = 1, accumulate: int | None = None,
+    agglomerate: str = "auto", multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
+    learning_rate: float | None = None, schedule: str | None = None, warmup: int | None = None,
+    optimizer: str | None = None, momentum: float | None = None, weight_decay: float | None = None,
+    clip: float | None = None, ema: float | None = None, deep_supervision: bool | None = None,
+    base_channels: int | None = None, levels: int | None = None, norm: str | None = None,
+    checkpoint_levels: tuple[int, ...] | None = None, augment: str | None = None,
+    flip: tuple[float, ...] | None = None, crop: Triple | None = None, validation: int | None = None,
+    validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
+    spacing: str | tuple[float, float, float] | None = None, seed: int | None = None,
+    proceed: bool = False, keep: int | None = None, checkpoint_seconds: float | None = None,
+    max_time: float | None = None, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
+    trace_steps: int = 3, overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
+    command: str | None = None,
+) -> TrainingReport:  # fmt: skip
+    """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
+
+    dataset      a data set's folder, or one scan
+    labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    run          folder for weights, log, pictures and reports
+    config       a `volseg.config.Config`, or a TOML file; where training goes on, None is the run's own
+    recipe       "nnunet", "adamw", "residual" or "default": values that config and arguments override
+    partition    process grid Pz x Py x Px of each replica, such as "1x2x2", or "auto"
+    replicas     groups of ranks, each with cases of its own; they divide the ranks
+    agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
+    proceed      go on from the run folder's checkpoint (--continue)
+    augment      "none", "light" or "full"; flip: how often D, H and W are mirrored, 0 to 1
+    crop         (D, H, W) voxels of a random crop of each volume a step
+    max_time     seconds after which the run should have stopped and saved its state
+    previews     held-out cases drawn after each validation
+    tensorboard  also write event files for TensorBoard
+    trace        also a trace of `trace_steps` steps here
+    overwrite    replace what the run folder holds
+    command      how the program was started, for the report
+
+    The other arguments override the configuration's values of those names (`volseg.config`); multigrid is the number
+    of resolutions, and fold without folds one of 5, as in nnU-Net.
+
+    Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.config import override, preset
+        from volseg.training.job import TrainingJob
+        from volseg.training.loop import train as run_training
+
+        settings = _settings(config, recipe, Path(run), proceed)
+        if folds is None and fold is not None and not settings.training.folds:
+            folds = FOLDS
+        settings = override(
+            settings,
+            model={"base_channels": base_channels, "levels": levels, "norm": norm},
+            training={
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                "schedule": schedule,
+                "warmup": warmup,
+                "optimizer": optimizer,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "accumulate": accumulate,
+                "clip": clip,
+                "ema": ema,
+                "deep_supervision": deep_supervision,
+                "validation": validation,
+                "validate_every": validate_every,
+                "folds": folds,
+                "fold": fold,
+                "seed": seed,
+                "keep": keep,
+                "checkpoint_seconds": checkpoint_seconds,
+                "checkpoint_levels": checkpoint_levels,
+            },
+            data={
+                "spacing": spacing if spacing is None or isinstance(spacing, str) else format_triple(spacing),
+                "crop": crop,
+            },
+            multigrid={"levels": multigrid, "cycle": cycle},
+        )
+        if augment is not None:
+            settings = replace(settings, augmentation=preset(augment))
+        settings = override(settings, augmentation={"flip": flip})
+        job = TrainingJob(
+            Path(dataset), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps, replicas,
+            agglomerate, max_time=max_time, labels=None if labels is None else str(labels),
+            label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
+            command=command,
+        )  # fmt: skip
+        return run_training(job, every, heard)
+
+
+def _settings(config: Config | str | Path | None, recipe: str | None, run: Path, proceed: bool) -> Config:
+    """What a run is made from before anything is overridden."""
+    from volseg.config import Config, read_config
+    from volseg.config.recipes import config_of_recipe
+    from volseg.training.job import CONFIG
+
+    if isinstance(config, Config):
+        if recipe is not None:
+            raise ConfigError(f"recipe {recipe}: give it, a TOML file or both, but no Config, which has every value")
+        return config
+    if not proceed or config is not None:
+        base = config_of_recipe(recipe) if recipe is not None else Config()
+        return base if config is None else read_config(Path(config), base)
+    if not (run / CONFIG).is_file():
+        raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
+    if recipe is not None:
+        raise ConfigError(f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out")
+    return read_config(run / CONFIG)
+
+
+def segment(
+    scan: str | Path, output: str | Path | None = None, *, model: str | Path = "volseg-run", partition: str = "auto",
+    agglomerate: str = "auto", spacing: tuple[float, float, float] | Literal["model", "native"] = "model",
+    series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False, keep_largest: bool = False,
+    min_volume: float = 0.0, connectivity: int = 26, split: bool = False, save_probabilities: bool = False,
+    statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
+    schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto", scratch: str | Path | None = None,
+    go_on: bool = False, report_file: str | Path | None = None, trace: str | Path | None = None,
+    overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
+) -> SegmentationReport:  # fmt: skip
+    """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
+
+    scan          NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file
+    output        mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm; None: SCAN_mask.nii.gz beside the scan
+    model         run folder, or a weights file
+    spacing       how the network sees the scan: the model's, "native", or mm along the patient's z, y, x
+    keep_largest  of each label only the largest connected component; min_volume: mm³ of those that stay
+    connectivity  6, 18 or 26 neighbours
+    split         also a mask for each label; save_probabilities, statistics, preview: also those files
+    memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
+    schedule      how the network is run; "auto": the fastest that fits the memory
+    go_on         keep what is done in MASK_state, and go on from there (--continue)
+    report_file   also a JSON report here; trace: also a trace
+
+    Raises VolsegError where scan, model, grid or outputs cannot be used.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.partition.planner import parse_memory
+        from volseg.partition.schedule import Schedule
+        from volseg.segmentation.job import SegmentationJob
+        from volseg.segmentation.postprocessing import Cleaning
+        from volseg.segmentation.segment import segment as run
+        from volseg.volumes.dicom.options import DicomOptions
+
+        if isinstance(memory_limit, str):
+            memory_limit = parse_memory(memory_limit, "--memory-limit")
+        job = SegmentationJob(
+            scan=Path(scan), model=Path(model), output=_path(output), partition=partition,
+            probabilities=save_probabilities, statistics=statistics, preview=preview, report=_path(report_file),
+            trace=_path(trace), overwrite=overwrite, spacing=spacing,
+            dicom=DicomOptions(series, fix_tilt, resample_gaps),
+            cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
+            schedule=None if schedule == "auto" else Schedule(schedule), scratch=_path(scratch), go_on=go_on,
+            agglomerate=agglomerate,
+        )  # fmt: skip
+        return run(job, every, heard)
+
+
+def evaluate(
+    prediction: str | Path, reference: str | Path, *, labels: str | Path | None = None,
+    output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
+    communicator: Communicator | None = None, listen: Listener = ignore,
+) -> Evaluation:  # fmt: skip
+    """Compare masks with reference masks on the same grid: Dice, IoU and volumes for each label. Collective.
+
+    prediction, reference  a mask each, or folders of masks, which are paired by name
+    labels   label names: a dataset.json, or JSON such as {"liver": 1}; None: the labels found
+    output   also nnU-Net's summary.json here
+    partial  allow references that have no prediction
+
+    Raises VolumeError where masks cannot be paired or compared.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.segmentation.comparison import EvaluationJob
+        from volseg.segmentation.comparison import evaluate as compare
+
+        job = EvaluationJob(Path(prediction), Path(reference), _path(labels), _path(output), partial, overwrite)
+        return compare(job, every, heard)
+
+
+def verify_partition(
+    scan: str | Path, *, model: str | Path = "volseg-run", partition: str = "auto", agglomerate: str = "none",
+    communicator: Communicator | None = None,
+) -> Verification:  # fmt: skip
+    """Compare all logits and labels of this job's ranks with those of one rank. Collective.
+
+    The root holds the whole volume for its part. Raises VolsegError where scan, model or grid cannot be used.
+    """
+    with ranks(communicator) as (every, _):
+        from volseg.segmentation.verification import verify_partition as verify
+
+        return verify(Path(model), Path(scan), partition, every, agglomerate)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -1,0 +1,255 @@
+"""Plans and machines: plan_partition, calibrate, run_study."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from volseg.api.ranks import ranks as ranks_of_job
+from volseg.errors import ConfigError
+from volseg.events import Listener, ignore
+from volseg.geometry import Triple
+
+if TYPE_CHECKING:
+    from volseg.config import Config
+    from volseg.distributed.communicator import Communicator
+    from volseg.partition.answer import Answer, Asked
+    from volseg.partition.command import Origin
+    from volseg.partition.profile import Profile
+    from volseg.study.study import Outcome
+
+Task = Literal["train", "segment"]
+
+
+def plan_partition(
+    volume: str | Path | None = None, *, shape: Triple | None = None, ranks: Sequence[int] = (),
+    memory: int | str | None = None, task: Task | None = None, partition: str = "auto", replicas: int = 1,
+    threads: int | None = None, node_memory: str | None = None, cores_per_node: int | None = None,
+    nodes: int | None = None, base_channels: int | None = None, levels: int | None = None, agglomerate: str = "auto",
+    checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
+    model: str | Path | None = None, profile: str | Path | None = None,
+) -> Answer:  # fmt: skip
+    """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
+
+    volume       a scan whose size to plan for, or `shape`, its (D, H, W) voxels
+    ranks        to plan for; several for the scaling; none: those of `partition`, the fewest that fit, or 1
+    memory       that a rank may use, in bytes or as "24GiB"
+    task         only this one; None: both
+    node_memory  of a machine, such as "128GB", with `cores_per_node`: plan whole machines, `nodes` or the fewest
+    config       TOML file with [model]; or `model`, a run folder
+    profile      of `calibrate`; None: volseg-profile.json, or a built-in one
+
+    ``answer.tasks["train"].run`` is the plan; ``answer.fits`` whether it keeps to the memory.
+
+    Raises ConfigError for arguments that do not go together, PartitionError where the volume cannot be split so.
+    """
+    from volseg.partition.answer import answer
+
+    return answer(
+        question(
+            volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
+            base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
+        )
+    )  # fmt: skip
+
+
+def question(
+    volume: str | Path | None, shape: Triple | None, ranks: Sequence[int], memory: int | str | None,
+    task: str | None, partition: str, replicas: int, threads: int | None, node_memory: str | None,
+    cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
+    checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
+    profile: str | Path | None,
+) -> Asked:  # fmt: skip
+    """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
+    from volseg.partition.answer import Asked
+    from volseg.partition.planner import parse_memory
+    from volseg.partition.profile import find_profile
+
+    counts = list(ranks)
+    _check_numbers(replicas, threads, cores_per_node, nodes)
+    named = _grid(partition, counts, replicas)
+    _check_together(task, counts, replicas)
+    node = None
+    if node_memory is not None or nodes is not None:
+        node = _node_memory(node_memory, cores_per_node)
+        _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
+    volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
+    return Asked(
+        _size(volume, shape), settings, [task] if task is not None else ["train", "segment"], find_profile(profile),
+        counts, parse_memory(memory) if isinstance(memory, str) else memory, named, replicas, threads or 1, node,
+        cores_per_node, nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
+    )  # fmt: skip
+
+
+def calibrate(
+    output: str | Path = "volseg-profile.json", *, setting_only: bool = False, launcher: str | None = None,
+    communicator: Communicator | None = None, listen: Listener = ignore,
+) -> Profile:  # fmt: skip
+    """Measure this machine, so that plans know how long things take, and write its profile. Collective.
+
+    output        the profile, JSON; what it has of the same machine is kept beside what is measured
+    setting_only  only as this job is: its ranks and threads; so are jobs of several ranks
+    launcher      how to start ranks, such as "srun -n {ranks}"; None: mpirun, or srun
+
+    Raises ConfigError where the processor lacks the instructions of the kernels, or the file cannot be used.
+    """
+    os.environ.pop("VOLSEG_PROFILE", None)  # it may be the file that is to be made
+    with ranks_of_job(communicator, listen) as (every, heard):
+        from volseg.partition.profile import save_profile
+        from volseg.study.calibration import calibrate as measure
+        from volseg.study.calibration import known_profiles, measure_settings, merge
+        from volseg.study.launching import find_launcher
+
+        if every.size > 1 or setting_only:
+            found = [measure(every, heard)]
+        else:
+            found = measure_settings(find_launcher(launcher), heard)
+        profile: Profile | None = None
+        with every.together():
+            if every.is_root:
+                output = Path(output)
+                profile = merge([*known_profiles(output, found[-1]), *found])
+                output.parent.mkdir(parents=True, exist_ok=True)
+                save_profile(profile, output)
+        whole: Profile = every.broadcast(profile)
+        return whole
+
+
+def run_study(
+    what: Literal["memory", "channels", "scaling", "all"] = "all", output: str | Path = "volseg-study", *,
+    sides: Sequence[int] = (), channels: Sequence[int] = (), ranks: Sequence[int] = (), levels: int = 3,
+    minutes: float = 20.0, profile: str | Path | None = None, launcher: str | None = None, proceed: bool = False,
+    overwrite: bool = False, listen: Listener = ignore,
+) -> Outcome:  # fmt: skip
+    """Run the program over sizes, channels and ranks, and lay the model beside what was measured: ``volseg study``.
+
+    It starts ranks of its own, so it is called by an ordinary process. Empty: what there is time for.
+
+    output   folder for report.html, figures and measurements.csv
+    minutes  for everything; what does not fit is left out
+    proceed  keep the cases that are done, and go on (--continue)
+
+    Raises ConfigError under mpirun, and where the wishes cannot be met.
+    """
+    from volseg.distributed.launch import under_launcher
+
+    if under_launcher():
+        raise ConfigError("volseg study starts its own ranks: run it as an ordinary process, without mpirun")
+    from volseg.study.study import Wishes
+    from volseg.study.study import run_study as run
+    from volseg.versions import command_line
+
+    wishes = Wishes(
+        what=what, folder=Path(output).resolve(), sides=tuple(sorted(set(sides))),
+        channels=tuple(sorted(set(channels))), ranks=tuple(sorted(set(ranks))), levels=levels, minutes=minutes,
+        profile=None if profile is None else Path(profile), launcher=launcher, proceed=proceed, overwrite=overwrite,
+        command=command_line(),
+    )  # fmt: skip
+    return run(wishes, listen)
+
+
+def _grid(partition: str, counts: list[int], replicas: int) -> Triple | None:
+    """The grid of a replica, where one is named; it must have the ranks that are named besides."""
+    from volseg.partition.planner import grid_named, parse_grid
+
+    grid = grid_named(partition)
+    if grid is None:
+        if partition != "auto":
+            parse_grid(partition, 1)
+        return None
+    needed = math.prod(grid) * replicas
+    if len(counts) > 1:
+        raise ConfigError(f"--partition {partition}: is one grid, and --ranks are several numbers; leave out either")
+    if counts and counts != [needed]:
+        of = f"{replicas} replicas of {partition}" if replicas > 1 else f"--partition {partition}"
+        raise ConfigError(f"--ranks {counts[0]}: {of} needs {needed} ranks; give --ranks {needed}, or leave it out")
+    return grid
+
+
+def _check_numbers(replicas: int, threads: int | None, cores_per_node: int | None, nodes: int | None) -> None:
+    numbers = {"replicas": replicas, "threads": threads, "cores-per-node": cores_per_node, "nodes": nodes}
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: give at least 1")
+
+
+def _check_together(task: str | None, counts: list[int], replicas: int) -> None:
+    """Raise ConfigError where one option would have to be ignored because of another."""
+    if replicas > 1 and task == "segment":
+        raise ConfigError(f"--replicas {replicas}: segmenting has none; leave it out, or use --for train")
+    if replicas > 1 and len(counts) > 1:
+        raise ConfigError(
+            f"--replicas {replicas}: the scaling over several --ranks is of one replica; leave out either"
+        )
+    if len(counts) == 1 and counts[0] % replicas:
+        raise ConfigError(f"--ranks {counts[0]}: is no multiple of --replicas {replicas}; give a multiple")
+
+
+def _node_memory(text: str | None, cores_per_node: int | None) -> int:
+    """Bytes of a machine."""
+    from volseg.machine import gibibytes
+    from volseg.partition.nodes import SYSTEM
+    from volseg.partition.planner import parse_memory
+
+    if text is None or cores_per_node is None:
+        raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
+    memory = parse_memory(text, "--node-memory")
+    if memory <= SYSTEM:
+        raise ConfigError(f"--node-memory {text}: {gibibytes(SYSTEM)} are left to the system; give more than that")
+    return memory
+
+
+def _refuse_with_machines(**given: object) -> None:
+    """With machines, ranks, threads and what each may use follow from the machines, and a replica takes them all."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"--{name}: follows from the machines where --node-memory is given; leave out either")
+
+
+def _origin(
+    volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None
+) -> Origin:
+    from volseg.config import read_config
+    from volseg.partition.command import Origin
+
+    file = config if run is None else run / "config.toml"
+    again = () if file is None else read_config(file).training.checkpoint_levels
+    options = {"--base-channels": base_channels, "--levels": levels}
+    changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    return Origin(file, again, None if changed else run, changed, volume)
+
+
+def _settings(
+    config: Path | None,
+    run: Path | None,
+    base_channels: int | None,
+    levels: int | None,
+    checkpoint_levels: tuple[int, ...] | None,
+) -> Config:
+    from volseg.config import Config, override, read_config
+
+    if config is not None and run is not None:
+        raise ConfigError("give --config or --model, not both")
+    if run is not None:
+        settings = read_config(run / "config.toml")
+    else:
+        settings = read_config(config) if config is not None else Config()
+    model = {"base_channels": base_channels, "levels": levels}
+    return override(settings, model=model, training={"checkpoint_levels": checkpoint_levels})
+
+
+def _size(volume: Path | None, shape: Triple | None) -> Triple:
+    if (volume is None) == (shape is None):
+        raise ConfigError("give a volume, or its size with --shape 512x512x512")
+    if shape is not None:
+        return shape
+    if volume is not None:
+        from volseg.volumes.canonical import canonical
+        from volseg.volumes.reading import open_volume
+
+        return canonical(open_volume(volume)).shape
+    raise AssertionError

@@ -1,0 +1,110 @@
+"""`evaluate`: masks or folders of them against their references, the cases shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from volseg.distributed.communicator import Communicator
+from volseg.errors import VolumeError
+from volseg.events import Caution, Listener, Progress, ignore
+from volseg.segmentation.evaluation import (
+    CaseResult,
+    compare,
+    foreground_labels,
+    pair_masks,
+    summarise,
+    write_summary,
+)
+from volseg.volumes.dataset import DESCRIPTION, read_label_names
+from volseg.volumes.reading import open_volume
+from volseg.volumes.writing import check_small_output
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What to compare.
+
+    prediction, reference  a mask each, or a folder of masks each, which are paired by name; or a data set as reference
+    labels   names of the labels: a dataset.json, or JSON such as {"liver": 1}; None: those of the data set, or what is
+             found
+    output   also nnU-Net's summary.json here
+    partial  whether references may have no prediction
+    """
+
+    prediction: Path
+    reference: Path
+    labels: Path | None = None
+    output: Path | None = None
+    partial: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well masks agree with their references.
+
+    cases    by pair of masks
+    labels   name -> value of what was compared
+    summary  the content of nnU-Net's summary.json
+    """
+
+    cases: tuple[CaseResult, ...]
+    labels: dict[str, int]
+    summary: dict[str, Any]
+
+    @property
+    def values(self) -> list[int]:
+        """Of the foreground labels."""
+        return sorted(value for value in self.labels.values() if value != 0)
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Mean over the cases, by label name; NaN where a label is nowhere."""
+        mean = self.summary["mean"]
+        return {name: float(mean[str(value)]["Dice"]) for name, value in self.labels.items() if value != 0}
+
+
+def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = ignore) -> Evaluation:
+    """Compare all pairs; the root writes the summary. Collective.
+
+    Raises VolumeError, on all ranks, where masks cannot be paired, do not lie on one grid, or hold no label at all.
+    """
+    with communicator.together():
+        if job.output is not None and communicator.is_root:
+            check_small_output(job.output, job.overwrite)
+    names = job.labels
+    if names is None and (job.reference / DESCRIPTION).is_file():
+        names = job.reference / DESCRIPTION
+    given = None if names is None else read_label_names(names)
+    pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
+    results = _compare_all(pairs, communicator, listen)
+    found = foreground_labels(results)
+    labels = given if given is not None else {f"label {value}": value for value in found}
+    values = sorted(value for value in labels.values() if value != 0)
+    if not values:
+        raise VolumeError(f"{job.prediction} and {job.reference}: both masks are empty, there is no label to compare")
+    others = sorted(set(found) - set(values))
+    if others:
+        shown = ", ".join(str(value) for value in others[:8])
+        listen(Caution(f"the masks also hold labels that --labels does not name, left out here: {shown}"))
+    summary = summarise(results, values)
+    with communicator.together():
+        if job.output is not None and communicator.is_root:
+            write_summary(job.output, summary)
+    return Evaluation(tuple(results), labels, summary)
+
+
+def _compare_all(pairs: Sequence[tuple[Path, Path]], communicator: Communicator, listen: Listener) -> list[CaseResult]:
+    """Every pair's result, on every rank; rank r compares pairs r, r + size, ..."""
+    mine: dict[int, CaseResult] = {}
+    with communicator.together():
+        for number in range(communicator.rank, len(pairs), communicator.size):
+            mine[number] = compare(open_volume(pairs[number][0]), open_volume(pairs[number][1]))
+            listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))
+    merged: dict[int, CaseResult] = {}
+    for part in communicator.gather_all(mine):
+        merged |= part
+    return [merged[number] for number in range(len(pairs))]

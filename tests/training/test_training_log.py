@@ -1,0 +1,54 @@
+"""log.csv: its columns, and what becomes of a log with others; progress.png of all kinds of logs."""
+
+import csv
+
+import pytest
+from matplotlib.image import imread
+
+from volseg.training.log import CLASS, COLUMNS, TrainingLog, read_log
+from volseg.training.progress import class_columns, draw_progress
+
+OLD = "step,epoch,loss,dice,learning_rate,seconds,voxels_per_second,case,validation_dice,mood\n"
+
+
+def test_a_log_of_other_columns_goes_on_with_those_of_both(tmp_path):
+    (tmp_path / "log.csv").write_text(
+        OLD + "1,1,2.5,0.1,0.1,1,1,a,,good\n2,1,2.25,0.1,0.1,1,1,b,0.5,bad\n3,2,2,,,,,,,\n"
+    )
+    log = TrainingLog(tmp_path, 2, [CLASS + "liver"])
+    assert log.columns == (*COLUMNS, CLASS + "liver", "mood")
+    log.add({"step": 3, "epoch": 2, "loss": 2.0, "level": 1, CLASS + "liver": 1 / 3, "validation_dice": None})
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["loss"] for row in rows] == ["2.5", "2.25", "2"]
+    assert [row["mood"] for row in rows] == ["good", "bad", ""]
+    assert (rows[2][CLASS + "liver"], rows[2]["level"], rows[2]["validation_dice"]) == ("0.333333", "1", "")
+    assert read_log(tmp_path)[1]["validation_dice"] == "0.5"
+
+
+def test_a_figure_without_a_column_is_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="weather"):
+        TrainingLog(tmp_path, 0).add({"step": 1, "weather": "fine"})
+
+
+def row(step, **more):
+    base = {"step": str(step), "epoch": "1", "loss": "1.5", "dice": "0.2", "learning_rate": "0.01"}
+    return base | {name: f"{value}" for name, value in more.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [
+        ([], 0),
+        ([row(1)], 0),
+        ([row(n) for n in range(1, 60)], 0),
+        ([row(n, validation_dice=0.5, validation_dice_a=0.4) for n in range(1, 5)], 1),
+        ([row(n, **{f"validation_dice_{c}": 0.1 * c for c in range(3)}) for n in range(1, 5)], 3),
+        ([row(n, **{f"validation_dice_{c}": 0.01 * c for c in range(40)}) for n in range(1, 5)], 40),
+    ],
+)
+def test_progress_is_drawn_of_any_log(tmp_path, rows, classes):
+    draw_progress(tmp_path, rows)
+    height, width, _ = imread(tmp_path / "progress.png").shape
+    assert len(class_columns(rows)) == classes
+    assert (height > 0.6 * width) == (1 < classes <= 10)  # four panels: two and two; three in a row
