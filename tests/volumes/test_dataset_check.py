@@ -121,7 +121,10 @@ def test_a_label_that_no_case_has_is_a_warning(tmp_path):
     describe_again(folder, labels=NAMES | {"gallbladder": 3})
     report = check_dataset(DataSource(folder), SERIAL)
     assert [(fault.kind, fault.serious) for fault in report.faults] == [("unused label", False)]
-    assert "gallbladder (3) occurs in no case" in report.faults[0].message
+    assert report.faults[0].message.endswith("in no case occur the labels gallbladder (3)")
+    describe_again(folder, labels=NAMES | {f"rib_{n}": n for n in range(3, 20)})
+    (fault,) = check_dataset(DataSource(folder), SERIAL).faults
+    assert fault.message.endswith("rib_10 (10) and 9 more")
 
 
 def test_what_is_no_data_set_is_an_error(tmp_path):

@@ -31,7 +31,7 @@ PIECE_VOXELS = 2**20
 ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
 SHORT = (-(2**15), 2**16 - 1)  # whole numbers that are counted one by one, while the voxels are looked at
 DIGEST_BYTES = 16
-MOST_VALUES = 8  # of those outside the list that are kept
+MOST_VALUES = 8  # of those outside the list that are kept, and of unused labels that are named
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     assert case.label is not None
     fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
     if fractions:
-        message = f"{case.label}: labels must be whole numbers; it holds {', '.join(f'{v:g}' for v in fractions[:5])}"
+        shown = ", ".join(f"{value:g}" for value in fractions[:5])
+        message = f"{case.label}: labels must be whole numbers, it holds {shown}; is this an image or a probability?"
         faults.append(Fault(case.name, "no whole numbers", message))
     outside = sorted(set().union(*(part.outside for part in found)))
     if outside:
@@ -368,11 +369,12 @@ def _faults_of_set(dataset: Dataset, fingerprint: Fingerprint) -> list[Fault]:
     if not any(voxels[1:]):
         message = f"{dataset.folder}: no voxel carries a label; there is nothing to learn from: check the label files"
         return [Fault("", "empty labels", message)]
-    return [
-        Fault("", "unused label", f"{dataset.folder}: label {name} ({value}) occurs in no case", serious=False)
-        for name, value in dataset.labels.items()
-        if value and not voxels[value]
-    ]
+    unused = [f"{name} ({value})" for name, value in dataset.labels.items() if value and not voxels[value]]
+    if not unused:
+        return []
+    more = f" and {len(unused) - MOST_VALUES} more" if len(unused) > MOST_VALUES else ""
+    message = f"{dataset.folder}: in no case occur the labels {', '.join(unused[:MOST_VALUES])}{more}"
+    return [Fault("", "unused label", message, serious=False)]
 
 
 def _voxels(found: Sequence[_Findings]) -> Counter[int]:
