@@ -14,6 +14,7 @@ from volseg.config import Config, ModelConfig, TrainingConfig
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.models.stored import WEIGHTS, ModelCard, save_tensors
 from volseg.models.unet import UNet
+from volseg.training.keeping import stored_checkpoints
 from volseg.volumes.generation import Recipe, generate_dataset
 from volseg.volumes.intensity import ChannelScheme, Normalization
 
@@ -65,6 +66,11 @@ def losses(run: Path) -> np.ndarray:
     """The loss column of a run's log.csv."""
     with (run / "log.csv").open(newline="") as file:
         return np.array([float(row["loss"]) for row in csv.DictReader(file)])
+
+
+def newest(run: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return stored_checkpoints(run)[0]
 
 
 def digest(path: Path) -> str:

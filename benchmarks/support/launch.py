@@ -14,6 +14,12 @@ def mpirun(ranks: int) -> list[str]:
     return [str(beside) if beside.exists() else "mpirun", "-n", str(ranks)]
 
 
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """This program's own, and those behind ``--``."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
 def volseg(folder: Path, *arguments: object, ranks: int = 1, threads: int | None = None) -> None:
     """Run one command quietly in a folder. Raises SystemExit with what it printed where it fails."""
     launch = mpirun(ranks) if ranks > 1 else []

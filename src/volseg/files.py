@@ -37,6 +37,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `replacing` left in a folder where its process was killed; nobody else may be writing there."""
+    for path in folder.glob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all. Raises as `replacing` does."""
     with replacing(path) as temporary:

@@ -4,7 +4,6 @@ import pytest
 
 from volseg.cli import app
 from volseg.volumes.dataset import read_dataset
-from volseg.volumes.reading import open_volume
 
 SMALL = ["--shape", "8x12x10", "--cases", "2", "--quiet", "--no-progress"]
 
@@ -21,7 +20,7 @@ def test_default_folder_and_shape_in_array_order(tmp_path, monkeypatch, capsys):
     assert exit_code(["generate", *SMALL]) == 0
     dataset = read_dataset("ellipsoids")
     assert len(dataset.cases) == 2
-    assert open_volume(dataset.cases[0].images[0]).shape == (8, 12, 10)
+    assert dataset.cases[0].images[0].open().shape == (8, 12, 10)
     assert capsys.readouterr() == ("", "")
 
 

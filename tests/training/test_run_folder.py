@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 
 from conftest import clean_environment
-from tiny import MODEL, SERIAL, listing, losses, tiny_config, tiny_dataset
+from tiny import MODEL, SERIAL, listing, losses, newest, tiny_config, tiny_dataset
 from volseg.config import read_config
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeError
 from volseg.events import Caution
-from volseg.models.stored import CHECKPOINT, WEIGHTS, load_model
+from volseg.models.stored import BEST, WEIGHTS, load_model
 from volseg.models.unet import UNet
 from volseg.training.cases import SPLIT
 from volseg.training.data import CaseBlocks
@@ -47,8 +47,10 @@ def finished(tmp_path_factory, data):
 def test_a_run_holds_these_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
-        CHECKPOINT, WEIGHTS, FINGERPRINT, SPLIT, "config.toml", "log.csv", "progress.png", "report.json",
+        ".lock", "checkpoints", BEST, WEIGHTS, FINGERPRINT, SPLIT, "config.toml", "log.csv", "progress.png",
+        "report.json",
     }  # fmt: skip
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
     assert (finished / "progress.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -78,7 +80,7 @@ def test_weights_load_into_a_plain_model_in_a_process_without_mpi(finished, pyth
         "from volseg.config import read_config\nfrom volseg.models.unet import UNet\n"
         f"model = UNet(read_config(__import__('pathlib').Path({str(finished / 'config.toml')!r})).model)\n"
         f"print(model.load_state_dict(load_file({str(finished / WEIGHTS)!r}), strict=True))\n"
-        f"state = load_file({str(finished / CHECKPOINT)!r})\n"
+        f"state = load_file({str(newest(finished))!r})\n"
         "model.load_state_dict({n[6:]: t for n, t in state.items() if n.startswith('model.')}, strict=True)\n"
         "print('mpi4py' in sys.modules)\n"
     )
@@ -86,7 +88,7 @@ def test_weights_load_into_a_plain_model_in_a_process_without_mpi(finished, pyth
     assert run.stdout.splitlines() == ["<All keys matched successfully>", "False"], run.stderr
 
 
-@pytest.mark.parametrize("name", ["", WEIGHTS, CHECKPOINT])
+@pytest.mark.parametrize("name", ["", WEIGHTS, BEST, "checkpoints/step_00000002.safetensors"])
 def test_a_model_opens_by_its_folder_or_either_file(finished, name):
     model, card = load_model(finished / name)
     assert list(model.state_dict()) == list(UNet(MODEL.for_data(1, 3)).state_dict())
@@ -95,28 +97,26 @@ def test_a_model_opens_by_its_folder_or_either_file(finished, name):
 
 
 def test_nothing_in_the_files_is_pickled(finished):
-    for name in (CHECKPOINT, WEIGHTS):
-        with safe_open(str(finished / name), framework="pt") as file:
+    for path in (newest(finished), finished / WEIGHTS):
+        with safe_open(str(path), framework="pt") as file:
             assert json.loads(file.metadata()["volseg"])["schema"] == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_going_on_is_as_if_never_stopped(tmp_path, data, optimizer):
     """More epochs change the learning rates of all steps, so the break is made by cutting the log and state short."""
-    config = tiny_config(epochs=3, optimizer=optimizer)
+    config = tiny_config(epochs=3, optimizer=optimizer, checkpoint_seconds=0.0)
 
     class Stop(Exception):
         pass
 
     def listen(event):
-        if getattr(event, "done", None) == 4:
+        if getattr(event, "task", None) == "train" and event.done == 4:
             raise Stop
 
     train(TrainingJob(data, tmp_path / "whole", config), SERIAL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("volseg.training.loop.CHECKPOINT_SECONDS", 0.0)
-        with pytest.raises(Stop):
-            train(TrainingJob(data, tmp_path / "parts", config), SERIAL, listen)
+    with pytest.raises(Stop):
+        train(TrainingJob(data, tmp_path / "parts", config), SERIAL, listen)
     assert len(losses(tmp_path / "parts")) == 4
     train(TrainingJob(data, tmp_path / "parts", config, proceed=True), SERIAL)
     assert losses(tmp_path / "parts").tolist() == losses(tmp_path / "whole").tolist()
@@ -184,7 +184,7 @@ def test_a_used_folder_is_kept_unless_told_otherwise(tmp_path, data, finished):
     with pytest.raises(ConfigError, match=r"--continue.*--overwrite"):
         train(TrainingJob(data, finished, tiny_config()), SERIAL)
     assert listing(finished) == before
-    with pytest.raises(ConfigError, match=r"no checkpoint\.safetensors to continue from"):
+    with pytest.raises(ConfigError, match="nothing in checkpoints/ to continue from"):
         train(TrainingJob(data, tmp_path / "none", tiny_config(), proceed=True), SERIAL)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
@@ -203,7 +203,8 @@ def test_overwriting_begins_without_the_old_checkpoint(tmp_path, data):
 
     with pytest.raises(KeyboardInterrupt):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), overwrite=True), SERIAL, stop)
-    assert {path.name for path in run.iterdir()} == {"config.toml", "log.csv", FINGERPRINT, SPLIT}
+    names = {path.name for path in run.rglob("*")}
+    assert names == {".lock", "checkpoints", "config.toml", "log.csv", FINGERPRINT, SPLIT}
     with pytest.raises(ConfigError, match="--overwrite"):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), proceed=True), SERIAL)
 
@@ -238,10 +239,8 @@ def test_all_cases_held_out_leaves_nothing_to_train_on(tmp_path, data):
 
 
 SLOW = """
-import os, sys, time
+import os
 from pathlib import Path
-import volseg.training.loop as loop
-loop.CHECKPOINT_SECONDS = 0.0
 from volseg.cli import app
 Path(f"pid-{os.getpid()}").touch()
 app.main()
@@ -253,6 +252,7 @@ def test_a_killed_job_leaves_a_checkpoint_to_go_on_from(tmp_path, data, mpirun, 
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     arguments = ["train", str(data), "-o", "run", "--epochs=300", "--base-channels=4", "--levels=2", "--validation=0"]
+    arguments.append("--checkpoint-seconds=0")
     launcher = Path(sys.executable).with_name("mpiexec")
     if not launcher.exists():
         pytest.skip("no mpiexec beside this Python (pip install mpich)")

@@ -129,14 +129,13 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_goes_on_on_another_number_of_ranks(shared, communicator, optimizer, monkeypatch):
     """From 1 rank on N, and from N ranks on 1; the curve is that of a run without a break."""
-    monkeypatch.setattr("volseg.training.loop.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)  # after each step, otherwise
-    config = tiny_config(epochs=4, optimizer=optimizer, learning_rate=1e-3)
+    config = tiny_config(epochs=4, optimizer=optimizer, learning_rate=1e-3, checkpoint_seconds=0.0)
     whole = curve_of_one_rank(shared, config, communicator)
 
     def stop_after(step):
         def listen(event):
-            if getattr(event, "done", None) == step:
+            if getattr(event, "task", None) == "train" and event.done == step:
                 raise Interrupted
 
         return listen

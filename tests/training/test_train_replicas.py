@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import SERIAL, losses, tiny_config, tiny_dataset
+from tiny import SERIAL, losses, newest, tiny_config, tiny_dataset
 from volseg.config import Config, read_config
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
 from volseg.errors import CheckpointError, PartitionError, VolumeError
 from volseg.events import Caution, ignore
 from volseg.models.fused_unet import FusedUNet
-from volseg.models.stored import CHECKPOINT, ModelCard, load_model
+from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
@@ -195,7 +195,6 @@ class Interrupted(Exception):
 
 @pytest.mark.parallel(4)
 def test_a_run_goes_on_with_other_replicas_and_the_same_batch(shared, communicator, monkeypatch):
-    monkeypatch.setattr("volseg.training.loop.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)
     run = shared / "run"
 
@@ -204,19 +203,19 @@ def test_a_run_goes_on_with_other_replicas_and_the_same_batch(shared, communicat
             if getattr(event, "task", None) == "train" and event.done == until:
                 raise Interrupted
 
-        config = tiny_config(epochs=6, accumulate=accumulate, learning_rate=3e-4)
+        config = tiny_config(epochs=6, accumulate=accumulate, learning_rate=3e-4, checkpoint_seconds=0.0)
         config = replace(config, model=replace(config.model, dropout=0.2))
         train(TrainingJob(shared / "data", folder, config, "auto", proceed, False, replicas=replicas), world, listen)
 
     on_root(communicator, lambda: go(SERIAL, 1, 4, proceed=False, folder=shared / "whole"))
     with pytest.raises(Interrupted):
         go(communicator, 4, 1, until=3, proceed=False)
-    before = on_root(communicator, lambda: (run / CHECKPOINT).read_bytes())
+    before = on_root(communicator, lambda: newest(run).read_bytes())
     with pytest.raises(CheckpointError, match=r"with 4 cases a step, but --replicas 2 .* 1 give 2; .*--accumulate 2"):
         go(communicator, 2, 1)
     with pytest.raises(CheckpointError, match=r"--replicas 4 .* 2 give 8; continue with --accumulate 1"):
         go(communicator, 4, 2)
-    assert on_root(communicator, lambda: (run / CHECKPOINT).read_bytes()) == before
+    assert on_root(communicator, lambda: newest(run).read_bytes()) == before
     with pytest.raises(Interrupted):
         go(communicator, 2, 2, until=6)
     with communicator.together():
@@ -311,7 +310,7 @@ def test_the_command_line_takes_replicas_accumulate_and_clip(tmp_path, mpirun):
     run = tmp_path / "volseg-run"
     training = read_config(run / "config.toml").training
     assert (training.accumulate, training.clip) == (2, 1.5)
-    assert load_model(run / CHECKPOINT)[1].batch == 4
+    assert load_model(newest(run))[1].batch == 4
     assert len(losses(run)) == 1
     ended = mpirun(2, ["-m", "volseg", "train", *small, "--continue", "--epochs=2"], cwd=tmp_path, timeout=90)
     assert ended.returncode == 2

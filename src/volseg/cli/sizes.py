@@ -45,6 +45,24 @@ def parse_levels(text: str, option: str = "--checkpoint-levels") -> tuple[int, .
     return tuple(sorted({int(word) for word in words}))
 
 
+def parse_axes(text: str, option: str = "--flip") -> tuple[float, ...]:
+    """``dh`` as (0.5, 0.5, 0.0): a half for each named axis of D, H, W. Raises ConfigError for anything else."""
+    named = "" if text == "none" else text.lower()
+    if not (named or text == "none") or set(named) - set("dhw"):
+        raise ConfigError(f"{option} {text}: give some of the axes d, h and w, such as dh, or none")
+    return tuple(0.5 if axis in named else 0.0 for axis in "dhw")
+
+
+def parse_duration(text: str, option: str = "--max-time") -> float:
+    """``3h50m``, ``90s``, ``1h30m`` or ``5400`` in seconds. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total == 0:
+        raise ConfigError(f"{option} {text}: give a time such as 3h50m, 90s or 5400 (seconds)")
+    return float(total)
+
+
 def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, float]:
     """``1.5`` or ``3x1.5x1.5`` as mm along D, H, W. Raises ConfigError for anything else."""
     words = text.split("x")

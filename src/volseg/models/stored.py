@@ -1,30 +1,42 @@
 """A trained model on disk: safetensors with a JSON description, nothing that is executed when it is opened.
 
 `weights.safetensors` is what `segment` needs and opens with no MPI at all; its tensors have the plain module's names,
-whatever grid they were trained on. `checkpoint.safetensors` has the optimizer's state besides, to go on from.
+whatever grid they were trained on. A checkpoint (`training/keeping.py`) has the optimizer's state besides, to go on
+from. safetensors notices a file that is too short, but not a bit that flipped; so each file carries a checksum.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from volseg import __version__
 from volseg.config import Config, config_tables, parse_config
-from volseg.errors import CheckpointError, ConfigError
+from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
-from volseg.models.unet import UNet
+from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.volumes.intensity import ChannelScheme
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
+CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
+AVERAGED = "averaged."
+"""What the names of averaged weights begin with in a checkpoint."""
 _KEY = "volseg"
+_CHECKSUM = "checksum"
+_KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
+
+
+class DamagedError(CheckpointError):
+    """A stored model is not what was written: cut short, changed, or no such file at all."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class ModelCard:
     spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median
     step     optimizer steps taken
     batch    cases that each was made with
+    validation_dice  mean foreground Dice of the held-out cases with these weights; None where it was not measured
     """
 
     config: Config
@@ -44,6 +57,7 @@ class ModelCard:
     spacing: tuple[float, float, float]
     step: int
     batch: int = 1
+    validation_dice: float | None = None
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:
@@ -62,6 +76,7 @@ class ModelCard:
                 "spacing_mm": list(self.spacing),
                 "step": self.step,
                 "batch": self.batch,
+                "validation_dice": self.validation_dice,
             }
         )
 
@@ -84,7 +99,11 @@ class ModelCard:
                     f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
                     f"{len(schemes)} and {len(labels)}"
                 )
-            return cls(config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)))
+            score = values.get("validation_dice")
+            return cls(
+                config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)),
+                None if score is None else float(score),
+            )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
 
@@ -93,15 +112,18 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> 
     """Write tensors and card, whole or not at all. Raises VolsegError where the folder cannot be written."""
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, str(temporary), metadata={_KEY: card.as_json()})
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    description = json.loads(card.as_json())
+    description[_CHECKSUM] = checksum(plain, description)
+    with replacing(path) as temporary:  # one entry only: safetensors writes several in any order
+        save_file(plain, str(temporary), metadata={_KEY: json.dumps(description)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     """Tensors and card of a file that `save_tensors` wrote.
 
-    Raises CheckpointError where it is missing, damaged, or was not written by volseg.
+    Raises CheckpointError where it is missing, of another schema, or was not written by volseg; DamagedError where it
+    is not what was written. Files of versions without checksums are taken as they are.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -112,12 +134,50 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
             metadata: dict[str, Any] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
+        raise DamagedError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
+    except Exception as error:  # a header that is valid JSON and makes no sense
+        raise DamagedError(f"{path}: damaged ({first_line(error)}); restore it, or train again") from None
     if _KEY not in metadata:
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
         )
+    _check(path, tensors, metadata[_KEY])
     return tensors, ModelCard.from_json(metadata[_KEY], path)
+
+
+def weights_of(model: UNet) -> dict[str, Tensor]:
+    """What `segment` needs of a model: all but the heads that only training has."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DEEP_HEADS)}
+
+
+def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    """CRC-32 over the description and each tensor's name, type, shape and bytes, in the order of the names.
+
+    It finds every change of up to 32 bits in a row, and any other but for one in four thousand million.
+    """
+    total = zlib.crc32(json.dumps(description).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        if tensor.numel():
+            total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"crc32:{total:08x}"
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """Raise DamagedError unless tensors and description are those that were written, whatever the schema."""
+    try:
+        description = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path}: damaged: its description is malformed ({error}); train again") from None
+    written = description.pop(_CHECKSUM, None)
+    if written is None and description.keys() <= _KEYS_BEFORE:
+        return
+    found = checksum(tensors, description)
+    if found != written:
+        raise DamagedError(
+            f"{path}: damaged: its checksum is {found}, but {written} was written; restore it, or train again"
+        )
 
 
 def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -141,7 +201,11 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
     path = run / WEIGHTS if run.is_dir() else run
     tensors, card = load_tensors(path)
     if any(name.startswith("model.") for name in tensors):  # a checkpoint, with the optimizer's state besides
-        tensors = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        own, averaged = (
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            for prefix in ("model.", AVERAGED)
+        )
+        tensors = {name: t for name, t in (own | averaged).items() if not name.startswith(DEEP_HEADS)}
     model = UNet(card.config.model)
     load_into(model, tensors, path)
     model.eval()

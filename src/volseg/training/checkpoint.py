@@ -1,4 +1,4 @@
-"""The state of a training run: weights, optimizer, random state and step; the root rank writes it, whole or not at all.
+"""The state of a training run in one file: weights, optimizer, random state, step, and what else belongs to it.
 
 Everything in it is the same on all ranks, so a run continues on any other number of them.
 """
@@ -12,29 +12,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import CHECKPOINT, WEIGHTS, ModelCard, load_into, load_tensors, save_tensors
-from volseg.models.unet import UNet
+from volseg.models.stored import AVERAGED, ModelCard, load_into, load_tensors, save_tensors
+from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.training.averaging import AveragedWeights
 
 
-def save_checkpoint(run: Path, model: UNet, optimizer: Optimizer, card: ModelCard) -> None:
-    """Write the checkpoint, then the weights alone. On the root rank."""
-    weights = model.state_dict()
-    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in weights.items()}
+def save_checkpoint(
+    path: Path, model: UNet, optimizer: Optimizer, card: ModelCard, averaged: AveragedWeights
+) -> None:  # fmt: skip
+    """Write the state, whole or not at all. On the root rank."""
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in averaged.state().items()}
     tensors["random_state"] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{number}.{name}"] = value
-    save_tensors(run / CHECKPOINT, tensors, card)
-    save_tensors(run / WEIGHTS, weights, card)
+    save_tensors(path, tensors, card)
 
 
-def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
-    """Put model, optimizer and random state back as `save_checkpoint` found them.
+def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: AveragedWeights) -> ModelCard:
+    """Put model, optimizer, averaged weights and random state back as `save_checkpoint` found them.
 
     Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
-    path = run / CHECKPOINT
     tensors, card = load_tensors(path)
     if card.config.training.optimizer != type(optimizer).__name__.lower():
         raise CheckpointError(
@@ -46,6 +47,12 @@ def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
             f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "
             "continue with its own configuration, or train into another folder"
         )
+    deep = any(name.startswith(f"model.{DEEP_HEADS}") for name in tensors)
+    if deep != bool(model.deep_heads):
+        raise CheckpointError(
+            f"{path}: was trained with{'' if deep else 'out'} deep supervision; continue with "
+            f"{'--deep-supervision' if deep else '--no-deep-supervision'}, or train into another folder"
+        )
     load_into(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -54,6 +61,7 @@ def load_checkpoint(run: Path, model: UNet, optimizer: Optimizer) -> ModelCard:
             state.setdefault(int(number), {})[key] = tensor
     known = optimizer.state_dict()
     try:
+        averaged.load({n.removeprefix(AVERAGED): t for n, t in tensors.items() if n.startswith(AVERAGED)})
         optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
         torch.set_rng_state(tensors["random_state"])
     except (KeyError, ValueError, RuntimeError) as error:

@@ -12,8 +12,9 @@ from volseg.config import Config, config_tables
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import write_text
-from volseg.models.stored import CHECKPOINT, WEIGHTS
+from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
 from volseg.training.log import PICTURE
+from volseg.training.run_lock import RunLock
 from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
@@ -31,6 +32,7 @@ class TrainingJob:
     labels, label_names, channel_names  as in `DataSource`, for data without dataset.json
     proceed    go on from the run folder's checkpoint
     trace      file for a trace of `trace_steps` steps, None for none
+    max_time   seconds after which the run should have stopped and saved its state; None for any
     """
 
     dataset: Path
@@ -43,6 +45,7 @@ class TrainingJob:
     trace_steps: int = 3
     replicas: int = 1
     agglomerate: str = "auto"
+    max_time: float | None = None
     labels: str | None = None
     label_names: Path | None = None
     channel_names: tuple[str, ...] = ()
@@ -63,9 +66,9 @@ def check_run_folder(job: TrainingJob) -> None:
     run = job.run
     _check_trace(job)
     if job.proceed:
-        if not (run / CHECKPOINT).is_file():
+        if not stored_checkpoints(run):
             raise ConfigError(
-                f"{run}: no {CHECKPOINT} to continue from; start anew with --overwrite in place of --continue"
+                f"{run}: nothing in {CHECKPOINTS}/ to continue from; start anew with --overwrite in place of --continue"
             )
         return
     if run.exists() and not run.is_dir():
@@ -90,10 +93,17 @@ def _check_trace(job: TrainingJob) -> None:
             check_small_output(job.trace, job.overwrite)
 
 
-def open_run_folder(job: TrainingJob, config: Config) -> None:
-    """Make the folder and write its configuration. On the root rank, once everything else has been checked."""
+def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int) -> None:
+    """Make the folder, lock it and write its configuration. On the root rank, once everything else has been checked.
+
+    step  that a run which goes on goes on from
+
+    Raises ConfigError where another job trains into it.
+    """
     job.run.mkdir(parents=True, exist_ok=True)
-    if not job.proceed:  # an earlier run's checkpoint must not be taken for this one's
-        for name in (CHECKPOINT, WEIGHTS, REPORT, PICTURE):
+    lock.acquire()
+    clean_up(job.run, step if job.proceed else None)  # an earlier run's checkpoint must not be taken for this one's
+    if not job.proceed:
+        for name in (REPORT, PICTURE):
             (job.run / name).unlink(missing_ok=True)
     write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))

@@ -38,8 +38,8 @@ class TrainingLog:
         self.path = run / LOG
         self.rows: list[dict[str, Any]] = []
         if step and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
+            whole = self.path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]  # not a torn last line
+            self.rows = [row for row in csv.DictReader(io.StringIO(whole)) if (row.get("step") or "").isdecimal()]
             self.rows = [row for row in self.rows if int(row["step"]) <= step]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore", restval="")

@@ -12,43 +12,59 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.checkpoint import save_checkpoint
 from volseg.training.job import TrainingJob, open_run_folder
+from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import TrainingLog
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
 from volseg.training.report import TrainingReport, gather_peaks, make_report
+from volseg.training.run_lock import RunLock
 from volseg.training.setup import prepare
 from volseg.training.step import training_step
+from volseg.training.stopping import Reason, Stopping
 from volseg.training.tracing import StepTrace
 from volseg.training.validation import is_validation_due, validate
 from volseg.volumes.dataset import Case
 from volseg.volumes.fingerprint import write_fingerprint
 
-CHECKPOINT_SECONDS = 30.0
-
 
 def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignore) -> TrainingReport:
     """Train a U-Net on whole volumes, each split over the ranks of a replica. Collective.
 
+    It stops early, with its state saved, on SIGTERM or SIGUSR1, and in time for `job.max_time`.
+
     Raises VolsegError, on all ranks, where data set, configuration, grid or run folder cannot be used; nothing is
     written then.
     """
+    with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
+        with communicator.together():
+            if communicator.is_root and job.proceed and stored_checkpoints(job.run):  # nobody trains on while we read
+                lock.acquire()
+        return _train(job, communicator, listen, lock, stopping)
+
+
+def _train(
+    job: TrainingJob, communicator: Communicator, listen: Listener, lock: RunLock, stopping: Stopping
+) -> TrainingReport:  # fmt: skip
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
     if card.step >= steps:
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
         return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
     log: TrainingLog | None = None
+    checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
-            open_run_folder(job, setup.config)
+            open_run_folder(job, setup.config, lock, card.step)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
             log = TrainingLog(job.run, card.step)
+            checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
-    started = saved = time.monotonic()
+    started = time.monotonic()
+    stopping.begin()
+    stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
     held_out_dice: float | None = None
@@ -75,23 +91,26 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         validation = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
+            with setup.averaged.in_use():
+                validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         held_out_dice = None if validation is None else validation.mean
         by_class = None if validation is None else validation.described(setup.dataset.label_names)
         meter.enter("log and checkpoint")
-        card = dataclasses.replace(card, step=step + 1)
-        if log is not None:
+        card = dataclasses.replace(card, step=step + 1, validation_dice=held_out_dice)
+        stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
+        if log is not None and checkpoints is not None:
             log.add(
                 step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
                 voxels_per_second=figures.voxels / seconds, case=_names(batch), validation_dice=held_out_dice,
                 validation_dice_by_class=by_class,
                 level=resolution.level,
             )  # fmt: skip
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps:
-                with meter.doing(Kind.FILES):
-                    save_checkpoint(job.run, setup.model, setup.optimizer, card)
+            with meter.doing(Kind.FILES):
+                if resolution is setup.finest:  # the Dice of a coarser one is another measure
+                    checkpoints.offer(setup.model, setup.averaged, card)
+                if checkpoints.due or stop or step + 1 == steps:
+                    checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
                     log.draw(job.run)
-                saved = time.monotonic()
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if held_out_dice is not None:
             shown["held out"] = f"{held_out_dice:.3f}"
@@ -99,7 +118,10 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
         listen(Progress("train", step + 1, steps, "steps", shown))
         meter.enter("")
         trace.after(step)
-    return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice)
+        if stop:
+            break
+    stopped = stop if card.step < steps else None
+    return make_report(job, setup, card.step, time.monotonic() - started, loss, dice, held_out_dice, stopped)
 
 
 def _names(cases: Sequence[Case]) -> str:

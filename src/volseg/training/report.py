@@ -24,6 +24,7 @@ from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
 from volseg.training.job import REPORT, TrainingJob
 from volseg.training.setup import Setup
+from volseg.training.stopping import Reason
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TrainingReport:
     step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
     loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases after the last epoch; None without any
+    stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
     """
 
     run: Path
@@ -51,11 +53,14 @@ class TrainingReport:
     time: Mapping[str, float] = field(default_factory=dict)
     step_seconds: float = 0.0
     step_planned: float | None = None
+    all_steps: int = 0
+    stopped: Reason | None = None
 
 
 def make_report(
-    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None
-) -> TrainingReport:
+    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float, validation: float | None,
+    stopped: Reason | None = None,
+) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks and write the report on the root rank. Collective."""
     communicator, finest = setup.world, setup.finest
     peaks = gather_peaks(communicator)
@@ -71,7 +76,7 @@ def make_report(
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     report = TrainingReport(
         job.run, steps, seconds, loss, dice, validation, peaks, planned, waited, shares, time["seconds_per_step"],
-        None if plan is None else plan.seconds,
+        None if plan is None else plan.seconds, setup.steps, stopped,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
@@ -84,6 +89,8 @@ def make_report(
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
         "steps": steps,
+        "all_steps": setup.steps,
+        "stopped": stopped,
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,
