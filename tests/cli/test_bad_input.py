@@ -147,12 +147,19 @@ def test_labels_on_another_grid(refused, here):
     assert "but at another place" in refused("train", "-o", "new", *TRAIN)
 
 
-@pytest.mark.parametrize("value", [3, 255, 0.5])
-def test_label_values_that_dataset_json_does_not_name(refused, here, value):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "holds the label value(s) 3; the labels named are 0 to 2"),
+        (255, "holds the label value(s) 255; the labels named are 0 to 2"),
+        (0.5, "labels must be whole numbers, it holds 0.5"),
+    ],
+)
+def test_label_values_that_dataset_json_does_not_name(refused, here, value, message):
     array = np.zeros((13, 18, 15), np.float32)
     array[5, 5, 5] = value
     save_nifti(here / "ellipsoids/labelsTr/ellipsoids_001.nii.gz", array)
-    assert f"holds the label value(s) {value:g}; dataset.json names 0 to 2" in refused("train", "-o", "new", *TRAIN)
+    assert message in refused("train", "-o", "new", *TRAIN)
 
 
 def test_a_data_set_without_its_parts(refused, here):

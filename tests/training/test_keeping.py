@@ -46,7 +46,7 @@ class Stop(Exception):
 
 def stop_after(step):
     def listen(event):
-        if getattr(event, "done", None) == step:
+        if getattr(event, "task", None) == "train" and event.done == step:
             raise Stop
 
     return listen

@@ -111,7 +111,7 @@ def test_going_on_is_as_if_never_stopped(tmp_path, data, optimizer):
         pass
 
     def listen(event):
-        if getattr(event, "done", None) == 4:
+        if getattr(event, "task", None) == "train" and event.done == 4:
             raise Stop
 
     train(TrainingJob(data, tmp_path / "whole", config), SERIAL)

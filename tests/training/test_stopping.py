@@ -45,7 +45,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_as_if_it_had_not(sha
     assert (whole.steps, whole.all_steps, whole.stopped) == (9, 9, None)
 
     def send(event):
-        if getattr(event, "done", None) == 3 and communicator.rank == communicator.size - 1:
+        if getattr(event, "task", None) == "train" and event.done == 3 and communicator.rank == communicator.size - 1:
             os.kill(os.getpid(), number)
 
     parts = train(TrainingJob(shared / "data", shared / "parts", config), communicator, send)

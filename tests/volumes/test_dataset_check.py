@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from data_sets import NAMES, change, copy_case, cut_short, describe, move, nnunet_folder, save
 from tiny import SERIAL
 from volseg.errors import VolumeError
-from volseg.volumes.dataset import DataSource
+from volseg.volumes.dataset import DataSource, read_dataset
 from volseg.volumes.dataset.check import check_dataset
+from volseg.volumes.dataset.examination import examine
 
 
 def image_of(folder, case=1, channel=0):
@@ -119,7 +121,10 @@ def test_a_label_that_no_case_has_is_a_warning(tmp_path):
     describe_again(folder, labels=NAMES | {"gallbladder": 3})
     report = check_dataset(DataSource(folder), SERIAL)
     assert [(fault.kind, fault.serious) for fault in report.faults] == [("unused label", False)]
-    assert "gallbladder (3) occurs in no case" in report.faults[0].message
+    assert report.faults[0].message.endswith("in no case occur the labels gallbladder (3)")
+    describe_again(folder, labels=NAMES | {f"rib_{n}": n for n in range(3, 20)})
+    (fault,) = check_dataset(DataSource(folder), SERIAL).faults
+    assert fault.message.endswith("rib_10 (10) and 9 more")
 
 
 def test_what_is_no_data_set_is_an_error(tmp_path):
@@ -152,10 +157,30 @@ def test_all_faults_at_once_are_the_same_on_any_number_of_ranks(tmp_path, commun
     communicator.barrier()
 
 
-def test_a_volume_of_many_slabs_is_never_held_whole(tmp_path, monkeypatch):
-    """Slabs of one slice give what one slab gives."""
-    folder = nnunet_folder(tmp_path)
-    save(folder / "imagesTr" / "case_0_0000.nii.gz", np.full((12, 10, 8), 3.5, np.float32))
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+def test_the_pieces_that_are_read_do_not_matter(tmp_path, monkeypatch, ending):
+    """Tiny pieces (slices of a compressed file, bricks of another), and what other shares of the ranks find."""
+    folder = nnunet_folder(tmp_path / "set", cases=2)
+    shape = (37, 70, 9)
+    for case in (0, 1):
+        values = np.random.default_rng(case).normal(size=shape).astype(np.float32)
+        values[5, 40, 3] = values[34, 2, 1] = np.nan if case else 1
+        image_of(folder, case).unlink()
+        label_of(folder, case).unlink()
+        save(folder / "imagesTr" / f"case_{case}_0000{ending}", values)
+        save(folder / "labelsTr" / f"case_{case}{ending}", (np.arange(np.prod(shape)) % 3).reshape(shape).astype("u1"))
+    describe_again(folder, file_ending=ending, numTraining=2)
     whole = check_dataset(DataSource(folder), SERIAL)
-    monkeypatch.setattr("volseg.volumes.dataset.examination.SLAB_VOXELS", 1)
+    assert [fault.kind for fault in whole.faults] == ["not finite"]
+    assert "2 voxels are NaN or infinite, the first at D x H x W 5x40x3" in whole.faults[0].message
+    monkeypatch.setattr("volseg.volumes.dataset.examination.PIECE_VOXELS", 1)
     assert check_dataset(DataSource(folder), SERIAL) == whole
+
+
+def test_a_copy_in_another_format_is_the_same_image(tmp_path):
+    folder = nnunet_folder(tmp_path / "set", cases=2)
+    first = examine(read_dataset(folder), SERIAL).fingerprint
+    for file in [*(folder / "imagesTr").iterdir(), *(folder / "labelsTr").iterdir()]:
+        nib.save(nib.load(file), str(file).removesuffix(".gz"))
+    describe_again(folder, file_ending=".nii")
+    assert examine(read_dataset(folder), SERIAL).fingerprint == first

@@ -36,7 +36,7 @@ def test_files_hold_the_scenes(tmp_path, format):
     assert dataset.labels == {"background": 0, "class_1": 1, "class_2": 2}
     assert [case.name for case in dataset.cases] == ["ellipsoids_000", "ellipsoids_001"]
     for number, case in enumerate(dataset.cases):
-        image, label = open_volume(case.images[0]), open_volume(case.label)
+        image, label = case.images[0].open(), open_volume(case.label)
         check_same_grid(image, label)
         expected = SMALL.scene(number).render(Box.whole(SMALL.shape))
         np.testing.assert_array_equal(image.read(Box.whole(SMALL.shape)), expected[0])

@@ -29,7 +29,7 @@ class CaseFingerprint:
     shape    (D, H, W) voxels, canonical order
     spacing  their sides in mm
     voxels   of each class, background first
-    digest   of the voxels of its image channels (BLAKE2b, 128 bits); copies of an image have the same
+    digest   of the voxels of its image channels (BLAKE2b, 128 bits); copies of an image have the same, of any format
     """
 
     name: str

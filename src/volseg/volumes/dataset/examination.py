@@ -1,7 +1,7 @@
 """Every case of a data set, read once: what is wrong with it, and its fingerprint.
 
-Cases are shared over the ranks, and each is read slab by slab; where there are more ranks than cases, several share
-the slices of one. What is found does not depend on that.
+Cases are shared over the ranks, and each is read piece by piece; where there are more ranks than cases, several share
+the pieces of one. What is found does not depend on that.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from volseg.volumes.intensity import Histogram, Intensities, histogram_between
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Volume
 
-SLAB_VOXELS = 2**20
+PIECE_VOXELS = 2**20
+ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
 SHORT = (-(2**15), 2**16 - 1)  # whole numbers that are counted one by one, while the voxels are looked at
-MOST_VALUES = 8  # of those outside the list that are kept
+DIGEST_BYTES = 16
+MOST_VALUES = 8  # of those outside the list that are kept, and of unused labels that are named
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class _Findings:
 
     not_finite  by channel: how many voxels, and the first
     voxels      by label value of the list; `outside` those that are not
-    planes      a digest of each slice, of all channels
+    digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     """
 
     number: int
@@ -94,7 +96,7 @@ class _Findings:
     voxels: Counter[int] = field(default_factory=Counter)
     outside: set[float] = field(default_factory=set)
     fractions: set[float] = field(default_factory=set)
-    planes: list[bytes] = field(default_factory=list)
+    digest: int = 0
     shape: Triple = (0, 0, 0)
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
@@ -124,12 +126,13 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     tallies: list[Counter[int] | None] = [Counter() for _ in images]
     if any(kind == "geometry" for kind, _ in found.faults):  # what can be said without each other
         for channel, image in enumerate(images):
-            for box, values in _slabs(image, part, parts, found):
+            for box, values in _pieces(image, _boxes([image], part, parts), found):
                 _look_at_image(found, channel, values, box)
-        for _, values in _slabs(label, part, parts, found):
+        for _, values in _pieces(label, _boxes([label], part, parts), found):
             _look_at_labels(found, values, dataset.labels)
         return look
-    readers = [_slabs(volume, part, parts, found, images[0]) for volume in (*images, label)]
+    boxes = _boxes([*images, label], part, parts)
+    readers = [_pieces(volume, boxes, found) for volume in (*images, label)]
     for pieces in zip(*readers, strict=False):  # one that cannot be read on ends all
         box, labels = pieces[-1]
         _look_at_labels(found, labels, dataset.labels)
@@ -137,7 +140,7 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
         for channel, (_, values) in enumerate(pieces[:-1]):
             _look_at_image(found, channel, values, box)
             tallies[channel] = _tally(values[foreground], look.extremes[channel], tallies[channel])
-        found.planes += _digests([values for _, values in pieces[:-1]])
+        found.digest += _digest_of(box, [values for _, values in pieces[:-1]])
     look.counts = [None if tally is None else _arrays(tally) for tally in tallies]
     return look
 
@@ -172,19 +175,22 @@ def _noting(found: _Findings, kind: Kind) -> Iterator[None]:
         found.faults.append((kind, str(error)))
 
 
-def _slabs(
-    volume: Volume, part: int, parts: int, found: _Findings, as_of: Volume | None = None
-) -> Iterator[tuple[Box, np.ndarray]]:  # fmt: skip
-    """The slices of a part of the volume, some at a time; what cannot be read is noted, and ends them.
+def _boxes(volumes: Sequence[Volume], part: int, parts: int) -> list[Box]:
+    """A part of volumes of one shape, in pieces: whole slices of compressed files, else as chunks lie in a zarr."""
+    d, h, w = volumes[0].shape
+    depth, rows = max(1, PIECE_VOXELS // (h * w)), h
+    if not any(volume.whole_slices for volume in volumes):
+        depth, rows = ROWS, max(1, PIECE_VOXELS // (ROWS * ROWS * w)) * ROWS
+    boxes = [
+        Box((z, y, 0), (min(z + depth, d), min(y + rows, h), w)) for z in range(0, d, depth) for y in range(0, h, rows)
+    ]
+    return boxes[len(boxes) * part // parts : len(boxes) * (part + 1) // parts]
 
-    as_of  cut as that one is; it has the same shape
-    """
-    d, h, w = (as_of or volume).shape
-    start, stop = d * part // parts, d * (part + 1) // parts
-    depth = max(1, SLAB_VOXELS // (h * w))
+
+def _pieces(volume: Volume, boxes: Sequence[Box], found: _Findings) -> Iterator[tuple[Box, np.ndarray]]:
+    """The voxels of each box; what cannot be read is noted, and ends them."""
     with _noting(found, "unreadable"):
-        for first in range(start, stop, depth):
-            box = Box((first, 0, 0), (min(first + depth, stop), h, w))
+        for box in boxes:
             yield box, volume.read(box)
     volume.close()
 
@@ -196,9 +202,9 @@ def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box)
     if not bad.any():
         return
     first = np.unravel_index(int(np.argmax(bad)), bad.shape)
-    count, known = found.not_finite.get(channel, (0, None))
     d, h, w = (int(n) + start for n, start in zip(first, box.start, strict=True))
-    found.not_finite[channel] = count + int(bad.sum()), known or (d, h, w)
+    count, known = found.not_finite.get(channel, (0, (d, h, w)))
+    found.not_finite[channel] = count + int(bad.sum()), min(known, (d, h, w))
 
 
 def _look_at_labels(found: _Findings, values: np.ndarray, labels: dict[str, int]) -> None:
@@ -243,15 +249,17 @@ def _arrays(tally: Counter[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(list(tally.keys()), dtype=np.int64), np.array(list(tally.values()), dtype=np.int64)
 
 
-def _digests(channels: Sequence[np.ndarray]) -> list[bytes]:
-    """Of each slice, all channels together."""
-    found = []
-    for plane in range(channels[0].shape[0]):
-        digest = hashlib.blake2b(digest_size=16)
-        for values in channels:
-            digest.update(np.ascontiguousarray(values[plane]).data.cast("B"))
-        found.append(digest.digest())
-    return found
+def _digest_of(box: Box, channels: Sequence[np.ndarray]) -> int:
+    """The sum of the digests of runs of rows, each with its place, all channels together."""
+    total = 0
+    for plane in range(box.shape[0]):
+        for row in range(0, box.shape[1], ROWS):
+            place = repr((box.start[0] + plane, box.start[1] + row)).encode()
+            digest = hashlib.blake2b(place, digest_size=DIGEST_BYTES)
+            for values in channels:
+                digest.update(np.ascontiguousarray(values[plane, row : row + ROWS]).data.cast("B"))
+            total += int.from_bytes(digest.digest())
+    return total
 
 
 def _intensities(
@@ -298,8 +306,8 @@ def _foreground(
     opened = _open(case, found)
     if opened is not None:
         images, label = opened
-        some = [images[channel] for channel in channels]
-        readers = [_slabs(volume, before.part, parts, found, images[0]) for volume in (*some, label)]
+        boxes = _boxes([*images, label], before.part, parts)
+        readers = [_pieces(volume, boxes, found) for volume in (*(images[channel] for channel in channels), label)]
         for pieces in zip(*readers, strict=False):
             foreground = pieces[-1][1] > 0
             for channel, (_, values) in zip(channels, pieces[:-1], strict=True):
@@ -315,7 +323,7 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     for channel, image in enumerate(case.images):
         seen = [part.not_finite[channel] for part in found if channel in part.not_finite]
         if seen:
-            count, first = sum(number for number, _ in seen), format_triple(seen[0][1])
+            count, first = sum(number for number, _ in seen), format_triple(min(voxel for _, voxel in seen))
             message = (
                 f"{image}: {count} voxels are NaN or infinite, the first at D x H x W {first}; replace them, with "
                 "-1024 for air in CT"
@@ -324,7 +332,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     assert case.label is not None
     fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
     if fractions:
-        message = f"{case.label}: labels must be whole numbers; it holds {', '.join(f'{v:g}' for v in fractions[:5])}"
+        shown = ", ".join(f"{value:g}" for value in fractions[:5])
+        message = f"{case.label}: labels must be whole numbers, it holds {shown}; is this an image or a probability?"
         faults.append(Fault(case.name, "no whole numbers", message))
     outside = sorted(set().union(*(part.outside for part in found)))
     if outside:
@@ -360,11 +369,12 @@ def _faults_of_set(dataset: Dataset, fingerprint: Fingerprint) -> list[Fault]:
     if not any(voxels[1:]):
         message = f"{dataset.folder}: no voxel carries a label; there is nothing to learn from: check the label files"
         return [Fault("", "empty labels", message)]
-    return [
-        Fault("", "unused label", f"{dataset.folder}: label {name} ({value}) occurs in no case", serious=False)
-        for name, value in dataset.labels.items()
-        if value and not voxels[value]
-    ]
+    unused = [f"{name} ({value})" for name, value in dataset.labels.items() if value and not voxels[value]]
+    if not unused:
+        return []
+    more = f" and {len(unused) - MOST_VALUES} more" if len(unused) > MOST_VALUES else ""
+    message = f"{dataset.folder}: in no case occur the labels {', '.join(unused[:MOST_VALUES])}{more}"
+    return [Fault("", "unused label", message, serious=False)]
 
 
 def _voxels(found: Sequence[_Findings]) -> Counter[int]:
@@ -372,11 +382,10 @@ def _voxels(found: Sequence[_Findings]) -> Counter[int]:
 
 
 def _digest(found: Sequence[_Findings]) -> str:
-    total = hashlib.blake2b(repr(found[0].shape).encode(), digest_size=16)
-    for part in found:
-        for plane in part.planes:
-            total.update(plane)
-    return total.hexdigest()
+    total = sum(part.digest for part in found) % 2 ** (8 * DIGEST_BYTES)
+    shape = hashlib.blake2b(repr(found[0].shape).encode(), digest_size=DIGEST_BYTES)
+    shape.update(total.to_bytes(DIGEST_BYTES))
+    return shape.hexdigest()
 
 
 def _fingerprint_of(dataset: Dataset, number: int, found: Sequence[_Findings]) -> CaseFingerprint:
