@@ -51,7 +51,7 @@ def shared(tmp_path, communicator):
 
 def samples(dataset, grid, config, crop=()):
     blocks = CaseBlocks(dataset, dataset.cases, grid, 4)
-    blocks.schemes = tuple(ChannelScheme(name, None) for name in dataset.channel_names)
+    blocks.schemes = (ChannelScheme("MR", None),)
     config = replace(config, model=config.model.for_data(1, 3))
     return Samples(blocks, config, crop)
 
@@ -179,13 +179,12 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parallel([2])
-def test_an_augmented_run_goes_on_on_another_number_of_ranks(shared, communicator, monkeypatch):
-    monkeypatch.setattr("volseg.training.loop.CHECKPOINT_SECONDS", 0.0)
-    config = changed_config((16, 20, 16), epochs=2)
+def test_an_augmented_run_goes_on_on_another_number_of_ranks(shared, communicator):
+    config = changed_config((16, 20, 16), epochs=2, checkpoint_seconds=0.0)
     whole = curve_of_one_rank(shared, config, communicator)
 
     def stop(event):
-        if getattr(event, "task", None) == "train" and event.done == 3:
+        if getattr(event, "done", None) == 4:  # of 6 steps; the cases are 3
             raise Interrupted
 
     job = TrainingJob(shared / "data", shared / "parts", config)
