@@ -186,7 +186,7 @@ def test_validation_and_normalisation_are_the_same_on_any_number_of_replicas(sha
     for count in (1, 2, communicator.size):
         found = measured(communicator, count)
         assert found[:2] == (schemes, validation)
-        assert found[2] < cached * 1.6 / communicator.size  # nobody has read all cases whole
+        assert found[2] <= cached * 1.6 / communicator.size  # of five cases no replica of four has more than two
 
 
 class Interrupted(Exception):
