@@ -7,7 +7,17 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volseg.config import Config, ModelConfig, TrainingConfig, config_tables, override, parse_config, read_config
+from volseg.config import (
+    PRESETS,
+    Config,
+    ModelConfig,
+    TrainingConfig,
+    config_tables,
+    override,
+    parse_config,
+    preset,
+    read_config,
+)
 from volseg.errors import ConfigError
 
 
@@ -124,3 +134,32 @@ def test_for_data_fills_in_what_is_open_and_refuses_what_contradicts():
         ModelConfig(classes=3).for_data(1, 4)
     with pytest.raises(ConfigError, match=r"model.in_channels = 2, but the data set has 1"):
         ModelConfig(in_channels=2).for_data(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rotate": 1.5}, r"augmentation.rotate = 1.5 is outside 0.0..1.0"),
+        ({"flip": [0.5]}, r"augmentation.flip = \[0.5\] must be 3 numbers within 0..1"),
+        ({"scale_range": [1.4, 0.7]}, r"augmentation.scale_range = \[1.4, 0.7\] falls"),
+        ({"gamma_range": [0.0, 1.0]}, r"augmentation.gamma_range = .* must be 2 numbers within 0.05..20"),
+        ({"elastic_mm": 30}, r"augmentation.elastic_mm = 30 could fold .* limit is 0.4 of elastic_grid_mm = 40"),
+        ({"rotat": 1}, r"unknown key augmentation.rotat; did you mean rotate"),
+    ],
+)
+def test_augmentation_out_of_range_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"augmentation": values}, "here")
+
+
+def test_presets_are_valid_and_survive_the_round_trip():
+    for name, values in PRESETS.items():
+        values.check()
+        assert preset(name) == values == parse_config({"augmentation": vars(values)}, "here").augmentation
+        assert values.anything == (name != "none")
+    with pytest.raises(ConfigError, match="--augment fulll: give one of none, light, full"):
+        preset("fulll")
+
+
+def test_a_configuration_of_before_augmentation_is_without():
+    assert not parse_config({"model": {}, "training": {}}, "here").augmentation.anything

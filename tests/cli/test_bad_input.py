@@ -208,6 +208,9 @@ def test_configurations(refused, here, toml, said):
         (["--learning-rate=-1"], "learning_rate"),
         (["--epochs=many"], "--epochs"),
         (["--checkpoint-levels=0,fine"], "give levels with commas, such as 0,1"),
+        (["--augment=ful"], "--augment ful: give one of none, light, full"),
+        (["--flip=dx"], "--flip dx: give some of the axes d, h and w"),
+        (["--crop=64"], "--crop 64: give three sizes"),
         (["--checkpoint-levels=0,9"], "checkpoint_levels = 9 is no level of this U-Net"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pytest
 
 from tiny import ct_like, digest, losses, save_nifti, tiny_dataset
 from volseg.cli.app import run
+from volseg.config import PRESETS, read_config
 
 SMALL = ["--base-channels=4", "--levels=2", "--epochs=2", "-q"]
 
@@ -135,3 +137,15 @@ def test_a_dicom_folder_as_the_working_folder(volseg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "series")
     assert "series_mask.nii.gz" in volseg("segment", ".", "--model", tmp_path / "volseg-run", "-q")
     assert nib.load(tmp_path / "series_mask.nii.gz").shape == (80, 64, 48)
+
+
+def test_augmented_crops_from_the_command_line(tmp_path, volseg):
+    volseg("generate", "--shape=16x20x18", "--cases=3", "-q")
+    volseg("train", "--augment=full", "--flip=dh", "--crop=12x40x12", "--validation=1", *SMALL)
+    settings = read_config(tmp_path / "volseg-run" / "config.toml")
+    assert settings.augmentation == replace(PRESETS["full"], flip=(0.5, 0.5, 0.0))
+    assert settings.data.crop == (12, 40, 12)
+    facts = json.loads((tmp_path / "volseg-run" / "report.json").read_text())
+    assert facts["time"]["seconds_by_rank"]["augmentation"][0] > 0
+    assert facts["validation_dice"] is not None
+    assert "6 steps" in volseg("train", "--continue", "--epochs=3", "-q")

@@ -17,10 +17,10 @@ from volseg.nn.losses import IGNORE, dice_cross_entropy, dice_from_counts
 SHAPE = (6, 9, 7)
 
 
-def plain(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def plain(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same loss in a few lines of torch."""
     valid = target != IGNORE
-    entropy = F.cross_entropy(logits, target.long(), ignore_index=IGNORE)
+    entropy = F.cross_entropy(logits, target.long(), weights, ignore_index=IGNORE)
     classes = logits.shape[1]
     truth = F.one_hot(torch.where(valid, target, 0).long(), classes).movedim(-1, 1) * valid.unsqueeze(1)
     found = logits.softmax(1) * valid.unsqueeze(1)
@@ -70,6 +70,36 @@ def test_value_and_gradient_equal_plain_torch(name: str, communicator: Communica
             assert relative_error(dice, expected_dice.detach().double()) <= tolerance
             gathered = gather_blocks(block.grad, grid)
             assert relative_error(gathered, logits.grad, floor=1e-12) <= 10 * tolerance
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_class_weights_are_those_of_torch(name: str, communicator: Communicator) -> None:
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        logits, target = case(name, dtype)
+        weights = [0.3, 2.0, 0.0, 5.0][: logits.shape[1]]
+        logits.requires_grad_()
+        expected, _ = plain(logits, target, torch.tensor(weights, dtype=dtype))
+        expected.backward()
+        assert logits.grad is not None
+        for dims in GRIDS[communicator.size]:
+            grid = ProcessGrid(communicator, dims)
+            layout = grid.layout(SHAPE)
+            block = take_block(logits.detach(), grid, layout).requires_grad_()
+            part = take_block(target.unsqueeze(1), grid, layout).squeeze(1)
+            loss, _ = dice_cross_entropy(block, part, communicator, weights)
+            loss.backward()
+            assert block.grad is not None
+            assert abs(float(loss.detach()) / float(expected.detach()) - 1) <= tolerance
+            gathered = gather_blocks(block.grad, grid)
+            assert relative_error(gathered, logits.grad, floor=1e-12) <= 10 * tolerance
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    logits, target = case("ignored voxels")
+    alone, _ = dice_cross_entropy(logits, target, SerialCommunicator())
+    ones, _ = dice_cross_entropy(logits, target, SerialCommunicator(), [1.0] * 4)
+    assert torch.equal(alone, ones)
 
 
 def test_gradient_against_finite_differences() -> None:

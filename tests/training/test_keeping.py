@@ -26,6 +26,7 @@ from volseg.models.stored import (
     save_tensors,
 )
 from volseg.models.unet import UNet
+from volseg.training.averaging import AveragedWeights
 from volseg.training.checkpoint import load_checkpoint, save_checkpoint
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import checkpoint_path, stored_checkpoints
@@ -241,16 +242,17 @@ def test_without_held_out_cases_there_is_no_best(whole):
     assert not (whole / BEST).exists()
 
 
-def test_further_tensors_travel_with_a_checkpoint(tmp_path):
+def test_averaged_weights_travel_with_a_checkpoint(tmp_path):
     model = UNet(CARD.config.model)
     optimizer = make_optimizer(model, CARD.config.training)
-    averaged = {f"averaged.{name}": value + 1 for name, value in model.state_dict().items()}
+    averaged, found = AveragedWeights(model, 0.9), AveragedWeights(UNet(CARD.config.model), 0.9)
+    averaged.load({name: value + 1 for name, value in averaged.state().items()})
     save_checkpoint(tmp_path / "a.safetensors", model, optimizer, CARD, averaged)
-    found, more = load_checkpoint(tmp_path / "a.safetensors", UNet(CARD.config.model), optimizer)
-    assert found == CARD
-    assert more.keys() == averaged.keys()
-    assert all(torch.equal(more[name], value) for name, value in averaged.items())
-    assert list(load_model(tmp_path / "a.safetensors")[0].state_dict()) == list(model.state_dict())
+    assert load_checkpoint(tmp_path / "a.safetensors", UNet(CARD.config.model), optimizer, found) == CARD
+    assert found.state().keys() == averaged.state().keys()
+    assert all(torch.equal(found.state()[name], value) for name, value in averaged.state().items())
+    opened = load_model(tmp_path / "a.safetensors")[0].state_dict()  # the averaged ones are those to segment with
+    assert all(torch.equal(opened[name], value) for name, value in averaged.state().items())
 
 
 HOLD = """

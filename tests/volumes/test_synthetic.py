@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from volseg.errors import ConfigError
 from volseg.geometry import Box
-from volseg.volumes.synthetic import Scene, class_intensities, gaussian_kernel
+from volseg.volumes.gaussian import gaussian_kernel
+from volseg.volumes.synthetic import Scene, class_intensities
 
 SHAPE = (21, 37, 70)  # odd, and wider than a noise tile
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "ingest": "Bring a CT (NIfTI or a DICOM folder) into one volume file.",
     "info": "Show a volume's shape, spacing, orientation, values and labels.",
     "check": "Verify every case of a data set, and show what it holds.",
+    "init-config": "Write a configuration file with every setting and what it means.",
     "plan-partition": "Plan how a volume is split over ranks, and the memory each needs.",
     "calibrate": "Measure this machine, so that plans know how long things take.",
     "study": "Run sizes, channels and ranks, and lay the model beside what was measured.",

@@ -45,6 +45,14 @@ def parse_levels(text: str, option: str = "--checkpoint-levels") -> tuple[int, .
     return tuple(sorted({int(word) for word in words}))
 
 
+def parse_axes(text: str, option: str = "--flip") -> tuple[float, ...]:
+    """``dh`` as (0.5, 0.5, 0.0): a half for each named axis of D, H, W. Raises ConfigError for anything else."""
+    named = "" if text == "none" else text.lower()
+    if not (named or text == "none") or set(named) - set("dhw"):
+        raise ConfigError(f"{option} {text}: give some of the axes d, h and w, such as dh, or none")
+    return tuple(0.5 if axis in named else 0.0 for axis in "dhw")
+
+
 def parse_duration(text: str, option: str = "--max-time") -> float:
     """``3h50m``, ``90s``, ``1h30m`` or ``5400`` in seconds. Raises ConfigError for anything else."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -33,7 +34,10 @@ def train(
     label_names: LabelNames = None,
     channels: Channels = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [model] and [training]; options override it.")
+        Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
@@ -51,13 +55,33 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the cases.  [default: 40]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At the start.  [default: 0.01]")] = None,
+    schedule: Annotated[str | None, typer.Option(help="poly, cosine or constant.  [default: poly]")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising learning rate.  [default: 0]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw or sgd.  [default: adamw]")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.  [default: 0.99]")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of the optimizer.  [default: 1e-5]")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients; 0: any.  [default: 0]")] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of an average of the weights, such as 0.999; 0: none.  [default: 0]")
+    ] = None,
+    deep_supervision: Annotated[
+        bool | None, typer.Option("--deep-supervision/--no-deep-supervision", help="The loss at coarser levels too.")
+    ] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
+    ] = None,
+    flip: Annotated[
+        str | None,
+        typer.Option(help="Axes mirrored half of the time, such as dhw, h or none; w is left-right."),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A random crop of each volume a step, such as 256x256x256.  [default: all of it]")
     ] = None,
     validation: Annotated[int | None, typer.Option(help="Cases held out.  [default: one in eight]")] = None,
     validate_every: Annotated[
@@ -103,8 +127,9 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_duration, parse_levels, parse_names
-        from volseg.config import Config, override, read_config
+        from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
+        from volseg.config import Config, override, preset, read_config
+        from volseg.config.recipes import config_of_recipe
         from volseg.errors import ConfigError
         from volseg.training.job import CONFIG, TrainingJob
         from volseg.training.loop import train as train_run
@@ -112,18 +137,29 @@ def train(
         if proceed and config is None:
             if not (run / CONFIG).is_file():
                 raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
+            if recipe is not None:
+                raise ConfigError(
+                    f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out"
+                )
             settings = read_config(run / CONFIG)
         else:
-            settings = read_config(config) if config is not None else Config()
+            base = config_of_recipe(recipe) if recipe is not None else Config()
+            settings = read_config(config, base) if config is not None else base
         settings = override(
             settings,
             model={"base_channels": base_channels, "levels": levels, "norm": norm},
             training={
                 "epochs": epochs,
                 "learning_rate": learning_rate,
+                "schedule": schedule,
+                "warmup": warmup,
                 "optimizer": optimizer,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
                 "accumulate": accumulate,
                 "clip": clip,
+                "ema": ema,
+                "deep_supervision": deep_supervision,
                 "validation": validation,
                 "validate_every": validate_every,
                 "folds": FOLDS if folds is None and fold is not None and not settings.training.folds else folds,
@@ -133,9 +169,12 @@ def train(
                 "checkpoint_seconds": checkpoint_seconds,
                 "checkpoint_levels": None if checkpoint_levels is None else parse_levels(checkpoint_levels),
             },
-            data={"spacing": spacing},
+            data={"spacing": spacing, "crop": None if crop is None else parse_shape(crop, "--crop")},
             multigrid={"levels": multigrid, "cycle": cycle},
         )
+        if augment is not None:
+            settings = replace(settings, augmentation=preset(augment))
+        settings = override(settings, augmentation={"flip": None if flip is None else parse_axes(flip)})
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(

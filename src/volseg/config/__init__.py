@@ -1,6 +1,6 @@
 """The settings of a model and of a training run: one dataclass for each table, read from and written to TOML."""
 
-from volseg.config.augmentation import AugmentationConfig
+from volseg.config.augmentation import PRESETS, AugmentationConfig, preset
 from volseg.config.data import DataConfig
 from volseg.config.model import MAX_CHANNELS, ModelConfig
 from volseg.config.multigrid import MultigridConfig
@@ -8,6 +8,6 @@ from volseg.config.toml import Config, config_tables, override, parse_config, re
 from volseg.config.training import TrainingConfig
 
 __all__ = [
-    "MAX_CHANNELS", "AugmentationConfig", "Config", "DataConfig", "ModelConfig", "MultigridConfig", "TrainingConfig",
-    "config_tables", "override", "parse_config", "read_config",
+    "MAX_CHANNELS", "PRESETS", "AugmentationConfig", "Config", "DataConfig", "ModelConfig", "MultigridConfig",
+    "TrainingConfig", "config_tables", "override", "parse_config", "preset", "read_config",
 ]  # fmt: skip

@@ -11,6 +11,9 @@ from volseg.errors import ConfigError
 
 MAX_CHANNELS = 320
 
+_RESENC_BLOCKS = (1, 3, 4, 6)
+"""Residual blocks of each level of nnU-Net's ResEnc presets, finest first; deeper levels have as many as the last."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -20,6 +23,9 @@ class ModelConfig:
     classes        output classes, the background included; 0: as many as the data set has
     base_channels  channels at full resolution; doubled at each level up to 320
     levels         halvings of the resolution (levels + 1 resolutions)
+    encoder        plain (two convolutions a level) or residual (residual blocks; several times the memory and time)
+    blocks         residual blocks of each level of the encoder, finest first; empty: 1, 3, 4, 6, 6, ... as nnU-Net's
+                   ResEnc presets
     kernel_size    side of the convolutions, odd
     norm           instance, group, batch or none
     activation     leaky_relu or relu
@@ -31,6 +37,8 @@ class ModelConfig:
     classes: int = 0
     base_channels: int = 16
     levels: int = 3
+    encoder: Literal["plain", "residual"] = "plain"
+    blocks: tuple[int, ...] = ()
     kernel_size: int = 3
     norm: Literal["instance", "group", "batch", "none"] = "instance"
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
@@ -46,6 +54,22 @@ class ModelConfig:
     def widths(self) -> tuple[int, ...]:
         """Channels per resolution, finest first."""
         return tuple(min(MAX_CHANNELS, self.base_channels * 2**n) for n in range(self.levels + 1))
+
+    @property
+    def block_counts(self) -> tuple[int, ...]:
+        """Residual blocks per resolution, finest first; none in a plain encoder."""
+        if self.encoder == "plain":
+            return (0,) * (self.levels + 1)
+        return self.blocks or tuple(_RESENC_BLOCKS[min(n, len(_RESENC_BLOCKS) - 1)] for n in range(self.levels + 1))
+
+    def encoder_convolutions(self, level: int) -> list[tuple[int, int]]:
+        """Channels in and out of the encoder's convolutions at a level, one after the other, but for those of skips."""
+        width, above = self.widths[level], (self.in_channels or 1, *self.widths)[level]
+        return [(above, width)] + [(width, width)] * (2 * max(1, self.block_counts[level]) - 1)
+
+    def has_projection(self, level: int) -> bool:
+        """Whether the skip of a level's first residual block is a 1x1x1 convolution, as its channels change."""
+        return self.encoder == "residual" and (self.in_channels or 1, *self.widths)[level] != self.widths[level]
 
     def for_data(self, in_channels: int, classes: int) -> ModelConfig:
         """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
@@ -64,6 +88,16 @@ class ModelConfig:
         """Raise ConfigError where a value is outside its range."""
         check_range("model", self, in_channels=(0, 64), classes=(0, 254), base_channels=(1, 320), levels=(0, 8))
         check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99))
+        if self.blocks and self.encoder == "plain":
+            raise ConfigError(
+                f"model.blocks = {list(self.blocks)}: a plain encoder has none; set encoder = 'residual', or leave it "
+                "out"
+            )
+        if self.blocks and (len(self.blocks) != self.levels + 1 or not all(1 <= n <= 32 for n in self.blocks)):
+            raise ConfigError(
+                f"model.blocks = {list(self.blocks)} must be {self.levels + 1} numbers of 1 to 32, one for each of the "
+                f"resolutions that levels = {self.levels} gives, or empty"
+            )
         if self.classes == 1:
             raise ConfigError("model.classes = 1 leaves only the background; use 2 or more, or leave it out")
         if self.kernel_size % 2 == 0:

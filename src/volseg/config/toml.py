@@ -37,6 +37,17 @@ class Config:
                     f"training.checkpoint_levels = {level} is no level of this U-Net: 0 (full resolution) to "
                     f"{self.model.levels}"
                 )
+        weights, classes = self.training.class_weights, self.model.classes
+        if weights and classes and len(weights) != classes:
+            raise ConfigError(
+                f"training.class_weights = {list(weights)}: {len(weights)} weights for {classes} classes; give one for "
+                "each, the background first, or leave it out"
+            )
+        if self.training.deep_supervision and self.model.levels < 3:
+            raise ConfigError(
+                f"training.deep_supervision: with model.levels = {self.model.levels} there is no coarser level to take "
+                "the loss at; use 3 levels or more, or leave it out"
+            )
 
 
 SECTIONS: dict[str, type] = {
@@ -51,8 +62,8 @@ SECTIONS: dict[str, type] = {
 Section = TypeVar("Section")
 
 
-def read_config(path: Path) -> Config:
-    """The configuration in a TOML file; what it leaves out has its default.
+def read_config(path: Path, base: Config | None = None) -> Config:
+    """The configuration in a TOML file; what it leaves out is that of `base`, by default the defaults.
 
     Raises ConfigError where the file is missing or is not TOML, a key is unknown (naming the nearest), or a value has
     the wrong type or range.
@@ -63,15 +74,17 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
-    return parse_config(tables, str(path))
+    return parse_config(tables, str(path), base)
 
 
-def parse_config(tables: dict[str, Any], where: str) -> Config:
+def parse_config(tables: dict[str, Any], where: str, base: Config | None = None) -> Config:
     """The configuration in nested tables, as TOML or JSON give them; see `read_config`."""
-    for name in tables:
+    base = base or Config()
+    for name, value in tables.items():
         if name not in SECTIONS:
-            raise ConfigError(f"{where}: unknown table [{name}]{_nearest(name, SECTIONS)}")
-    config = Config(**{name: _section(kind, name, tables.get(name, {}), where) for name, kind in SECTIONS.items()})
+            what = f"table [{name}]" if isinstance(value, dict) else f"key {name} outside of the tables"
+            raise ConfigError(f"{where}: unknown {what}{_home_of(name) or _nearest(name, SECTIONS)}")
+    config = Config(**{name: _section(getattr(base, name), name, tables.get(name, {}), where) for name in SECTIONS})
     config.check()
     return config
 
@@ -92,16 +105,17 @@ def config_tables(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _section(kind: type[Section], name: str, table: Any, where: str) -> Section:
+def _section(base: Section, name: str, table: Any, where: str) -> Section:
     if not isinstance(table, dict):
         raise ConfigError(f"{where}: [{name}] must be a table, not {table!r}")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(type(base))
     values = {}
     for key, value in table.items():
         if key not in hints:
-            raise ConfigError(f"{where}: unknown key {name}.{key}{_nearest(key, hints)}")
+            raise ConfigError(f"{where}: unknown key {name}.{key}{_home_of(key) or _nearest(key, hints)}")
         values[key] = _value(f"{where}: {name}.{key}", hints[key], value)
-    return kind(**values)
+    changed: Section = dataclasses.replace(base, **values)  # type: ignore[type-var]
+    return changed
 
 
 def _value(where: str, hint: Any, value: Any) -> Any:
@@ -124,6 +138,12 @@ def _value(where: str, hint: Any, value: Any) -> Any:
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers"}
+
+
+def _home_of(key: str) -> str:
+    """Which tables know a key that stands elsewhere."""
+    homes = [f"[{name}]" for name, kind in SECTIONS.items() if key in get_type_hints(kind)]
+    return f"; it belongs in {' or '.join(homes)}" if homes else ""
 
 
 def _nearest(name: str, known: Any) -> str:

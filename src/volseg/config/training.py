@@ -14,13 +14,21 @@ class TrainingConfig:
     """How to train.
 
     epochs         passes over the training cases
-    optimizer      adamw or sgd (Nesterov momentum 0.99, as nnU-Net)
-    learning_rate  the largest; falls to 0 by the polynomial rule (1 - step / steps)^0.9
-    warmup         steps over which the learning rate rises to that
+    optimizer      adamw or sgd (with Nesterov's momentum)
+    momentum       of sgd; 0: none
+    learning_rate  the largest
+    schedule       how the learning rate falls from there: poly, (1 - step / steps)^0.9 as in nnU-Net; cosine, half a
+                   wave down to 0; or constant
+    warmup         steps over which the learning rate rises to the largest
     accumulate     cases of a step that a replica takes one after the other; a step is made with the mean gradient of a
                    batch of replicas x accumulate cases
     clip           the largest norm of the gradient of all weights together; a larger one is scaled down. 0: any
     weight_decay   of the optimizer
+    ema            decay of an exponential moving average of the weights, such as 0.999, which validation and
+                   weights.safetensors then use; 0: none
+    class_weights  weights of the classes in the cross-entropy, the background first; empty: all 1
+    deep_supervision  the loss is taken at coarser levels of the decoder too (all but the two coarsest resolutions, each
+                   with half the weight of the one above it, as nnU-Net)
     seed           of the initial weights and of the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
@@ -35,11 +43,16 @@ class TrainingConfig:
 
     epochs: int = 40
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.99
     learning_rate: float = 1e-2
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
     warmup: int = 0
     accumulate: int = 1
     clip: float = 0.0
     weight_decay: float = 1e-5
+    ema: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    deep_supervision: bool = False
     seed: int = 0
     validation: int = -1
     validate_every: int = 1
@@ -58,5 +71,12 @@ class TrainingConfig:
         check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, max(0, self.folds - 1)))
         if self.folds == 1:
             raise ConfigError("training.folds = 1 would hold out every case; use 2 or more, such as 5, or 0 for none")
-        check_range("training", self, accumulate=(1, 10**6), clip=(0.0, 1e9))
+        check_range(
+            "training", self, accumulate=(1, 10**6), clip=(0.0, 1e9), momentum=(0.0, 0.9999), ema=(0.0, 0.99999)
+        )
+        for weight in self.class_weights:
+            if not 0 <= weight <= 1e6:
+                raise ConfigError(f"training.class_weights = {list(self.class_weights)}: {weight} is outside 0..1e6")
+        if self.class_weights and not any(self.class_weights):
+            raise ConfigError(f"training.class_weights = {list(self.class_weights)}: one must be above 0")
         check_range("training", self, keep=(1, 10**6), checkpoint_seconds=(0.0, 1e9))

@@ -8,7 +8,7 @@ operation: autograd would hold every intermediate and could not hand memory from
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -38,11 +38,12 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.deep_supervision import check_not_agglomerated, deep_slab_planes, loss_weights
 from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
 from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, Schedule, covers
-from volseg.partition.slabs import head_slab_planes
+from volseg.partition.slabs import head_slab_planes, ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 
@@ -53,6 +54,7 @@ class FusedUNet(nn.Module):
     x       [1, in_channels, d, h, w]  this rank's block of the padded volume
     logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
 
+    class_weights      of the classes in the loss's cross-entropy; none: all 1
     checkpoint_levels  levels that keep one tensor less in each of encoder and decoder and make it again in backward
     agglomeration      which levels only some of the ranks take part in; the bits of the logits do not change
     kernels            whether all ranks' processors run the kernels of the fused layers
@@ -68,12 +70,14 @@ class FusedUNet(nn.Module):
 
     def __init__(
         self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
-        agglomeration: Agglomeration = NONE,
+        agglomeration: Agglomeration = NONE, class_weights: Sequence[float] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.grid = model.config, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=model.config.multiple))
-        self.checkpoint_levels = frozenset(checkpoint_levels)
+        self.checkpoint_levels, self.class_weights = frozenset(checkpoint_levels), tuple(class_weights)
+        self.supervised = [0, *(int(level) for level in model.deep_heads)]
+        self.shares = loss_weights(len(model.deep_heads))
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
         self._tape: weakref.ref[Tape] | None = None
@@ -84,6 +88,8 @@ class FusedUNet(nn.Module):
                 f"--agglomerate {agglomeration}: the layers that this network or a rank's processor needs are not "
                 "agglomerated; use --agglomerate none"
             )
+        if len(self.supervised) > 1:
+            check_not_agglomerated(agglomeration)
         self.grids = LevelGrids(grid, self.config.levels, agglomeration)
         self.merged = MergedLevels(self.twin, self.grids)
 
@@ -109,15 +115,29 @@ class FusedUNet(nn.Module):
     def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """`dice_cross_entropy` of the logits, which are made slab by slab and never held. Collective.
 
+        Where the model has heads at coarser levels, the weighted mean of that of all of them; at level i of the target
+        at every 2^i-th voxel.
+
         target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
-        out     loss [], soft Dice per class [K] (float64, no gradient)
+        out     loss [], soft Dice per class [K] at full resolution (float64, no gradient)
         """
-        communicator = self.grid.communicator
         if not self.covers(x):
-            return dice_cross_entropy(self.twin(x), target, communicator)
+            return self._loss_of_layers(x, target)
         parameters = [p for p in self.twin.parameters() if p.requires_grad]
         loss, dice = _Loss.apply(self, x, target, *parameters)  # type: ignore[no-untyped-call]
         return loss, dice
+
+    def _loss_of_layers(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        deep: dict[int, Tensor] = {}
+        logits = {0: self.twin(x, deep_logits=deep)} | deep
+        losses, scores = zip(
+            *(
+                dice_cross_entropy(logits[n], coarse(target, n), self.grid.communicator, self.class_weights)
+                for n in self.supervised
+            ),
+            strict=True,
+        )
+        return cast(Tensor, sum(share * loss for share, loss in zip(self.shares, losses, strict=True))), scores[0]
 
     def logit_slabs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
@@ -287,54 +307,71 @@ class FusedUNet(nn.Module):
     def _made_again(self, part: str, level: int) -> bool:
         return made_again(self.config, part, level, self.checkpoint_levels)
 
-    def _logits(self, tape: Tape) -> Iterator[tuple[int, Tensor]]:
-        """Slabs of logits [planes, h, w, K], from the first plane on; each"""
-        weight = pointwise.pack_point(self.twin.head.weight, self.twin.head.bias)
-        held = tape.last.held
-        for first, last in self._head_slabs(tape):
-            yield first, self._head_slab(held, weight, (first, last)).own[..., : self.config.classes]
+    def _head(self, level: int) -> nn.Conv3d:
+        """The head of a level, of those that the loss is taken at."""
+        return cast(nn.Conv3d, self.twin.deep_heads[str(level)]) if level else self.twin.head
 
-    def _head_slabs(self, tape: Tape) -> list[Range]:
-        sides = tape.last.held.rows.sides
-        planes = head_slab_planes(sides, self.config.classes)
-        return [(z, min(sides[0], z + planes)) for z in range(0, sides[0], planes)]
-
-    def _head_slab(self, held: Held, weight: pointwise.PointWeight, planes: Range) -> Rows:
-        """Logits of some planes, stored so that their own plane is their first."""
-        _, h, w = held.rows.sides
-        with self.work.meter.doing(Kind.HEAD):
-            logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
-            pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
-        return logits
+    def _logits(self, tape: Tape, level: int = 0) -> Iterator[tuple[Range, Rows]]:
+        """A level's logits of some planes after the others, stored so that their own plane is their first."""
+        head, held = self._head(level), tape.output(level).held
+        weight = pointwise.pack_point(head.weight, head.bias)
+        d, h, w = held.rows.sides
+        many = head_slab_planes((d, h, w), self.config.classes)
+        if level:
+            many = deep_slab_planes((d, h, w), self.config.classes, held.rows.channels)
+        for planes in ranges(d, many):
+            with self.work.meter.doing(Kind.HEAD):
+                logits = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
+                pointwise.apply(held.activation, weight, _shifted(logits, planes[0]), planes)
+            yield planes, logits
 
     # backward
 
-    def _backward_from_logits(self, tape: Tape, slabs: Iterator[tuple[Range, Rows]]) -> Gradients:
-        """Gradients of all parameters from slabs of the logits' gradient. Collective."""
+    def _backward_from_logits(self, tape: Tape, slabs: Mapping[int, Iterable[tuple[Range, Rows]]]) -> Gradients:
+        """Gradients of all parameters from slabs of the logits' gradient, by level. Collective."""
         gradients: Gradients = {}
-        head, last = self.twin.head, tape.last.held
-        stored = padded_channels(self.config.classes)
-        turned = pointwise.pack_turned_point(head.weight, stored)
-        slot = fused.slot_before_activation(tape.works[0], last)
-        weight, bias = (
-            torch.zeros(stored, last.rows.channels, dtype=torch.float64),
-            torch.zeros(stored, dtype=torch.float64),
-        )
-        for planes, given in slabs:
-            with tape.works[0].meter.doing(Kind.HEAD):
-                bias += bias_sums(given)
-                weight += pointwise.gradients(
-                    last.activation, _shifted(given, planes[0]), turned, slot.rows, slot.sums, planes
-                )[0]
-        k, c = head.weight.shape[:2]
-        fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
+        self._head_backward(tape, 0, slabs[0], gradients)
         top, finest = self.config.levels, self.grids.last
         for level in range(min(finest + 1, top)):
             self._decoder_backward(tape, level, gradients)
             self.merged.gather_gradient(tape, level + 1)
+            if level + 1 in slabs:
+                self._head_backward(tape, level + 1, slabs[level + 1], gradients)
         for level in reversed(range(finest + 1)):
             self._encoder_backward(tape, level, gradients)
         return gradients
+
+    def _head_backward(
+        self, tape: Tape, level: int, slabs: Iterable[tuple[Range, Rows]], gradients: Gradients
+    ) -> None:  # fmt: skip
+        """Of a level's head: at full resolution the whole gradient of what it reads, else what it adds to that.
+
+        The gradient from the finer level went through the activation before; this is linear, so parts add up, and so
+        do their sums.
+        """
+        head, held, work = self._head(level), tape.output(level).held, tape.works[level]
+        stored = padded_channels(self.config.classes)
+        turned = pointwise.pack_turned_point(head.weight, stored)
+        if level == 0:
+            fused.slot_before_activation(work, held)
+        found = held.gradient
+        assert found is not None
+        weight = torch.zeros(stored, held.rows.channels, dtype=torch.float64)
+        bias = torch.zeros(stored, dtype=torch.float64)
+        for planes, given in slabs:
+            with work.meter.doing(Kind.HEAD):
+                bias += bias_sums(given)
+                target = found
+                if level:
+                    more = Rows.of(torch.empty(*given.sides, held.rows.channels))
+                    target = _shifted(more, planes[0])
+                weight += pointwise.gradients(
+                    held.activation, _shifted(given, planes[0]), turned, target, held.sums, planes
+                )[0]
+                if level:
+                    found.own[planes[0] : planes[1]] += more.own
+        k, c = head.weight.shape[:2]
+        fused.enter(gradients, head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
 
     def _second_backward(self, tape: Tape, part: str, level: int, gradients: Gradients) -> Output:
         """The second convolution of a level: leaves the gradient of the first one's output, which is returned."""
@@ -424,7 +461,7 @@ class _Logits(torch.autograd.Function):
     def forward(ctx: Any, network: FusedUNet, x: Tensor, *parameters: nn.Parameter) -> Tensor:
         with network._layouts(x) as layouts:
             ctx.tape = network._encode_decode(x, layouts)
-            logits = torch.cat([part for _, part in network._logits(ctx.tape)])
+            logits = torch.cat([rows.own[..., : network.config.classes] for _, rows in network._logits(ctx.tape)])
         ctx.network, ctx.parameters = network, parameters
         return as_batch(logits)
 
@@ -432,7 +469,7 @@ class _Logits(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tape, network = _once(ctx), ctx.network
         rows = _as_rows(grad, padded_channels(grad.shape[1]))
-        found = network._backward_from_logits(tape, iter([((0, rows.sides[0]), rows)]))
+        found = network._backward_from_logits(tape, {0: [((0, rows.sides[0]), rows)]})
         return None, None, *(found.get(p) for p in ctx.parameters)
 
 
@@ -445,35 +482,46 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with network._layouts(x) as layouts:
             ctx.tape = network._encode_decode(x, layouts)
-            sums = LossSums(network.config.classes)
-            for start, logits in network._logits(ctx.tape):
-                with ctx.tape.works[0].meter.doing(Kind.HEAD):
-                    sums.add(logits, target[0, start : start + logits.shape[0]])
+            ctx.sums = {level: LossSums(network.config.classes, network.class_weights) for level in network.supervised}
+            for level, sums in ctx.sums.items():
+                here = coarse(target, level)[0]
+                for (first, last), rows in network._logits(ctx.tape, level):
+                    with ctx.tape.works[0].meter.doing(Kind.HEAD):
+                        sums.add(rows.own[..., : network.config.classes], here[first:last])
         with ctx.tape.works[0].meter.doing(Kind.HEAD):
-            loss, dice = sums.finish(network.grid.communicator)
-        ctx.network, ctx.parameters, ctx.sums = network, parameters, sums
+            losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
+        loss = sum(share * one for share, one in zip(network.shares, losses, strict=True))
+        ctx.network, ctx.parameters = network, parameters
         ctx.save_for_backward(target)
-        ctx.mark_non_differentiable(dice)
-        return loss.float(), dice
+        ctx.mark_non_differentiable(scores[0])
+        return loss.float(), scores[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (target,) = ctx.saved_tensors
         tape, network = _once(ctx), ctx.network
-        found = network._backward_from_logits(tape, _logit_gradients(network, tape, target, ctx.sums, float(grad)))
+        slabs = {
+            level: _logit_gradients(network, tape, level, coarse(target, level)[0], sums, share * float(grad))
+            for share, (level, sums) in zip(network.shares, ctx.sums.items(), strict=True)
+        }
+        found = network._backward_from_logits(tape, slabs)
         return None, None, None, *(found.get(p) for p in ctx.parameters)
 
 
 def _logit_gradients(
-    network: FusedUNet, tape: Tape, target: Tensor, sums: LossSums, factor: float
+    network: FusedUNet, tape: Tape, level: int, target: Tensor, sums: LossSums, factor: float
 ) -> Iterator[tuple[Range, Rows]]:
-    weight = pointwise.pack_point(network.twin.head.weight, network.twin.head.bias)
-    for first, last in network._head_slabs(tape):
-        rows = network._head_slab(tape.last.held, weight, (first, last))
+    for (first, last), rows in network._logits(tape, level):
         logits = rows.own[..., : network.config.classes]
         with tape.works[0].meter.doing(Kind.HEAD):
-            sums.gradient(logits, target[0, first:last], factor, out=logits)
+            sums.gradient(logits, target[first:last], factor, out=logits)
         yield (first, last), rows
+
+
+def coarse(target: Tensor, level: int) -> Tensor:
+    """A block's classes [N, d, h, w] at every 2^level-th voxel: the volume's, as block boundaries lie on such."""
+    step = 2**level
+    return target[:, ::step, ::step, ::step]
 
 
 def _once(ctx: Any) -> Tape:

@@ -53,9 +53,8 @@ def running_statistics(twin: UNet, first: int) -> list[Tensor]:
 
 def context_of(twin: UNet) -> PartitionContext:
     """What the partitioned layers share."""
-    level: Any = twin.encoder[0]
-    assert isinstance(level[0], PartitionedLayer)
-    return level[0].context
+    first = next(module for module in twin.encoder.modules() if isinstance(module, PartitionedLayer))
+    return first.context
 
 
 def as_batch(rows: Tensor) -> Tensor:

@@ -21,13 +21,15 @@ from volseg import __version__
 from volseg.config import Config, config_tables, parse_config
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
-from volseg.models.unet import UNet
+from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.volumes.intensity import ChannelScheme
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
+AVERAGED = "averaged."
+"""What the names of averaged weights begin with in a checkpoint."""
 _KEY = "volseg"
 _CHECKSUM = "checksum"
 _KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
@@ -143,6 +145,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     return tensors, ModelCard.from_json(metadata[_KEY], path)
 
 
+def weights_of(model: UNet) -> dict[str, Tensor]:
+    """What `segment` needs of a model: all but the heads that only training has."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DEEP_HEADS)}
+
+
 def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
     """CRC-32 over the description and each tensor's name, type, shape and bytes, in the order of the names.
 
@@ -194,7 +201,11 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
     path = run / WEIGHTS if run.is_dir() else run
     tensors, card = load_tensors(path)
     if any(name.startswith("model.") for name in tensors):  # a checkpoint, with the optimizer's state besides
-        tensors = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        own, averaged = (
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            for prefix in ("model.", AVERAGED)
+        )
+        tensors = {name: t for name, t in (own | averaged).items() if not name.startswith(DEEP_HEADS)}
     model = UNet(card.config.model)
     load_into(model, tensors, path)
     model.eval()

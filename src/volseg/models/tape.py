@@ -27,11 +27,6 @@ class Tape:
     pooled: dict[int, Held] = field(default_factory=dict)
     spread: dict[int, Held] = field(default_factory=dict)
 
-    @property
-    def last(self) -> Output:
-        """What the head reads."""
-        return self.output(0)
-
     def output(self, level: int) -> Output:
         """What a level gives to the one above."""
         deepest = level + 1 == len(self.layouts)

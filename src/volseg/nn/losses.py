@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,17 @@ class LossSums:
 
     Logits come in pieces, twice: once to `add`, and again, after `finish`, to `gradient`. Logits are [.., K], classes
     last in memory or not, targets [..].
+
+    weights  of the classes in the cross-entropy, which is then sum w_y ce / sum w_y over the voxels, as with
+             nn.CrossEntropyLoss(weight=...); none: all 1
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, weights: Sequence[float] = ()) -> None:
         self.classes = classes
+        self._weights: Tensor | None = None
+        if weights:
+            self._weights = torch.zeros(IGNORE + 1, dtype=torch.float64)
+            self._weights[:classes] = torch.tensor(weights, dtype=torch.float64)
         self._sums = torch.zeros(2 + 3 * classes, dtype=torch.float64)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
@@ -42,8 +49,8 @@ class LossSums:
             total = powers.sum(0)
             powers /= total
             valid = labels != IGNORE
+            counts = self._counts(labels, piece)
             entropy = largest + total.log_()
-            entropy *= valid
             powers *= valid
             new = torch.zeros_like(self._sums, device=piece.device)
             for c in range(k):
@@ -52,7 +59,8 @@ class LossSums:
                 new[2 + c] = powers[c].sum()
                 new[2 + k + c] = here.sum()
                 new[2 + 2 * k + c] = (powers[c] * here).sum()
-            new[0], new[1] = entropy.sum(), valid.sum()
+            entropy *= counts
+            new[0], new[1] = entropy.sum(), counts.sum(dtype=torch.float64)
             self._sums += new.cpu()
 
     def finish(self, communicator: Communicator) -> tuple[Tensor, Tensor]:
@@ -60,7 +68,7 @@ class LossSums:
         sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
         predicted, true, common = sums[2:].split(self.classes)
         dice = (2 * common + _SMOOTH) / (predicted + true + _SMOOTH)
-        loss = sums[0] / sums[1].clamp(min=1) + 1 - dice[1:].mean()
+        loss = sums[0] / self._total + 1 - dice[1:].mean()
         return loss, dice
 
     def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
@@ -72,19 +80,29 @@ class LossSums:
         # The gradient in a probability: `everywhere`, and `hit` where it is the true class.
         hit = (weight * 2 / bottom).tolist()
         everywhere = (-weight * (2 * common + _SMOOTH) / bottom**2).tolist()
-        share = factor / float(self._sums[1].clamp(min=1))
+        share = factor / self._total
         for piece, labels, place in _pieces(logits, target, out):
             p = (piece - piece.amax(0)).exp_()
             p /= p.sum(0)
             masks = [(labels == c).to(p.dtype) for c in range(self.classes)]
             slopes = torch.stack([mask * h + e for mask, h, e in zip(masks, hit, everywhere, strict=True)])
             slopes -= (slopes * p).sum(0)
-            slopes += share
+            pull = share if self._weights is None else share * self._counts(labels, p)
+            slopes += pull
             slopes *= p
             for c, mask in enumerate(masks):
-                slopes[c] -= mask * share
+                slopes[c] -= mask * pull
             slopes *= labels != IGNORE
             place.copy_(slopes)
+
+    def _counts(self, labels: Tensor, like: Tensor) -> Tensor:
+        """How much each voxel counts in the cross-entropy."""
+        return labels != IGNORE if self._weights is None else self._weights.to(like)[labels.long()]
+
+    @property
+    def _total(self) -> float:
+        """What all voxels count together; 1 where none does."""
+        return float(self._sums[1]) or 1.0
 
 
 def _pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -105,8 +123,10 @@ class _DiceCrossEntropy(torch.autograd.Function):
     """The loss of `dice_cross_entropy`; keeps the logits, from which backward makes the probabilities again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor]:
-        sums = LossSums(logits.shape[1])
+    def forward(
+        ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float]
+    ) -> tuple[Tensor, Tensor]:
+        sums = LossSums(logits.shape[1], weights)
         with communicator.meter.doing(Kind.HEAD):
             sums.add(logits.movedim(1, -1), target)
             loss, dice = sums.finish(communicator)
@@ -116,16 +136,18 @@ class _DiceCrossEntropy(torch.autograd.Function):
         return loss.to(logits), dice
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target = ctx.saved_tensors
         rows = logits.movedim(1, -1)
         out = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)
         with ctx.meter.doing(Kind.HEAD):
             ctx.sums.gradient(rows, target, float(grad), out)
-        return out.movedim(-1, 1), None, None
+        return out.movedim(-1, 1), None, None, None
 
 
-def dice_cross_entropy(logits: Tensor, target: Tensor, communicator: Communicator) -> tuple[Tensor, Tensor]:
+def dice_cross_entropy(
+    logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy plus one minus the mean soft Dice of the foreground classes, over the whole volume.
 
     Collective. The loss is the same number on every rank; its backward gives each rank the gradient of its own block,
@@ -133,11 +155,12 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, communicator: Communicato
 
     logits  [N, K, d, h, w]  this rank's block, class 0 the background
     target  [N, d, h, w]     class per voxel, IGNORE where it does not count
+    weights  of the classes in the cross-entropy (`LossSums`)
     out     loss [], soft Dice per class [K] (float64, no gradient)
 
     Soft Dice as in Milletari et al., V-Net (3DV 2016), with the sums taken over the batch, smoothed by 1e-5.
     """
-    loss, dice = _DiceCrossEntropy.apply(logits, target, communicator)
+    loss, dice = _DiceCrossEntropy.apply(logits, target, communicator, weights)
     return loss, dice
 
 

@@ -165,7 +165,8 @@ def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomer
     found = parse_agglomeration(text, model.levels, layout.dims)
     if found.stages and not covers(model):
         raise PartitionError(
-            f"--agglomerate {text}: only networks of kernel_size 3 and up = transpose are agglomerated, this one has "
-            f"kernel_size {model.kernel_size} and up = {model.up}; use --agglomerate none"
+            f"--agglomerate {text}: only networks of kernel_size 3, up = transpose and a plain encoder are "
+            f"agglomerated, this one has kernel_size {model.kernel_size}, up = {model.up} and a {model.encoder} "
+            "encoder; use --agglomerate none"
         )
     return found

@@ -8,6 +8,7 @@ from math import prod
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.partition.arena import Arena, Piece
+from volseg.partition.deep_supervision import deep_levels, deep_slab_planes
 from volseg.partition.layout import Layout
 from volseg.partition.share import Share, busy_shares
 from volseg.partition.slabs import head_slab_planes, up_slabs
@@ -43,6 +44,7 @@ def made_again(model: ModelConfig, part: str, level: int, checkpoint_levels: Col
 class FusedWalk:
     """A forward and a backward over the blocks of a rank.
 
+    deep   with the loss at coarser levels too
     share  of the rank; by default of the busiest where all ranks take part in all levels
 
     arena    of the activations
@@ -54,9 +56,10 @@ class FusedWalk:
 
     def __init__(
         self, model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1,
-        share: Share | None = None,
+        share: Share | None = None, deep: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.threads = model, threads
+        self.deep = deep_levels(model.levels) if deep else range(0)
         self.share = share or busy_shares(layout, model.levels)[0]
         self.checkpoint_levels = checkpoint_levels
         self.widths = [padded_channels(width) for width in model.widths]
@@ -117,6 +120,12 @@ class FusedWalk:
         planes = head_slab_planes(self.sides[0], self.classes)
         logits = 2 * planes * h * w * padded_channels(self.classes)
         self._worked(logits + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
+        for level in self.deep:
+            _, h, w = self.sides[level]
+            width = self.widths[level]
+            planes = deep_slab_planes(self.sides[level], self.classes, width)
+            slabs = planes * h * w * (2 * padded_channels(self.classes) + width)
+            self._worked(slabs + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
 
     def _gathered(self, level: int) -> None:
         if level not in self.share.merges:

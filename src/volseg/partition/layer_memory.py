@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.partition.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
 
 FLOAT = 4
@@ -43,8 +44,11 @@ class Ledger:
 class LayerWalk:
     """The U-Net's steps on one block; `training` keeps what backward needs."""
 
-    def __init__(self, model: ModelConfig, layout: Layout, training: bool, halos: bool = True) -> None:
+    def __init__(
+        self, model: ModelConfig, layout: Layout, training: bool, halos: bool = True, deep: bool = False
+    ) -> None:
         self.model, self.training = model, training
+        self.deep = deep_levels(model.levels) if deep else range(0)
         self.widths = model.widths
         self.inputs = model.in_channels or 1
         self.classes = model.classes or 2
@@ -62,15 +66,13 @@ class LayerWalk:
         book.live["image"] = book.live.pop("x")
         name = "image"
         for level in range(top):
-            name = self._double(
-                f"encoder {level}", name, level, (self.inputs, *self.widths)[level], keep_input=level == 0
-            )
+            name = self._encode(name, level)
             book.operation = f"pooling {level}"
             book.make(f"pooled {level}", level + 1, self.widths[level] * self.voxels[level + 1])
             if self.training:
                 book.make(f"indices {level}", level + 1, 2 * self.widths[level] * self.voxels[level + 1])
             name = f"pooled {level}"
-        name = self._double(f"encoder {top}", name, top, (self.inputs, *self.widths)[top], keep_input=top == 0)
+        name = self._encode(name, top)
         for level in reversed(range(top)):
             width, voxels = self.widths[level], self.voxels[level]
             book.operation = f"up-convolution {level}"
@@ -87,7 +89,57 @@ class LayerWalk:
             if not self.training:
                 book.drop(f"encoder {level} out")
             name = self._double(f"decoder {level}", f"joined {level}", level, 2 * width, keep_input=False)
+            if level in self.deep:
+                book.operation = f"head {level}"
+                book.make(f"logits {level}", level, self.classes * voxels)
         self.last = name
+
+    def _encode(self, x: str, level: int) -> str:
+        name, inputs, blocks = f"encoder {level}", self._inputs_of(level), self.model.block_counts[level]
+        if not blocks:
+            return self._double(name, x, level, inputs, keep_input=level == 0)
+        before = x
+        for number in range(blocks):
+            out = f"{name} out" if number == blocks - 1 else f"{name} block {number}"
+            self._residual(f"{name} block {number}", level, inputs if number == 0 else self.widths[level], out)
+            if before != x:
+                self.ledger.drop(before)
+            before = out
+        # The first skip's convolution keeps what it read.
+        if level and not (self.training and self.model.has_projection(level)):
+            self.ledger.drop(x)
+        return f"{name} out"
+
+    def _inputs_of(self, level: int) -> int:
+        return (self.inputs, *self.widths)[level]
+
+    def _residual(self, name: str, level: int, inputs: int, out: str) -> None:
+        """A residual block; the caller holds its input to the end."""
+        book, width = self.ledger, self.widths[level]
+        size = width * self.voxels[level]
+        for number, channels in ((1, inputs), (2, width)):
+            book.operation = f"{name}, convolution {number}"
+            book.make(f"{name} window {number}", level, channels * self.haloed[level])
+            book.make(f"{name} conv {number}", level, size)
+            book.drop(f"{name} normed 1")
+            if not self.training:
+                book.drop(f"{name} window {number}")
+            book.operation = f"{name}, norm {number}"
+            book.make(f"{name} normed {number}", level, size)
+            if not self.training:
+                book.drop(f"{name} conv {number}")
+        if inputs != width:
+            book.operation = f"{name}, skip"
+            book.make(f"{name} skip conv", level, size)
+            book.make(f"{name} skip normed", level, size)
+            if not self.training:
+                book.drop(f"{name} skip conv")
+        book.operation = f"{name}, sum"
+        book.make(f"{name} sum", level, size)
+        book.drop(f"{name} normed 2", f"{name} skip normed")
+        book.make(out, level, size)
+        if not self.training:
+            book.drop(f"{name} sum")
 
     def _double(self, name: str, x: str, level: int, inputs: int, keep_input: bool) -> str:
         """Two times convolution, norm and activation; the caller holds `x` to the end. Returns the output's name."""
@@ -139,7 +191,14 @@ class LayerWalk:
             book.operation = f"up-convolution {level} backward"
             book.make(f"skip gradient {level}", level, 2 * self.widths[level] * self.haloed[level])
             book.drop("g window")
-            book.make("g", level + 1, self.widths[level + 1] * self.voxels[level + 1])
+            size = self.widths[level + 1] * self.voxels[level + 1]
+            book.make("g", level + 1, size)
+            if level + 1 in self.deep:
+                book.operation = f"head {level + 1} backward"
+                book.make("g of head", level + 1, size)
+                book.make("sum", level + 1, size)
+                book.drop("g", "g of head", f"logits {level + 1}")
+                book.live["g"] = book.live.pop("sum")
         for level in reversed(range(top + 1)):
             if level < top:
                 book.operation = f"pooling {level} backward"
@@ -148,7 +207,64 @@ class LayerWalk:
                 book.make("sum", level, self.widths[level] * self.voxels[level])
                 book.drop("g", f"skip gradient {level}")
                 book.live["g"] = book.live.pop("sum")
-            self._double_backward(f"encoder {level}", level, (self.inputs, *self.widths)[level])
+            self._encode_backward(level)
+
+    def _encode_backward(self, level: int) -> None:
+        """From the gradient "g" of a level's output to "g window", that of its input."""
+        name, inputs, blocks = f"encoder {level}", self._inputs_of(level), self.model.block_counts[level]
+        if not blocks:
+            self._double_backward(name, level, inputs)
+            return
+        book = self.ledger
+        book.drop(f"{name} out")
+        for number in reversed(range(blocks)):
+            first = number == 0
+            self._residual_backward(
+                f"{name} block {number}", level, inputs if first else self.widths[level], image=first and level == 0
+            )
+        if level:
+            book.drop(f"pooled {level - 1}")
+            book.live["g window"] = book.live.pop("g")
+
+    def _residual_backward(self, name: str, level: int, inputs: int, *, image: bool) -> None:
+        """From the gradient "g" of the block's output to that of its input; none of an image."""
+        book, width = self.ledger, self.widths[level]
+        size = width * self.voxels[level]
+        book.operation = f"{name}, sum backward"
+        book.make("g sum", level, size)
+        book.drop("g", "g window", f"{name} sum")
+        if inputs != width:  # later in forward, so first in backward
+            book.operation = f"{name}, skip backward"
+            book.make("g conv", level, size)
+            book.drop(f"{name} skip conv")
+            if not image:
+                book.make("g of skip", level, inputs * self.voxels[level])
+            book.drop("g conv")
+        for number, channels in ((2, width), (1, inputs)):
+            book.operation = f"{name}, norm {number} backward"
+            if number == 1:
+                book.make("g here", level, size)  # before the activation
+            book.make("g conv", level, size)
+            book.drop("g here", "g window", f"{name} conv {number}")
+            if number == 2 and inputs != width:
+                book.drop("g sum")
+            book.operation = f"{name}, convolution {number} backward"
+            if number == 1 and image:
+                book.drop("g conv", "g sum", f"{name} window 1")
+                return
+            self._window_backward(name, number, level, channels)
+        book.operation = f"{name}, input's gradient"
+        book.make("g", level, inputs * self.voxels[level])
+        book.drop("g window", "g of skip", "g sum")
+
+    def _window_backward(self, name: str, number: int, level: int, channels: int) -> None:
+        """From "g conv", the gradient of a convolution's output, to "g window", that of its input."""
+        book = self.ledger
+        book.make("padded", level, self.widths[level] * self.wide[level])
+        book.make("g of window", level, channels * self.haloed[level])
+        book.drop("padded")
+        book.make("g window", level, channels * self.haloed[level])  # the adjoint exchange works on a copy
+        book.drop("g of window", "g conv", f"{name} window {number}")
 
     def _double_backward(self, name: str, level: int, inputs: int) -> None:
         """From the gradient "g" of the block's output to "g window", that of its haloed input."""
@@ -163,8 +279,4 @@ class LayerWalk:
             if number == 1 and name == "encoder 0":
                 book.drop("g conv", f"{name} window 1")
                 return
-            book.make("padded", level, width * self.wide[level])
-            book.make("g of window", level, channels * self.haloed[level])
-            book.drop("padded")
-            book.make("g window", level, channels * self.haloed[level])  # the adjoint exchange works on a copy
-            book.drop("g of window", "g conv", f"{name} window {number}")
+            self._window_backward(name, number, level, channels)

@@ -7,13 +7,13 @@ largest sum, and the plan names the operation at which it occurs. Nothing is fit
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
 from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.deep_supervision import deep_levels
 from volseg.partition.fused_memory import FusedWalk
 from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
@@ -34,11 +34,16 @@ FREED_HEAP = 64 * 2**20
 _MARGIN = 1.03
 """Plans of segmenting were within 3 % of what was measured where they were below it (benchmarks/RESULTS.md)."""
 
-_WEIGHT_COPIES = {"sgd": 4, "adamw": 5}
-"""Weights, gradients, their message buffer, and the optimizer's state.
+_OPTIMIZER_COPIES = {"sgd": 1, "adamw": 2}
+"""Copies of the weights that the optimizer's state is."""
 
-While gradients of several cases add up, those of the case at hand stand where the message buffer comes later.
-"""
+
+def _weight_copies(training: TrainingConfig) -> int:
+    """Weights, gradients, their message buffer, the optimizer's state, and the weights' average.
+
+    While gradients of several cases add up, those of the case at hand stand where the message buffer comes later.
+    """
+    return 3 + _OPTIMIZER_COPIES[training.optimizer] + (training.ema > 0)
 
 
 @dataclass(frozen=True)
@@ -70,49 +75,52 @@ class MemoryPlan:
         return self.process + self.weights + self.activations + self.work
 
 
-def parameter_count(model: ModelConfig) -> int:
-    """Weights of the U-Net of `models.unet`."""
+def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) -> int:
+    """Weights of the U-Net of `models.unet`; with `training` also those of heads that it alone has."""
     cube, widths = model.kernel_size**3, model.widths
     affine = 0 if model.norm == "none" else 2
     bias = 1 if model.norm == "none" else 0
-    below = (model.in_channels or 1, *widths[:-1])
     count = 0
     for level, width in enumerate(widths):
-        pairs = [(below[level], width), (width, width)]
+        pairs = model.encoder_convolutions(level)
+        if model.has_projection(level):
+            count += pairs[0][0] * width + width * (affine + bias)
         if level < model.levels:
             pairs += [(2 * width, width), (width, width)]
             count += widths[level + 1] * width * (8 if model.up == "transpose" else 1) + width
         count += sum(a * b * cube + b * (affine + bias) for a, b in pairs)
-    return count + widths[0] * (model.classes or 2) + (model.classes or 2)
+    deep = deep_levels(model.levels) if training is not None and training.deep_supervision else range(0)
+    heads: int = sum(widths[level] + 1 for level in (0, *deep))
+    return count + heads * (model.classes or 2)
 
 
 def training_memory(
     model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:
     """What a rank of so many threads needs to train on one case of `layout`."""
-    fixed = fixed_memory(model, training.optimizer, "train") - TRAINING_PROCESS
+    fixed = fixed_memory(model, training) - TRAINING_PROCESS
     process = TRAINING_PROCESS + _mpi(layout)
-    walk = _walk_training(model, layout, training.checkpoint_levels, threads, agglomeration)
+    walk = _walk_training(model, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, process, fixed)
-    return _finish_fused(walk, process, parameter_count(model) * FLOAT, training.optimizer)
+    return _finish_fused(walk, process, parameter_count(model, training) * FLOAT, training)
 
 
 def _walk_training(
-    model: ModelConfig, layout: Layout, checkpoint_levels: Collection[int] = (), threads: int = 1,
+    model: ModelConfig, layout: Layout, training: TrainingConfig, threads: int = 1,
     agglomeration: Agglomeration = NONE, halos: bool = True,
 ) -> FusedWalk | LayerWalk:  # fmt: skip
     """Of the rank that needs most."""
     if covers(model):
         walks = [
-            FusedWalk(model, layout, checkpoint_levels, threads, share)
+            FusedWalk(model, layout, training.checkpoint_levels, threads, share, training.deep_supervision)
             for share in busy_shares(layout, model.levels, agglomeration, halos=halos)
         ]
         for walk in walks:
             walk.forward()
             walk.backward()
         return max(walks, key=lambda walk: walk.total)
-    layers = LayerWalk(model, layout, training=True, halos=halos)
+    layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
     layers.forward()
     layers.loss()
     layers.backward()
@@ -143,7 +151,7 @@ def segmenting_memory(
     """
     voxels = prod(layout.largest_block)
     beside = beside or Beside(image=2 * voxels * (model.in_channels or 1), mask=voxels)
-    fixed = fixed_memory(model, "", "segment") - SEGMENTING_PROCESS
+    fixed = fixed_memory(model) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
         layers = LayerWalk(model, layout, training=False)
@@ -176,6 +184,19 @@ def segmenting_memory(
     )  # fmt: skip
 
 
+def validation_memory(
+    model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
+) -> MemoryPlan:  # fmt: skip
+    """What a rank needs during training to segment one whole case of `layout`; nothing else of a step is held then."""
+    voxels = prod(layout.largest_block)
+    beside = Beside(image=((model.in_channels or 1) * FLOAT + 1) * voxels, mask=voxels)
+    plan = segmenting_memory(model, layout, threads=threads, beside=beside, agglomeration=agglomeration)
+    process = plan.process - SEGMENTING_PROCESS + TRAINING_PROCESS
+    weights = fixed_memory(model, training) - TRAINING_PROCESS
+    parts = plan.parts | {"process": process, "weights": weights}
+    return replace(plan, process=process, weights=weights, peak_at=f"validation, {plan.peak_at}", parts=parts)
+
+
 def surely_fits(plan: MemoryPlan, limit: int) -> bool:
     """Whether a run that must keep to `limit` bytes may go by this plan, which may be a little wrong."""
     return plan.peak * _MARGIN <= limit
@@ -198,7 +219,7 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
     """Bytes of activations of a whole volume as if windows had no halos: P ranks hold at least 1/P of it each."""
     layout = Layout.even(padded, (1, 1, 1), model.multiple)
     if task == "train":
-        walk = _walk_training(model, layout, halos=False)
+        walk = _walk_training(model, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
         (share,) = busy_shares(layout, model.levels, halos=False)
@@ -214,11 +235,14 @@ def _mpi(layout: Layout) -> int:
     return MPI if prod(layout.dims) > 1 else 0
 
 
-def fixed_memory(model: ModelConfig, optimizer: str, task: str) -> int:
-    """Bytes that more ranks do not lessen: the process and the weights with what belongs to them."""
-    copies = _WEIGHT_COPIES.get(optimizer, 5) if task == "train" else 1
-    process = TRAINING_PROCESS if task == "train" else SEGMENTING_PROCESS
-    return process + copies * parameter_count(model) * FLOAT
+def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> int:
+    """Bytes that more ranks do not lessen: the process and the weights with what belongs to them.
+
+    training  how it is trained; None to segment
+    """
+    if training is None:
+        return SEGMENTING_PROCESS + parameter_count(model) * FLOAT
+    return TRAINING_PROCESS + _weight_copies(training) * parameter_count(model, training) * FLOAT
 
 
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
@@ -229,18 +253,20 @@ def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
     return MemoryPlan(whole, weights, book.peak, by_level, book.peak_at, parts=parts)
 
 
-def _finish_fused(walk: FusedWalk, process: int, weights: int, optimizer: str) -> MemoryPlan:
+def _finish_fused(walk: FusedWalk, process: int, weights: int, training: TrainingConfig) -> MemoryPlan:
     """The plan; what the arena has free when most is held counts at full resolution.
 
     weights  bytes of one copy of them
     """
-    copies = _WEIGHT_COPIES.get(optimizer, 5)
+    copies = _weight_copies(training)
     activations = walk.tensors + walk.image
     deeper = [walk.by_level.get(level, 0) for level in range(1, walk.model.levels + 1)]
     by_level = (activations - sum(deeper), *deeper)
+    average = {"their average": weights} if training.ema > 0 else {}
     parts = {
         "process": process, "weights": weights, "gradients of weights": weights, "their message": weights,
-        "optimizer": (copies - 3) * weights, **walk.parts, "image and labels": walk.image, "kernels": walk.work,
+        "optimizer": _OPTIMIZER_COPIES[training.optimizer] * weights, **average, **walk.parts,
+        "image and labels": walk.image, "kernels": walk.work,
     }  # fmt: skip
     return MemoryPlan(
         process, copies * weights, activations, by_level, walk.peak_at, walk.work, parts, walk.by_operation

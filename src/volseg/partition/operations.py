@@ -13,6 +13,7 @@ from enum import StrEnum
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.partition.deep_supervision import deep_levels
 from volseg.partition.fused_memory import FLOAT, made_again
 from volseg.partition.layout import Layout
 from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule
@@ -36,6 +37,7 @@ class Kind(StrEnum):
     MOVING = "moving blocks"
     FILES = "input and output"
     LABELS = "components and statistics"
+    AUGMENTATION = "augmentation"
     OPTIMIZER = "optimizer"
     OTHER = "other"
 
@@ -264,12 +266,13 @@ class _Walk:
 
 def training_work(
     model: ModelConfig, layouts: Sequence[Layout], parameters: int, checkpoint_levels: Collection[int] = (),
-    replicas: int = 1,
+    replicas: int = 1, deep: bool = False,
 ) -> Work:  # fmt: skip
     """A training step on one case of each replica.
 
     layouts     of each level, finest first
     parameters  of the network
+    deep        with the loss at coarser levels too
     """
     walk, top = _Walk(model, layouts, segmenting=False), model.levels
     walk.add("other", Kind.FILES, Family.LOAD, 0, walk.image, 1)
@@ -279,8 +282,9 @@ def training_work(
         _encode(walk, level)
     for level in reversed(range(top)):
         _decode(walk, level)
-    walk.add("other", Kind.HEAD, Family.HEAD, 0, walk.widths[0], walk.classes)
-    walk.reduce("other", 0, (2 + 3 * walk.classes) * DOUBLE)
+    for level in (0, *(deep_levels(top) if deep else ())):
+        walk.add("other", Kind.HEAD, Family.HEAD, level, walk.widths[level], walk.classes)
+        walk.reduce("other", level, (2 + 3 * walk.classes) * DOUBLE)
     for level in range(top):
         _decode_backward(walk, level, checkpoint_levels)
     for level in reversed(range(top + 1)):

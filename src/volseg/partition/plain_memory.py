@@ -40,7 +40,7 @@ class _PlainWalk:
         book, top = self.book, self.model.levels
         book.make("image", 0, (self.model.in_channels or 1) * self.voxels[0])
         for level in range(top + 1):
-            self._double(f"encoder {level}", level)
+            self._encode(level)
             if level < top:
                 below = self.widths[level] * self.voxels[level + 1]
                 book.make(f"pooled {level}", level + 1, below)
@@ -56,6 +56,15 @@ class _PlainWalk:
             book.make(name, 0, size)
         book.make("labels", 0, _LONG * self.voxels[0])
         book.make("one-hot labels", 0, _LONG * size)
+
+    def _encode(self, level: int) -> None:
+        """A residual block holds as much, a sum in place of its second norm; a projection what its norm reads."""
+        for number in range(self.model.block_counts[level]):
+            self._double(f"encoder {level} block {number}", level)
+        if not self.model.block_counts[level]:
+            self._double(f"encoder {level}", level)
+        elif self.model.has_projection(level):
+            self.book.make(f"encoder {level} skip", level, self.widths[level] * self.voxels[level])
 
     def _double(self, name: str, level: int) -> None:
         for number in (1, 2):
@@ -76,7 +85,11 @@ class _PlainWalk:
             book.make(f"gradient of skip {level}", level, self.widths[level] * self.voxels[level])
             book.make("gradient", level + 1, self.widths[level + 1] * self.voxels[level + 1])
         for level in reversed(range(top + 1)):
-            self._double_backward(f"encoder {level}", level)
+            for number in reversed(range(self.model.block_counts[level])):
+                self._double_backward(f"encoder {level} block {number}", level)
+            if not self.model.block_counts[level]:
+                self._double_backward(f"encoder {level}", level)
+            book.drop(f"encoder {level} skip")
             if level:
                 book.make("unpooled", level - 1, self.widths[level - 1] * self.voxels[level - 1])
                 book.drop(f"pooled {level - 1}", f"indices {level - 1}", "gradient", f"gradient of skip {level - 1}")

@@ -11,6 +11,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for, gathered_voxels
+from volseg.partition.deep_supervision import check_not_agglomerated
 from volseg.partition.layout import Layout, padded_shape
 from volseg.partition.memory import (
     MemoryPlan,
@@ -188,6 +189,8 @@ def make_plan(
     else:
         layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
+    if task == "train" and training.deep_supervision:
+        check_not_agglomerated(stages)
     halo = forward_halo_bytes(model, layout, stages)
     if task == "train":
         memory = training_memory(model, training, layout, threads, stages)
@@ -215,8 +218,8 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglom
 
 
 def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
-    channels, above = model.widths[level], (model.in_channels or 1, *model.widths)[level]
-    inputs = [above, channels]
+    channels = model.widths[level]
+    inputs = [above for above, _ in model.encoder_convolutions(level)]
     if level < model.levels:
         inputs += [2 * channels, channels]
     return 4 * halo_voxels(layout, model.kernel_size // 2) * sum(inputs)
@@ -238,7 +241,7 @@ def fewest_ranks(
 
     padded = padded_shape(shape, model.multiple)
     most = prod(n // model.multiple for n in padded)
-    room = limit - fixed_memory(model, training.optimizer, task)
+    room = limit - fixed_memory(model, training if task == "train" else None)
     if room <= 0:
         return None
     finest, refusal = None, None

@@ -67,7 +67,7 @@ def layer_costs(model: ModelConfig, schedule: Schedule) -> dict[str, float]:
 
 def covers(model: ModelConfig) -> bool:
     """Whether the fused layers take a network of this kind."""
-    return model.kernel_size == 3 and model.up == "transpose"
+    return model.kernel_size == 3 and model.up == "transpose" and model.encoder == "plain"
 
 
 def level_of(label: str) -> int:

@@ -68,7 +68,7 @@ class Question:
     @cached_property
     def parameters(self) -> int:
         """Of the network."""
-        return parameter_count(self.model)
+        return parameter_count(self.model, self.training if self.task == "train" else None)
 
     @property
     def timed(self) -> bool:
@@ -138,8 +138,10 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
 
 
 def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglomeration:
-    """What the time model chooses on this grid, whether it fits or not."""
+    """What the time model chooses on this grid, whether it fits or not; none with deep supervision."""
     model = question.model
+    if question.task == "train" and question.training.deep_supervision:
+        return NONE
     layout = Layout.even(padded_shape(question.shape, model.multiple), dims, model.multiple)
     return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
 

@@ -95,7 +95,9 @@ def training_time(
     parameters  of the network
     replicas    among which the gradients are summed besides
     """
-    work = training_work(model, layouts, parameters, training.checkpoint_levels, replicas)
+    work = training_work(
+        model, layouts, parameters, training.checkpoint_levels, replicas, training.deep_supervision
+    )  # fmt: skip
     return _time(work, layouts, profile, placing, replicas)
 
 

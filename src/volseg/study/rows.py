@@ -162,7 +162,7 @@ def _parse(record: Mapping[str, str]) -> Row:
 
 
 def _by_kind(record: Mapping[str, str], prefix: str) -> dict[str, float]:
-    return {kind: float(text) for kind in KINDS if (text := record[_column(prefix, kind)])}
+    return {kind: float(text) for kind in KINDS if (text := record.get(_column(prefix, kind)))}
 
 
 def _number(text: str) -> float | None:

@@ -20,7 +20,7 @@ INK, FAINT, GRID, SHADE = "#1F2937", "#6B7280", "#E5E7EB", "#F3F4F6"
 KINDS = {
     "convolution": "#0369A1", "up-convolution": "#7DD3FC", "norm": "#0F766E", "pooling": "#86EFAC",
     "head and loss": "#7E22CE", "halo": "#C2410C", "reduction": "#F59E0B", "waiting for slower ranks": "#BE123C",
-    "input and output": "#78716C", "optimizer": "#A8A29E", "other": "#D6D3D1",
+    "input and output": "#78716C", "augmentation": "#4D7C0F", "optimizer": "#A8A29E", "other": "#D6D3D1",
 }  # fmt: skip
 """Of work; communication is warm, computing cool, what is left grey."""
 

@@ -5,7 +5,6 @@ Everything in it is the same on all ranks, so a run continues on any other numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,30 +12,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import ModelCard, load_into, load_tensors, save_tensors
-from volseg.models.unet import UNet
-
-_NOTHING_MORE: Mapping[str, Tensor] = {}
+from volseg.models.stored import AVERAGED, ModelCard, load_into, load_tensors, save_tensors
+from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.training.averaging import AveragedWeights
 
 
 def save_checkpoint(
-    path: Path, model: UNet, optimizer: Optimizer, card: ModelCard, more: Mapping[str, Tensor] = _NOTHING_MORE
+    path: Path, model: UNet, optimizer: Optimizer, card: ModelCard, averaged: AveragedWeights
 ) -> None:  # fmt: skip
-    """Write the state, whole or not at all. On the root rank.
-
-    more  further tensors by name, such as "averaged.NAME"; `load_checkpoint` returns them as they are
-    """
+    """Write the state, whole or not at all. On the root rank."""
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in averaged.state().items()}
     tensors["random_state"] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{number}.{name}"] = value
-    save_tensors(path, tensors | dict(more), card)
+    save_tensors(path, tensors, card)
 
 
-def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer) -> tuple[ModelCard, dict[str, Tensor]]:
-    """Put model, optimizer and random state back as `save_checkpoint` found them; the card, and the further tensors.
+def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: AveragedWeights) -> ModelCard:
+    """Put model, optimizer, averaged weights and random state back as `save_checkpoint` found them.
 
     Raises CheckpointError where the checkpoint is missing, damaged, or of another model or optimizer.
     """
@@ -51,6 +47,12 @@ def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer) -> tuple[Mode
             f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "
             "continue with its own configuration, or train into another folder"
         )
+    deep = any(name.startswith(f"model.{DEEP_HEADS}") for name in tensors)
+    if deep != bool(model.deep_heads):
+        raise CheckpointError(
+            f"{path}: was trained with{'' if deep else 'out'} deep supervision; continue with "
+            f"{'--deep-supervision' if deep else '--no-deep-supervision'}, or train into another folder"
+        )
     load_into(model, {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, path)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -59,9 +61,9 @@ def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer) -> tuple[Mode
             state.setdefault(int(number), {})[key] = tensor
     known = optimizer.state_dict()
     try:
+        averaged.load({n.removeprefix(AVERAGED): t for n, t in tensors.items() if n.startswith(AVERAGED)})
         optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
         torch.set_rng_state(tensors["random_state"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit ({error}); train again") from None
-    own = ("model.", "optimizer.", "random_state")
-    return card, {name: tensor for name, tensor in tensors.items() if not name.startswith(own)}
+    return card

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.redistribute import redistribute
 from volseg.distributed.replicas import Replicas
 from volseg.errors import PartitionError
+from volseg.geometry import Box
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
@@ -64,7 +66,7 @@ class CaseBlocks:
         self._scans: dict[str, Scan] = {}
         self._labels: dict[str, Volume] = {}
         self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
-        self._own: dict[str, list[Normalization | None]] = {}
+        self._own: dict[str, list[Normalization]] = {}
         self._room = CACHE_BYTES
         with self.replicas.world.together():
             for case in cases:
@@ -103,32 +105,74 @@ class CaseBlocks:
 
     def _read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
         scan = self._scans[case.name]
-        images = scan.read()
+        return scan.read(), self.read_labels(case, scan.inside)
+
+    def fetch(self, case: Case, wanted: Sequence[Box | None]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Image channels and labels, as stored, of the box that this rank wants, else empty. Collective.
+
+        wanted  by rank: a box of the volume, None for nothing
+
+        From the blocks that the ranks have in memory, or where the case is not kept there, from its files.
+        """
+        communicator, scan = self.grid.communicator, self._scans[case.name]
+        own = wanted[communicator.rank]
+        if self._fits(case):
+            images, labels = self.read(case)
+            whole = Box.whole(scan.space.shape)
+            boxes = [block.intersect(whole) for block in scan.layout.blocks()]
+            moved = [redistribute(values, boxes, wanted, communicator) for values in (*images, labels)]
+            there = [np.empty((0, 0, 0), labels.dtype) if values is None else values for values in moved]
+            return there[:-1], there[-1]
+        found = [np.empty((0, 0, 0), volume.dtype) for volume in scan.channels] + [np.empty((0, 0, 0), np.uint8)]
+        with communicator.together():
+            if own is not None and own.size:
+                found = [*scan.read(own), self.read_labels(case, own)]
+        return found[:-1], found[-1]
+
+    def read_labels(self, case: Case, box: Box) -> np.ndarray:
+        """Labels of a box, uint8: of this rank's own block from memory if it is kept there, else from the file."""
+        scan = self._scans[case.name]
+        if case.name in self._cache and scan.inside.contains(box):
+            return self._cache[case.name][1][box.relative_to(scan.inside).slices]
         labels = self._labels[case.name]
-        stored = labels.read(scan.inside)
+        stored = labels.read(box)
         labels.close()
         check_labels(stored, self.dataset.labels, labels.path)
-        return images, stored.astype(np.uint8)
+        return stored.astype(np.uint8)
 
     def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:
         """Keep what was read, if it fits."""
-        # By the largest block, so that all ranks decide alike: a read is collective, a cached one is not.
+        if case.name not in self._cache and self._fits(case):
+            self._room -= self._size(case)
+            self._cache[case.name] = blocks
+
+    def _fits(self, case: Case) -> bool:
+        """Whether the case is kept in memory, or will be when it is read."""
+        return case.name in self._cache or self._size(case) <= self._room
+
+    def _size(self, case: Case) -> int:
+        """Bytes of the largest block as stored: by it all ranks decide alike, as they must; to read is collective."""
         scan = self._scans[case.name]
         bytes_per_voxel = 1 + sum(volume.dtype.itemsize for volume in scan.channels)
-        size = math.prod(scan.layout.largest_block) * bytes_per_voxel
-        if size <= self._room:
-            self._room -= size
-            self._cache[case.name] = blocks
+        return math.prod(scan.layout.largest_block) * bytes_per_voxel
+
+    def rules(self, case: Case) -> list[Normalization]:
+        """How each channel of the case is normalised. Collective over the replica the first time."""
+        if case.name not in self._own:
+            rules = [scheme.fixed for scheme in self.schemes]
+            if None in rules:
+                pieces = [partial(iter, [image]) for image in self.read(case)[0]]
+                own = own_normalization(pieces, self.schemes, self.grid.communicator)
+                rules = [rule or measured for rule, measured in zip(rules, own, strict=True)]
+            self._own[case.name] = [rule for rule in rules if rule is not None]
+        return self._own[case.name]
 
     def load(self, case: Case) -> Sample:
         """The case as tensors. Collective over the replica."""
         images, label = self.read(case)
-        scan = self._scans[case.name]
-        if case.name not in self._own:
-            pieces = [partial(iter, [image]) for image in images]
-            self._own[case.name] = own_normalization(pieces, self.schemes, self.grid.communicator)
+        scan, rules = self._scans[case.name], self.rules(case)
         target = torch.full((1, *scan.block.shape), IGNORE, dtype=torch.uint8)
         target[(0, *scan.inside.relative_to(scan.block).slices)] = torch.from_numpy(label)
         d, h, w = scan.layout.shape
-        block = torch.from_numpy(normalized_block(images, scan, self.schemes, self._own[case.name])).unsqueeze(0)
+        block = torch.from_numpy(normalized_block(images, scan, self.schemes, rules)).unsqueeze(0)
         return Sample(block.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)

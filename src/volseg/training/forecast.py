@@ -13,6 +13,7 @@ from volseg.partition.time_model import TimePlan, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.resolution import Resolution
 from volseg.training.setup import Setup
+from volseg.volumes.crops import crop_shape
 from volseg.volumes.dataset import Case
 
 
@@ -43,14 +44,15 @@ class StepForecast:
         return sum(plan.seconds - plan.once for plan in longest) + longest[0].once, longest[0]
 
     def _case(self, resolution: Resolution, case: Case) -> TimePlan:
-        shape = resolution.blocks.scan(case).space.shape
+        shape = crop_shape(resolution.blocks.scan(case).space.shape, resolution.samples.crop)
         known = resolution.level, shape
         if known not in self._known:
             model = self.setup.config.model
             layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
             layouts = resolution.twin.grids.agglomeration.layouts(layout, model.levels)
             self._known[known] = training_time(
-                model, self.setup.config.training, layouts, parameter_count(model), self.machine.profile,
-                self.machine.placing, resolution.replicas.count,
+                model, self.setup.config.training, layouts,
+                parameter_count(model, self.setup.config.training), self.machine.profile, self.machine.placing,
+                resolution.replicas.count,
             )  # fmt: skip
         return self._known[known]

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError
 from volseg.events import Caution, Listener
 from volseg.files import flush_to_disk, remove_leftovers
-from volseg.models.stored import BEST, CHECKPOINT, WEIGHTS, DamagedError, ModelCard, load_tensors, save_tensors
+from volseg.models.stored import (
+    BEST,
+    CHECKPOINT,
+    WEIGHTS,
+    DamagedError,
+    ModelCard,
+    load_tensors,
+    save_tensors,
+    weights_of,
+)
 from volseg.models.unet import UNet
+from volseg.training.averaging import AveragedWeights
 from volseg.training.checkpoint import save_checkpoint
 from volseg.training.log import LOG
 
@@ -46,23 +54,28 @@ class Checkpoints:
         """Whether the last checkpoint is old enough for another."""
         return time.monotonic() - self._saved >= self.seconds
 
-    def save(self, model: UNet, optimizer: Optimizer, card: ModelCard, more: Mapping[str, Tensor]) -> None:
-        """Write the last weights and a checkpoint, and let go of the oldest ones. Raises as `replacing` does."""
+    def save(self, model: UNet, optimizer: Optimizer, averaged: AveragedWeights, card: ModelCard) -> None:
+        """Write the last weights (the average, where there is one) and a checkpoint; let go of the oldest ones.
+
+        Raises as `replacing` does.
+        """
         begun = time.monotonic()
         flush_to_disk(self.run / LOG)  # a checkpoint is never ahead of the log, even where the machine fails
         # The weights first: a run that was killed between the two goes on, and writes both again.
-        save_tensors(self.run / WEIGHTS, model.state_dict(), card)
-        save_checkpoint(checkpoint_path(self.run, card.step), model, optimizer, card, more)
+        with averaged.in_use():
+            save_tensors(self.run / WEIGHTS, weights_of(model), card)
+        save_checkpoint(checkpoint_path(self.run, card.step), model, optimizer, card, averaged)
         for path in stored_checkpoints(self.run)[self.keep :]:
             path.unlink(missing_ok=True)
         self._saved = time.monotonic()
         self.longest = max(self.longest, self._saved - begun)
 
-    def offer(self, weights: Mapping[str, Tensor], card: ModelCard) -> None:
+    def offer(self, model: UNet, averaged: AveragedWeights, card: ModelCard) -> None:
         """Keep the weights of a validation where none was better. Raises as `replacing` does."""
         score = card.validation_dice
         if score is not None and (self.best is None or score > self.best):
-            save_tensors(self.run / BEST, weights, card)
+            with averaged.in_use():
+                save_tensors(self.run / BEST, weights_of(model), card)
             self.best = score
 
 

@@ -91,7 +91,8 @@ def _train(
         validation = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
+            with setup.averaged.in_use():
+                validation = validate(resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels))
         held_out_dice = None if validation is None else validation.mean
         by_class = None if validation is None else validation.described(setup.dataset.label_names)
         meter.enter("log and checkpoint")
@@ -106,9 +107,9 @@ def _train(
             )  # fmt: skip
             with meter.doing(Kind.FILES):
                 if resolution is setup.finest:  # the Dice of a coarser one is another measure
-                    checkpoints.offer(setup.model.state_dict(), card)
+                    checkpoints.offer(setup.model, setup.averaged, card)
                 if checkpoints.due or stop or step + 1 == steps:
-                    checkpoints.save(setup.model, setup.optimizer, card, more={})
+                    checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
                     log.draw(job.run)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if held_out_dice is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,17 +17,32 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     """The optimizer that `config` names."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(), config.learning_rate, momentum=0.99, nesterov=True, weight_decay=config.weight_decay
-        )
+            model.parameters(), config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )  # fmt: skip
     # Adam divides each gradient by its own size. At torch's eps of 1e-8 that turns rounding noise, which depends on the
     # grid, into full steps; at 1e-3 small gradients make small steps, and the loss falls as fast (docs/decisions.md).
     return torch.optim.AdamW(model.parameters(), config.learning_rate, eps=1e-3, weight_decay=config.weight_decay)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, steps: int) -> float:
-    """Linear warm-up over the first steps, times the polynomial decay of nnU-Net, (1 - step / steps)^0.9."""
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Of a step, counted from 0, of so many: linear warm-up over the first ones, times the schedule.
+
+    poly is nnU-Net's (Isensee et al. 2021); cosine that of Loshchilov & Hutter, SGDR (ICLR 2017), without restarts.
+    """
     warm = min(1.0, (step + 1) / max(1, config.warmup))
-    rate = float(config.learning_rate * warm * (1 - step / steps) ** 0.9)
+    if config.schedule == "poly":
+        fall = (1 - step / steps) ** 0.9
+    elif config.schedule == "cosine":
+        fall = (1 + math.cos(math.pi * step / steps)) / 2
+    else:
+        fall = 1.0
+    return float(config.learning_rate * warm * fall)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, step: int, steps: int) -> float:
+    """Give the optimizer the learning rate of a step, and return it."""
+    rate = learning_rate(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

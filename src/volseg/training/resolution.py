@@ -17,13 +17,17 @@ from volseg.geometry import Triple, format_triple
 from volseg.models.forecast import Machine, agglomeration_of_run
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
+from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.hierarchy import fastest_sharing
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import MemoryPlan, training_memory
+from volseg.partition.memory import MemoryPlan, training_memory, validation_memory
 from volseg.partition.planner import grid_for, grid_named
+from volseg.partition.sample_memory import sample_bytes, with_sample
 from volseg.partition.search import Question
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
+from volseg.training.sampling import Samples
+from volseg.volumes.crops import crop_shape
 from volseg.volumes.dataset import Case, Dataset
 from volseg.volumes.resampling import Spacing
 
@@ -33,11 +37,12 @@ class Resolution:
     """The volumes halved `level` times, on replicas and grids of their own; the weights are those of all resolutions.
 
     level    0: as the network will see volumes in the end
-    largest  (D, H, W) voxels, padded, of the largest case
+    largest  (D, H, W) voxels, padded, of what a step sees of the largest case
     grid     of this rank's replica
     blocks   of the cases
+    samples  what a step sees of them
     twin     the network partitioned for that grid
-    planned  memory of the rank with the largest block of the largest case
+    planned  memory of the rank with most, of the case that needs most
     """
 
     level: int
@@ -45,6 +50,7 @@ class Resolution:
     replicas: Replicas
     grid: ProcessGrid
     blocks: CaseBlocks
+    samples: Samples
     twin: FusedUNet
     planned: MemoryPlan
 
@@ -98,11 +104,20 @@ class Hierarchy:
     def _shapes(self, level: int) -> list[Triple]:
         return [halved(shape, level) for shape in self.shapes]
 
+    def _crop(self, level: int) -> tuple[int, ...]:
+        """The crop of a step, which shows as much of the body at every resolution."""
+        crop = self.config.data.crop
+        return halved((crop[0], crop[1], crop[2]), level) if crop else ()
+
+    def _views(self, level: int) -> list[Triple]:
+        """(D, H, W) of what a step sees of every case."""
+        return [crop_shape(shape, self._crop(level)) for shape in self._shapes(level)]
+
     def _largest(self, level: int) -> Triple:
-        return max(self._shapes(level), key=math.prod)
+        return max(self._views(level), key=math.prod)
 
     def _narrowest(self, level: int) -> Triple:
-        d, h, w = (min(sides) for sides in zip(*self._shapes(level), strict=True))
+        d, h, w = (min(sides) for sides in zip(*self._views(level), strict=True))
         return d, h, w
 
     def _resolution(self, level: int, replicas: Replicas, grid: ProcessGrid) -> Resolution:
@@ -114,16 +129,29 @@ class Hierarchy:
             self.job.agglomerate if level == 0 else "none", "train", config.model, config.training,
             grid.layout(largest, multiple), self.machine, world, replicas.count,
         )  # fmt: skip
-        layouts = [grid.layout(padded_shape(shape, multiple), multiple) for shape in self._shapes(level)]
-        threads = torch.get_num_threads()
-        plans = [training_memory(config.model, config.training, layout, threads, stages) for layout in layouts]
-        twin = FusedUNet(self.model, grid, config.training.checkpoint_levels, stages)
-        return Resolution(level, largest, replicas, grid, blocks, twin, max(plans, key=lambda plan: plan.peak))
+        samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
+        twin = FusedUNet(
+            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
+        )  # fmt: skip
+        return Resolution(level, largest, replicas, grid, blocks, samples, twin, self._planned(level, grid, stages))
+
+    def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:
+        """Of a step, of making its sample, and where steps see only crops of validating."""
+        config, model, threads = self.config, self.config.model, torch.get_num_threads()
+        plans = []
+        for shape, view in zip(self._shapes(level), self._views(level), strict=True):
+            layout = grid.layout(padded_shape(view, model.multiple), model.multiple)
+            sample = sample_bytes(config.augmentation, layout, shape, model.in_channels, threads, view != shape)
+            plans.append(with_sample(training_memory(model, config.training, layout, threads, agglomeration), sample))
+            if view != shape and config.training.validation != 0:
+                whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
+                plans.append(validation_memory(model, config.training, whole, threads, agglomeration))
+        return max(plans, key=lambda plan: plan.peak)
 
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
-        for case, shape in zip(self.dataset.cases, self._shapes(level), strict=True):
+        for case, shape in zip(self.dataset.cases, self._views(level), strict=True):
             if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == model.multiple**3:
                 halvings = f" after {level} halvings of --multigrid" if level else ""
                 raise ConfigError(

@@ -18,6 +18,7 @@ from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.partition.memory import MemoryPlan
 from volseg.partition.schedule import covers
+from volseg.training.averaging import AveragedWeights
 from volseg.training.cases import (
     Split,
     canonical_spaces,
@@ -44,6 +45,7 @@ class Setup:
 
     resolutions  that it is made at, finest first; one where it is no multigrid
     model        the plain U-Net, which shares its parameters with its partitioned twin at each resolution
+    averaged     their moving average
     machine      to foretell times from; None where nothing is known of it
     """
 
@@ -54,6 +56,7 @@ class Setup:
     resolutions: tuple[Resolution, ...]
     model: UNet
     optimizer: torch.optim.Optimizer
+    averaged: AveragedWeights
     card: ModelCard
     machine: Machine | None
 
@@ -118,8 +121,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     shapes = [space_at(space, spacing).shape for space in spaces.values()]
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     torch.manual_seed(config.training.seed)
-    model = UNet(model_config)
-    optimizer = make_optimizer(model, config.training)
+    model = UNet(model_config, config.training.deep_supervision)
+    optimizer, averaged = make_optimizer(model, config.training), AveragedWeights(model, config.training.ema)
     hierarchy = Hierarchy(job, config, dataset, [*cases, *held_out], spacing, shapes, model, machine)
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
@@ -130,7 +133,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if job.proceed:
         path = newest_whole(job.run, communicator, listen)
         with communicator.together():
-            stored, _ = load_checkpoint(path, model, optimizer)
+            stored = load_checkpoint(path, model, optimizer, averaged)
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
             check_same_split(job.run, split)
@@ -140,8 +143,10 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     for resolution in resolutions:
         resolution.blocks.schemes = card.schemes
     _same_weights(model, communicator)
+    if not job.proceed:
+        averaged.begin()
     setup = Setup(
-        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, card, machine
+        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine
     )  # fmt: skip
     listen(Message(_describe(setup)))
     if job.replicas > len(cases):

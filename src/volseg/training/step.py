@@ -43,7 +43,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
     setup.optimizer.zero_grad(set_to_none=True)
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
-            sample = resolution.blocks.load(case)
+            sample = resolution.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
             loss, dice = twin.loss(sample.image, sample.target)
         (loss / len(cases)).backward()
@@ -61,6 +61,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         if settings.clip > 0:
             clip_gradients(parameters, settings.clip, replicas.world)
         setup.optimizer.step()
+        setup.averaged.update(step)
     return StepFigures(float(loss), float(dice), int(scores[:, 2].sum()))
 
 

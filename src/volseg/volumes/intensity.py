@@ -138,6 +138,13 @@ def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
 
     Raises VolumeError where there is no voxel at all.
     """
+    found = histogram(pieces, communicator)
+    mean, std = _mean_and_deviation(found.values, found.counts)
+    return Normalization(-np.inf, np.inf, mean, std)
+
+
+def histogram(pieces: Pieces, communicator: Communicator) -> Histogram:
+    """Of all ranks' voxels. Collective. Raises VolumeError where there is no voxel at all."""
     low, high, whole = np.inf, -np.inf, True
     for piece in pieces():
         if piece.size:
@@ -147,11 +154,10 @@ def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
     low = -low
     if low > high:
         raise VolumeError("there is no voxel to measure; the volume is empty")
-    histogram = histogram_between(low, high, whole=not fraction)
+    found = histogram_between(low, high, whole=not fraction)
     for piece in pieces():
-        histogram.add(piece)
-    mean, std = _mean_and_deviation(histogram.values, communicator.reduce_all(histogram.counts))
-    return Normalization(-np.inf, np.inf, mean, std)
+        found.add(piece)
+    return Histogram(found.low, found.width, communicator.reduce_all(found.counts))
 
 
 def _mean_and_deviation(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:

@@ -155,18 +155,24 @@ def vote(values: np.ndarray, points: Points) -> np.ndarray:
     open_ = np.zeros(found.shape, dtype=bool)
     for other in corners[1:]:
         open_ |= other != found
-    labels = [corner[open_] for corner in corners]
-    ends = []
-    for axis in points.axes:
-        weight = np.broadcast_to(axis.weight, found.shape)[open_].astype(np.float64)
-        ends.append((1 - weight, weight))
-    weights = [(d * h) * w for d, h, w in product(*ends)]
-    best, winner = np.zeros(labels[0].shape), labels[0].copy()
+    if open_.any():
+        weights = [np.broadcast_to(axis.weight, found.shape)[open_].astype(np.float64) for axis in points.axes]
+        found[open_] = winner([corner[open_] for corner in corners], weights)
+    return found
+
+
+def winner(labels: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
+    """The label with the largest sum of weights; of equals the smallest.
+
+    labels   of the eight neighbours, [n] each, along W the fastest, `low` before `high`
+    weights  float64 [n], of `high` along D, H, W
+    """
+    shares = [(d * h) * w for d, h, w in product(*((1 - weight, weight) for weight in weights))]
+    best, chosen = np.zeros(labels[0].shape), labels[0].copy()
     for candidate in labels:
         score = np.zeros_like(best)
-        for label, weight in zip(labels, weights, strict=True):
-            score += np.where(label == candidate, weight, 0)
-        better = (score > best) | ((score == best) & (candidate < winner))
-        best[better], winner[better] = score[better], candidate[better]
-    found[open_] = winner
-    return found
+        for label, share in zip(labels, shares, strict=True):
+            score += np.where(label == candidate, share, 0)
+        better = (score > best) | ((score == best) & (candidate < chosen))
+        best[better], chosen[better] = score[better], candidate[better]
+    return chosen

@@ -68,9 +68,12 @@ class Scan:
         """This rank's box of the mask."""
         return self.boxes[self.rank]
 
-    def read(self) -> list[np.ndarray]:
-        """This rank's voxels of every channel, [d, h, w] each. Raises VolumeError for NaN and infinity."""
-        return [_read(volume, self.inside) for volume in self.channels]
+    def read(self, box: Box | None = None) -> list[np.ndarray]:
+        """This rank's voxels of every channel, or those of any box of what the network sees, [d, h, w] each.
+
+        Raises VolumeError for NaN and infinity.
+        """
+        return [_read(volume, box or self.inside) for volume in self.channels]
 
     def read_image(self) -> np.ndarray:
         """The voxels of the first channel under this rank's box of the mask, [d, h, w], as stored."""

@@ -8,19 +8,20 @@ generator keyed by the place. So any way of cutting the volume gives the same bi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, cos, exp, pi
+from math import cos, pi
 from typing import Self
 
 import numpy as np
 
 from volseg.errors import ConfigError
 from volseg.geometry import Box, Triple
+from volseg.volumes.gaussian import blur_axis, gaussian_kernel
+from volseg.volumes.noise import normal_noise
 
 RADII = (0.12, 0.30)  # semi-axes as a fraction of the volume's sides
 CONTRAST = 2.0  # intensity from one class to the next
 PLACEMENT_TRIES = 64  # places tried before an ellipsoid is made smaller
 PLACEMENT_ROUNDS = 40  # times it is made smaller before the scene counts as full
-NOISE_TILE = 64  # rows and columns of one plane that share a random stream
 
 _Vector = tuple[float, float, float]
 _Matrix = tuple[_Vector, _Vector, _Vector]
@@ -147,11 +148,11 @@ class Scene:
         )
         image: np.ndarray = np.asarray(self.intensity, dtype=np.float32)[self.render_labels(wide)]
         for axis in range(3):
-            image = _blur_axis(image, kernel, axis)
+            image = blur_axis(image, kernel, axis)
         if self.bias:
             image *= self._shading(box)
         if self.noise:
-            image += np.float32(self.noise) * self._noise(box)
+            image += np.float32(self.noise) * normal_noise(box, self.noise_key)
         return image
 
     def _shading(self, box: Box) -> np.ndarray:
@@ -164,27 +165,6 @@ class Scene:
         field = z[:, None, None] * np.float32(1 / 3) + (y[:, None] + x[None, :])[None] * np.float32(1 / 3)
         return np.asarray(np.float32(1.0) + np.float32(self.bias) * field)
 
-    def _noise(self, box: Box) -> np.ndarray:
-        """Standard normal float32: one stream for each plane and tile, at a counter that names the place."""
-        noise = np.empty(box.shape, dtype=np.float32)
-        for d in range(box.start[0], box.stop[0]):
-            for tile_h in range(box.start[1] // NOISE_TILE, -(-box.stop[1] // NOISE_TILE)):
-                for tile_w in range(box.start[2] // NOISE_TILE, -(-box.stop[2] // NOISE_TILE)):
-                    first = (d, tile_h * NOISE_TILE, tile_w * NOISE_TILE)
-                    tile = Box(first, (d + 1, first[1] + NOISE_TILE, first[2] + NOISE_TILE))
-                    common = tile.intersect(box)
-                    noise[common.relative_to(box).slices] = self._tile(d, tile_h, tile_w)[
-                        common.relative_to(tile).slices
-                    ]
-        return noise
-
-    def _tile(self, d: int, tile_h: int, tile_w: int) -> np.ndarray:
-        # Philox's counter has four words: the lowest counts within the tile, the others name it.
-        stream = np.random.Philox(
-            key=np.array(self.noise_key, dtype=np.uint64), counter=np.array([0, d, tile_h, tile_w], dtype=np.uint64)
-        )
-        return np.random.Generator(stream).standard_normal((1, NOISE_TILE, NOISE_TILE), dtype=np.float32)
-
 
 def class_intensities(classes: int) -> tuple[float, ...]:
     """Ground 0, then 2, -2, 4, -4, ...: `CONTRAST` apart, ten times the default noise.
@@ -193,28 +173,6 @@ def class_intensities(classes: int) -> tuple[float, ...]:
     contrast also keeps noise apart from a class in a case of one ellipsoid, once intensities are scaled case by case.
     """
     return (0.0, *(CONTRAST * ((k + 1) // 2) * (1 if k % 2 else -1) for k in range(1, classes + 1)))
-
-
-def gaussian_kernel(sigma: float) -> np.ndarray:
-    """Samples of a Gaussian out to 4 sigma, float32, summing to 1; ``[1]`` for sigma 0."""
-    if sigma <= 0:
-        return np.ones(1, dtype=np.float32)
-    reach = ceil(4 * sigma)
-    samples = [exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]
-    return np.asarray([s / sum(samples) for s in samples], dtype=np.float32)
-
-
-def _blur_axis(image: np.ndarray, kernel: np.ndarray, axis: int) -> np.ndarray:
-    """The "valid" correlation along one axis, always summed from the first tap to the last."""
-    length = image.shape[axis] - len(kernel) + 1
-    index: list[slice] = [slice(None)] * 3
-    result: np.ndarray | None = None
-    for tap, weight in enumerate(kernel):
-        index[axis] = slice(tap, tap + length)
-        term = image[tuple(index)] * weight
-        result = term if result is None else np.add(result, term, out=result)
-    assert result is not None
-    return result
 
 
 def _place(rng: np.random.Generator, label: int, shape: Triple, before: list[Ellipsoid]) -> Ellipsoid:

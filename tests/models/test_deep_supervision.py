@@ -1,0 +1,179 @@
+"""Deep supervision: the loss at coarser levels too, through the fused layers and through the others, on any grid."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.test_fused_unet import targets, volume
+from models.test_unet import config
+from nn.test_losses import plain
+from oracles import GRIDS, relative_error, serial_grid
+from volseg.config import Config, ModelConfig, TrainingConfig
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import ConfigError, PartitionError
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import UNet
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.convert import partition_module
+from volseg.nn.gradients import sum_gradients
+from volseg.partition.agglomeration import Agglomeration
+from volseg.partition.deep_supervision import deep_levels, loss_weights
+from volseg.partition.fused_memory import FusedWalk
+from volseg.partition.memory import parameter_count
+from volseg.partition.operations import training_work
+
+SHAPE = (32, 40, 48)
+
+
+def make(settings: ModelConfig, deep: bool = True) -> UNet:
+    torch.manual_seed(4)
+    model = UNet(settings, deep)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 1 and not name.startswith("deep"):
+                p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def plain_loss(model: torch.nn.Module, whole: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """In a few lines of torch, by autograd."""
+    deep: dict[int, Tensor] = {}
+    logits = {0: model(whole, deep_logits=deep)} | deep
+    losses = [plain(logits[n], target[:, :: 2**n, :: 2**n, :: 2**n], weights)[0] for n in sorted(logits)]
+    shares = [0.5**n for n in range(len(losses))]
+    total = sum(share * loss for share, loss in zip(shares, losses, strict=True)) / sum(shares)
+    assert isinstance(total, Tensor)
+    return total
+
+
+VARIANTS = {
+    "three levels": config(levels=3, base_channels=8),
+    "four levels": config(levels=4),
+    "batch, dropout-free relu": config(levels=3, norm="batch", activation="relu"),
+    "no norm": config(levels=3, norm="none"),
+    "through the layers": config(levels=3, up="trilinear"),
+}
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_loss_and_gradients_are_those_of_autograd(name: str, communicator: Communicator) -> None:
+    """Of the layers on one rank to 1e-5; of plain torch, whose rounding turns signs near zero over, to 1e-2."""
+    settings = VARIANTS[name]
+    model = make(settings).train()
+    shape = SHAPE if settings.levels == 3 else (32, 32, 64)
+    whole = volume(settings, shape)
+    target = targets(whole, settings.classes)
+    assert tuple(whole.shape[2:]) == shape
+    weights = (0.5, 2.0, 1.0)
+    for reference, tolerance in (
+        (partition_module(copy.deepcopy(model), serial_grid(), settings.multiple), 1e-5),
+        (copy.deepcopy(model), 1e-2),
+    ):
+        loss = plain_loss(reference, whole, target, torch.tensor(weights))
+        loss.backward()
+        expected = {key: p.grad for key, p in reference.named_parameters()}
+        assert sum(key.startswith("deep_heads.") for key in expected) == 2 * (settings.levels - 2)
+        for dims in GRIDS[communicator.size]:
+            if any(p * settings.multiple > n for p, n in zip(dims, shape, strict=True)):
+                continue
+            grid = ProcessGrid(communicator, dims)
+            layout = grid.layout(shape, settings.multiple)
+            own = copy.deepcopy(model)
+            fused = FusedUNet(own, grid, class_weights=weights)
+            block = take_block(whole, grid, layout)
+            assert fused.covers(block) == (settings.up == "transpose")
+            found, _ = fused.loss(block, target[(slice(None), *grid.block(layout).slices)])
+            found.backward()
+            sum_gradients(own.parameters(), communicator)
+            assert abs(float(found.detach()) / float(loss.detach()) - 1) < 1e-6
+            for key, p in own.named_parameters():
+                value = expected[key]
+                assert p.grad is not None
+                assert value is not None
+                assert float(value.abs().max()) > 0
+                assert relative_error(p.grad, value, floor=1e-2) <= tolerance, (key, dims)
+
+
+@pytest.mark.parallel([1, 2])
+def test_logits_and_other_weights_are_what_they_are_without(communicator: Communicator) -> None:
+    settings = config(levels=3)
+    with_heads, without = make(settings), make(settings, deep=False)
+    plain_names = set(without.state_dict())
+    assert {n for n in with_heads.state_dict() if not n.startswith("deep_heads.")} == plain_names
+    with_heads.load_state_dict(without.state_dict(), strict=False)
+    whole = volume(settings, (16, 24, 32))
+    with torch.no_grad():
+        alone = FusedUNet(without, serial_grid()).eval()(whole)
+        grid = ProcessGrid(communicator, (1, 1, communicator.size))
+        block = take_block(whole, grid, grid.layout((16, 24, 32), 8))
+        assert torch.equal(gather_blocks(FusedUNet(with_heads, grid).eval()(block), grid), alone)
+
+
+def test_the_same_seed_draws_the_same_weights_with_and_without_heads() -> None:
+    torch.manual_seed(1)
+    without = UNet(config(levels=3)).state_dict()
+    torch.manual_seed(1)
+    with_heads = UNet(config(levels=3), deep_supervision=True).state_dict()
+    assert all(torch.equal(with_heads[name], tensor) for name, tensor in without.items())
+
+
+@pytest.mark.parallel([1, 2, 4])
+def test_the_plan_walks_through_the_same_memory_and_reductions(
+    communicator: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, shape = config(levels=3, base_channels=8), (32, 48, 64)
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(shape, settings.multiple)
+    fused = FusedUNet(make(settings), grid)
+    block = take_block(torch.randn(1, 1, *shape), grid, layout)
+    target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
+    fused.loss(block, target)[0].backward()
+    walks = [FusedWalk(settings, layout, deep=deep) for deep in (True, False)]
+    for walk in walks:
+        walk.forward()
+        walk.backward()
+    totals = communicator.gather_all(fused.work.buffers.total)
+    assert 4 * max(totals) == walks[0].tensors == walks[1].tensors
+    assert fused.work.buffers.idle
+    assert walks[0].work >= walks[1].work
+
+    counted = []
+    reduce = type(communicator).reduce_all_in_place
+    monkeypatch.setattr(
+        type(communicator), "reduce_all_in_place",
+        lambda self, values, how="sum": counted.append(values.nbytes) or reduce(self, values, how),
+    )  # fmt: skip
+    fused.loss(block, target)[0].backward()
+    layouts = [layout.at_level(level) for level in range(4)]
+    work = training_work(settings, layouts, 0, deep=True)
+    if communicator.size > 1:
+        expected = [one.bytes for one in work.reductions if one.layer != "gradients of the weights"]
+        assert sorted(counted) == sorted(expected)
+
+
+def test_levels_and_weights_are_nnunet_s() -> None:
+    assert [list(deep_levels(levels)) for levels in (0, 1, 2, 3, 5)] == [[], [], [], [1], [1, 2, 3]]
+    assert loss_weights(0) == [1.0]
+    assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    settings, training = config(levels=4), TrainingConfig(deep_supervision=True)
+    assert parameter_count(settings, training) == sum(p.numel() for p in make(settings).parameters())
+
+
+@pytest.mark.parallel(2)
+def test_agglomeration_is_refused_by_name(communicator: Communicator) -> None:
+    grid = ProcessGrid(communicator, (2, 1, 1))
+    with pytest.raises(PartitionError, match="deep supervision needs all ranks at every level; use --agglomerate none"):
+        FusedUNet(make(config(levels=3)), grid, agglomeration=Agglomeration(((1, (1, 1, 1)),)))
+
+
+def test_too_few_levels_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.levels = 2 there is no coarser level .* use 3 levels or more"):
+        Config(ModelConfig(levels=2), TrainingConfig(deep_supervision=True)).check()
+    with pytest.raises(ConfigError, match="2 weights for 3 classes"):
+        Config(ModelConfig(classes=3), TrainingConfig(class_weights=(1.0, 2.0))).check()

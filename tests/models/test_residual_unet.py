@@ -1,0 +1,126 @@
+"""The residual encoder: the plain module on any grid, its logits the same bits, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.test_unet import config, make, padded
+from oracles import GRIDS, assert_matches_serial, relative_error, serial_grid
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import ConfigError, PartitionError
+from volseg.models.fused_unet import FusedUNet
+from volseg.models.unet import ResidualBlock, UNet
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.convert import partition_module
+from volseg.partition.agglomeration import agglomeration_for
+from volseg.partition.layout import Layout
+from volseg.partition.memory import parameter_count
+from volseg.partition.planner import forward_halo_bytes
+from volseg.partition.schedule import LAYERS, covers, schedules_of
+
+VARIANTS = {
+    "instance": config(encoder="residual"),
+    "group, blocks": config(encoder="residual", norm="group", base_channels=8, blocks=(2, 1, 2)),
+    "batch, as many channels": config(encoder="residual", norm="batch", in_channels=4, blocks=(1, 1, 1)),
+    "no norm": config(encoder="residual", norm="none", blocks=(1, 1, 1)),
+}
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_partitioned_equals_serial(name: str, communicator: Communicator) -> None:
+    """Logits and their bits, input gradient, every weight gradient, running statistics."""
+    settings = VARIANTS[name]
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
+    layout = grid.layout((16, 24, 16), settings.multiple)
+    assert_matches_serial(
+        make(settings), grid, layout, settings.in_channels, multiple_of=settings.multiple, tolerance=1e-3
+    )
+
+
+@pytest.mark.parallel([1, 2, 3, 4])
+def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> None:
+    settings = VARIANTS["instance"]
+    model = make(settings).eval()
+    whole = padded((19, 29, 31), settings.multiple)
+    with torch.inference_mode():
+        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        assert relative_error(alone, model(whole)) < 1e-4
+        for dims in GRIDS[communicator.size]:
+            grid = ProcessGrid(communicator, dims)
+            block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
+            fused = FusedUNet(model, grid).eval()
+            assert not fused.covers(block)
+            assert torch.equal(gather_blocks(fused(block), grid), alone), dims
+
+
+def test_a_block_is_he_s() -> None:
+    """Its parts put together by hand, with the projection and without."""
+    settings = config(encoder="residual")
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 8, 8, 8)
+    for block in (ResidualBlock(4, 6, settings), ResidualBlock(4, 4, settings)):
+        first, norm1, activation, second, norm2 = block.body
+        y = norm2(second(activation(norm1(first(x)))))
+        shortcut = x
+        if block.skip._modules:
+            conv, norm = block.skip.children()
+            assert conv.kernel_size == (1, 1, 1)
+            shortcut = norm(conv(x))
+        expected = torch.nn.functional.leaky_relu(y + shortcut, 0.01)
+        assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_models_of_memory_and_halos_count_its_layers(name: str) -> None:
+    settings = VARIANTS[name]
+    model = UNet(settings)
+    assert parameter_count(settings) == sum(p.numel() for p in model.parameters())
+    found = [m for m in model.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size == (3, 3, 3)]
+    expected = sum(len(settings.encoder_convolutions(level)) for level in range(settings.levels + 1))
+    assert len(found) == expected + 2 * settings.levels
+    counts = [len(list(level.children())) for level in model.encoder]
+    assert counts == list(settings.block_counts)
+    layout = Layout.even((32, 32, 32), (1, 1, 2), settings.multiple)
+    plain = replace(settings, encoder="plain", blocks=())
+    assert forward_halo_bytes(settings, layout) >= forward_halo_bytes(plain, layout)
+
+
+def test_default_blocks_are_nnunet_s() -> None:
+    assert ModelConfig(encoder="residual", levels=5).block_counts == (1, 3, 4, 6, 6, 6)
+    assert ModelConfig(levels=2).block_counts == (0, 0, 0)
+
+
+def test_it_goes_layer_by_layer_and_is_not_agglomerated() -> None:
+    settings = VARIANTS["instance"]
+    assert not covers(settings)
+    assert schedules_of(settings) == [LAYERS]
+    with pytest.raises(PartitionError, match="a residual encoder; use --agglomerate none"):
+        agglomeration_for("1:1x1x1", settings, Layout.even((16, 16, 16), (2, 1, 1), 4))
+
+
+def test_dropout_follows_the_last_block() -> None:
+    model = UNet(config(encoder="residual", dropout=0.3))
+    assert all(isinstance(list(level.children())[-1], torch.nn.Dropout3d) for level in model.encoder)
+    x = torch.randn(1, 1, 8, 8, 8)
+    first = copy.deepcopy(model)(x)
+    assert not torch.equal(first, model(x))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks": (1, 1, 1)}, "a plain encoder has none; set encoder = 'residual'"),
+        ({"encoder": "residual", "blocks": (1, 1)}, "must be 3 numbers of 1 to 32"),
+        ({"encoder": "residual", "blocks": (1, 0, 1)}, "must be 3 numbers of 1 to 32"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**changes).check()
