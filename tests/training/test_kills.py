@@ -101,7 +101,8 @@ def test_a_killed_rank_costs_a_step_and_no_more(world, tmp_path, mpirun, moment)
     run = tmp_path / "run"
     steps = [load_tensors(path)[1].step for path in stored_checkpoints(run)]
     assert steps[0] in left
-    assert steps == [steps[0], steps[0] - 1]
+    assert steps[1] == steps[0] - 1
+    assert len(steps) <= 3  # the oldest goes after the newest has come
     again = mpirun(onto, ["-m", "volseg", *arguments, "--continue"], cwd=tmp_path, timeout=170)
     assert again.returncode == 0, again.stderr
     np.testing.assert_allclose(losses(run), losses(world / "whole"), rtol=1e-5)
