@@ -38,7 +38,7 @@ def test_data_sets_read_and_every_case_holds_every_label(name, cases):
     assert len(dataset.cases) == cases
     seen = set()
     for case in dataset.cases:
-        check_same_grid(open_volume(case.images[0]), open_volume(case.label))
+        check_same_grid(case.images[0].open(), open_volume(case.label))
         labels = read(case.label)
         check_labels(labels, dataset.labels, case.label)
         seen |= set(np.unique(labels).tolist())

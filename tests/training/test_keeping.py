@@ -58,7 +58,7 @@ def config(**changes):
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)  # after each step, otherwise
+    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)  # after each step, otherwise
 
 
 @pytest.fixture(scope="module")

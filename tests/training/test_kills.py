@@ -80,7 +80,7 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     tiny_dataset(folder / "data", cases=4, shape=(20, 22, 24))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)
+        patch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)
         train(TrainingJob(folder / "data", folder / "whole", CONFIG), SERIAL)
     return folder
 

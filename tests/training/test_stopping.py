@@ -66,7 +66,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_as_if_it_had_not(sha
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_each_step_can_be_the_last_of_a_job(tmp_path, norm, optimizer, monkeypatch):
     """Dropout, running statistics, warm-up, validation and an epoch's incomplete last batch: not a bit is lost."""
-    monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)
+    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)
     from dataclasses import replace
 
     config = tiny_config(epochs=3, optimizer=optimizer, learning_rate=1e-3, warmup=4, accumulate=2, validation=1)

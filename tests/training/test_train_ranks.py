@@ -129,7 +129,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_goes_on_on_another_number_of_ranks(shared, communicator, optimizer, monkeypatch):
     """From 1 rank on N, and from N ranks on 1; the curve is that of a run without a break."""
-    monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)  # after each step, otherwise
+    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)  # after each step, otherwise
     config = tiny_config(epochs=4, optimizer=optimizer, learning_rate=1e-3, checkpoint_seconds=0.0)
     whole = curve_of_one_rank(shared, config, communicator)
 

@@ -195,7 +195,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parallel(4)
 def test_a_run_goes_on_with_other_replicas_and_the_same_batch(shared, communicator, monkeypatch):
-    monkeypatch.setattr("volseg.training.log.TrainingLog.draw", lambda self, run: None)
+    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)
     run = shared / "run"
 
     def go(world, replicas, accumulate, until=-1, proceed=True, folder=run):
