@@ -48,7 +48,8 @@ def train(
     labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
     run          folder for weights, log, pictures and reports
-    config       a `volseg.config.Config`, or a TOML file; where training goes on, None is the run's own
+    config       a `volseg.config.Config`, or a TOML file; where training goes on, a file overrides the run's own, and
+                 None is that
     recipe       "nnunet", "adamw", "residual" or "default": values that config and arguments override
     partition    process grid Pz x Py x Px of each replica, such as "1x2x2", or "auto"
     replicas     groups of ranks, each with cases of its own; they divide the ranks
@@ -128,14 +129,15 @@ def _settings(config: Config | str | Path | None, recipe: str | None, run: Path,
         if recipe is not None:
             raise ConfigError(f"recipe {recipe}: give it, a TOML file or both, but no Config, which has every value")
         return config
-    if not proceed or config is not None:
+    if not proceed:
         base = config_of_recipe(recipe) if recipe is not None else Config()
         return base if config is None else read_config(Path(config), base)
     if not (run / CONFIG).is_file():
         raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
     if recipe is not None:
         raise ConfigError(f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out")
-    return read_config(run / CONFIG)
+    base = read_config(run / CONFIG)
+    return base if config is None else read_config(Path(config), base)
 
 
 def segment(
