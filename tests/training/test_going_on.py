@@ -1,6 +1,8 @@
 """Going on with other settings: what changes the curve is said, and more epochs do not begin the levels again."""
 
 import csv
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from tiny import LABELS, MODEL, SERIAL, losses, newest, tiny_config, tiny_dataset
 from volseg.api import train as train_by_name
+from volseg.cli.go_on import go_on_command
 from volseg.config import Config, MultigridConfig, TrainingConfig, read_config
-from volseg.events import Caution
+from volseg.events import Caution, Progress
 from volseg.models.stored import ModelCard, load_tensors
 from volseg.training.going_on import changes, finest_from
 from volseg.training.job import TrainingJob
@@ -128,3 +131,43 @@ def test_a_finished_multigrid_run_goes_on_at_the_finest_even_after_another_stop(
     train(more, SERIAL)
     assert levels_of(job.run) == "1100000000"
     assert len(losses(job.run)) == 10
+
+
+def test_a_run_stopped_at_a_coarse_level_says_so_of_its_dice(tmp_path):
+    """And its steps count by their voxels, in what is shown of the time left."""
+    tiny_dataset(tmp_path / "data", shape=SHAPE)
+    config = replace(tiny_config(epochs=4, validation=1), multigrid=MultigridConfig(2))
+    job, events = TrainingJob(tmp_path / "data", tmp_path / "run", config, max_time=0.0, previews=0), []
+    report = train(job, SERIAL, events.append)
+    assert (report.steps, report.validation_level) == (1, 1)
+    assert json.loads((job.run / "report.json").read_text())["validation"]["level"] == 1
+    assert ", at level 1" in (job.run / "report.html").read_text()
+    shown = [event for event in events if isinstance(event, Progress) and event.task == "train"]
+    assert " at level 1" in shown[-1].figures["held out"]
+    assert (shown[-1].done, shown[-1].total) == (1, 4)
+    assert 0.05 < shown[-1].share < 0.1  # two steps on 16 x 12 x 16 voxels, two on 28 x 24 x 32
+    train(replace(job, max_time=None, proceed=True), SERIAL)
+    report = json.loads((job.run / "report.json").read_text())
+    assert (report["validation"]["level"], report["steps"]) == (0, 4)
+
+
+def test_what_goes_on_is_printed_for_a_single_scan_too(tmp_path, python):
+    data = tiny_dataset(tmp_path / "a set", shape=SHAPE)
+    (image, *_), (label, *_) = (sorted((data / folder).iterdir()) for folder in ("imagesTr", "labelsTr"))
+    (tmp_path / "names.json").write_text('{"one": 1, "two": 2}')
+    small = ["--base-channels=4", "--levels=2", "--epochs=3", "--max-time=1s", "--previews=0", "-q"]
+    named = ["--labels", str(label), "--label-names", "names.json", "--channels", "MR", "--partition", "1x1x1"]
+    first = python(["-m", "volseg", "train", str(image), "-o", "run", *named, *small], cwd=tmp_path, timeout=250)
+    assert first.returncode == 0, first.stderr
+    command = shlex.split(first.stdout.partition("go on with: ")[2])
+    assert command[:2] == ["volseg", "train"]
+    again = python(["-m", *command, "-q"], cwd=tmp_path, timeout=250)
+    assert again.returncode == 0, again.stderr
+    assert len(losses(tmp_path / "run")) == 3
+
+
+def test_what_goes_on_has_ranks_and_all_that_no_run_folder_keeps():
+    options = {"--labels": None, "--replicas": 2, "--partition": "1x1x2", "--tensorboard": True, "--channels": ""}
+    assert go_on_command(Path("my data"), Path("run"), 4, "srun", options) == (
+        "srun -n 4 volseg train 'my data' -o run --continue --replicas 2 --partition 1x1x2 --tensorboard"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -124,6 +123,7 @@ def train(
     begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
         from volseg.api import train as train_run
+        from volseg.cli.go_on import go_on_command
         from volseg.cli.render import (
             class_text,
             duration,
@@ -134,6 +134,7 @@ def train(
             warn_of_time,
         )  # fmt: skip
         from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
+        from volseg.distributed.launch import launchers
         from volseg.training.job import HTML
         from volseg.versions import command_line
 
@@ -158,6 +159,7 @@ def train(
         work.print(
             f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
+            + (f" at level {report.validation_level}, coarser than the volumes" if report.validation_level else "")
         )
         work.print(peak_memory_text(report.peaks, report.planned))
         work.print(time_text(report.time, report.waited if work.communicator.size > 1 else None))
@@ -168,6 +170,12 @@ def train(
             work.print("held-out Dice by class: " + class_text(report.validation_by_class))
         work.print(f"model: {report.run}; all about the run: {report.run / HTML}")
         if report.stopped is not None:
-            again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
-            again += f" --replicas {replicas}" if replicas > 1 else ""
+            started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
+            again = go_on_command(dataset, run, work.communicator.size, started_by, {
+                "--labels": labels, "--label-names": label_names, "--channels": channels,
+                "--partition": partition if partition != "auto" else None,
+                "--replicas": replicas if replicas != 1 else None,
+                "--agglomerate": agglomerate if agglomerate != "auto" else None,
+                "--previews": previews if previews != 1 else None, "--tensorboard": tensorboard,
+            })  # fmt: skip
             work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

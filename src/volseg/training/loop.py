@@ -69,7 +69,7 @@ def _train(
     stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
-    listen(Progress("train", card.step, steps, "steps"))
+    listen(Progress("train", card.step, steps, "steps", work=setup.work(card.step)))
     before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
@@ -102,7 +102,9 @@ def _train(
             card, step=step + 1, validation_dice=None if validation is None else validation.mean
         )  # fmt: skip
         memory = largest_resident(communicator)
-        stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
+        following = setup.resolution(min(step + 1, steps - 1))
+        saving = 0.0 if checkpoints is None else checkpoints.longest
+        stop = stopping.after_step(saving, resolution.voxels, following.voxels)
         with meter.doing(Kind.FILES):
             record.step(
                 validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
@@ -116,9 +118,10 @@ def _train(
                     checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if record.last is not None and record.last.mean is not None:
-            shown["held out"] = f"{record.last.mean:.3f}"
+            at = f" at level {record.last.level}" if record.last.level else ""
+            shown["held out"] = f"{record.last.mean:.3f}{at}"
         shown |= {"voxels/s": f"{figures.voxels / seconds / 1e6:.2f} M", "memory": gibibytes(memory)}
-        listen(Progress("train", step + 1, steps, "steps", shown))
+        listen(Progress("train", step + 1, steps, "steps", shown, setup.work(step + 1)))
         meter.enter("")
         trace.after(step)
         if stop:

@@ -100,6 +100,19 @@ class Setup:
         """The one that a step is made at."""
         return self.resolutions[next(stage.level for stage in self.stages if stage.first <= step < stage.last)]
 
+    def work(self, steps: int) -> float | None:
+        """Share of the run's work in its first `steps` steps, by the voxels of each; None where all are alike."""
+        if len(self.resolutions) == 1:
+            return None
+        voxels = [resolution.voxels for resolution in self.resolutions]
+
+        def first(count: int) -> int:
+            return sum(
+                voxels[one.level] * (min(one.last, count) - one.first) for one in self.stages if one.first < count
+            )
+
+        return first(steps) / first(self.steps)
+
 
 def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> Setup:
     """Read, check and build all that a run needs; writes nothing. Collective.
