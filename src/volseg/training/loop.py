@@ -13,7 +13,7 @@ from volseg.events import Caution, Listener, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.inputs import hash_inputs
+from volseg.training.inputs import INPUTS, hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
@@ -59,8 +59,8 @@ def _train(
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
-    record = Record(job, setup)
-    inputs = hash_inputs(setup.dataset, communicator)
+    record = Record(job, setup, listen)
+    inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
