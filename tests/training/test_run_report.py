@@ -227,3 +227,23 @@ def test_half_written_pictures_of_a_killed_run_are_removed_when_it_goes_on(tmp_p
     train(replace(job, proceed=True), SERIAL)
     assert not leftover.exists()
     assert list(leftover.parent.glob("epoch_*"))
+
+
+def test_a_run_killed_before_its_report_gets_it_when_it_goes_on(tmp_path):
+    job, events = TrainingJob(tiny_dataset(tmp_path / "data"), tmp_path / "run", tiny_config(validation=1)), []
+    whole = train(job, SERIAL)
+    names = ("report.json", "report.html", "progress.png")
+    log, pictures = (job.run / "log.csv").read_bytes(), sorted((job.run / "previews").iterdir())
+    for name in names:
+        (job.run / name).unlink()
+    pictures[-1].unlink()
+    report = train(replace(job, proceed=True), SERIAL, events.append)
+    assert all((job.run / name).is_file() for name in names)
+    assert sorted((job.run / "previews").iterdir()) == pictures
+    assert (job.run / "log.csv").read_bytes() == log
+    assert report.validation_dice == whole.validation_dice
+    assert report.loss == pytest.approx(whole.loss, rel=1e-8)
+    found = json.loads((job.run / "report.json").read_text())
+    assert (found["steps"], found["stopped"], found["time"]["steps"]) == (2, None, 0)
+    assert train(replace(job, proceed=True), SERIAL, events.append).loss is None
+    assert sum("nothing to do" in event.text for event in events if isinstance(event, Caution)) == 1

@@ -57,12 +57,9 @@ class Record:
         """
         pictures: list[Path] = []
         if validation is not None:
-            self.last = validation
             figures["validation_dice"] = validation.mean
             figures |= {CLASS + name: dice for name, dice in zip(self._names, validation.by_class, strict=True)}
-            pictures, failure = self._previews.write(figures["epoch"], validation.case_means)
-            if failure is not None:
-                self._complain(failure)
+            pictures = self.found(validation, figures["epoch"])
         if self._log is None:
             return
         self._log.add(figures)
@@ -72,6 +69,14 @@ class Record:
                 self._events.add_pictures(pictures, figures["step"])
         if time.monotonic() - self._drawn > DRAWING_SECONDS:
             self._draw()
+
+    def found(self, validation: Validation, epoch: int) -> list[Path]:
+        """This after an epoch; the pictures that were drawn of it. Collective."""
+        self.last = validation
+        pictures, failure = self._previews.write(epoch, validation.case_means)
+        if failure is not None:
+            self._complain(failure)
+        return pictures
 
     def finish(self) -> None:
         """No step follows: draw what there is. Collective."""

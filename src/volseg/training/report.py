@@ -79,7 +79,7 @@ def make_report(
     account = account_of_time(communicator, "step")
     time, shares = time_facts(account, communicator), account.shares()
     plan = None
-    if setup.machine is not None:
+    if setup.machine is not None and time["steps"]:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
@@ -125,6 +125,14 @@ def make_report(
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
             write_text(job.run / HTML, run_page(job.run, content))
     return report
+
+
+def is_reported(run: Path, step: int) -> bool:
+    """Whether report.json is that of a run after `step` steps; a job may be killed before it has written it."""
+    try:
+        return bool(json.loads((run / REPORT).read_text(encoding="utf-8"))["steps"] == step) and (run / HTML).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
