@@ -46,9 +46,10 @@ WAYS = {
     "one level": (1.0, MultigridConfig()),
     "one level, half the steps": (0.5, MultigridConfig()),
     "fmg": (1.0, MultigridConfig(3, "fmg")),
+    "fmg, shares 1, 2, 2": (1.0, MultigridConfig(3, "fmg", shares=(1, 2, 2))),
     "v": (1.0, MultigridConfig(3, "v")),
 }
-COLOURS = {"one level": "#6B7280", "one level, half the steps": "#B8BDC6", "fmg": "#C2410C", "v": "#0369A1"}
+COLOURS = dict(zip(WAYS, ("#6B7280", "#B8BDC6", "#C2410C", "#F59E0B", "#0369A1"), strict=True))
 
 
 @dataclass(frozen=True)

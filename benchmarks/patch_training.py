@@ -77,18 +77,18 @@ def main() -> None:
             report(f"MONAI, patches, AdamW {setting}", monai_way(folder, given, budget, setting))
 
 
-def report(way: str, seconds: float, steps: int, scores: list[float], each: float) -> None:
-    print(
-        f"| {way} | {seconds:.0f} | {steps} | {statistics.mean(scores):.3f} | {min(scores):.3f} | {each:.1f} |",
-        flush=True,
-    )
+def report(way: str, outcome: Outcome) -> None:
+    """One row of the table."""
+    mean, worst = statistics.mean(outcome.scores), min(outcome.scores)
+    cells = way, f"{outcome.seconds:.0f}", outcome.steps, f"{mean:.3f}", f"{worst:.3f}", f"{outcome.each:.1f}"
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
 
 
 def ours(folder: Path, given: argparse.Namespace, budget: float, multigrid: int) -> Outcome:
     """As many epochs as the budget holds, by what one takes."""
     size = ["--base-channels", given.channels, "--levels", given.levels, "--validation", 0, "--seed", given.seed]
     size += ["--multigrid", multigrid] if multigrid > 1 else []
-    epoch = trained(folder, "trial", multigrid, size)[0] / multigrid
+    epoch = trained(folder, f"trial {multigrid}", multigrid, size)[0] / multigrid
     seconds, steps = trained(folder, f"run {multigrid}", max(1, round(budget / epoch)), size)
     begun = time.perf_counter()
     scores = []

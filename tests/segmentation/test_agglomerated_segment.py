@@ -111,5 +111,5 @@ def test_a_network_of_other_layers_is_refused_by_name(shared, scan, communicator
             model = UNet(replace(MODEL.for_data(1, 3), kernel_size=5))
             save_tensors(shared / "run" / WEIGHTS, model.state_dict(), replace(card, config=Config(model.config)))
     job = SegmentationJob(scan, shared / "run", shared / "m.nii", "2x1x1", agglomerate="1:1x1x1")
-    with pytest.raises(PartitionError, match="this one has kernel_size 5 and up = transpose; use --agglomerate none"):
+    with pytest.raises(PartitionError, match=r"this one has kernel_size 5, .* use --agglomerate none"):
         segment(job, communicator)
