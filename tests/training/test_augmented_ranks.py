@@ -101,18 +101,15 @@ def test_the_samples_of_cases_that_are_not_kept_are_the_same(shared, communicato
 
 
 @pytest.mark.parametrize("crop", [(), (24, 24, 24)], ids=["whole", "crop"])
-def test_a_sample_of_a_compressed_case_that_is_not_kept_inflates_each_file_once(tmp_path, monkeypatch, crop):
-    """Several pieces, and the voxel that a crop lies around: each file is opened once, and little more of it is inflated than all of it."""
+def test_a_sample_of_a_compressed_case_that_is_not_kept_opens_each_file_once(tmp_path, monkeypatch, crop):
+    """For several pieces, and the voxel that a crop lies around; and little more is inflated than all of it."""
     dataset = read_dataset(tiny_dataset(tmp_path / "data", cases=1, shape=(32, 32, 32)))
     monkeypatch.setattr("volseg.training.data.CACHE_BYTES", 0)
     monkeypatch.setattr(sampling, "SOURCE_BYTES", 60_000)
     monkeypatch.setattr(inflate, "CHECKPOINT_BYTES", 2048)
     monkeypatch.setattr(inflate, "PIECE", 512)
-    config = replace(
-        tiny_config(),
-        augmentation=AugmentationConfig(rotate=1.0, rotate_degrees=(2.0, 2.0, 2.0)),
-        data=DataConfig(crop=crop, foreground=1.0),
-    )
+    change = AugmentationConfig(rotate=1.0, rotate_degrees=(2.0, 2.0, 2.0))
+    config = replace(tiny_config(), augmentation=change, data=DataConfig(crop=crop, foreground=1.0))
     made = samples(dataset, serial_grid(), config, crop)
     made.load(dataset.cases[0], 0, 0)  # measures what is measured once a case
     opened, inflated, turns = [], [], []

@@ -163,7 +163,7 @@ def pieces(box: Box, space: SpatialMap, voxels: int, planes: bool = False) -> li
 
 
 def _planes_and_voxels(space: SpatialMap, box: Box) -> int:
-    """What `box` comes from, planes times voxels: the former are what a piece costs, by the latter pieces are counted."""
+    """Of what `box` comes from, the product: a piece costs its planes, and its voxels say how many pieces there are."""
     source = space.source_box(box)
     return source.shape[0] * source.size
 
