@@ -122,7 +122,7 @@ def _settings(config: Config | str | Path | None, recipe: str | None, run: Path,
     """What a run is made from before anything is overridden."""
     from volseg.config import Config, read_config
     from volseg.config.recipes import config_of_recipe
-    from volseg.training.job import CONFIG
+    from volseg.config.stored_run import CONFIG
 
     if isinstance(config, Config):
         if recipe is not None:

@@ -9,10 +9,13 @@ from typing import Any
 
 from volseg.errors import ConfigError
 
+CONFIG = "config.toml"
+REPORT = "report.json"
+
 
 def is_run_folder(path: Path) -> bool:
     """Whether it looks like one."""
-    return path.is_dir() and (path / "config.toml").is_file()
+    return path.is_dir() and (path / CONFIG).is_file()
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -21,11 +24,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     Raises ConfigError where one of them is damaged.
     """
     facts: dict[str, Any] = {"path": str(folder)}
-    report = folder / "report.json"
+    report = folder / REPORT
     try:
-        facts["config"] = tomllib.loads((folder / "config.toml").read_text())
+        facts["config"] = tomllib.loads((folder / CONFIG).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder / 'config.toml'}: damaged ({error})") from error
+        raise ConfigError(f"{folder / CONFIG}: damaged ({error})") from error
     try:
         facts["report"] = json.loads(report.read_text()) if report.is_file() else None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

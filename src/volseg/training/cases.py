@@ -153,8 +153,8 @@ def median_spacing(spaces: Sequence[Space]) -> Spacing:
 def spacing_to_train_at(config: DataConfig, spaces: Sequence[Space]) -> Spacing | None:
     """What `config` asks for, in mm, from the grids of the training cases; None: each case's own.
 
-    Axes of a case within 1 % of it stay as they are (`volumes.scan.space_at`), so that a set of one spacing is not
-    resampled: "auto" and "median" are the same.
+    "auto" and "median" are the same. Axes of a case within 1 % of it stay as they are (`volumes.scan.space_at`), so
+    that a set of one spacing is not resampled by either.
     """
     if config.spacing == "own":
         return None

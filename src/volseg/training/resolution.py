@@ -88,19 +88,31 @@ class Hierarchy:
         dims = _grid_of_replica(self.job, replicas, self._largest(0), self.config.model.multiple, self._narrowest(0))
         return self._resolution(0, replicas, ProcessGrid(replicas.own, dims))
 
-    def coarse(self, level: int, finer: Resolution) -> Resolution:
-        """The resolution `level` halvings below the finest, shared as is fastest. Collective. Raises as `finest`."""
-        world, config, machine = finer.replicas.world, self.config, self.machine
+    def coarse(self, level: int, finer: Sequence[Resolution]) -> Resolution:
+        """The resolution `level` halvings below the finest, shared as is fastest with no more memory than that needs.
+
+        finer  all of them, the finest first
+
+        Collective. Raises as `finest`.
+        """
+        finest, next_finer = finer[0], finer[-1]
+        world, config, machine = finest.replicas.world, self.config, self.machine
         question = None
         if machine is not None:
             question = Question(
-                self._largest(level), config.model, config.training, "train", machine.nominal, placing=machine.placing
+                self._largest(level),
+                config.model,
+                config.training,
+                "train",
+                machine.nominal,
+                limit=finest.planned.peak,
+                placing=machine.placing,
             )
         count, dims = fastest_sharing(
             self._largest(level), config.model.multiple, world.size, self.job.batch, self._narrowest(level), question
         )
-        if (count, dims) == (finer.replicas.count, finer.grid.dims):
-            return self._resolution(level, finer.replicas, finer.grid)
+        if (count, dims) == (next_finer.replicas.count, next_finer.grid.dims):
+            return self._resolution(level, next_finer.replicas, next_finer.grid)
         replicas = Replicas(world, count)
         return self._resolution(level, replicas, ProcessGrid(replicas.own, dims))
 

@@ -128,7 +128,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     )  # fmt: skip
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
-        resolutions.append(hierarchy.coarse(level, resolutions[-1]))
+        resolutions.append(hierarchy.coarse(level, resolutions))
     fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
     card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
