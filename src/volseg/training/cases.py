@@ -15,6 +15,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Listener
 from volseg.files import write_text
+from volseg.training.inputs import names_of
 from volseg.training.job import TrainingJob
 from volseg.volumes.canonical import canonical
 from volseg.volumes.dataset import Case, Dataset, Fault
@@ -118,11 +119,16 @@ def check_same_split(run: Path, split: Split) -> None:
     now = split.as_json()
     if before == now:
         return
-    differing = sorted({*before["train"], *before["val"]} ^ {*now["train"], *now["val"]})
-    example = f", such as {differing[0]}" if differing else ""
+    then, there = {*before["train"], *before["val"]}, {*now["train"], *now["val"]}
+    differences = (
+        ("new", there - then),
+        ("missing", then - there),
+        ("held out before, now to train on", {*before["val"]} & {*now["train"]}),
+        ("trained on before, now held out", {*before["train"]} & {*now["val"]}),
+    )
+    said = "; ".join(f"{what}: {names_of(sorted(names))}" for what, names in differences if names)
     raise CheckpointError(
-        f"{run}: was trained on {len(before['train'])} cases with {len(before['val'])} held out, now there are "
-        f"{len(now['train'])} and {len(now['val'])}, or others{example}; continue with the run's own data set, or "
+        f"{run}: was trained on other cases than there are now ({said}); continue with the run's own data set, or "
         "train into another folder"
     )
 

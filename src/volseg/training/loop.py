@@ -13,7 +13,7 @@ from volseg.events import Caution, Listener, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.inputs import hash_inputs
+from volseg.training.inputs import check_same_inputs, hash_inputs, write_inputs
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
@@ -52,15 +52,18 @@ def _train(
     if card.step >= steps:
         listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
         return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
+    inputs = hash_inputs(setup.dataset, communicator)
     checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
+            if job.proceed:
+                check_same_inputs(job.run, setup.dataset, inputs)
             open_run_folder(job, setup.config, lock, card.step)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
+            write_inputs(job.run, inputs)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
     record = Record(job, setup)
-    inputs = hash_inputs(setup.dataset, communicator)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
