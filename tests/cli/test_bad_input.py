@@ -132,7 +132,7 @@ def test_voxels_that_are_no_numbers(refused, here, value):
     array = ct_like().astype(np.float32)
     array[-1, 2, 3] = value
     save_nifti(here / "scan.nii", array)
-    assert "1 voxels are NaN or infinite" in refused("segment", "scan.nii", "--save-probabilities")
+    assert "1 voxel is NaN or infinite" in refused("segment", "scan.nii", "--save-probabilities")
     assert "D x H x W 12x2x3" in refused("verify-partition", "scan.nii")
     save_nifti(here / "ellipsoids/imagesTr/ellipsoids_001_0000.nii.gz", array)
     assert "ellipsoids_001_0000.nii.gz" in refused("train", "-o", "new", *TRAIN)
@@ -347,10 +347,10 @@ def test_a_launcher_of_another_mpi(here, python):
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
     [
-        (2, ["segment", "nan.nii"], "nan.nii: 1 voxels are NaN or infinite"),
+        (2, ["segment", "nan.nii"], "nan.nii: 1 voxel is NaN or infinite"),
         (2, ["segment", "scan.nii", "--partition=2x2x2"], "needs 8 ranks, this job has 2"),
         (3, ["segment", "thin.nii"], "cannot be split over 3 ranks"),
-        (2, ["train", "-o", "new", "nan", *TRAIN], "ellipsoids_001_0000.nii.gz: 1 voxels are NaN or infinite"),
+        (2, ["train", "-o", "new", "nan", *TRAIN], "ellipsoids_001_0000.nii.gz: 1 voxel is NaN or infinite"),
         (2, ["train", "-o", "new", "ellipsoids", "--partition=1x2x2", *TRAIN], "needs 4 ranks, this job has 2"),
     ],
 )

@@ -168,6 +168,7 @@ def test_cases_without_foreground_are_said_and_trained_on(folder):
     train(job(folder, validation=0), SERIAL, events.append)
     cautions = [event.text for event in events if isinstance(event, Caution)]
     assert any("1 of 4 cases hold background alone, such as case_2" in text for text in cautions)
+    assert sum("nothing is held out" in event.text for event in events if isinstance(event, Message)) == 1
 
 
 def test_several_faults_are_counted(folder):

@@ -59,7 +59,12 @@ def split_cases(dataset: Dataset, config: TrainingConfig) -> Split:
         if path.is_file():
             return _split_of_file(dataset, path, config.fold)
         if config.folds > count:
-            raise VolumeError(f"{dataset.folder}: training.folds = {config.folds}, but there are {count} cases")
+            raise VolumeError(
+                f"{dataset.folder}: training.folds = {config.folds}, but there are {count} cases; give --folds "
+                f"{count}, or have more cases"
+                if count > 1
+                else f"{dataset.folder}: one case cannot be split into folds"
+            )
         order = np.random.default_rng(config.seed).permutation(count)
         held_out = {int(n) for n in order[config.fold :: config.folds]}
         described = f" (fold {config.fold} of {config.folds})"
@@ -178,7 +183,7 @@ def fingerprint_of_run(
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
     for fault in found.faults:
-        if fault.kind == "unused label":
+        if fault.kind in ("unused label", "constant image"):
             listen(Caution(fault.message))
     return found.fingerprint
 

@@ -23,8 +23,9 @@ HASHED_BYTES = 16 * 2**30
 def hash_inputs(dataset: Dataset, communicator: Communicator) -> dict[str, dict[str, Any]]:
     """Bytes and SHA-256 of dataset.json and of every file of the cases, by its path in the data set. Collective.
 
-    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it but
-    in ``labels/``, by path, a line ``HASH  PATH``, as sha256sum prints them. What is larger than `HASHED_BYTES` has None.
+    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it, but
+    for those in ``labels/``, by path, a line ``HASH  PATH``, as sha256sum prints them. What is larger than
+    `HASHED_BYTES` has None.
 
     Raises OSError, on all ranks, where a file cannot be read.
     """

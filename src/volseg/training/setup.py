@@ -149,6 +149,10 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine
     )  # fmt: skip
     listen(Message(_describe(setup)))
+    if not held_out and len(dataset.cases) > 1:
+        listen(Message(
+            "nothing is held out: no validation, no best.safetensors, no previews; hold cases out with --validation 1"
+        ))  # fmt: skip
     if job.replicas > len(cases):
         listen(Caution(f"{job.replicas} replicas, but cases to train on: {len(cases)}; use fewer, or some do nothing"))
     if job.proceed:

@@ -11,8 +11,8 @@ from volseg.volumes.image_file import ImageFile
 FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
 
 Kind = Literal[
-    "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry", "outside the list",
-    "no whole numbers", "not finite", "constant image", "empty labels", "unused label",
+    "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
+    "outside the list", "no whole numbers", "not finite", "constant image", "empty labels", "unused label",
 ]  # fmt: skip
 """What can be wrong with a data set."""
 
