@@ -6,7 +6,7 @@ import os
 import pytest
 
 from volseg.errors import VolsegError
-from volseg.files import write_text
+from volseg.files import replacing, write_text
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
@@ -36,3 +36,17 @@ def test_the_folder_is_flushed_after_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(tmp_path / "report.json", "{}")
     assert flushed[-1] == (tmp_path.stat().st_ino, True)
+
+
+def test_a_file_can_be_read_by_whom_the_umask_lets_read(tmp_path):
+    """Also where its writer makes one of its own that nobody else can read, as that of safetensors does."""
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "weights") as temporary:
+            own = tmp_path / "own"
+            own.touch(0o600)
+            os.replace(own, temporary)
+        write_text(tmp_path / "report.json", "{}")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [0o640, 0o640]

@@ -22,13 +22,24 @@ class Caution:
 
 @dataclass(frozen=True)
 class Progress:
-    """A long task moved on. `done == total` ends it; `figures` are shown beside the bar."""
+    """A long task moved on. `done == total` ends it; `figures` are shown beside the bar.
+
+    work  share of the whole work that is done, 0 to 1, where some units take longer than others; None: all are alike
+    """
 
     task: str
     done: float
     total: float
     unit: str = ""
     figures: Mapping[str, str] = field(default_factory=dict)
+    work: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the work that is done, 0 to 1: what the time left follows from."""
+        if self.done >= self.total:
+            return 1.0
+        return self.done / self.total if self.work is None else self.work
 
 
 Event = Message | Caution | Progress

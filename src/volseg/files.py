@@ -23,7 +23,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; some writers make files that nobody else can read
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -55,6 +55,23 @@ def test_plain_progress_speaks_after_a_long_silence(monkeypatch):
     assert len(shown) == 5  # at the start, then every second event: 40 s apart
 
 
+def test_time_left_goes_by_the_work_where_steps_differ(monkeypatch):
+    clock = iter([0.0, 40.0])
+    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
+    shown = lines_of([Progress("train", 0, 8, "steps", work=0.0), Progress("train", 4, 8, "steps", work=0.04)])
+    assert shown[1] == "train   4% (4/8 steps)  elapsed 0:40  remaining 16:00"
+    assert Progress("train", 8, 8, work=0.99).share == 1.0
+    assert Progress("train", 2, 8).share == 0.25
+
+
+def test_bars_go_by_the_work():
+    bars = render.Bars(Console(file=io.StringIO(), force_terminal=True, width=100))
+    bars.update(Progress("train", 4, 8, "steps", work=0.04))
+    (task,) = bars._progress.tasks
+    bars.close()
+    assert task.percentage == pytest.approx(4)
+
+
 def test_plain_progress_shows_figures_and_starts_over_for_the_same_task():
     events = [Progress("read", 0, 1), Progress("read", 1, 1, figures={"loss": "0.41", "dice": "0.9"})] * 2
     shown = lines_of(events)

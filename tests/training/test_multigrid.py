@@ -120,8 +120,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parallel(2)
-def test_a_run_goes_on_between_and_within_its_levels(shared, communicator, monkeypatch):
-    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)  # after each step, otherwise
+def test_a_run_goes_on_between_and_within_its_levels(shared, communicator):
     config = multigrid_config({"epochs": 4, "checkpoint_seconds": 0.0})
 
     def go(world, run, until=-1, proceed=True):

@@ -34,7 +34,9 @@ def drawn(folder, run, replicas, dims):
         sample = blocks.load(case)
         mask = torch.where(sample.target == IGNORE, 0, (sample.target + 1) % 3)
         previews.see(case, blocks, sample, mask)
-    return previews.write(4, {dataset.cases[0].name: 0.5})
+    files, failure = previews.write(4, {dataset.cases[0].name: 0.5})
+    assert failure is None
+    return files
 
 
 @pytest.mark.parametrize(("channel", "window"), [("CT", SOFT_TISSUE), ("MR", None)])

@@ -48,7 +48,7 @@ def test_a_run_holds_these_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         ".lock", "checkpoints", BEST, WEIGHTS, FINGERPRINT, SPLIT, "config.toml", "log.csv", "progress.png",
-        "previews", "report.json", "report.html",
+        "previews", "report.json", "report.html", "inputs.json",
     }  # fmt: skip
     assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
     assert (finished / "progress.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tiny import SERIAL, tiny_config, tiny_dataset
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import ConfigError
+from volseg.events import Caution
 from volseg.training import inputs as hashing
 from volseg.training.inputs import hash_inputs
 from volseg.training.job import TrainingJob
@@ -129,6 +131,51 @@ def test_ranks_share_the_hashing(communicator, tmp_path_factory, monkeypatch):
     assert all(one["sha256"] is None for one in hash_inputs(dataset, communicator).values())
 
 
+@pytest.mark.parallel([1, 2])
+def test_only_files_that_changed_are_hashed_again(communicator, tmp_path_factory, monkeypatch):
+    folder = None
+    if communicator.is_root:
+        folder = tiny_dataset(tmp_path_factory.mktemp("again") / "data")
+    folder = communicator.broadcast(folder)
+    known, dataset, hashed = folder.parent / "inputs.json", read_dataset(folder), []
+    monkeypatch.setattr(hashing, "sha256", lambda path: hashed.append(path.name) or f"hash {len(path.read_bytes())}")
+
+    def hash_again():
+        hashed.clear()
+        found = hash_inputs(dataset, communicator, known)
+        return found, sorted(name for names in communicator.gather_all(list(hashed)) for name in names)
+
+    first, names = hash_again()
+    assert len(names) == len(first) == 5
+    assert hash_again() == (first, [])
+    label = dataset.cases[0].label
+    communicator.barrier()
+    if communicator.is_root:
+        label.write_bytes(label.read_bytes() + b"more")
+    communicator.barrier()
+    second, names = hash_again()
+    assert names == [label.name]
+    assert {name for name in first if first[name] != second[name]} == {f"labelsTr/{label.name}"}
+    communicator.barrier()
+    if communicator.is_root:
+        known.write_text("[1, 2")
+    communicator.barrier()
+    found, names = hash_again()
+    assert (found, len(names)) == (second, 5)
+
+
+def test_a_run_that_goes_on_reads_its_inputs_once_and_one_that_begins_anew_reads_them_again(tmp_path, monkeypatch):
+    data, hashed = tiny_dataset(tmp_path / "data"), []
+    monkeypatch.setattr(hashing, "sha256", lambda path: hashed.append(path) or "hash")
+    job = TrainingJob(data, tmp_path / "run", tiny_config(), max_time=0.0)
+    counts = []
+    for one in (job, replace(job, proceed=True), replace(job, overwrite=True)):
+        hashed.clear()
+        train(one, SERIAL)
+        counts.append(len(hashed))
+    assert counts == [5, 0, 5]
+
+
 def test_tensorboard_that_is_missing_is_named_with_its_remedy(tmp_path, monkeypatch):
     data = tiny_dataset(tmp_path / "data")
     monkeypatch.setattr("volseg.training.tensorboard.find_spec", lambda name: None)
@@ -150,3 +197,53 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path):
     assert {"loss/training", "Dice/held out", "Dice/class_1", "learning rate"} <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("loss/training")] == [1, 2]
     assert len(tags["images"]) == 1
+
+
+def test_pictures_that_cannot_be_drawn_do_not_end_a_run(tmp_path, monkeypatch):
+    """One Caution, whatever fails and how often; a log that cannot be written still ends it."""
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("volseg.training.previews.draw_preview", fail)
+    monkeypatch.setattr("volseg.training.record.draw_progress", fail)
+    monkeypatch.setattr("volseg.training.record.DRAWING_SECONDS", 0.0)
+    events, job = [], TrainingJob(tiny_dataset(tmp_path / "data"), tmp_path / "run", tiny_config(validation=1))
+    train(job, SERIAL, events.append)
+    (said,) = [event.text for event in events if isinstance(event, Caution) and "picture" in event.text]
+    assert "epoch_0001_" in said
+    assert "No space left on device" in said
+    assert (job.run / "report.html").is_file()
+    monkeypatch.setattr("volseg.training.log.TrainingLog.add", fail)
+    with pytest.raises(OSError, match="No space"):
+        train(TrainingJob(job.dataset, tmp_path / "other", job.config), SERIAL)
+
+
+def test_half_written_pictures_of_a_killed_run_are_removed_when_it_goes_on(tmp_path):
+    job = TrainingJob(tiny_dataset(tmp_path / "data"), tmp_path / "run", tiny_config(validation=1), max_time=0.0)
+    train(job, SERIAL)
+    leftover = job.run / "previews" / ".epoch_0001_case.1.partial.png"
+    leftover.touch()
+    train(replace(job, proceed=True), SERIAL)
+    assert not leftover.exists()
+    assert list(leftover.parent.glob("epoch_*"))
+
+
+def test_a_run_killed_before_its_report_gets_it_when_it_goes_on(tmp_path):
+    job, events = TrainingJob(tiny_dataset(tmp_path / "data"), tmp_path / "run", tiny_config(validation=1)), []
+    whole = train(job, SERIAL)
+    names = ("report.json", "report.html", "progress.png")
+    log, pictures = (job.run / "log.csv").read_bytes(), sorted((job.run / "previews").iterdir())
+    for name in names:
+        (job.run / name).unlink()
+    pictures[-1].unlink()
+    report = train(replace(job, proceed=True), SERIAL, events.append)
+    assert all((job.run / name).is_file() for name in names)
+    assert sorted((job.run / "previews").iterdir()) == pictures
+    assert (job.run / "log.csv").read_bytes() == log
+    assert report.validation_dice == whole.validation_dice
+    assert report.loss == pytest.approx(whole.loss, rel=1e-8)
+    found = json.loads((job.run / "report.json").read_text())
+    assert (found["steps"], found["stopped"], found["time"]["steps"]) == (2, None, 0)
+    assert train(replace(job, proceed=True), SERIAL, events.append).loss is None
+    assert sum("nothing to do" in event.text for event in events if isinstance(event, Caution)) == 1

@@ -14,9 +14,9 @@ import pytest
 
 from conftest import clean_environment
 from tiny import SERIAL, losses, tiny_config, tiny_dataset
-from volseg.cli.sizes import parse_duration
 from volseg.errors import ConfigError
 from volseg.models.stored import load_model
+from volseg.sizes import parse_duration
 from volseg.training import stopping
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import stored_checkpoints
@@ -123,6 +123,27 @@ def test_time_is_up_where_the_slowest_step_and_a_checkpoint_would_not_fit(commun
     assert stopping.Stopping(communicator, None).after_step(3.0) is None
 
 
+@pytest.mark.parallel([1, 2])
+def test_a_finer_level_is_reckoned_with_before_its_first_step(communicator, monkeypatch):
+    """A step of 2 s on 1000 voxels is one of 16 s on 8000; once that is measured, the measure counts."""
+    clock = Clock()
+    monkeypatch.setattr(stopping, "time", clock)
+
+    def answers(limit, *steps):
+        stops = stopping.Stopping(communicator, limit)
+        stops.begin()
+        found = []
+        for seconds, made, following in steps:
+            clock.now += seconds
+            found.append(stops.after_step(0.0, made, following))
+        return found
+
+    assert answers(20.0, (2, 1000, 1000), (2, 1000, 8000)) == [None, "max-time"]
+    assert answers(25.0, (2, 1000, 1000), (2, 1000, 8000)) == [None, None]
+    assert answers(21.0, (10, 8000, 1000), (1, 1000, 1000), (1, 1000, 8000)) == [None, None, "max-time"]
+    assert answers(27.0, (10, 8000, 1000), (1, 1000, 1000), (1, 1000, 8000)) == [None, None, None]
+
+
 def test_in_a_thread_signals_are_left_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
@@ -177,7 +198,7 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(tmp_path, python, number):
             job.wait()
     steps = len(losses(tmp_path / "run"))
     said = (tmp_path / "out").read_text().splitlines()
-    assert f"stopped at step {steps} of 18000; go on with: volseg train '{data}' -o run --continue" in said
+    assert f"stopped at step {steps} of 18000; go on with: mpirun -n 2 volseg train '{data}' -o run --continue" in said
     assert [path.name for path in stored_checkpoints(tmp_path / "run")] == [f"step_{steps:08d}.safetensors"]
     again = python(
         ["-m", "volseg", "train", data, "-o", "run", "--continue", "--max-time=1s", "-q"], cwd=tmp_path, timeout=100

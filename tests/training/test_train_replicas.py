@@ -20,10 +20,11 @@ from volseg.models.fused_unet import FusedUNet
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.training.data import CaseBlocks
+from volseg.training.going_on import check_same_batch
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.optimization import batch_of, case_order
-from volseg.training.setup import check_same_batch, prepare
+from volseg.training.setup import prepare
 from volseg.training.step import random_state, training_step
 from volseg.training.validation import validate
 from volseg.volumes.dataset import read_dataset

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.image import imread
 
 from volseg.training.log import CLASS, COLUMNS, TrainingLog, read_log
-from volseg.training.progress import class_columns, draw_progress
+from volseg.training.progress import best_at_finest, class_columns, draw_progress
+from volseg.training.run_page import _classes
 
 OLD = "step,epoch,loss,dice,learning_rate,seconds,voxels_per_second,case,validation_dice,mood\n"
 
@@ -52,3 +53,18 @@ def test_progress_is_drawn_of_any_log(tmp_path, rows, classes):
     height, width, _ = imread(tmp_path / "progress.png").shape
     assert len(class_columns(rows)) == classes
     assert (height > 0.6 * width) == (1 < classes <= 10)  # four panels: two and two; three in a row
+
+
+def test_the_best_is_that_of_the_finest_level(tmp_path):
+    """A coarser one has another measure, on which a mask often does better."""
+    rows = [
+        row(1, epoch=1, level=1, validation_dice=0.7, validation_dice_a=0.9),
+        row(2, epoch=2, level=0, validation_dice=0.6, validation_dice_a=0.5),
+        row(3, epoch=3, level=0, validation_dice=0.7, validation_dice_a=0.4),
+    ]
+    assert best_at_finest(rows) == (3, 0.7)
+    assert best_at_finest(rows[:1]) == (0, 0.0)
+    assert "<td>0.5000</td><td>2</td>" in _classes({"a": 0.4}, rows).replace(" class=n", "")
+    assert "0.9000</td><td></td><td></td>" in _classes({"a": 0.9}, rows[:1]).replace(" class=n", "")
+    draw_progress(tmp_path, rows[:1])
+    assert (tmp_path / "progress.png").is_file()

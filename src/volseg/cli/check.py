@@ -39,7 +39,7 @@ def check(
         from json import dumps
 
         from volseg.api import check as check_set
-        from volseg.cli.sizes import parse_names
+        from volseg.sizes import parse_names
 
         report = check_set(
             dataset, labels=labels, label_names=label_names, channels=parse_names(channels), allow_empty=allow_empty,

@@ -89,7 +89,9 @@ class Bars:
         task = self._tasks.get(event.task)
         if task is None:
             task = self._tasks[event.task] = progress.add_task(event.task, total=event.total, figures="")
-        progress.update(task, completed=event.done, total=event.total, figures=figure_text(event.figures))
+        progress.update(
+            task, completed=event.share * event.total, total=event.total, figures=figure_text(event.figures)
+        )
         if event.done >= event.total:
             del self._tasks[event.task]  # the same name again is a new task
             if not self._tasks:
@@ -131,7 +133,7 @@ class Lines:
     def update(self, event: events.Progress) -> None:
         """Print a line where one is due."""
         now = time.monotonic()
-        share = event.done / event.total if event.total else 1.0
+        share = event.share
         start, first = self._started.setdefault(event.task, (now, share))
         tenth, shown = self._last.get(event.task, (-1, start))
         if int(share * 10) <= tenth and now - shown < _PLAIN_SILENCE and share < 1.0:

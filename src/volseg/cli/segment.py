@@ -20,7 +20,7 @@ from volseg.cli.options import (
     Series,
     Trace,
 )  # fmt: skip
-from volseg.cli.sizes import parse_spacing
+from volseg.sizes import parse_spacing
 
 
 class ScheduleName(StrEnum):

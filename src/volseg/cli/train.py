@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -124,6 +123,7 @@ def train(
     begun = time.monotonic()
     with job(quiet, no_progress, debug) as work:
         from volseg.api import train as train_run
+        from volseg.cli.go_on import go_on_command
         from volseg.cli.render import (
             class_text,
             duration,
@@ -133,7 +133,8 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
+        from volseg.distributed.launch import launchers
+        from volseg.sizes import parse_duration, parse_names
         from volseg.training.job import HTML
         from volseg.versions import command_line
 
@@ -145,9 +146,8 @@ def train(
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, base_channels=base_channels, levels=levels, norm=norm,
-            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels), augment=augment,
-            flip=None if flip is None else parse_axes(flip),
-            crop=None if crop is None else parse_shape(crop, "--crop"), validation=validation,
+            checkpoint_levels=checkpoint_levels, augment=augment,
+            flip=flip, crop=crop, validation=validation,
             validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed, proceed=proceed,
             keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
             tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
@@ -158,6 +158,7 @@ def train(
         work.print(
             f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
+            + (f" at level {report.validation_level}, coarser than the volumes" if report.validation_level else "")
         )
         work.print(peak_memory_text(report.peaks, report.planned))
         work.print(time_text(report.time, report.waited if work.communicator.size > 1 else None))
@@ -168,6 +169,12 @@ def train(
             work.print("held-out Dice by class: " + class_text(report.validation_by_class))
         work.print(f"model: {report.run}; all about the run: {report.run / HTML}")
         if report.stopped is not None:
-            again = f"volseg train {quote(str(dataset))} -o {quote(str(run))} --continue"
-            again += f" --replicas {replicas}" if replicas > 1 else ""
+            started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
+            again = go_on_command(dataset, run, work.communicator.size, started_by, {
+                "--labels": labels, "--label-names": label_names, "--channels": channels,
+                "--partition": partition if partition != "auto" else None,
+                "--replicas": replicas if replicas != 1 else None,
+                "--agglomerate": agglomerate if agglomerate != "auto" else None,
+                "--previews": previews if previews != 1 else None, "--tensorboard": tensorboard,
+            })  # fmt: skip
             work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

@@ -49,6 +49,8 @@ class ModelCard:
     step     optimizer steps taken
     batch    cases that each was made with
     validation_dice  mean foreground Dice of the held-out cases with these weights; None where it was not measured
+    finest_from  the step from which a multigrid run that was lengthened stays at the finest resolution; None: as its
+                 configuration says
     """
 
     config: Config
@@ -58,6 +60,7 @@ class ModelCard:
     step: int
     batch: int = 1
     validation_dice: float | None = None
+    finest_from: int | None = None
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:
@@ -77,6 +80,7 @@ class ModelCard:
                 "step": self.step,
                 "batch": self.batch,
                 "validation_dice": self.validation_dice,
+                "finest_from": self.finest_from,
             }
         )
 
@@ -99,10 +103,10 @@ class ModelCard:
                     f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
                     f"{len(schemes)} and {len(labels)}"
                 )
-            score = values.get("validation_dice")
+            score, finest_from = values.get("validation_dice"), values.get("finest_from")
             return cls(
                 config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)),
-                None if score is None else float(score),
+                None if score is None else float(score), None if finest_from is None else int(finest_from),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,40 +15,121 @@ from volseg.files import sha256, write_text
 from volseg.volumes.dataset import DESCRIPTION, Dataset
 
 INPUTS = "inputs.json"
-MOST_NAMES = 5
+"""What was hashed, in the run folder."""
+
+MOST_NAMES = 5  # that a message lists
 
 HASHED_BYTES = 16 * 2**30
 """Of one volume; a larger one is not hashed. Its size stands in the report all the same."""
 
 
-def hash_inputs(dataset: Dataset, communicator: Communicator) -> dict[str, dict[str, Any]]:
+def hash_inputs(
+    dataset: Dataset, communicator: Communicator, known: Path | None = None
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Bytes and SHA-256 of dataset.json and of every file of the cases, by its path in the data set. Collective.
 
-    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it, but
-    for those in ``labels/``, by path, a line ``HASH  PATH``, as sha256sum prints them. What is larger than
-    `HASHED_BYTES` has None.
+    known  JSON file of an earlier call's hashes, which are taken where names, sizes and times of change of all files
+           of an input are as they were; it is written anew
+
+    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it, but for those in
+    ``labels/``, by path, a line ``HASH  PATH``, as sha256sum prints them. What is larger than `HASHED_BYTES` has None.
 
     Raises OSError, on all ranks, where a file cannot be read.
     """
+    before: dict[str, Any] = {}
+    with communicator.together():
+        if communicator.is_root and known is not None:
+            before = _read(known)
+    named = _hashed(dataset, communicator, before)
+    with communicator.together():
+        if communicator.is_root and known is not None:
+            _write(known, named)
+    return {name: {"bytes": one["bytes"], "sha256": one["sha256"]} for name, one in named.items()}
+
+
+def check_same_inputs(run: Path, dataset: Dataset, communicator: Communicator) -> None:
+    """Raise CheckpointError where a case's image or labels are not what the run began with. Collective.
+
+    Files are compared by their names in the data set, so that it may lie elsewhere now; only those whose time of change
+    is another are read. A run of an older version, without `INPUTS`, says nothing of them.
+    """
+    before: dict[str, Any] = {}
+    with communicator.together():
+        if communicator.is_root:
+            before = _read(run / INPUTS)
+    if not communicator.broadcast(bool(before)):
+        return
+    now = _hashed(dataset, communicator, before)
+    with communicator.together():
+        if communicator.is_root:
+            _raise_where_changed(run, dataset, before, now)
+            _write(run / INPUTS, now)
+
+
+def _raise_where_changed(run: Path, dataset: Dataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def differs(file: Path) -> bool:
+        name = _name(file, dataset.folder)
+        return isinstance(before.get(name), dict) and any(
+            before[name].get(key) != now[name][key] for key in ("bytes", "sha256")
+        )
+
+    changed = []
+    for case in dataset.cases:
+        image, label = any(differs(one.path) for one in case.images), case.label is not None and differs(case.label)
+        if image or label:
+            changed.append(f"{case.name} ({' and '.join(['image'] * image + ['labels'] * label)})")
+    if changed:
+        raise CheckpointError(
+            f"{run}: the files of {names_of(changed)} are not those that the run began with; continue with the run's "
+            "own data set, or train into another folder"
+        )
+
+
+def _hashed(dataset: Dataset, communicator: Communicator, before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Bytes, stamp and SHA-256 of each input by its name. Collective.
+
+    before  the same of an earlier call, on the root
+    """
     members: dict[Path, list[Path]] = {}
-    sizes: dict[Path, int] = {}
+    found: dict[Path, dict[str, Any]] = {}  # of each input
     with communicator.together():
         if communicator.is_root:
             members = _members(dataset)
-            sizes = {path: sum(file.stat().st_size for file in files) for path, files in members.items()}
-    members, sizes = communicator.broadcast((members, sizes))
-    wanted = [file for path, files in members.items() if sizes[path] <= HASHED_BYTES for file in files]
+            for path, files in members.items():
+                size, stamp = _stamp(path, files)
+                old = before.get(_name(path, dataset.folder))
+                same = isinstance(old, dict) and old.get("stamp") == stamp
+                found[path] = {"bytes": size, "stamp": stamp, "sha256": old.get("sha256") if same and old else None}
+    members, found = communicator.broadcast((members, found))
+    to_hash = [path for path, one in found.items() if one["bytes"] <= HASHED_BYTES and one["sha256"] is None]
+    wanted = [file for path in to_hash for file in members[path]]
     mine: dict[Path, str] = {}
     with communicator.together():
         mine = {file: sha256(file) for file in wanted[communicator.rank :: communicator.size]}
     hashes = {file: digest for share in communicator.gather_all(mine) for file, digest in share.items()}
-    return {
-        _name(path, dataset.folder): {
-            "bytes": sizes[path],
-            "sha256": _of_whole(path, files, hashes) if sizes[path] <= HASHED_BYTES else None,
-        }
-        for path, files in members.items()
-    }
+    for path in to_hash:
+        found[path]["sha256"] = _of_whole(path, members[path], hashes)
+    return {_name(path, dataset.folder): one for path, one in found.items()}
+
+
+def _write(path: Path, inputs: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(inputs, indent=1) + "\n")
+
+
+def _read(known: Path) -> dict[str, Any]:
+    """What was hashed before; nothing where the file is missing or is not what was written."""
+    try:
+        found = json.loads(known.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _stamp(path: Path, files: list[Path]) -> tuple[int, str]:
+    """Bytes of an input, and a hash of the names, sizes and times of change of its files."""
+    states = [(file, file.stat()) for file in files]
+    lines = "".join(f"{os.path.relpath(file, path)} {state.st_size} {state.st_mtime_ns}\n" for file, state in states)
+    return sum(state.st_size for _, state in states), hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _members(dataset: Dataset) -> dict[Path, list[Path]]:
@@ -76,42 +158,6 @@ def _name(path: Path, folder: Path) -> str:
     if path == folder:  # a single scan
         return path.name
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
-def write_inputs(run: Path, inputs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `INPUTS` into a run folder, whole or not at all. Raises as `write_text` does."""
-    write_text(run / INPUTS, json.dumps(inputs, indent=1) + "\n")
-
-
-def check_same_inputs(run: Path, dataset: Dataset, inputs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise CheckpointError where a case's image or labels are not what the run began with.
-
-    Files are compared by their names in the data set, so that it may lie elsewhere now. A run of an older version,
-    without `INPUTS`, says nothing of them.
-    """
-    path = run / INPUTS
-    if not path.is_file():
-        return
-    try:
-        before = {str(name): (one["bytes"], one["sha256"]) for name, one in json.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove it to go on with the files there are") from None
-    now = {name: (one["bytes"], one["sha256"]) for name, one in inputs.items()}
-
-    def differs(file: Path) -> bool:
-        name = _name(file, dataset.folder)
-        return name in before and before[name] != now[name]
-
-    changed = []
-    for case in dataset.cases:
-        image, label = any(differs(one.path) for one in case.images), case.label is not None and differs(case.label)
-        if image or label:
-            changed.append(f"{case.name} ({' and '.join(['image'] * image + ['labels'] * label)})")
-    if changed:
-        raise CheckpointError(
-            f"{run}: the files of {names_of(changed)} are not those that the run began with; continue with the run's "
-            "own data set, or train into another folder"
-        )
 
 
 def names_of(names: Sequence[str]) -> str:

@@ -12,8 +12,9 @@ import tomli_w
 from volseg.config import Config, config_tables
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
-from volseg.files import write_text
+from volseg.files import remove_leftovers, write_text
 from volseg.training import previews, tensorboard
+from volseg.training.inputs import INPUTS
 from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
 from volseg.training.progress import PICTURE
 from volseg.training.run_lock import RunLock
@@ -116,9 +117,10 @@ def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int) 
     """
     job.run.mkdir(parents=True, exist_ok=True)
     lock.acquire()
+    remove_leftovers(job.run / previews.FOLDER)
     clean_up(job.run, step if job.proceed else None)  # an earlier run's checkpoint must not be taken for this one's
     if not job.proceed:
-        for name in (REPORT, HTML, PICTURE):
+        for name in (REPORT, HTML, PICTURE, INPUTS):
             (job.run / name).unlink(missing_ok=True)
         for folder in (previews.FOLDER, tensorboard.FOLDER):
             shutil.rmtree(job.run / folder, ignore_errors=True)

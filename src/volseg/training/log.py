@@ -61,5 +61,10 @@ def read_log(run: Path) -> Rows:
     return [row for row in rows if row.get("step", "").isdecimal()]
 
 
+def finest(rows: Rows) -> Rows:
+    """Those of steps at the finest resolution; a validation Dice of a coarser one is another measure."""
+    return [row for row in rows if not int(row.get("level") or 0)]
+
+
 def _format(name: str) -> str:
     return FORMATS["validation_dice"] if name.startswith(CLASS) else FORMATS.get(name, "{}")

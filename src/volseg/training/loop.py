@@ -9,18 +9,20 @@ from math import isfinite
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
-from volseg.events import Caution, Listener, Progress, ignore
+from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.inputs import check_same_inputs, hash_inputs, write_inputs
+from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.keeping import Checkpoints, stored_checkpoints
+from volseg.training.log import read_log
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
 from volseg.training.record import Record
-from volseg.training.report import TrainingReport, gather_peaks, largest_resident, make_report
+from volseg.training.report import TrainingReport, gather_peaks, is_reported, largest_resident, make_report
+from volseg.training.resolution import Resolution
 from volseg.training.run_lock import RunLock
-from volseg.training.setup import prepare
+from volseg.training.setup import Setup, prepare
 from volseg.training.step import training_step
 from volseg.training.stopping import Reason, Stopping
 from volseg.training.tracing import StepTrace
@@ -49,21 +51,19 @@ def _train(
 ) -> TrainingReport:  # fmt: skip
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
+    if job.proceed:
+        check_same_inputs(job.run, setup.dataset, communicator)
     if card.step >= steps:
-        listen(Caution(f"nothing to do: the run has its {steps} steps; give more --epochs to go on"))
-        return TrainingReport(job.run, card.step, 0.0, None, None, None, gather_peaks(communicator), setup.planned.peak)
-    inputs = hash_inputs(setup.dataset, communicator)
+        return _complete(job, setup, listen, lock)
     checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
-            if job.proceed:
-                check_same_inputs(job.run, setup.dataset, inputs)
             open_run_folder(job, setup.config, lock, card.step)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
-            write_inputs(job.run, inputs)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
-    record = Record(job, setup)
+    record = Record(job, setup, listen)
+    inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
     meter.reset()
@@ -72,7 +72,7 @@ def _train(
     stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
     loss = dice = float("nan")
-    listen(Progress("train", card.step, steps, "steps"))
+    listen(Progress("train", card.step, steps, "steps", work=setup.work(card.step)))
     before = setup.resolution(card.step)
     for step in range(card.step, steps):
         trace.before(step)
@@ -96,16 +96,15 @@ def _train(
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
             with setup.averaged.in_use():
-                validation = validate(
-                    resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-                    record.looking_at(resolution.blocks),
-                )  # fmt: skip
+                validation = _validate(setup, resolution, record)
         meter.enter("log and checkpoint")
         card = dataclasses.replace(
             card, step=step + 1, validation_dice=None if validation is None else validation.mean
         )  # fmt: skip
         memory = largest_resident(communicator)
-        stop = stopping.after_step(0.0 if checkpoints is None else checkpoints.longest)
+        following = setup.resolution(min(step + 1, steps - 1))
+        saving = 0.0 if checkpoints is None else checkpoints.longest
+        stop = stopping.after_step(saving, resolution.voxels, following.voxels)
         with meter.doing(Kind.FILES):
             record.step(
                 validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
@@ -119,9 +118,10 @@ def _train(
                     checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if record.last is not None and record.last.mean is not None:
-            shown["held out"] = f"{record.last.mean:.3f}"
+            at = f" at level {record.last.level}" if record.last.level else ""
+            shown["held out"] = f"{record.last.mean:.3f}{at}"
         shown |= {"voxels/s": f"{figures.voxels / seconds / 1e6:.2f} M", "memory": gibibytes(memory)}
-        listen(Progress("train", step + 1, steps, "steps", shown))
+        listen(Progress("train", step + 1, steps, "steps", shown, setup.work(step + 1)))
         meter.enter("")
         trace.after(step)
         if stop:
@@ -130,6 +130,44 @@ def _train(
     seconds = time.monotonic() - started
     record.finish()
     return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs, stopped)
+
+
+def _complete(job: TrainingJob, setup: Setup, listen: Listener, lock: RunLock) -> TrainingReport:
+    """No step is left; what a job that was killed after the last one has not written is written now."""
+    communicator, step = setup.world, setup.card.step
+    last: dict[str, str] | None = None
+    with communicator.together():
+        if communicator.is_root and not is_reported(job.run, step):
+            last = next((row for row in read_log(job.run) if int(row["step"]) == step), None)
+    last = communicator.broadcast(last)
+    if last is None:
+        listen(Caution(f"nothing to do: the run has its {setup.steps} steps; give more --epochs to go on"))
+        peaks = gather_peaks(communicator)
+        return TrainingReport(job.run, step, 0.0, None, None, None, peaks, setup.planned.peak)
+    listen(Message(f"the run has its {setup.steps} steps, but no report of them: it is written now"))
+    with communicator.together():
+        if communicator.is_root:
+            open_run_folder(job, setup.config, lock, step)
+    record = Record(job, setup, listen)
+    inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
+    communicator.meter.reset()
+    started = time.monotonic()
+    if setup.held_out:
+        communicator.meter.enter("validation")
+        with setup.averaged.in_use():
+            record.found(_validate(setup, setup.finest, record), int(last["epoch"]))
+        communicator.meter.enter("")
+    record.finish()
+    seconds = time.monotonic() - started
+    return make_report(job, setup, step, seconds, float(last["loss"]), float(last["dice"]), record.last, inputs)
+
+
+def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:
+    """Of the held-out cases, with the model's parameters as they are."""
+    return validate(
+        resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
+        record.looking_at(resolution.blocks),
+    )  # fmt: skip
 
 
 def _names(cases: Sequence[Case]) -> str:

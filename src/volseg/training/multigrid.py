@@ -10,7 +10,7 @@ arXiv:1703.02009).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from volseg.config import MultigridConfig
 
@@ -24,8 +24,10 @@ class Stage:
     last: int
 
 
-def stages(config: MultigridConfig, steps: int) -> tuple[Stage, ...]:
+def stages(config: MultigridConfig, steps: int, finest_from: int | None = None) -> tuple[Stage, ...]:
     """The stages of a run of `steps` steps, in order; one that would have no step is left out.
+
+    finest_from  the step from which all are made at the finest resolution, whatever their stage; None: as it comes
 
     Each visit of a level has an equal part of that level's share of the steps. The last stage is always the finest.
     """
@@ -39,7 +41,22 @@ def stages(config: MultigridConfig, steps: int) -> tuple[Stage, ...]:
         if last > first:
             found.append(Stage(level, first, last))
             first = last
+    if finest_from is not None and finest_from < steps:
+        found = [replace(stage, last=min(stage.last, finest_from)) for stage in found if stage.first < finest_from]
+        found.append(Stage(0, finest_from, steps))
     return tuple(found)
+
+
+def finest_for_good(config: MultigridConfig, steps: int, done: int) -> int | None:
+    """The step from which a run of `steps` steps, of which `done` are made, stays at the finest resolution.
+
+    None where it has made no such step yet, and where there is only one resolution. V-cycles come back to coarser ones
+    until the run is complete.
+    """
+    if config.levels == 1:
+        return None
+    first = stages(config, steps)[-1].first if config.cycle == "fmg" else steps - 1
+    return first if done > first else None
 
 
 def visits(config: MultigridConfig) -> list[int]:

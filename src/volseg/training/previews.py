@@ -17,6 +17,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.drawing.gathering import choose_planes, gather_planes
 from volseg.drawing.planes import SOFT_TISSUE, Plane, PlaneName
 from volseg.drawing.preview import draw_preview
+from volseg.errors import first_line
 from volseg.geometry import Triple
 from volseg.nn.losses import IGNORE
 from volseg.training.data import CaseBlocks, Sample
@@ -63,24 +64,31 @@ class Previews:
         if communicator.is_root:
             self._seen[case.name] = planes
 
-    def write(self, epoch: int, dice: Mapping[str, float]) -> list[Path]:
-        """Draw what was seen since the last call, each replica its own cases; the files of all. Collective.
+    def write(self, epoch: int, dice: Mapping[str, float]) -> tuple[list[Path], str | None]:
+        """Draw what was seen since the last call, each replica its own cases. Collective.
 
         dice  of the cases by name, for their titles
 
-        Raises VolsegError, on all ranks, where the folder cannot be written.
+        Returns the files of all replicas, and why one could not be drawn, where that is so: that is no reason to stop.
         """
         if not self._names:
-            return []
-        with self._world.together():
-            for name, planes in self._seen.items():
+            return [], None
+        drawn: list[str] = []
+        failure = None
+        for name, planes in self._seen.items():
+            said = f", Dice {dice[name]:.3f}" if name in dice else ""
+            try:
                 self._folder.mkdir(exist_ok=True)
-                said = f", Dice {dice[name]:.3f}" if name in dice else ""
                 titled = f"{name}, epoch {epoch}{said}"
                 draw_preview(self.path(epoch, name), planes, self._labels, titled, self._window, WIDTH)
-        drawn = [name for names in self._world.gather_all(list(self._seen)) for name in names]
+            except Exception as error:
+                failure = f"{self.path(epoch, name)}: {first_line(error)}"
+            else:
+                drawn.append(name)
         self._seen.clear()
-        return [self.path(epoch, name) for name in sorted(drawn)]
+        every = self._world.gather_all((drawn, failure))
+        files = [self.path(epoch, name) for name in sorted(name for names, _ in every for name in names)]
+        return files, next((text for _, text in every if text is not None), None)
 
     def path(self, epoch: int, case: str) -> Path:
         """Where the picture of a case after an epoch lies."""

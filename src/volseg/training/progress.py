@@ -9,7 +9,7 @@ from typing import Any
 
 from volseg.drawing.style import FAINT, GRID, figure, title
 from volseg.files import replacing
-from volseg.training.log import CLASS, Rows
+from volseg.training.log import CLASS, Rows, finest
 
 PICTURE = "progress.png"
 MOST_CLASSES = 10  # more curves than that cannot be told apart
@@ -44,6 +44,13 @@ def class_columns(rows: Rows) -> list[str]:
     return list(names)
 
 
+def best_at_finest(rows: Rows) -> tuple[int, float]:
+    """The first step with the best validation Dice at the finest resolution, and that; step 0 where there is none."""
+    steps, values = _column(finest(rows), "validation_dice")
+    best = max(values, default=0.0)
+    return (steps[values.index(best)], best) if values else (0, 0.0)
+
+
 def _shade_coarse(axes: Any, rows: Rows) -> None:
     """The steps made at coarser resolutions of a multigrid run: the coarser, the darker."""
     for level, some in groupby(rows, key=lambda row: int(row.get("level") or 0)):
@@ -65,11 +72,14 @@ def _dice(axes: Any, rows: Rows) -> None:
     _curve(axes, *_column(rows, "dice"), TRAINING, "training, soft")
     steps, values = _column(rows, "validation_dice")
     if values:
-        finest = [row for row in rows if not int(row.get("level") or 0)]  # of a coarser one it is another measure
-        best = max(_column(finest, "validation_dice")[1] or values)
-        label = f"held out: {values[-1]:.3f}" + (f", best {best:.3f}" if best > values[-1] else "")
+        where, best = best_at_finest(rows)
+        level = next(int(row.get("level") or 0) for row in reversed(rows) if row.get("validation_dice"))
+        at = f" at level {level}" if level else ""
+        more = f", best {best:.3f}" if best > values[-1] else ""
+        label = f"held out{at}: {values[-1]:.3f}{more}"
         axes.plot(steps, values, color=HELD_OUT, lw=1.6, label=label, **_marked(values))
-        axes.plot(steps[values.index(best)], best, color=HELD_OUT, marker="*", markersize=11, mec="white", zorder=5)
+        if where:
+            axes.plot(where, best, color=HELD_OUT, marker="*", markersize=11, mec="white", zorder=5)
     title(axes, "mean foreground Dice")
     _zero_to_one(axes)
 

@@ -43,6 +43,7 @@ class TrainingReport:
     loss, dice        of the last step; None where no step was left to take
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
+    validation_level  of a multigrid run, at which it was measured; 0 is the finest
     stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
     """
 
@@ -61,6 +62,7 @@ class TrainingReport:
     validation_by_class: Mapping[str, float] = field(default_factory=dict)
     all_steps: int = 0
     stopped: Reason | None = None
+    validation_level: int = 0
 
 
 def make_report(
@@ -77,14 +79,14 @@ def make_report(
     account = account_of_time(communicator, "step")
     time, shares = time_facts(account, communicator), account.shares()
     plan = None
-    if setup.machine is not None:
+    if setup.machine is not None and time["steps"]:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
     report = TrainingReport(
         job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
         shares, time["seconds_per_step"], None if plan is None else plan.seconds,
-        by_class, setup.steps, stopped,
+        by_class, setup.steps, stopped, 0 if validation is None else validation.level,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",
@@ -104,7 +106,9 @@ def make_report(
         "loss": loss,
         "dice": dice,
         "validation_dice": report.validation_dice,
-        "validation": None if validation is None else {"by_class": by_class, "by_case": validation.case_means},
+        "validation": None
+        if validation is None
+        else {"level": validation.level, "by_class": by_class, "by_case": validation.case_means},
         "memory": memory_facts(peaks, planned)
         | {"peak_at": setup.planned.peak_at, "planned_parts": setup.planned.parts},
         "communication": communication,
@@ -121,6 +125,14 @@ def make_report(
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
             write_text(job.run / HTML, run_page(job.run, content))
     return report
+
+
+def is_reported(run: Path, step: int) -> bool:
+    """Whether report.json is that of a run after `step` steps; a job may be killed before it has written it."""
+    try:
+        return bool(json.loads((run / REPORT).read_text(encoding="utf-8"))["steps"] == step) and (run / HTML).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:

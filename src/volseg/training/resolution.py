@@ -54,6 +54,11 @@ class Resolution:
     twin: FusedUNet
     planned: MemoryPlan
 
+    @property
+    def voxels(self) -> int:
+        """Of `largest`."""
+        return math.prod(self.largest)
+
     def rest(self) -> None:
         """Give back the memory that the network's passes keep for each other: another resolution comes next."""
         self.twin.rest()

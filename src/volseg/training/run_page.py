@@ -10,9 +10,9 @@ from typing import Any
 from volseg.drawing import html
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.training.log import CLASS, Rows, read_log
+from volseg.training.log import CLASS, Rows, finest, read_log
 from volseg.training.previews import FOLDER as PREVIEWS
-from volseg.training.progress import PICTURE, class_columns
+from volseg.training.progress import PICTURE
 
 MOST_RANKS = 64
 MOST_INPUTS = 400
@@ -39,7 +39,9 @@ def _parts(run: Path, report: Mapping[str, Any], rows: Rows) -> Iterator[str]:
         )  # fmt: skip
     if report["validation"] is not None:
         yield "<h2>Held-out cases</h2>"
-        yield "<p>Dice of whole-volume masks: by class with the best of all epochs, and by case.</p>"
+        level = report["validation"]["level"]
+        at = f" Measured at level {level}, coarser than the volumes; the best is of the finest level." if level else ""
+        yield f"<p>Dice of whole-volume masks: by class with the best of all epochs, and by case.{at}</p>"
         yield _classes(report["validation"]["by_class"], rows)
         by_case = [(name, f"{dice:.4f}") for name, dice in report["validation"]["by_case"].items()]
         yield html.table(("case", "Dice"), by_case, words=("case",))
@@ -73,7 +75,8 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
         "soft Dice": f"{report['dice']:.4f} in the last step",
     }
     if report["validation_dice"] is not None:
-        found["held-out Dice"] = f"{report['validation_dice']:.4f}"
+        level = report["validation"]["level"]
+        found["held-out Dice"] = f"{report['validation_dice']:.4f}" + (f", at level {level}" if level else "")
     if report["stopped"]:
         found["stopped"] = f"before its end, by {report['stopped']}"
     if report["command_line"]:
@@ -83,12 +86,11 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _classes(by_class: Mapping[str, float], rows: Rows) -> str:
     cells = []
-    columns = set(class_columns(rows))
     for name, dice in by_class.items():
-        best, epoch = dice, ""
-        if CLASS + name in columns:
-            best, epoch = max((float(row[CLASS + name]), row["epoch"]) for row in rows if row.get(CLASS + name))
-        cells.append((name, f"{dice:.4f}", f"{best:.4f}", epoch))
+        column = CLASS + name
+        found = [(float(row[column]), row["epoch"]) for row in finest(rows) if row.get(column)]
+        best, epoch = max(found, key=lambda one: one[0], default=(None, ""))
+        cells.append((name, f"{dice:.4f}", "" if best is None else f"{best:.4f}", epoch))
     return html.table(("class", "Dice", "best", "in epoch"), cells, words=("class",))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
-from volseg.errors import CheckpointError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import format_triple
 from volseg.models.forecast import Machine, this_machine
@@ -29,9 +29,10 @@ from volseg.training.cases import (
     split_cases,
 )
 from volseg.training.checkpoint import load_checkpoint
+from volseg.training.going_on import changes, check_same_batch, check_same_run, finest_from
 from volseg.training.job import TrainingJob, check_run_folder
 from volseg.training.keeping import newest_whole
-from volseg.training.multigrid import stages
+from volseg.training.multigrid import Stage, stages
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
 from volseg.volumes.dataset import Case, Dataset, read_dataset
@@ -90,10 +91,27 @@ class Setup:
         """Memory of the rank with the largest block, at the resolution where that is most."""
         return max((resolution.planned for resolution in self.resolutions), key=lambda plan: plan.peak)
 
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Which steps are made at which resolution."""
+        return stages(self.config.multigrid, self.steps, self.card.finest_from)
+
     def resolution(self, step: int) -> Resolution:
         """The one that a step is made at."""
-        stage = next(one for one in stages(self.config.multigrid, self.steps) if one.first <= step < one.last)
-        return self.resolutions[stage.level]
+        return self.resolutions[next(stage.level for stage in self.stages if stage.first <= step < stage.last)]
+
+    def work(self, steps: int) -> float | None:
+        """Share of the run's work in its first `steps` steps, by the voxels of each; None where all are alike."""
+        if len(self.resolutions) == 1:
+            return None
+        voxels = [resolution.voxels for resolution in self.resolutions]
+
+        def first(count: int) -> int:
+            return sum(
+                voxels[one.level] * (min(one.last, count) - one.first) for one in self.stages if one.first < count
+            )
+
+        return first(steps) / first(self.steps)
 
 
 def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> Setup:
@@ -130,6 +148,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
     card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
+    said: list[str] = []
     if job.proceed:
         path = newest_whole(job.run, communicator, listen)
         with communicator.together():
@@ -137,7 +156,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
             check_same_run(stored, config, dataset, job)
             check_same_batch(stored, job)
             check_same_split(job.run, split)
-            card = dataclasses.replace(stored, config=config)
+            in_epoch = steps_per_epoch(len(cases), job.batch)
+            said = changes(stored, config, in_epoch)
+            card = dataclasses.replace(stored, config=config, finest_from=finest_from(stored, config, in_epoch))
     else:
         card = dataclasses.replace(card, schemes=fingerprint.schemes())
     for resolution in resolutions:
@@ -157,38 +178,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         listen(Caution(f"{job.replicas} replicas, but cases to train on: {len(cases)}; use fewer, or some do nothing"))
     if job.proceed:
         listen(Message(f"going on from step {card.step} of {setup.steps}"))
+        for text in said:
+            listen(Caution(f"{job.run}: {text}"))
     return setup
-
-
-def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: TrainingJob) -> None:
-    """Raise CheckpointError where a run would go on with other data than it began with."""
-    before, now = card.config.training, config.training
-    for what, old, new in (
-        ("labels", card.labels, dataset.labels),
-        ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
-        ("training.seed", before.seed, now.seed),
-        ("training.validation", before.validation, now.validation),
-        ("training.folds", before.folds, now.folds),
-        ("training.fold", before.fold, now.fold),
-        ("data.spacing", card.config.data.spacing, config.data.spacing),
-    ):
-        if old != new:
-            raise CheckpointError(
-                f"{job.run}: was trained with {what} {old}, but {job.dataset} or the options give {new}; "
-                "continue with the run's own, or train into another folder"
-            )
-
-
-def check_same_batch(card: ModelCard, job: TrainingJob) -> None:
-    """Raise CheckpointError where a run would go on with larger or smaller steps than it began with."""
-    if card.batch == job.batch:
-        return
-    fits = card.batch % job.replicas == 0
-    options = f"--accumulate {card.batch // job.replicas}" if fits else f"--replicas 1 --accumulate {card.batch}"
-    raise CheckpointError(
-        f"{job.run}: was trained with {card.batch} cases a step, but --replicas {job.replicas} and training.accumulate "
-        f"{job.config.training.accumulate} give {job.batch}; continue with {options}, or train into another folder"
-    )
 
 
 def _same_weights(model: nn.Module, communicator: Communicator) -> None:

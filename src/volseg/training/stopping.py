@@ -32,7 +32,7 @@ class Stopping:
     def __init__(self, communicator: Communicator, limit: float | None) -> None:
         self._communicator, self._limit = communicator, limit
         self._begun = self._mark = time.monotonic()
-        self._slowest = 0.0
+        self._slowest: dict[int, float] = {}  # seconds, by the voxels of the resolution's largest volume
         self._told = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -53,19 +53,22 @@ class Stopping:
         """The first step begins now."""
         self._mark = time.monotonic()
 
-    def after_step(self, saving: float) -> Reason | None:
+    def after_step(self, saving: float, made: int = 1, following: int = 1) -> Reason | None:
         """Why the run is to stop here, the same on all ranks; None where it goes on. Collective, once a step.
 
         The time is up where another step as slow as the slowest so far, with all that came between it and the next,
-        and a checkpoint might end after the limit.
+        and a checkpoint might end after the limit. At a resolution that no step was made at yet, one is reckoned with
+        that is slower in proportion to its voxels.
 
-        saving  seconds that a checkpoint takes, as far as the root knows
+        saving           seconds that a checkpoint takes, as far as the root knows
+        made, following  voxels of the largest volume at the resolution of this step and of the next
         """
         now = time.monotonic()
-        self._slowest = max(self._slowest, now - self._mark)
+        self._slowest[made] = max(self._slowest.get(made, 0.0), now - self._mark)
         self._mark = now
+        expected = self._slowest.get(following, self._slowest[made] * following / made)
         late = False
         if self._limit is not None and self._communicator.is_root:
-            late = now - self._begun + 1.1 * self._slowest + saving + FINISHING > self._limit
+            late = now - self._begun + 1.1 * expected + saving + FINISHING > self._limit
         told, late = self._communicator.reduce_all(np.array([self._told, late], np.int64), "max").astype(bool)
         return "signal" if told else "max-time" if late else None

@@ -29,6 +29,7 @@ class Validation:
     mean      over the classes; None where there is no foreground at all
     by_class  of each foreground class, by value from 1 on: the mean over the cases that have it
     by_case   case name -> Dice of each foreground class
+    level     of a multigrid run, at which it was measured; 0 is the finest
 
     Means are taken as `volseg evaluate` and nnU-Net take them: a class that neither mask nor labels hold says nothing
     about a case, one that the mask alone holds counts as 0.
@@ -37,6 +38,7 @@ class Validation:
     mean: Dice
     by_class: tuple[Dice, ...]
     by_case: Mapping[str, tuple[Dice, ...]]
+    level: int = 0
 
     @property
     def case_means(self) -> dict[str, float]:
@@ -89,7 +91,8 @@ def validate(
         for case in zip(scores[0].tolist(), scores[1].tolist(), strict=True)
     ]
     by_class = tuple(_mean([row[number] for row in rows]) for number in range(classes - 1))
-    return Validation(_mean(by_class), by_class, {case.name: row for case, row in zip(cases, rows, strict=True)})
+    by_case = {case.name: row for case, row in zip(cases, rows, strict=True)}
+    return Validation(_mean(by_class), by_class, by_case, blocks.level)
 
 
 def _mean(values: Sequence[Dice]) -> Dice:

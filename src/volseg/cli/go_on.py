@@ -1,0 +1,25 @@
+"""The command that goes on with a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def go_on_command(dataset: Path, run: Path, ranks: int, launcher: str, options: Mapping[str, Any]) -> str:
+    """What a shell is to be given, on as many ranks as now.
+
+    launcher  mpirun or srun
+    options   name -> value, of those whose values no run folder keeps; True is a switch; None, False and "" are left
+              out
+    """
+    words = [launcher, "-n", str(ranks)] if ranks > 1 else []
+    words += ["volseg", "train", str(dataset), "-o", str(run), "--continue"]
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False and value != "":
+            words += [name, str(value)]
+    return shlex.join(words)
