@@ -32,16 +32,13 @@ def check_same_grid(image: Volume, other: Volume, what: str = "labels", remedy: 
         )
     if not image.space.matches(other.space):
         ours, theirs = image.space.affine, other.space.affine
+        differing = f"spacing {_spacing(other)} mm against {_spacing(image)} mm"
         if np.allclose(ours[:3, :3], theirs[:3, :3], rtol=0, atol=1e-5):
-            raise VolumeError(
-                f"{other.path}: {what} of the same shape as {image.path}, but at another place: up to "
-                f"{image.space.apart(other.space):.4g} mm off, with the same spacing: it begins at (x, y, z) {_place(theirs)} mm, not at "
-                f"{_place(ours)} mm; correct the origin in the header that is wrong, or {remedy}"
-            )
+            differing = f"with the same spacing: it begins at (x, y, z) {_place(theirs)} mm, not at {_place(ours)} mm"
+            remedy = f"correct the origin in the header that is wrong, or {remedy}"
         raise VolumeError(
             f"{other.path}: {what} of the same shape as {image.path}, but at another place: up to "
-            f"{image.space.apart(other.space):.4g} mm off, spacing {_spacing(other)} mm against {_spacing(image)} mm; "
-            f"{remedy}"
+            f"{image.space.apart(other.space):.4g} mm off, {differing}; {remedy}"
         )
 
 

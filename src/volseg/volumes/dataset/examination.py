@@ -198,8 +198,8 @@ def _pieces(volume: Volume, boxes: Sequence[Box], found: _Findings) -> Iterator[
 
 
 def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box) -> None:
-    known = found.constant.setdefault(channel, float(values.flat[0]))
-    if known is not None and (values != known).any():
+    value = found.constant.setdefault(channel, float(values.flat[0]))
+    if value is not None and (values != value).any():
         found.constant[channel] = None
     if values.dtype.kind != "f":
         return
