@@ -321,7 +321,9 @@ def test_going_on_from_a_damaged_checkpoint_or_with_other_data(refused, here, ca
     assert "damaged or no safetensors file" in refused("train", "-o", "old", "--continue", "--epochs=2")
     path.write_bytes(whole)
     assert "state of adamw, not of sgd" in refused("train", "-o", "old", "--continue", "--optimizer=sgd")
-    assert "another model" in refused("train", "-o", "old", "--continue", "--base-channels=8")
+    assert "another model: model.base_channels was 4, now 8;" in refused(
+        "train", "-o", "old", "--continue", "--base-channels=8"
+    )
     description = json.loads((here / "ellipsoids/dataset.json").read_text())
     description["labels"]["class_3"] = 3
     (here / "ellipsoids/dataset.json").write_text(json.dumps(description))

@@ -155,6 +155,16 @@ def test_a_run_goes_on_with_the_same_files_alone(folder):
     assert listing(folder.parent / "run") == before
 
 
+def test_validation_beside_folds_is_said_not_to_be_used(folder):
+    events = []
+    train(job(folder, folds=2, fold=1, validation=2), SERIAL, events.append)
+    assert any("training.validation = 2 is not used" in e.text for e in events if isinstance(e, Caution))
+    report = json.loads((folder.parent / "run" / "report.json").read_text())
+    kept = json.loads((folder.parent / "run" / SPLIT).read_text())
+    assert report["cases"] == {"training": kept["train"], "held_out": kept["val"]}
+    assert report["best"] == {"epoch": 1, "validation_dice": pytest.approx(report["validation_dice"], abs=1e-6)}
+
+
 def test_other_cases_are_told_by_name(tmp_path):
     cases = dataset_of(tmp_path, ["a", "b", "c", "d"]).cases
     write_split(tmp_path, Split(cases[:2], cases[2:3]))

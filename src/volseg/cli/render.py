@@ -161,7 +161,8 @@ def figure_text(figures: Mapping[str, str]) -> str:
 def peak_memory_text(peaks: Sequence[int], planned: int) -> str:
     """Measured peaks by rank against the plan, in bytes, as a run's last lines show them."""
     measured = ", ".join(gibibytes(peak) for peak in peaks)
-    return f"peak memory a rank {measured}; planned {gibibytes(planned)}, {planned / max(peaks):.2f} of the largest measured"
+    ratio = f"{planned / max(peaks):.2f} of the largest measured"
+    return f"peak memory a rank {measured}; planned {gibibytes(planned)}, {ratio}"
 
 
 def time_text(shares: Mapping[str, float], waited: float | None) -> str:

@@ -17,8 +17,8 @@ class TrainingConfig:
     optimizer      adamw or sgd (with Nesterov's momentum)
     momentum       momentum of the optimizer sgd; 0: none
     learning_rate  the largest learning rate of the run
-    schedule       how the learning rate falls from its largest value: poly, (1 - step / steps)^0.9 as in nnU-Net; cosine, half a
-                   wave down to 0; or constant
+    schedule       how the learning rate falls from its largest value: poly, (1 - step / steps)^0.9 as in nnU-Net;
+                   cosine, half a wave down to 0; or constant
     warmup         steps over which the learning rate rises to the largest
     accumulate     cases of a step that a replica takes one after the other; a step is made with the mean gradient of a
                    batch of replicas x accumulate cases

@@ -161,10 +161,14 @@ class Hierarchy:
             if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == smallest:
                 by_crop = math.prod(padded_shape(whole, model.multiple)) > smallest
                 what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
+                remedies = (
+                    ["a larger --crop"] * by_crop + ["fewer --levels"]
+                remedies += ["fewer --multigrid levels"] * (level > 0)
+                )
                 halvings = f" after {level} halvings of --multigrid" if level else ""
                 raise ConfigError(
                     f"{what}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
-                    f"halvings; use {'a larger --crop, ' if by_crop else ''}fewer --levels{' or fewer --multigrid levels' if level else ''}"
+                    f"halvings; use {' or '.join(remedies)}"
                 )
 
 
