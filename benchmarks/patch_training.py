@@ -88,7 +88,7 @@ def ours(folder: Path, given: argparse.Namespace, budget: float, multigrid: int)
     """As many epochs as the budget holds, by what one takes."""
     size = ["--base-channels", given.channels, "--levels", given.levels, "--validation", 0, "--seed", given.seed]
     size += ["--multigrid", multigrid] if multigrid > 1 else []
-    epoch = trained(folder, "trial", multigrid, size)[0] / multigrid
+    epoch = trained(folder, f"trial {multigrid}", multigrid, size)[0] / multigrid
     seconds, steps = trained(folder, f"run {multigrid}", max(1, round(budget / epoch)), size)
     begun = time.perf_counter()
     scores = []

@@ -75,3 +75,10 @@ def _triple(values: Iterable[int]) -> Triple:
 def format_triple(values: tuple[object, ...]) -> str:
     """``(64, 48, 32)`` as ``64x48x32``."""
     return "x".join(str(v) for v in values)
+
+
+def halved(shape: Triple, times: int = 1) -> Triple:
+    """(D, H, W) of a volume of `shape` halved `times` times, each time rounded up."""
+    for _ in range(times):
+        shape = _triple(-(-n // 2) for n in shape)
+    return shape

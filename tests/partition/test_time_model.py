@@ -11,7 +11,7 @@ from volseg.partition.operations import Family, Kind, segmenting_work, training_
 from volseg.partition.planner import forward_halo_bytes
 from volseg.partition.profile import Cost, Network, Profile, Setting
 from volseg.partition.schedule import RECOMPUTE
-from volseg.partition.time_model import Placing, segmenting_time, training_time
+from volseg.partition.time_model import Placing, TimePlan, segmenting_time, step_seconds, training_time
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 ALPHA, BETA, REDUCTION = 1e-5, 1e9, 2e-5
@@ -126,3 +126,12 @@ def test_blocks_are_those_of_the_busiest_rank():
     work = training_work(MODEL, found, 1)
     finest = [op.voxels for op in work.operations if op.level == 0 and op.kind is Kind.CONVOLUTION]
     assert set(finest) == {prod((8, 8, 8))}
+
+
+def test_what_is_done_once_a_step_is_counted_once():
+    one, other = TimePlan(), TimePlan()
+    for plan, seconds in ((one, 3.0), (other, 5.0)):
+        plan.add("enc0", Kind.CONVOLUTION, 0, seconds)
+        plan.add("optimizer", Kind.OPTIMIZER, 0, 1.0)
+    assert step_seconds([one]) == 4
+    assert step_seconds([one, other, one]) == 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from volseg.training.loop import train
 from volseg.training.sampling import Samples
 from volseg.volumes.dataset import read_dataset
 from volseg.volumes.intensity import ChannelScheme
+from volseg.volumes.nifti import inflate
 
 EVERYTHING = AugmentationConfig(
     flip=(0.5, 0.5, 0.5), rotate=1, scale=1, elastic=1, noise=1, blur=1, brightness=1, contrast=1, low_resolution=1,
@@ -96,6 +98,49 @@ def test_the_samples_of_cases_that_are_not_kept_are_the_same(shared, communicato
         assert torch.equal(ours.image, theirs.image)
         assert torch.equal(ours.target, theirs.target)
     assert read.blocks.cached_bytes == 0
+
+
+@pytest.mark.parametrize("crop", [(), (24, 24, 24)], ids=["whole", "crop"])
+def test_a_sample_of_a_compressed_case_that_is_not_kept_opens_each_file_once(tmp_path, monkeypatch, crop):
+    """For several pieces, and the voxel that a crop lies around; and little more is inflated than all of it."""
+    dataset = read_dataset(tiny_dataset(tmp_path / "data", cases=1, shape=(32, 32, 32)))
+    monkeypatch.setattr("volseg.training.data.CACHE_BYTES", 0)
+    monkeypatch.setattr(sampling, "SOURCE_BYTES", 60_000)
+    monkeypatch.setattr(inflate, "CHECKPOINT_BYTES", 2048)
+    monkeypatch.setattr(inflate, "PIECE", 512)
+    change = AugmentationConfig(rotate=1.0, rotate_degrees=(2.0, 2.0, 2.0))
+    config = replace(tiny_config(), augmentation=change, data=DataConfig(crop=crop, foreground=1.0))
+    made = samples(dataset, serial_grid(), config, crop)
+    made.load(dataset.cases[0], 0, 0)  # measures what is measured once a case
+    opened, inflated, turns = [], [], []
+    whole_read, whole_inflate, whole_fetch = inflate.SeekableGzip.read, inflate.SeekableGzip._inflate, made.blocks.fetch
+
+    def read(self, offset, buffer):
+        if self._file is None:
+            opened.append(self.path.parent.name)
+        whole_read(self, offset, buffer)
+
+    def counted(self, most):
+        piece = whole_inflate(self, most)
+        inflated.append(len(piece))
+        return piece
+
+    def fetch(*args):
+        turns.append(args)
+        return whole_fetch(*args)
+
+    monkeypatch.setattr(inflate.SeekableGzip, "read", read)
+    monkeypatch.setattr(inflate.SeekableGzip, "_inflate", counted)
+    monkeypatch.setattr(made.blocks, "fetch", fetch)
+    made.load(dataset.cases[0], 1, 0)
+    assert len(turns) >= 4
+    assert sorted(opened) == ["imagesTr", "labelsTr"]
+    contents = sum(
+        len(gzip.decompress(path.read_bytes())) for path in (dataset.cases[0].label, dataset.cases[0].images[0].path)
+    )
+    assert sum(inflated) < 2 * contents
+    scan, labels = made.blocks.scan(dataset.cases[0]), made.blocks._labels[dataset.cases[0].name]
+    assert all(volume.contents._file is None for volume in (*scan.channels, labels))
 
 
 def test_without_augmentation_a_sample_is_the_case_as_it_is(shared):

@@ -14,6 +14,8 @@ from volseg.config import ModelConfig, MultigridConfig, TrainingConfig, parse_co
 from volseg.errors import ConfigError
 from volseg.events import Message
 from volseg.partition.hierarchy import fastest_sharing
+from volseg.partition.layout import Layout
+from volseg.partition.memory import training_memory
 from volseg.partition.profile import built_in_profile
 from volseg.partition.search import Question
 from volseg.partition.time_model import Placing
@@ -61,7 +63,9 @@ def test_stages_are_all_steps_once_and_end_at_the_finest(levels, cycle, cycles, 
 
 
 def test_shares_that_do_not_fit_the_levels_are_refused():
-    with pytest.raises(ConfigError, match=r"multigrid.shares = \[1.0, 2.0\] must be 3 numbers above 0"):
+    with pytest.raises(
+        ConfigError, match=r"multigrid.shares = \[1.0, 2.0\] must be 3 numbers above 0.*configuration file"
+    ):
         parse_config({"multigrid": {"levels": 3, "shares": [1, 2]}}, "here")
     with pytest.raises(ConfigError, match=r"multigrid.cycle = 'w' is not one of fmg, v"):
         parse_config({"multigrid": {"cycle": "w"}}, "here")
@@ -82,6 +86,23 @@ def test_coarse_volumes_are_shared_by_fewer_ranks_and_more_replicas():
         2,
         (2, 2, 2),
     )  # eight blocks are all there are
+
+
+def test_more_replicas_stay_below_the_memory_of_the_finest_level():
+    model, shape = ModelConfig(1, 3), (64, 64, 64)
+
+    def sharing(limit):
+        question = Question(shape, model, TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
+        return fastest_sharing(shape, 8, 16, 8, shape, question)
+
+    def peak(dims):
+        return training_memory(model, TrainingConfig(), Layout.even(shape, dims, 8)).peak
+
+    fastest, alone = sharing(None), sharing(1)
+    assert fastest[0] > 1
+    assert sharing(peak(fastest[1])) == fastest
+    assert sharing(peak(fastest[1]) - 1)[0] < fastest[0]
+    assert alone[0] == 1  # where nothing fits, the smallest blocks there are
 
 
 @pytest.fixture
@@ -120,7 +141,8 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parallel(2)
-def test_a_run_goes_on_between_and_within_its_levels(shared, communicator):
+def test_a_run_goes_on_between_and_within_its_levels(shared, communicator, monkeypatch):
+    monkeypatch.setattr("volseg.training.record.draw_progress", lambda run, rows: None)  # after each step, otherwise
     config = multigrid_config({"epochs": 4, "checkpoint_seconds": 0.0})
 
     def go(world, run, until=-1, proceed=True):

@@ -1,5 +1,6 @@
 """Cases of differing size and spacing: resampled for training exactly as `segment` resamples a scan."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 
 from data_sets import NAMES, describe, image, labels, save
 from tiny import MODEL, SERIAL, losses
-from volseg.config import Config, DataConfig, TrainingConfig
+from volseg.config import Config, DataConfig, TrainingConfig, override
+from volseg.config.stored_run import CONFIG, read_run_config
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.stored import load_model
+from volseg.models.stored import WEIGHTS, ModelCard, load_model, load_tensors
 from volseg.segmentation.scan_image import ScanImage
 from volseg.segmentation.segment import open_scan
 from volseg.training.data import CaseBlocks
@@ -139,4 +141,23 @@ def test_a_run_at_another_spacing_goes_on_at_its_own(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"data.spacing 2x2x2, but .* give auto"):
         train(TrainingJob(folder, run, config("auto", 2), proceed=True), SERIAL)
     train(TrainingJob(folder, run, replace(config("2x2x2", 2)), proceed=True), SERIAL)
+    assert len(losses(run)) == 6
+
+
+def test_a_run_of_a_version_without_spacing_goes_on_at_each_volume_s_own(folder, tmp_path):
+    """Its model is still segmented with at the median, as that version did."""
+    run = tmp_path / "run"
+    train(TrainingJob(folder, run, config("own")), SERIAL)
+    _, card = load_tensors(run / WEIGHTS)
+    text = json.loads(card.as_json())
+    del text["config"]["data"]
+    old = ModelCard.from_json(json.dumps(text), run)
+    assert old.config.data.spacing == "own"
+    assert old.seen_at == MEDIAN
+    assert card.seen_at is None
+    settings = (run / CONFIG).read_text().replace('spacing = "own"\n', "")
+    assert "spacing" not in settings
+    (run / CONFIG).write_text(settings)
+    assert read_run_config(run).data == config("own").data
+    train(TrainingJob(folder, run, override(read_run_config(run), training={"epochs": 2}), proceed=True), SERIAL)
     assert len(losses(run)) == 6

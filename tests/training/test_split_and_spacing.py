@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from data_sets import change, nnunet_folder
+from data_sets import change, image, labels, nnunet_folder, save
 from tiny import MODEL, SERIAL, listing
-from volseg.config import Config, TrainingConfig
+from volseg.config import Config, DataConfig, TrainingConfig
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Message, Progress
 from volseg.training.cases import SPLIT, Split, check_same_split, split_cases, write_split
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
+from volseg.training.setup import prepare
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.fingerprint import FINGERPRINT, read_fingerprint
 
@@ -62,10 +63,27 @@ def test_more_folds_than_cases_are_refused(tmp_path):
         split_cases(dataset_of(tmp_path, TEN), config(folds=11))
 
 
-@pytest.mark.parametrize(("folds", "fold"), [(5, 5), (0, 1), (1, 0), (5, -1)])
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (5, -1), (5, 1000)])
 def test_folds_that_cannot_be_are_refused(folds, fold):
     with pytest.raises(ConfigError, match=r"training\.fold"):
         config(folds=folds, fold=fold).check()
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "message"), [(5, 5, r"there are 5 folds.*--fold 0 to 4"), (0, 1, "training.folds = 0.*--folds 5")]
+)
+def test_a_fold_that_is_not_there_is_refused(tmp_path, folds, fold, message):
+    config(folds=folds, fold=fold).check()
+    with pytest.raises(ConfigError, match=rf"training\.fold = {fold}.*{message}"):
+        split_cases(dataset_of(tmp_path, TEN), config(folds=folds, fold=fold))
+
+
+def test_a_file_may_have_more_folds_than_are_asked_for(tmp_path):
+    splits = [{"train": [f"case_{n}"], "val": [f"case_{n + 1}"]} for n in range(8)]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    wanted = config(folds=5, fold=6)
+    wanted.check()
+    assert names(split_cases(dataset_of(tmp_path, TEN), wanted)) == (["case_6"], ["case_7"])
 
 
 def test_nnunets_splits_are_honoured_where_folds_are_asked_for(tmp_path):
@@ -77,7 +95,7 @@ def test_nnunets_splits_are_honoured_where_folds_are_asked_for(tmp_path):
     assert "(fold 1 of 2 in " in split.described
     assert names(split_cases(dataset, config(folds=5)))[0] == ["case_1", "case_3"]
     assert len(split_cases(dataset, config()).training) == 9  # nobody asked for folds
-    with pytest.raises(ConfigError, match=r"training.fold = 2, but .*splits_final.json has 2"):
+    with pytest.raises(ConfigError, match=r"training.fold = 2, but .*splits_final.json has 2.*--fold below 2"):
         split_cases(dataset, config(folds=5, fold=2))
 
 
@@ -187,3 +205,30 @@ def test_several_faults_are_counted(folder):
     with pytest.raises(VolumeError, match=r"case_1.nii.gz: holds .* \(2 faults; `volseg check .*set` lists all\)"):
         train(job(folder, validation=0), SERIAL)
     assert not (folder.parent / "run").exists()
+
+
+def test_the_plan_is_of_the_cases_of_the_run(tmp_path, folder):
+    """Whole volumes are validated only where cases are held out; those in no part of the split do not matter."""
+
+    def planned(train, val, crop=()):
+        folds = [{"train": train, "val": val}]
+        (folder / "splits_final.json").write_text(json.dumps(folds))
+        wanted = Config(SHALLOW, TrainingConfig(folds=5), DataConfig(crop=crop))
+        return prepare(TrainingJob(folder, tmp_path / "none", wanted), SERIAL, lambda event: None).finest
+
+    save(folder / "imagesTr" / "case_3_0000.nii.gz", image(3, (48, 64, 48)))
+    save(folder / "labelsTr" / "case_3.nii.gz", labels(3, (48, 64, 48)))
+    crop = (8, 8, 8)
+    step = planned(["case_0", "case_1"], [], crop)
+    assert not step.planned.peak_at.startswith("validation")
+    small = planned(["case_0", "case_1"], ["case_2"], crop)
+    large = planned(["case_0", "case_1"], ["case_3"], crop)
+    assert step.planned.peak <= small.planned.peak < large.planned.peak
+    assert large.planned.peak_at.startswith("validation")
+    assert planned(["case_0", "case_3"], [], crop).planned.peak < large.planned.peak  # large, seen in crops
+    assert planned(["case_0"], ["case_1"]).largest == planned(["case_0"], []).largest  # case_3 is not of the run
+    save(folder / "imagesTr" / "case_2_0000.nii.gz", image(2, (2, 2, 2)))
+    save(folder / "labelsTr" / "case_2.nii.gz", labels(2, (2, 2, 2)))
+    planned(["case_0"], ["case_1"])  # one voxel at its deepest level, but not of the run
+    with pytest.raises(ConfigError, match=r"case_2.* are one voxel after 1 halvings"):
+        planned(["case_0"], ["case_2"])

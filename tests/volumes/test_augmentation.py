@@ -282,3 +282,19 @@ def test_pieces_tile_a_box_and_keep_to_their_bound():
     for piece in found:
         seen[piece.slices] += 1
     assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("degrees", [0.0, 10.0])
+def test_pieces_of_a_compressed_volume_come_from_few_planes(degrees):
+    """Turned about D or not at all, planes are read about twice; by pieces as long as they are wide more often."""
+    side, whole = 256, Box.whole((256, 256, 256))
+    space = spatial_map(
+        whole.shape, whole.shape, (127.5, 127.5, 127.5), (1.0, 1.0, 1.0), flips=(False, False, False),
+        degrees=(degrees, 0.0, 0.0), scale=1.0, elastic=None,
+    )  # fmt: skip
+    found, other = (pieces(whole, space, 300_000, planes) for planes in (True, False))
+    assert sum(piece.size for piece in found) == whole.size
+    assert all(space.source_box(piece).size <= 300_000 for piece in found)
+    read, read_else = (sum(space.source_box(piece).shape[0] for piece in some) for some in (found, other))
+    assert read < 3 * side
+    assert read_else > 10 * side

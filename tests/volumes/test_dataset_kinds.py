@@ -11,6 +11,7 @@ from tiny import SERIAL
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.dataset import DataSource, read_dataset, survey_dataset
+from volseg.volumes.dataset.check import check_dataset
 from volseg.volumes.image_file import ImageFile, count_channels
 from volseg.volumes.ingest import IngestJob, ingest
 from volseg.volumes.reading import open_volume
@@ -222,3 +223,28 @@ def test_options_that_dataset_json_answers_are_refused(tmp_path):
     folder = nnunet_folder(tmp_path)
     with pytest.raises(VolumeError, match=r"has a dataset.json, .* leave --channels out"):
         read_dataset(DataSource(folder, channel_names=("CT",)))
+
+
+def test_two_files_of_one_volume_are_a_fault(tmp_path):
+    """Only one of them would be seen."""
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii.gz", image(1))
+        save(tmp_path / f"{name}_labels.nii.gz", labels(1))
+    save(tmp_path / "a.nii", image(2))
+    _, faults = survey_dataset(DataSource(tmp_path))
+    assert [(fault.case, fault.kind, fault.serious) for fault in faults] == [("a", "duplicate", True)]
+    with pytest.raises(VolumeError, match=r"a.nii.gz and a.nii are both volume a; keep one"):
+        read_dataset(tmp_path)
+
+
+def test_files_of_another_ending_are_a_warning(tmp_path):
+    folder = nnunet_folder(tmp_path / "set", cases=2)
+    save(folder / "imagesTr" / "case_9_0000.nii", image(9))
+    dataset, faults = survey_dataset(DataSource(folder))
+    assert [(fault.kind, fault.serious) for fault in faults] == [("ignored", False)]
+    assert "imagesTr: 1 files do not end in .nii.gz" in faults[0].message
+    assert "case_9_0000.nii" in faults[0].message
+    assert read_dataset(folder) == dataset
+    report = check_dataset(DataSource(folder), SERIAL)
+    assert report.is_sound
+    assert "ignored" in [fault.kind for fault in report.faults]

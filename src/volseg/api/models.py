@@ -140,7 +140,7 @@ def _settings(config: Config | str | Path | None, recipe: str | None, run: Path,
     """What a run is made from before anything is overridden."""
     from volseg.config import Config, read_config
     from volseg.config.recipes import config_of_recipe
-    from volseg.training.job import CONFIG
+    from volseg.config.stored_run import CONFIG, read_run_config
 
     if isinstance(config, Config):
         if recipe is not None:
@@ -153,7 +153,7 @@ def _settings(config: Config | str | Path | None, recipe: str | None, run: Path,
         raise ConfigError(f"{run}: no {CONFIG} to continue with; leave out --continue to start anew")
     if recipe is not None:
         raise ConfigError(f"--recipe {recipe}: --continue goes on with the settings of {run / CONFIG}; leave it out")
-    base = read_config(run / CONFIG)
+    base = read_run_config(run)
     return base if config is None else read_config(Path(config), base)
 
 

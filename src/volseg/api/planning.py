@@ -214,9 +214,10 @@ def _origin(
     volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None
 ) -> Origin:
     from volseg.config import read_config
+    from volseg.config.stored_run import CONFIG
     from volseg.partition.command import Origin
 
-    file = config if run is None else run / "config.toml"
+    file = config if run is None else run / CONFIG
     again = () if file is None else read_config(file).training.checkpoint_levels
     options = {"--base-channels": base_channels, "--levels": levels}
     changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
@@ -231,11 +232,12 @@ def _settings(
     checkpoint_levels: tuple[int, ...] | None,
 ) -> Config:
     from volseg.config import Config, override, read_config
+    from volseg.config.stored_run import CONFIG
 
     if config is not None and run is not None:
         raise ConfigError("give --config or --model, not both")
     if run is not None:
-        settings = read_config(run / "config.toml")
+        settings = read_config(run / CONFIG)
     else:
         settings = read_config(config) if config is not None else Config()
     model = {"base_channels": base_channels, "levels": levels}

@@ -29,5 +29,7 @@ class MultigridConfig:
         check_range("multigrid", self, levels=(1, 6), cycles=(1, 1000))
         if self.shares and (len(self.shares) != self.levels or min(self.shares) <= 0):
             raise ConfigError(
-                f"multigrid.shares = {list(self.shares)} must be {self.levels} numbers above 0, one a level, or empty"
+                f"multigrid.shares = {list(self.shares)} must be {self.levels} numbers above 0, one for each of "
+                f"multigrid.levels = {self.levels} (--multigrid), the finest first, or empty for equal ones; they are "
+                "in the configuration file, or in that of the run to go on with: change them there"
             )

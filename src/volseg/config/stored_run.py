@@ -7,12 +7,27 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from volseg.config.data import DataConfig
+from volseg.config.toml import Config, read_config
 from volseg.errors import ConfigError
+
+CONFIG = "config.toml"
+REPORT = "report.json"
+BEFORE_SPACING = Config(data=DataConfig(spacing="own"))
+"""What settings mean that a run of an earlier version does not name."""
 
 
 def is_run_folder(path: Path) -> bool:
     """Whether it looks like one."""
-    return path.is_dir() and (path / "config.toml").is_file()
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def read_run_config(run: Path) -> Config:
+    """What a run was trained with. One of a version that did not ask for a spacing saw each volume at its own.
+
+    Raises ConfigError as `read_config` does.
+    """
+    return read_config(run / CONFIG, BEFORE_SPACING)
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
@@ -21,11 +36,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     Raises ConfigError where one of them is damaged.
     """
     facts: dict[str, Any] = {"path": str(folder)}
-    report = folder / "report.json"
+    report = folder / REPORT
     try:
-        facts["config"] = tomllib.loads((folder / "config.toml").read_text())
+        facts["config"] = tomllib.loads((folder / CONFIG).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{folder / 'config.toml'}: damaged ({error})") from error
+        raise ConfigError(f"{folder / CONFIG}: damaged ({error})") from error
     try:
         facts["report"] = json.loads(report.read_text()) if report.is_file() else None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -34,7 +34,7 @@ class TrainingConfig:
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
     folds          parts of a cross-validation, one of which is held out in place of `validation` cases; 0: none. A
                    splits_final.json beside dataset.json, as nnU-Net writes it, then says who is in which
-    fold           which of the folds is held out, counted from 0
+    fold           which of the folds is held out, counted from 0; below `folds`, or the number of folds in that file
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
     keep           how many checkpoints are kept, the last ones
@@ -68,7 +68,7 @@ class TrainingConfig:
             "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
         )
         check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
-        check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, max(0, self.folds - 1)))
+        check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, 999))
         if self.folds == 1:
             raise ConfigError("training.folds = 1 would hold out every case; use 2 or more, such as 5, or 0 for none")
         check_range(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from volseg import __version__
 from volseg.config import Config, config_tables, parse_config
+from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
 from volseg.models.unet import DEEP_HEADS, UNet
@@ -46,6 +47,7 @@ class ModelCard:
     labels   name -> value, background first
     schemes  normalisation of each image channel
     spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median
+    spacing_chosen  False where the version that wrote it trained at volumes' own spacing, but segmented at their median
     step     optimizer steps taken
     batch    cases that each was made with
     validation_dice  mean foreground Dice of the held-out cases with these weights; None where it was not measured
@@ -53,6 +55,7 @@ class ModelCard:
                  configuration says
     """
 
+    spacing_chosen: bool = field(default=True, kw_only=True)
     config: Config
     labels: dict[str, int]
     schemes: tuple[ChannelScheme, ...]
@@ -65,7 +68,7 @@ class ModelCard:
     @property
     def seen_at(self) -> tuple[float, float, float] | None:
         """The spacing at which the network is to see a volume; None: the volume's own."""
-        return None if self.config.data.spacing == "own" else self.spacing
+        return None if self.config.data.spacing == "own" and self.spacing_chosen else self.spacing
 
     def as_json(self) -> str:
         """The text kept in the file's metadata."""
@@ -97,7 +100,8 @@ class ModelCard:
             d, h, w = (float(side) for side in values["spacing_mm"])
             labels = {str(name): int(value) for name, value in values["labels"].items()}
             schemes = tuple(ChannelScheme.from_json(channel) for channel in values["channels"])
-            config = parse_config(values["config"], str(path))
+            chosen = "spacing" in values["config"].get("data", {})
+            config = parse_config(values["config"], str(path), BEFORE_SPACING)
             if (config.model.in_channels, config.model.classes) != (len(schemes), len(labels)):
                 raise ValueError(
                     f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
@@ -107,6 +111,7 @@ class ModelCard:
             return cls(
                 config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)),
                 None if score is None else float(score), None if finest_from is None else int(finest_from),
+                spacing_chosen=chosen,
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None

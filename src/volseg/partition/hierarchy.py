@@ -10,9 +10,10 @@ from __future__ import annotations
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout, padded_shape
+from volseg.partition.memory import training_memory
 from volseg.partition.planner import choose_grid
 from volseg.partition.search import Question
-from volseg.partition.time_model import training_time
+from volseg.partition.time_model import step_seconds, training_time
 
 
 def fastest_sharing(
@@ -24,8 +25,9 @@ def fastest_sharing(
 
     shape      (D, H, W) of the largest volume at this resolution
     narrowest  the smallest side on each axis of any volume, which the grid has to suit too
-    question   network and machine, for the time model; None where it does not know them: then it is the one of the
-               fewest replicas whose grid fits
+    question   network and machine, for the time model, and a limit of memory, above which there are no more replicas
+               than must be; None where the model does not know them: then it is the one of the fewest replicas whose
+               grid fits
 
     Raises PartitionError where not even one rank a replica fits.
     """
@@ -40,12 +42,16 @@ def fastest_sharing(
         if question is None:
             return count, dims
         layout = Layout.even(padded_shape(shape, multiple), dims, multiple)
+        # Fewer replicas have more ranks each, so smaller blocks: those of the first count are the smallest.
+        if found and question.limit is not None:
+            memory = training_memory(question.model, question.training, layout, question.placing.threads)
+            if memory.peak > question.limit:
+                continue
         layouts = [layout.at_level(level) for level in range(question.model.levels + 1)]
         plan = training_time(
             question.model, question.training, layouts, question.parameters, question.profile, question.placing, count
         )
-        # The optimizer's step, and the sum of the gradients, come once.
-        found.append((-(-batch // count) * (plan.seconds - plan.once) + plan.once, count, dims))
+        found.append((step_seconds([plan] * -(-batch // count)), count, dims))
     if not found:
         assert refused is not None
         raise refused

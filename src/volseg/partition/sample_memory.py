@@ -17,7 +17,8 @@ SOURCE_BYTES = 16 * 2**20
 that may be much larger than itself; then it is made piece by piece."""
 
 _SOURCES = 4
-"""Such a piece on its way: received, sent to others (the boxes of neighbours overlap), put together, normalised."""
+"""Such a piece on its way: received, sent to others (the boxes of neighbours overlap), put together, normalised. Of a
+case read from its files nothing is sent; then the first two hold where compressed files can be entered again."""
 
 _CHUNK_BYTES = 128 * 2**16
 """Of a chunk of voxels that a thread interpolates: places, weights, neighbours."""

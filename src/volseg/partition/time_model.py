@@ -85,6 +85,14 @@ class TimePlan:
         return sum(seconds for (_, kind), seconds in self.parts.items() if kind in COMMUNICATING)
 
 
+def step_seconds(cases: Sequence[TimePlan]) -> float:
+    """Of a step in which a replica takes these cases, one at least, one after the other.
+
+    The optimizer's step, and the sum of the gradients, come once.
+    """
+    return sum(plan.seconds - plan.once for plan in cases) + cases[0].once
+
+
 def training_time(
     model: ModelConfig, training: TrainingConfig, layouts: Sequence[Layout], parameters: int, profile: Profile,
     placing: Placing = Placing(), replicas: int = 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from volseg.config.stored_run import REPORT
 from volseg.errors import PartitionError, VolsegError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.geometry import format_triple
@@ -138,7 +139,7 @@ class Runner:
             *(["--checkpoint-levels", ",".join(map(str, again))] if again else []),
             *(["--trace", trace, "--trace-steps", steps - 1] if row.timed else []),
         )  # fmt: skip
-        report = _json(run / "report.json")
+        report = _json(run / REPORT)
         self._keep_weights(case, run)
         row = replace(_with_memory(row, report["memory"]), dims=tuple(report["grid"]))
         if row.timed:

@@ -51,13 +51,18 @@ def split_cases(dataset: Dataset, config: TrainingConfig) -> Split:
     drawn by the seed. Without, `validation` cases are drawn, -1 for one in eight.
 
     Raises VolumeError where nothing would be left to train on, there are more folds than cases, or the file is of
-    another data set; ConfigError where it has no such fold.
+    another data set; ConfigError where there is no such fold.
     """
     count = len(dataset.cases)
     if config.folds:
         path = dataset.folder / NNUNET_SPLITS
         if path.is_file():
             return _split_of_file(dataset, path, config.fold)
+        if config.fold >= config.folds:
+            raise ConfigError(
+                f"training.fold = {config.fold}, but there are {config.folds} folds, counted from 0; give --fold 0 to "
+                f"{config.folds - 1}, or more --folds"
+            )
         if config.folds > count:
             raise VolumeError(
                 f"{dataset.folder}: training.folds = {config.folds}, but there are {count} cases; give --folds "
@@ -68,6 +73,10 @@ def split_cases(dataset: Dataset, config: TrainingConfig) -> Split:
         order = np.random.default_rng(config.seed).permutation(count)
         held_out = {int(n) for n in order[config.fold :: config.folds]}
         described = f" (fold {config.fold} of {config.folds})"
+    elif config.fold:
+        raise ConfigError(
+            f"training.fold = {config.fold}, but training.folds = 0 asks for none; give --folds 5, or leave --fold out"
+        )
     else:
         wanted = count // 8 if config.validation < 0 else config.validation
         if wanted >= count:
@@ -91,7 +100,10 @@ def _split_of_file(dataset: Dataset, path: Path, fold: int) -> Split:
             "away to have folds drawn"
         ) from None
     if fold >= len(folds):
-        raise ConfigError(f"training.fold = {fold}, but {path} has {len(folds)}, counted from 0")
+        raise ConfigError(
+            f"training.fold = {fold}, but {path} has {len(folds)}, counted from 0; give --fold below {len(folds)}, or "
+            "move the file away to have folds drawn"
+        )
     split = folds[fold]
     unknown = [name for part in split.values() for name in part if name not in cases]
     if unknown:
@@ -152,8 +164,8 @@ def median_spacing(spaces: Sequence[Space]) -> Spacing:
 def spacing_to_train_at(config: DataConfig, spaces: Sequence[Space]) -> Spacing | None:
     """What `config` asks for, in mm, from the grids of the training cases; None: each case's own.
 
-    Axes of a case within 1 % of it stay as they are (`volumes.scan.space_at`), so that a set of one spacing is not
-    resampled: "auto" and "median" are the same.
+    "auto" and "median" are the same. Axes of a case within 1 % of it stay as they are (`volumes.scan.space_at`), so
+    that a set of one spacing is not resampled by either.
     """
     if config.spacing == "own":
         return None

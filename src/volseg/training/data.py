@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,6 +68,7 @@ class CaseBlocks:
         self._labels: dict[str, Volume] = {}
         self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
         self._own: dict[str, list[Normalization]] = {}
+        self._reading: str | None = None
         self._room = CACHE_BYTES
         with self.replicas.world.together():
             for case in cases:
@@ -94,11 +96,32 @@ class CaseBlocks:
         """The case's images, laid out."""
         return self._scans[case.name]
 
+    @contextmanager
+    def reading(self, case: Case) -> Iterator[None]:
+        """Within, the case's files stay open once they are read, so that each compressed one is inflated once, whatever
+        is asked of it. Then they are closed: a data set of many cases would run out of file descriptors.
+        """
+        if self._reading == case.name:  # a part of what is read already; the whole closes
+            yield
+            return
+        self._reading = case.name
+        try:
+            yield
+        finally:
+            self._reading = None
+            self._scans[case.name].close()
+            self._labels[case.name].close()
+
+    def reads_slices(self, case: Case) -> bool:
+        """Whether each part that `fetch` is asked for costs its whole planes to read."""
+        volumes = (*self._scans[case.name].channels, self._labels[case.name])
+        return not self._fits(case) and any(one.whole_slices and one.rising_slices for one in volumes)
+
     def read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
         """This rank's image channels and labels as stored. Collective over the replica, whose ranks check together."""
         if case.name in self._cache:
             return self._cache[case.name]
-        with self.grid.communicator.together():
+        with self.grid.communicator.together(), self.reading(case):
             blocks = self._read(case)
         self._keep(case, blocks)
         return blocks
@@ -124,7 +147,7 @@ class CaseBlocks:
             there = [np.empty((0, 0, 0), labels.dtype) if values is None else values for values in moved]
             return there[:-1], there[-1]
         found = [np.empty((0, 0, 0), volume.dtype) for volume in scan.channels] + [np.empty((0, 0, 0), np.uint8)]
-        with communicator.together():
+        with communicator.together(), self.reading(case):
             if own is not None and own.size:
                 found = [*scan.read(own), self.read_labels(case, own)]
         return found[:-1], found[-1]
@@ -135,8 +158,8 @@ class CaseBlocks:
         if case.name in self._cache and scan.inside.contains(box):
             return self._cache[case.name][1][box.relative_to(scan.inside).slices]
         labels = self._labels[case.name]
-        stored = labels.read(box)
-        labels.close()
+        with self.reading(case):
+            stored = labels.read(box)
         check_labels(stored, self.dataset.labels, labels.path)
         return stored.astype(np.uint8)
 

@@ -9,7 +9,7 @@ from volseg.geometry import Triple
 from volseg.models.forecast import Machine
 from volseg.partition.layout import padded_shape
 from volseg.partition.memory import parameter_count
-from volseg.partition.time_model import TimePlan, training_time
+from volseg.partition.time_model import TimePlan, step_seconds, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.resolution import Resolution
 from volseg.training.setup import Setup
@@ -40,8 +40,7 @@ class StepForecast:
         shares = [batch[number::count] for number in range(min(count, len(batch)))]
         plans = [[self._case(resolution, case) for case in share] for share in shares]
         longest = max(plans, key=lambda one: sum(plan.seconds for plan in one))
-        # The optimizer's step, and the sum of the gradients, come once.
-        return sum(plan.seconds - plan.once for plan in longest) + longest[0].once, longest[0]
+        return step_seconds(longest), longest[0]
 
     def _case(self, resolution: Resolution, case: Case) -> TimePlan:
         shape = crop_shape(resolution.blocks.scan(case).space.shape, resolution.samples.crop)

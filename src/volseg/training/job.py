@@ -10,6 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from volseg.config import Config, config_tables
+from volseg.config.stored_run import CONFIG, REPORT
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError
 from volseg.files import remove_leftovers, write_text
@@ -22,8 +23,6 @@ from volseg.training.tensorboard import check_tensorboard
 from volseg.volumes.dataset import DataSource
 from volseg.volumes.writing import check_small_output
 
-CONFIG = "config.toml"
-REPORT = "report.json"
 HTML = "report.html"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from volseg.config import config_tables
+from volseg.config.stored_run import REPORT
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
@@ -21,7 +22,7 @@ from volseg.files import write_text
 from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
-from volseg.training.job import HTML, REPORT, TrainingJob
+from volseg.training.job import HTML, TrainingJob
 from volseg.training.log import read_log
 from volseg.training.progress import best_at_finest
 from volseg.training.run_page import run_page

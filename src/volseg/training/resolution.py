@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
 from volseg.errors import ConfigError, PartitionError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import Triple, format_triple, halved
 from volseg.models.forecast import Machine, agglomeration_of_run
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
@@ -68,16 +68,19 @@ class Resolution:
 class Hierarchy:
     """What all resolutions of a run have in common.
 
-    spacing  mm, at which the finest sees the cases; None: their own
-    shapes   (D, H, W) of every case at the finest
+    cases     of the run; others of the data set do not matter
+    held_out  names of those that are validated with, the others are trained on
+    spacing   mm, at which the finest sees the cases; None: their own
+    shapes    (D, H, W) of every case at the finest, by name
     """
 
     job: TrainingJob
     config: Config
     dataset: Dataset
     cases: Sequence[Case]
+    held_out: Collection[str]
     spacing: Spacing | None
-    shapes: Sequence[Triple]
+    shapes: Mapping[str, Triple]
     model: UNet
     machine: Machine | None
 
@@ -90,24 +93,36 @@ class Hierarchy:
         dims = _grid_of_replica(self.job, replicas, self._largest(0), self.config.model.multiple, self._narrowest(0))
         return self._resolution(0, replicas, ProcessGrid(replicas.own, dims))
 
-    def coarse(self, level: int, finer: Resolution) -> Resolution:
-        """The resolution `level` halvings below the finest, shared as is fastest. Collective. Raises as `finest`."""
-        world, config, machine = finer.replicas.world, self.config, self.machine
+    def coarse(self, level: int, finer: Sequence[Resolution]) -> Resolution:
+        """The resolution `level` halvings below the finest, shared as is fastest with no more memory than that needs.
+
+        finer  all of them, the finest first
+
+        Collective. Raises as `finest`.
+        """
+        finest, next_finer = finer[0], finer[-1]
+        world, config, machine = finest.replicas.world, self.config, self.machine
         question = None
         if machine is not None:
             question = Question(
-                self._largest(level), config.model, config.training, "train", machine.nominal, placing=machine.placing
+                self._largest(level),
+                config.model,
+                config.training,
+                "train",
+                machine.nominal,
+                limit=finest.planned.peak,
+                placing=machine.placing,
             )
         count, dims = fastest_sharing(
             self._largest(level), config.model.multiple, world.size, self.job.batch, self._narrowest(level), question
         )
-        if (count, dims) == (finer.replicas.count, finer.grid.dims):
-            return self._resolution(level, finer.replicas, finer.grid)
+        if (count, dims) == (next_finer.replicas.count, next_finer.grid.dims):
+            return self._resolution(level, next_finer.replicas, next_finer.grid)
         replicas = Replicas(world, count)
         return self._resolution(level, replicas, ProcessGrid(replicas.own, dims))
 
     def _shapes(self, level: int) -> list[Triple]:
-        return [halved(shape, level) for shape in self.shapes]
+        return [halved(self.shapes[case.name], level) for case in self.cases]
 
     def _crop(self, level: int) -> tuple[int, ...]:
         """The crop of a step, which shows as much of the body at every resolution."""
@@ -141,43 +156,34 @@ class Hierarchy:
         return Resolution(level, largest, replicas, grid, blocks, samples, twin, self._planned(level, grid, stages))
 
     def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:
-        """Of a step, of making its sample, and where steps see only crops of validating."""
+        """Of a step on each case to train on, making its sample included, and of validating with each held out."""
         config, model, threads = self.config, self.config.model, torch.get_num_threads()
         plans = []
-        for shape, view in zip(self._shapes(level), self._views(level), strict=True):
+        for case, shape, view in zip(self.cases, self._shapes(level), self._views(level), strict=True):
+            if case.name in self.held_out:
+                whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
+                plans.append(validation_memory(model, config.training, whole, threads, agglomeration))
+                continue
             layout = grid.layout(padded_shape(view, model.multiple), model.multiple)
             sample = sample_bytes(config.augmentation, layout, shape, model.in_channels, threads, view != shape)
             plans.append(with_sample(training_memory(model, config.training, layout, threads, agglomeration), sample))
-            if view != shape and (config.training.validation != 0 or config.training.folds):
-                whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
-                plans.append(validation_memory(model, config.training, whole, threads, agglomeration))
         return max(plans, key=lambda plan: plan.peak)
 
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
         smallest = model.multiple**3
-        for case, whole, shape in zip(self.dataset.cases, self._shapes(level), self._views(level), strict=True):
+        for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
             if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == smallest:
                 by_crop = math.prod(padded_shape(whole, model.multiple)) > smallest
                 what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
-                remedies = (
-                    ["a larger --crop"] * by_crop + ["fewer --levels"]
+                remedies = ["a larger --crop"] * by_crop + ["fewer --levels"]
                 remedies += ["fewer --multigrid levels"] * (level > 0)
-                )
                 halvings = f" after {level} halvings of --multigrid" if level else ""
                 raise ConfigError(
                     f"{what}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
                     f"halvings; use {' or '.join(remedies)}"
                 )
-
-
-def halved(shape: Triple, times: int) -> Triple:
-    """(D, H, W) of a volume of `shape` halved `times` times, each time rounded up."""
-    for _ in range(times):
-        d, h, w = (-(-n // 2) for n in shape)
-        shape = d, h, w
-    return shape
 
 
 def _grid_of_replica(

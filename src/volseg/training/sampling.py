@@ -59,7 +59,11 @@ class Samples:
         change = self.config.augmentation
         if not self.crop and not change.anything:
             return self.blocks.load(case)
-        scan, seed = self.blocks.scan(case), self.config.training.seed
+        with self.blocks.reading(case):
+            return self._load(case, step, place)
+
+    def _load(self, case: Case, step: int, place: int) -> Sample:
+        scan, seed, change = self.blocks.scan(case), self.config.training.seed, self.config.augmentation
         box = Box.whole(scan.space.shape)
         if self.crop:
             box = self._crop(case, np.random.default_rng([seed, step, place, _CROP]))
@@ -150,9 +154,9 @@ class Samples:
         communicator, scan = self.blocks.grid.communicator, self.blocks.scan(case)
         itemsizes = sum(volume.dtype.itemsize for volume in scan.channels)
         most = SOURCE_BYTES // source_bytes_per_voxel(itemsizes, len(scan.channels))
-        turns = [pieces(drawn.reach(inside) if inside.size else inside, drawn.space, most) for inside in view.inside]
-        inside = view.inside[communicator.rank]
-        held = drawn.reach(inside) if inside.size else inside
+        wide = [drawn.reach(inside) if inside.size else inside for inside in view.inside]
+        turns = [pieces(box, drawn.space, most, self.blocks.reads_slices(case)) for box in wide]
+        held = wide[communicator.rank]
         image = np.empty((len(drawn.channels), *held.shape), dtype=np.float32)
         labels = np.empty(held.shape, dtype=np.uint8)
         rules = self.blocks.rules(case)

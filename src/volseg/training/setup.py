@@ -136,15 +136,17 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     spaces = canonical_spaces(dataset)
     own = [spaces[case.name] for case in cases]
     spacing = spacing_to_train_at(config.data, own)
-    shapes = [space_at(space, spacing).shape for space in spaces.values()]
+    shapes = {name: space_at(space, spacing).shape for name, space in spaces.items()}
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     torch.manual_seed(config.training.seed)
     model = UNet(model_config, config.training.deep_supervision)
     optimizer, averaged = make_optimizer(model, config.training), AveragedWeights(model, config.training.ema)
-    hierarchy = Hierarchy(job, config, dataset, [*cases, *held_out], spacing, shapes, model, machine)
+    hierarchy = Hierarchy(
+        job, config, dataset, [*cases, *held_out], [case.name for case in held_out], spacing, shapes, model, machine
+    )  # fmt: skip
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
-        resolutions.append(hierarchy.coarse(level, resolutions[-1]))
+        resolutions.append(hierarchy.coarse(level, resolutions))
     fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
     card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from volseg.geometry import halved
 from volseg.volumes.resampling import How, resampled
 from volseg.volumes.volume import Space, Volume
 
 
 def coarse_space(space: Space) -> Space:
     """The grid whose voxels are blocks of 2 x 2 x 2 of `space`; where a side is odd the last ones stick out."""
-    d, h, w = (-(-n // 2) for n in space.shape)
     to_fine = np.diag([2.0, 2.0, 2.0, 1.0])
     to_fine[:3, 3] = 0.5
-    return Space((d, h, w), np.asarray(space.affine, dtype=np.float64) @ to_fine)
+    return Space(halved(space.shape), np.asarray(space.affine, dtype=np.float64) @ to_fine)
 
 
 def coarsened(volume: Volume, times: int, how: How) -> Volume:

@@ -17,7 +17,7 @@ from volseg.errors import ConfigError, VolumeError
 from volseg.events import Listener, Progress, ignore
 from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
-from volseg.volumes.dataset import IMAGES, LABELS, image_name, write_dataset_json
+from volseg.volumes.dataset import DESCRIPTION, IMAGES, LABELS, image_name, write_dataset_json
 from volseg.volumes.output import Unit
 from volseg.volumes.synthetic import Scene
 from volseg.volumes.volume import Space
@@ -157,7 +157,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise VolumeError(f"{out}: is there already; give another name, or --overwrite to replace it")
-    if not (out / "dataset.json").is_file() and (not out.is_dir() or any(out.iterdir())):
+    if not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise VolumeError(f"{out}: is not a data set, so --overwrite leaves it alone; give another name")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from volseg.config.stored_run import is_run_folder
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.volume import Volume
@@ -72,7 +73,9 @@ def _refuse_options(path: Path, dicom: DicomOptions) -> None:
 
 
 def _refuse_volseg_folder(path: Path) -> None:
-    if (path / "dataset.json").is_file():
-        raise VolumeError(f"{path}: a data set folder; give one image of it, from {path / 'imagesTr'}")
-    if (path / "config.toml").is_file():
+    from volseg.volumes.dataset import DESCRIPTION, IMAGES  # which reads volumes itself
+
+    if (path / DESCRIPTION).is_file():
+        raise VolumeError(f"{path}: a data set folder; give one image of it, from {path / IMAGES}")
+    if is_run_folder(path):
         raise VolumeError(f"{path}: a run folder, not a volume; give a NIfTI file, a .zarr or a DICOM folder")

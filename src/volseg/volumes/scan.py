@@ -71,18 +71,24 @@ class Scan:
     def read(self, box: Box | None = None) -> list[np.ndarray]:
         """This rank's voxels of every channel, or those of any box of what the network sees, [d, h, w] each.
 
-        Raises VolumeError for NaN and infinity.
+        The files stay open until `close`. Raises VolumeError for NaN and infinity.
         """
         return [_read(volume, box or self.inside) for volume in self.channels]
 
     def read_image(self) -> np.ndarray:
         """The voxels of the first channel under this rank's box of the mask, [d, h, w], as stored."""
-        return _read(self.images[0], self.mask_box)
+        array = _read(self.images[0], self.mask_box)
+        self.images[0].close()
+        return array
+
+    def close(self) -> None:
+        """Let go of open files, and of where a compressed one could be entered again; a later read opens them."""
+        for volume in self.channels:
+            volume.close()
 
 
 def _read(volume: Volume, box: Box) -> np.ndarray:
     array = volume.read(box)
-    volume.close()  # a data set of many cases would run out of file descriptors
     check_finite(array, box, volume.path)
     return array
 

@@ -146,8 +146,10 @@ def in_parallel(work: Callable[[Box], None], boxes: Sequence[Box], threads: int)
         list(pool.map(work, boxes))
 
 
-def pieces(box: Box, space: SpatialMap, voxels: int) -> list[Box]:
+def pieces(box: Box, space: SpatialMap, voxels: int, planes: bool = False) -> list[Box]:
     """`box`, halved along its longest side until each piece is made from so many voxels of the volume at most.
+
+    planes  so that the pieces come from few planes besides: any part of the volume costs its whole planes to read
 
     Not below `SMALLEST`: what a displacement reaches does not become less.
     """
@@ -155,12 +157,20 @@ def pieces(box: Box, space: SpatialMap, voxels: int) -> list[Box]:
         return []
     if space.source_box(box).size <= voxels or box.size <= SMALLEST:
         return [box]
-    axis = max(range(3), key=lambda n: box.shape[n])
+    axes = sorted((n for n in range(3) if box.shape[n] > 1), key=lambda n: -box.shape[n])
+    axis = min(axes, key=lambda n: _planes_and_voxels(space, _halves(box, n)[0])) if planes else axes[0]
+    return [half for cut in _halves(box, axis) for half in pieces(cut, space, voxels, planes)]
+
+
+def _planes_and_voxels(space: SpatialMap, box: Box) -> int:
+    """Of what `box` comes from, the product: a piece costs its planes, and its voxels say how many pieces there are."""
+    source = space.source_box(box)
+    return source.shape[0] * source.size
+
+
+def _halves(box: Box, axis: int) -> tuple[Box, Box]:
     middle = (box.start[axis] + box.stop[axis]) // 2
-    return [half for cut in _halves(box, axis, middle) for half in pieces(cut, space, voxels)]
 
-
-def _halves(box: Box, axis: int, middle: int) -> tuple[Box, Box]:
     def moved(ends: Triple) -> Triple:
         d, h, w = (middle if n == axis else end for n, end in enumerate(ends))
         return d, h, w

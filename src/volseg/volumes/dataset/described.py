@@ -55,6 +55,8 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
                 "the copy may be incomplete, or correct numTraining",
             )
         )
+    if listed is None:
+        faults += [fault for name in (IMAGES, LABELS) for fault in _ignored(folder / name, ending)]
     return Dataset(folder, channels, labels, ending, tuple(sorted(cases, key=lambda case: case.name))), faults
 
 
@@ -170,6 +172,32 @@ def _ending(name: str) -> str:
 def is_own_output(name: str, images: Iterable[str]) -> bool:
     """Whether `volseg segment` wrote this beside an image: CASE_0000_mask, CASE_0000_mask_probabilities."""
     return any(name.endswith(end) and name.removesuffix(end) in images for end in OUTPUT_ENDS)
+
+
+def _ignored(folder: Path, ending: str) -> list[Fault]:
+    """A warning of what lies there and has another ending than that of the set, if anything does."""
+    others = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    others = [path for path in others if not path.name.endswith(ending)]
+    if not others:
+        return []
+    message = (
+        f"{folder}: {len(others)} files do not end in {ending}, the file_ending of {DESCRIPTION}, and are ignored, "
+        f"such as {others[0].name}"
+    )
+    return [Fault("", "ignored", message, serious=False)]
+
+
+def twins_in(folder: Path, endings: tuple[str, ...]) -> list[Fault]:
+    """A fault for each name that several files of different endings have: only one of them would be seen."""
+    found = [names_in(folder, (ending,)) for ending in endings]
+    for number, ending in enumerate(endings):  # a .nii.gz is no .nii
+        found[number] = {n: path for n, path in found[number].items() if _ending(path.name) == ending}
+    often = Counter(name for files in found for name in files)
+    faults = []
+    for name in sorted(name for name, count in often.items() if count > 1):
+        files = " and ".join(files[name].name for files in found if name in files)
+        faults.append(Fault(name, "duplicate", f"{folder}: {files} are both volume {name}; keep one of them"))
+    return faults
 
 
 def names_in(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:

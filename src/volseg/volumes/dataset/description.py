@@ -83,7 +83,7 @@ def write_dataset_json(
         "numTraining": cases,
         "file_ending": file_ending,
     }
-    write_text(Path(folder) / "dataset.json", json.dumps(description, indent=2) + "\n")
+    write_text(Path(folder) / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def image_name(case: str, channel: int, file_ending: str) -> str:

@@ -19,7 +19,7 @@ def read_dataset(source: str | Path | DataSource) -> Dataset:
     labels, where there is no case, or where there are not ``numTraining`` of them.
     """
     dataset, faults = survey_dataset(source if isinstance(source, DataSource) else DataSource(Path(source)))
-    for fault in faults:
+    for fault in (one for one in faults if one.serious):
         raise VolumeError(f"{fault.message} (`volseg check {dataset.folder}` shows all faults)")
     return dataset
 

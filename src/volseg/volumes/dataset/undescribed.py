@@ -13,7 +13,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dataset.case import FILE_ENDINGS, Case, Dataset, DataSource, Fault
-from volseg.volumes.dataset.described import is_own_output, names_in
+from volseg.volumes.dataset.described import is_own_output, names_in, twins_in
 from volseg.volumes.dataset.description import parse_labels, read_label_names
 from volseg.volumes.image_file import channels_of_file, count_channels
 from volseg.volumes.label_files import label_table_of
@@ -35,7 +35,7 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
     """
     folder, there = source.path, names_in(source.path, FILE_ENDINGS)
     cases: list[Case] = []
-    faults: list[Fault] = []
+    faults = twins_in(folder, FILE_ENDINGS)
     for name, path in sorted(there.items()):
         if name.endswith(INGESTED):
             if name.removesuffix(INGESTED) not in there:
