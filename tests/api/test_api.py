@@ -128,6 +128,37 @@ def test_training_takes_a_configuration_and_overrides_it(tmp_path):
         volseg.train(data, tmp_path / "none", proceed=True, communicator=SERIAL)
 
 
+def test_a_commands_texts_are_taken_as_values_are(tmp_path):
+    data, config = tiny_dataset(tmp_path / "data", cases=1), Config(ModelConfig(base_channels=4, levels=1))
+    volseg.train(
+        data, tmp_path / "run", config=config, epochs=1, flip="dh", crop="8x8x8", spacing="native", max_time="1h",
+        checkpoint_levels="1", communicator=SERIAL,
+    )  # fmt: skip
+    kept = volseg.info(tmp_path / "run")["config"]
+    assert list(kept["augmentation"]["flip"]) == [0.5, 0.5, 0.0]
+    assert list(kept["data"]["crop"]) == [8, 8, 8]
+    assert kept["data"]["spacing"] == "own"
+    assert list(kept["training"]["checkpoint_levels"]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"flip": "x"}, "--flip x: give some of the axes"),
+        ({"flip": 0.5}, r"augmentation.flip = 0.5 must be a list of numbers, such as \[0.5"),
+        ({"crop": "64"}, "--crop 64: give three sizes"),
+        ({"crop": 64}, "data.crop = 64 must be a list of whole numbers"),
+        ({"spacing": 2.0}, "data.spacing = 2.0 must be a text"),
+        ({"max_time": "soon"}, "--max-time soon: give a time"),
+        ({"max_time": (1, 2)}, "max_time = .*: give seconds"),
+        ({"epochs": "ten"}, "training.epochs = 'ten' must be a whole number"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(tmp_path, arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        volseg.train(tmp_path, tmp_path / "run", communicator=SERIAL, **arguments)
+
+
 def test_volumes_in_and_out(tmp_path):
     data = volseg.generate(tmp_path / "set", shape=(8, 9, 10), cases=1, communicator=SERIAL)
     image = data.cases[0].images[0].path

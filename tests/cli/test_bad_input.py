@@ -132,7 +132,7 @@ def test_voxels_that_are_no_numbers(refused, here, value):
     array = ct_like().astype(np.float32)
     array[-1, 2, 3] = value
     save_nifti(here / "scan.nii", array)
-    assert "1 voxels are NaN or infinite" in refused("segment", "scan.nii", "--save-probabilities")
+    assert "1 voxel is NaN or infinite" in refused("segment", "scan.nii", "--save-probabilities")
     assert "D x H x W 12x2x3" in refused("verify-partition", "scan.nii")
     save_nifti(here / "ellipsoids/imagesTr/ellipsoids_001_0000.nii.gz", array)
     assert "ellipsoids_001_0000.nii.gz" in refused("train", "-o", "new", *TRAIN)
@@ -321,7 +321,9 @@ def test_going_on_from_a_damaged_checkpoint_or_with_other_data(refused, here, ca
     assert "damaged or no safetensors file" in refused("train", "-o", "old", "--continue", "--epochs=2")
     path.write_bytes(whole)
     assert "state of adamw, not of sgd" in refused("train", "-o", "old", "--continue", "--optimizer=sgd")
-    assert "another model" in refused("train", "-o", "old", "--continue", "--base-channels=8")
+    assert "another model: model.base_channels was 4, now 8;" in refused(
+        "train", "-o", "old", "--continue", "--base-channels=8"
+    )
     description = json.loads((here / "ellipsoids/dataset.json").read_text())
     description["labels"]["class_3"] = 3
     (here / "ellipsoids/dataset.json").write_text(json.dumps(description))
@@ -347,10 +349,10 @@ def test_a_launcher_of_another_mpi(here, python):
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
     [
-        (2, ["segment", "nan.nii"], "nan.nii: 1 voxels are NaN or infinite"),
+        (2, ["segment", "nan.nii"], "nan.nii: 1 voxel is NaN or infinite"),
         (2, ["segment", "scan.nii", "--partition=2x2x2"], "needs 8 ranks, this job has 2"),
         (3, ["segment", "thin.nii"], "cannot be split over 3 ranks"),
-        (2, ["train", "-o", "new", "nan", *TRAIN], "ellipsoids_001_0000.nii.gz: 1 voxels are NaN or infinite"),
+        (2, ["train", "-o", "new", "nan", *TRAIN], "ellipsoids_001_0000.nii.gz: 1 voxel is NaN or infinite"),
         (2, ["train", "-o", "new", "ellipsoids", "--partition=1x2x2", *TRAIN], "needs 4 ranks, this job has 2"),
     ],
 )

@@ -24,6 +24,15 @@ def volseg(tmp_path, monkeypatch, capsys):
     return start
 
 
+def test_quiet_prints_the_faults_alone(volseg, tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    assert volseg("check", "set", "-q")[:2] == (0, "")
+    change(folder / "labelsTr" / "case_1.nii.gz", lambda a: a * 0)
+    code, out, _ = volseg("check", "set", "-q")
+    assert (code, out.count("\n")) == (2, 1)
+    assert out.startswith("fault: case_1: empty labels")
+
+
 def plant(folder):
     """Eight faults, one a case."""
     cases = {f"case_{n}": (folder / "imagesTr" / f"case_{n}_0000.nii.gz", folder / "labelsTr" / f"case_{n}.nii.gz")
@@ -49,7 +58,7 @@ def plant(folder):
 
 def test_eight_planted_faults_are_all_told_in_one_run(volseg, tmp_path):
     expected = plant(nnunet_folder(tmp_path / "set", cases=10))
-    code, out, _ = volseg("check", "set", "-q")
+    code, out, _ = volseg("check", "set")
     assert code == 2
     lines = [line for line in out.splitlines() if line.startswith("fault: ")]
     assert [tuple(line.split(": ")[1:3]) for line in lines] == list(expected.items())
@@ -65,7 +74,7 @@ def test_eight_planted_faults_are_all_told_in_one_run(volseg, tmp_path):
 
 def test_a_sound_set_ends_with_0(volseg, tmp_path):
     nnunet_folder(tmp_path / "set", channels=("CT", "PET"))
-    code, out, _ = volseg("check", "set", "-q")
+    code, out, _ = volseg("check", "set")
     assert code == 0
     assert "set: 3 cases, no faults" in out
     for shown in ("12 x 10 x 8", "2 x 1 x 1", "spleen", "3 of 3", "PET"):
@@ -74,8 +83,8 @@ def test_a_sound_set_ends_with_0(volseg, tmp_path):
 
 def test_what_is_allowed_is_a_warning(volseg, tmp_path):
     change(nnunet_folder(tmp_path / "set") / "labelsTr" / "case_1.nii.gz", lambda a: a * 0)
-    assert volseg("check", "set", "-q")[0] == 2
-    code, out, _ = volseg("check", "set", "-q", "--allow-empty")
+    assert volseg("check", "set")[0] == 2
+    code, out, _ = volseg("check", "set", "--allow-empty")
     assert code == 0
     assert "warning: case_1: empty labels" in out
     assert "no faults, 1 warning" in out
@@ -84,7 +93,7 @@ def test_what_is_allowed_is_a_warning(volseg, tmp_path):
 def test_on_a_terminal_faults_are_a_table(volseg, tmp_path, monkeypatch):
     cut_short(nnunet_folder(tmp_path / "set") / "labelsTr" / "case_1.nii.gz")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    code, out, _ = volseg("check", "set", "-q")
+    code, out, _ = volseg("check", "set")
     assert code == 2
     assert "│ case_1 " in out
     assert not [line for line in out.splitlines() if line.startswith("fault:")]
@@ -92,7 +101,7 @@ def test_on_a_terminal_faults_are_a_table(volseg, tmp_path, monkeypatch):
 
 def test_on_two_ranks_it_is_printed_once_and_ends_with_2(tmp_path, mpirun):
     expected = plant(nnunet_folder(tmp_path / "set", cases=10))
-    ended = mpirun(2, ["-m", "volseg", "check", "set", "-q"], cwd=tmp_path)
+    ended = mpirun(2, ["-m", "volseg", "check", "set"], cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stdout.count("fault: ") == len(expected)
 

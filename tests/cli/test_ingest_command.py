@@ -39,7 +39,7 @@ def test_ranks_write_the_same_file(folder, python, mpirun):
         (["series", "-o", "missing/out.nii"], "no folder missing"),
         (["series", "-o", "old.nii"], "give --overwrite"),
         (["broken.nii", "-o", "out.nii"], "truncated"),
-        (["nan.nii", "-o", "out.nii"], "1 voxels are NaN or infinite"),
+        (["nan.nii", "-o", "out.nii"], "1 voxel is NaN or infinite"),
         (["series"], "--output"),
     ],
 )

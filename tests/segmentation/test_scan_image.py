@@ -72,7 +72,7 @@ def test_voxels_that_are_not_finite_are_refused_by_every_schedule(schedule, norm
     voxels = ct_like().astype(np.float32)
     voxels[11, 3, 4] = np.nan
     scan = save_nifti(tmp_path / "scan.nii", voxels)
-    with pytest.raises(VolumeError, match="1 voxels are NaN or infinite"):
+    with pytest.raises(VolumeError, match="1 voxel is NaN or infinite"):
         segment(SegmentationJob(scan, run, schedule=schedule), SERIAL)
     assert not (tmp_path / "scan_mask.nii.gz").exists()
 

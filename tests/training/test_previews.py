@@ -7,11 +7,14 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from data_sets import nnunet_folder
 from tiny import SERIAL, digest, tiny_config, tiny_dataset
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
+from volseg.drawing.planes import SOFT_TISSUE
 from volseg.errors import ConfigError
 from volseg.nn.losses import IGNORE
+from volseg.training import previews
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
@@ -34,6 +37,20 @@ def drawn(folder, run, replicas, dims):
     files, failure = previews.write(4, {dataset.cases[0].name: 0.5})
     assert failure is None
     return files
+
+
+@pytest.mark.parametrize(("channel", "window"), [("CT", SOFT_TISSUE), ("MR", None)])
+def test_ct_is_seen_in_the_soft_tissue_window(tmp_path, monkeypatch, channel, window):
+    dataset = read_dataset(nnunet_folder(tmp_path / "set", 1, (channel,)))
+    blocks = CaseBlocks(dataset, dataset.cases, ProcessGrid(SERIAL, (1, 1, 1)), 4, Replicas(SERIAL))
+    blocks.schemes = (ChannelScheme(channel, Normalization(-150.0, 180.0, 20.0, 90.0)),)
+    used = []
+    monkeypatch.setattr(previews, "draw_preview", lambda *a: used.append(a[4]))
+    made = Previews(tmp_path, dataset.cases, dataset.labels, SERIAL)
+    sample = blocks.load(dataset.cases[0])
+    made.see(dataset.cases[0], blocks, sample, torch.where(sample.target == IGNORE, 0, sample.target))
+    made.write(1, {})
+    assert used == [window]
 
 
 @pytest.mark.parallel([1, 2, 4])

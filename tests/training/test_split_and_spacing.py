@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from data_sets import change, image, labels, nnunet_folder, save
-from tiny import MODEL, SERIAL
+from tiny import MODEL, SERIAL, listing
 from volseg.config import Config, DataConfig, TrainingConfig
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Message, Progress
-from volseg.training.cases import SPLIT, Split, split_cases
+from volseg.training.cases import SPLIT, Split, check_same_split, split_cases, write_split
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.setup import prepare
@@ -135,7 +135,7 @@ def test_a_run_keeps_its_split_and_goes_on_with_no_other(folder):
     with pytest.raises(CheckpointError, match=r"training.fold 1, but .* give 0"):
         train(job(folder, True, 2, folds=2, fold=0), SERIAL)
     (folder / "splits_final.json").write_text(json.dumps([{"train": [], "val": []}, {"train": ["case_0"], "val": []}]))
-    with pytest.raises(CheckpointError, match=r"was trained on 2 cases with 2 held out, now there are 1 and 0"):
+    with pytest.raises(CheckpointError, match=r"other cases than there are now \(missing: case_\d, "):
         train(job(folder, True, 2, folds=2, fold=1), SERIAL)
 
 
@@ -160,12 +160,43 @@ def test_the_fingerprint_is_made_once_and_used_again(folder, monkeypatch):
     assert load_model(run)[1].schemes == fingerprint.schemes()
 
 
+def test_a_run_goes_on_with_the_same_files_alone(folder):
+    train(job(folder, validation=1), SERIAL)
+    moved = folder.rename(folder.with_name("moved"))
+    train(job(moved, True, 2, validation=1), SERIAL)
+    change(moved / "labelsTr" / "case_1.nii.gz", lambda a: a[::-1])
+    change(moved / "imagesTr" / "case_1_0000.nii.gz", lambda a: a + 1)
+    change(moved / "imagesTr" / "case_2_0000.nii.gz", lambda a: a + 1)
+    before = listing(folder.parent / "run")
+    with pytest.raises(CheckpointError, match=r"of case_1 \(image and labels\), case_2 \(image\) are not those"):
+        train(job(moved, True, 3, validation=1), SERIAL)
+    assert listing(folder.parent / "run") == before
+
+
+def test_validation_beside_folds_is_said_not_to_be_used(folder):
+    events = []
+    train(job(folder, folds=2, fold=1, validation=2), SERIAL, events.append)
+    assert any("training.validation = 2 is not used" in e.text for e in events if isinstance(e, Caution))
+    report = json.loads((folder.parent / "run" / "report.json").read_text())
+    kept = json.loads((folder.parent / "run" / SPLIT).read_text())
+    assert report["cases"] == {"training": kept["train"], "held_out": kept["val"]}
+    assert report["best"] == {"epoch": 1, "validation_dice": pytest.approx(report["validation_dice"], abs=1e-6)}
+
+
+def test_other_cases_are_told_by_name(tmp_path):
+    cases = dataset_of(tmp_path, ["a", "b", "c", "d"]).cases
+    write_split(tmp_path, Split(cases[:2], cases[2:3]))
+    with pytest.raises(CheckpointError, match=r"\(new: d; missing: a; held out before, now to train on: c\)"):
+        check_same_split(tmp_path, Split(cases[1:], ()))
+
+
 def test_cases_without_foreground_are_said_and_trained_on(folder):
     change(folder / "labelsTr" / "case_2.nii.gz", lambda a: a * 0)
     events = []
     train(job(folder, validation=0), SERIAL, events.append)
     cautions = [event.text for event in events if isinstance(event, Caution)]
     assert any("1 of 4 cases hold background alone, such as case_2" in text for text in cautions)
+    assert sum("nothing is held out" in event.text for event in events if isinstance(event, Message)) == 1
 
 
 def test_several_faults_are_counted(folder):

@@ -14,9 +14,9 @@ import pytest
 
 from conftest import clean_environment
 from tiny import SERIAL, losses, tiny_config, tiny_dataset
-from volseg.cli.sizes import parse_duration
 from volseg.errors import ConfigError
 from volseg.models.stored import load_model
+from volseg.sizes import parse_duration
 from volseg.training import stopping
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import stored_checkpoints

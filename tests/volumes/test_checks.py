@@ -28,8 +28,15 @@ def test_another_size_names_both():
         check_same_grid(grid(name="i"), grid((4, 5, 7), name="m"))
 
 
-@pytest.mark.parametrize(("moved", "words"), [({"shift": 1.0}, "up to 1 mm off"), ({"width": 1.1}, "up to 0.5 mm off")])
-def test_another_place_says_how_far_and_names_both_spacings(moved, words):
+@pytest.mark.parametrize(
+    ("moved", "words", "names"),
+    [
+        ({"shift": 1.0}, "up to 1 mm off", "begins at (x, y, z) (1, 0, 0) mm, not at (0, 0, 0) mm; correct the origin"),
+        ({"width": 1.1}, "up to 0.5 mm off", "spacing 3x2x1.1 mm against 3x2x1 mm"),
+    ],
+)
+def test_another_place_says_how_far_and_names_both_origins_or_spacings(moved, words, names):
     with pytest.raises(VolumeError, match=rf"a mask of the same shape as i, but at another place: {words}") as caught:
         check_same_grid(grid(name="i"), grid(**moved), "a mask", "do this")
-    assert f"spacing 3x2x{moved.get('width', 1):g} mm against 3x2x1 mm; do this" in str(caught.value)
+    assert names in str(caught.value)
+    assert str(caught.value).endswith("do this")

@@ -52,6 +52,9 @@ PLANTED = {  # name: what is done to a sound folder; then case, kind, and words 
     "NaN": (
         lambda f: change(image_of(f), put(np.nan, np.float32)), "case_1", "not finite", "the first at D x H x W 6x5x4",
     ),
+    "constant image": (
+        lambda f: change(image_of(f), lambda a: a * 0 + 3), "case_1", "constant image", "every voxel is 3, a constant",
+    ),
     "empty labels": (lambda f: change(label_of(f), lambda a: a * 0), "case_1", "empty labels", "background alone"),
     "truncated file": (lambda f: cut_short(image_of(f)), "case_1", "unreadable", "truncated"),
     "no NIfTI": (lambda f: label_of(f).write_bytes(b"text"), "case_1", "unreadable", "not a readable NIfTI"),
@@ -71,6 +74,22 @@ def test_a_planted_fault_is_the_only_one_found(tmp_path, name):
     assert [(fault.case, fault.kind, fault.serious) for fault in report.faults] == [(case, kind, True)]
     assert words in report.faults[0].message
     assert not report.is_sound
+
+
+def test_an_origin_that_differs_is_told(tmp_path):
+    move(label_of(nnunet_folder(tmp_path)), 3.0)
+    (fault,) = check_dataset(DataSource(tmp_path), SERIAL).faults
+    assert "it begins at (x, y, z) (3, 0, 0) mm, not at (0, 0, 0) mm; correct the origin in the header" in fault.message
+
+
+def test_where_every_case_lacks_a_channel_the_names_may_be_wrong(tmp_path):
+    folder, said = nnunet_folder(tmp_path), []
+    describe_again(folder, channel_names={"0": "CT", "1": "PET"})
+    report = check_dataset(DataSource(folder), SERIAL, said.append)
+    assert [fault.kind for fault in report.faults] == ["missing image"] * 3
+    assert any("channel_names in dataset.json may name more" in event.text for event in said)
+    with pytest.raises(VolumeError, match=r"is missing \(`volseg check .*` shows all faults\)"):
+        read_dataset(folder)
 
 
 def test_a_sound_set_has_no_faults(tmp_path):

@@ -186,6 +186,9 @@ def test_labels_inside_the_store(tmp_path):
     with pytest.raises(VolumeError, match=r"several labels \(one, two\)"):
         read_dataset(folder)
     assert read_dataset(DataSource(folder, labels="two")).cases[0].label == inside / "two"
+    (folder / "spare").rename(folder / "a_labels.zarr")  # beside it: those inside may be masks of segment
+    assert read_dataset(folder).cases[0].label == folder / "a_labels.zarr"
+    assert read_dataset(DataSource(folder, labels="two")).cases[0].label == inside / "two"
 
 
 def test_an_ingested_volume_without_labels_is_named(tmp_path):

@@ -198,7 +198,7 @@ def test_the_first_bad_voxel_is_named_whatever_the_ranks(tmp_path, communicator,
     if communicator.is_root:
         nifti(folder, array)
     communicator.barrier()
-    with pytest.raises(VolumeError, match=r"1 voxels are NaN or infinite in slices 20:30, .* 25x1x2"):
+    with pytest.raises(VolumeError, match=r"1 voxel is NaN or infinite in slices 20:30, .* 25x1x2"):
         ingest(folder / "scan.nii.gz", folder / "out.nii.gz", communicator)
     communicator.barrier()
     assert [file.name for file in folder.iterdir()] == ["scan.nii.gz"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from volseg.api.ranks import ranks
 from volseg.errors import ConfigError
@@ -33,12 +34,12 @@ def train(
     optimizer: str | None = None, momentum: float | None = None, weight_decay: float | None = None,
     clip: float | None = None, ema: float | None = None, deep_supervision: bool | None = None,
     base_channels: int | None = None, levels: int | None = None, norm: str | None = None,
-    checkpoint_levels: tuple[int, ...] | None = None, augment: str | None = None,
-    flip: tuple[float, ...] | None = None, crop: Triple | None = None, validation: int | None = None,
+    checkpoint_levels: tuple[int, ...] | str | None = None, augment: str | None = None,
+    flip: tuple[float, ...] | str | None = None, crop: Triple | str | None = None, validation: int | None = None,
     validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
     spacing: str | tuple[float, float, float] | None = None, seed: int | None = None,
     proceed: bool = False, keep: int | None = None, checkpoint_seconds: float | None = None,
-    max_time: float | None = None, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
+    max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
     trace_steps: int = 3, overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
     command: str | None = None,
 ) -> TrainingReport:  # fmt: skip
@@ -55,9 +56,11 @@ def train(
     replicas     groups of ranks, each with cases of its own; they divide the ranks
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
-    augment      "none", "light" or "full"; flip: how often D, H and W are mirrored, 0 to 1
-    crop         (D, H, W) voxels of a random crop of each volume a step
-    max_time     seconds after which the run should have stopped and saved its state
+    augment      "none", "light" or "full"
+    flip         how often D, H and W are mirrored, 0 to 1; or which are half of the time: "dh", "none"
+    crop         (D, H, W) voxels, or "256x256x256", of a random crop of each volume a step
+    spacing      "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
+    max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
     trace        also a trace of `trace_steps` steps here
@@ -71,6 +74,7 @@ def train(
     """
     with ranks(communicator, listen) as (every, heard):
         from volseg.config import override, preset
+        from volseg.sizes import parse_axes, parse_duration, parse_levels, parse_shape
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
@@ -99,24 +103,37 @@ def train(
                 "seed": seed,
                 "keep": keep,
                 "checkpoint_seconds": checkpoint_seconds,
-                "checkpoint_levels": checkpoint_levels,
+                "checkpoint_levels": _parsed(checkpoint_levels, parse_levels),
             },
             data={
-                "spacing": spacing if spacing is None or isinstance(spacing, str) else format_triple(spacing),
-                "crop": crop,
+                "spacing": _spacing(spacing),
+                "crop": _parsed(crop, parse_shape, "--crop"),
             },
             multigrid={"levels": multigrid, "cycle": cycle},
         )
         if augment is not None:
             settings = replace(settings, augmentation=preset(augment))
-        settings = override(settings, augmentation={"flip": flip})
+        settings = override(settings, augmentation={"flip": _parsed(flip, parse_axes)})
+        seconds = _parsed(max_time, parse_duration)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
+            raise ConfigError(f"max_time = {max_time!r}: give seconds, or a text such as 3h50m")
         job = TrainingJob(
             Path(dataset), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps, replicas,
-            agglomerate, max_time=max_time, labels=None if labels is None else str(labels),
+            agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
             command=command,
         )  # fmt: skip
         return run_training(job, every, heard)
+
+
+def _parsed(value: Any, parse: Callable[..., Any], *option: str) -> Any:
+    """What a command's text stands for; other values as they are, for the configuration to judge."""
+    return parse(value, *option) if isinstance(value, str) else value
+
+
+def _spacing(value: Any) -> Any:
+    """The configuration's text for a spacing; "native" is what `segment` calls "own"."""
+    return "own" if value == "native" else format_triple(tuple(value)) if isinstance(value, list | tuple) else value
 
 
 def _settings(config: Config | str | Path | None, recipe: str | None, run: Path, proceed: bool) -> Config:

@@ -39,7 +39,7 @@ def check(
         from json import dumps
 
         from volseg.api import check as check_set
-        from volseg.cli.sizes import parse_names
+        from volseg.sizes import parse_names
 
         report = check_set(
             dataset, labels=labels, label_names=label_names, channels=parse_names(channels), allow_empty=allow_empty,
@@ -48,14 +48,15 @@ def check(
         if json_output:
             work.print(dumps(report.as_json(), indent=2))
         else:
-            _show(report, work.print)
+            _show(report, work.print, quiet)
         if not report.is_sound:
             raise typer.Exit(2)
 
 
-def _show(report: CheckReport, show: Any) -> None:
+def _show(report: CheckReport, show: Any, quiet: bool) -> None:
+    """All of it; where it is to be quiet, the faults alone."""
     fingerprint = report.fingerprint
-    if fingerprint.cases:
+    if fingerprint.cases and not quiet:
         show(_set_table(report))
         show(_class_table(fingerprint))
         show(_channel_table(fingerprint))
@@ -65,6 +66,8 @@ def _show(report: CheckReport, show: Any) -> None:
         else:  # one line each, to be searched for
             for fault in report.faults:
                 show(f"{_severity(fault)}: {fault.case or 'data set'}: {fault.kind}: {fault.message}")
+    if quiet:
+        return
     serious, others = (sum(fault.serious == is_serious for fault in report.faults) for is_serious in (True, False))
     verdict = f"{serious} fault{'s' if serious != 1 else ''}" if serious else "no faults"
     warnings = f", {others} warning{'s' if others != 1 else ''}" if others else ""
@@ -95,7 +98,9 @@ def _set_table(report: CheckReport) -> Any:
     ):
         smallest, median, largest = (_sides(values, which) for which in (0.0, 0.5, 1.0))
         rows.append((title, smallest, median, largest))
-    title = f"{cases} case{'s' if cases != 1 else ''} that can be trained on; canonical order"
+    poor = {fault.case for fault in report.faults if fault.kind in ("empty labels", "constant image") and fault.case}
+    among = f" ({len(poor)} of them with empty labels or a constant image)" if poor else ""
+    title = f"{cases} case{'s' if cases != 1 else ''} that can be trained on{among}; canonical order"
     return table(title, ["by axis", "smallest", "median", "largest"], rows)
 
 

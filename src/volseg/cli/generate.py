@@ -11,8 +11,8 @@ import typer
 
 from volseg.cli.job import job
 from volseg.cli.options import Debug, NoProgress, Overwrite, Quiet
-from volseg.cli.sizes import parse_shape
 from volseg.errors import ConfigError
+from volseg.sizes import parse_shape
 
 
 class FileFormat(StrEnum):

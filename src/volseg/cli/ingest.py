@@ -10,8 +10,8 @@ import typer
 
 from volseg.cli.job import job
 from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
-from volseg.cli.sizes import parse_spacing
 from volseg.errors import ConfigError, VolumeError
+from volseg.sizes import parse_spacing
 
 
 def ingest(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from volseg.cli.options import Agglomerate, Debug, JsonOutput
-from volseg.cli.sizes import parse_levels, parse_ranks, parse_shape
+from volseg.cli.rank_counts import parse_ranks
 from volseg.errors import ConfigError
+from volseg.sizes import parse_levels, parse_shape
 
 if TYPE_CHECKING:
     from volseg.partition.answer import Answer, Asked

@@ -23,6 +23,7 @@ from volseg.cli.terminal import terminal_columns
 from volseg.machine import gibibytes
 from volseg.partition.agreement import off_by_a_tenth
 
+SHORT_SECONDS = 0.2  # of which no plan is worth a word
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
 _PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
 
@@ -160,7 +161,8 @@ def figure_text(figures: Mapping[str, str]) -> str:
 def peak_memory_text(peaks: Sequence[int], planned: int) -> str:
     """Measured peaks by rank against the plan, in bytes, as a run's last lines show them."""
     measured = ", ".join(gibibytes(peak) for peak in peaks)
-    return f"peak memory a rank {measured}; planned {gibibytes(planned)} ({planned / max(peaks):.2f} of the largest)"
+    ratio = f"{planned / max(peaks):.2f} of the largest measured"
+    return f"peak memory a rank {measured}; planned {gibibytes(planned)}, {ratio}"
 
 
 def time_text(shares: Mapping[str, float], waited: float | None) -> str:
@@ -176,13 +178,20 @@ def time_text(shares: Mapping[str, float], waited: float | None) -> str:
 def step_time_text(what: str, measured: float, planned: float | None) -> str:
     """Measured seconds against the plan, as a run's last lines show them."""
     text = f"{what} {measured:.3g} s"
-    return text if planned is None else f"{text}; planned {planned:.3g} s ({planned / max(measured, 1e-9):.2f} of it)"
+    return (
+        text
+        if planned is None
+        else f"{text}; planned {planned:.3g} s, {planned / max(measured, 1e-9):.2f} of the measured"
+    )
 
 
 def warn_of_time(measured: float, planned: float | None, listen: events.Listener) -> None:
-    """Say so where planned and measured time differ by more than 10 %."""
-    if planned is not None and measured > 0 and off_by_a_tenth(planned / measured):
-        listen(events.Message(f"planned and measured time differ by {abs(planned / measured - 1):.0%}"))
+    """Say so where planned and measured time differ by more than 10 %, and are long enough to matter."""
+    if planned is None or max(measured, planned) < SHORT_SECONDS or measured <= 0:
+        return
+    if off_by_a_tenth(planned / measured):
+        text = f"planned and measured time differ by {abs(planned / measured - 1):.0%}"
+        listen(events.Message(f"{text}; `volseg calibrate` measures this machine, and plans come closer"))
 
 
 def warn_of_plan(peaks: Sequence[int], planned: int, listen: events.Listener) -> None:

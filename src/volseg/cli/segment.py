@@ -20,7 +20,7 @@ from volseg.cli.options import (
     Series,
     Trace,
 )  # fmt: skip
-from volseg.cli.sizes import parse_spacing
+from volseg.sizes import parse_spacing
 
 
 class ScheduleName(StrEnum):
@@ -148,13 +148,13 @@ def _spacing(text: str) -> tuple[float, float, float] | Literal["model", "native
 
 
 def _label_table(title: str, report: Any) -> Any:
-    """Voxels and ml of each label; with `--statistics` its mean HU, after cleaning what was removed."""
+    """Voxels and ml of each label; with `--statistics` its mean (HU of CT), after cleaning what was removed."""
     from volseg.cli.render import table
 
     columns = ["label", "value", "voxels", "ml"]
     measured = any(row.mean_hu is not None for row in report.statistics)
     removed = {row.label: row for row in report.removed}
-    columns += ["mean HU"] * measured + ["parts removed"] * bool(removed)
+    columns += ["mean HU" if report.is_ct else "mean value"] * measured + ["parts removed"] * bool(removed)
     rows = []
     for row in report.statistics:
         cells = [row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}"]

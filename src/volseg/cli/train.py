@@ -133,8 +133,8 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.cli.sizes import parse_axes, parse_duration, parse_levels, parse_names, parse_shape
         from volseg.distributed.launch import launchers
+        from volseg.sizes import parse_duration, parse_names
         from volseg.training.job import HTML
         from volseg.versions import command_line
 
@@ -146,9 +146,8 @@ def train(
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, base_channels=base_channels, levels=levels, norm=norm,
-            checkpoint_levels=None if checkpoint_levels is None else parse_levels(checkpoint_levels), augment=augment,
-            flip=None if flip is None else parse_axes(flip),
-            crop=None if crop is None else parse_shape(crop, "--crop"), validation=validation,
+            checkpoint_levels=checkpoint_levels, augment=augment,
+            flip=flip, crop=crop, validation=validation,
             validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed, proceed=proceed,
             keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
             tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,

@@ -22,25 +22,25 @@ class AugmentationConfig:
 
     flip             probability of mirroring along each axis D, H, W; W is the patient's left and right
     rotate           probability of a rotation
-    rotate_degrees   its largest angles about the axes D, H, W
+    rotate_degrees   the largest angles of a rotation about the axes D, H, W
     scale            probability of making everything larger or smaller
-    scale_range      factors of size
+    scale_range      smallest and largest factor of size
     elastic          probability of a smooth random deformation
-    elastic_mm       the largest displacement along an axis
-    elastic_grid_mm  distance of the points whose displacements are random; between them it is smooth
+    elastic_mm       the largest displacement of the deformation along an axis
+    elastic_grid_mm  distance of the points whose displacements are random; between them the deformation is smooth
     noise            probability, for each channel, of Gaussian noise; this and what follows is of the normalised image
-    noise_std        its largest standard deviation
+    noise_std        the largest standard deviation of the noise
     blur             probability, for each channel, of a Gaussian blur
-    blur_range       its sigma in voxels
+    blur_range       smallest and largest sigma of the blur, in voxels
     brightness       probability, for each channel, of multiplying the values
-    brightness_range factors
+    brightness_range smallest and largest factor of the values
     contrast         probability, for each channel, of multiplying the distance from the volume's mean
-    contrast_range   factors
+    contrast_range   smallest and largest factor of the distance from the mean
     low_resolution   probability, for each channel, of simulating a coarser scan
-    low_resolution_range  how fine it is, as a share of the resolution there is
+    low_resolution_range  smallest and largest resolution of that coarser scan, as a share of the resolution there is
     gamma            probability, for each channel, of a power of the values between the volume's least and largest
     gamma_inverted   probability, for each channel, of the same on the negative image
-    gamma_range      exponents
+    gamma_range      smallest and largest exponent of gamma and gamma_inverted
     """
 
     flip: tuple[float, ...] = (0.0, 0.0, 0.0)

@@ -15,7 +15,8 @@ class DataConfig:
     spacing     mm, D, H, W, at which the network sees the volumes, such as "3x1.5x1.5"; "own": each volume as it is;
                 "median": the median of the training cases, axis by axis; an axis of a case that differs from it by
                 1 % or less stays as it is. "auto": today the same; later versions may choose another one
-    crop        voxels, D, H, W, of a random crop of each case a step; empty: whole volumes
+    crop        voxels, D, H, W, of a random crop of each case a step, such as [64, 256, 256]; empty: whole
+                volumes
     foreground  share of the crops that hold a voxel of a foreground class drawn at random (nnU-Net: a third)
     """
 

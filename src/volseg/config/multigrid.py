@@ -15,8 +15,8 @@ class MultigridConfig:
 
     levels  resolutions; 1: only the volumes as they are
     cycle   fmg: from the coarsest to the finest, each once (nested iteration); v: down and up again, `cycles` times
-    cycles  of cycle v
-    shares  of the steps by level, finest first, such as [1, 1, 2]; empty: equal
+    cycles  how often cycle v goes down and up
+    shares  shares of the steps by level, finest first, such as [1, 1, 2]; empty: equal
     """
 
     levels: int = 1

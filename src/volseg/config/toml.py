@@ -129,7 +129,7 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         kind = get_args(hint)[0]
         allowed = (int, float) if kind is float else (int,)
         if not isinstance(value, (list, tuple)) or not all(type(n) in allowed for n in value):
-            raise ConfigError(f"{where} = {value!r} must be a list of {_PLURALS[kind]}")
+            raise ConfigError(f"{where} = {value!r} must be a list of {_PLURALS[kind]}, such as {_EXAMPLES[kind]}")
         return tuple(kind(n) for n in value)
     if type(value) is not hint:
         raise ConfigError(f"{where} = {value!r} must be {_NAMES[hint]}")
@@ -137,6 +137,7 @@ def _value(where: str, hint: Any, value: Any) -> Any:
 
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_EXAMPLES: dict[Any, str] = {int: "[64, 64, 64]", float: "[0.5, 0.5, 0.5]"}
 _PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers"}
 
 

@@ -15,30 +15,30 @@ class TrainingConfig:
 
     epochs         passes over the training cases
     optimizer      adamw or sgd (with Nesterov's momentum)
-    momentum       of sgd; 0: none
-    learning_rate  the largest
-    schedule       how the learning rate falls from there: poly, (1 - step / steps)^0.9 as in nnU-Net; cosine, half a
-                   wave down to 0; or constant
+    momentum       momentum of the optimizer sgd; 0: none
+    learning_rate  the largest learning rate of the run
+    schedule       how the learning rate falls from its largest value: poly, (1 - step / steps)^0.9 as in nnU-Net;
+                   cosine, half a wave down to 0; or constant
     warmup         steps over which the learning rate rises to the largest
     accumulate     cases of a step that a replica takes one after the other; a step is made with the mean gradient of a
                    batch of replicas x accumulate cases
     clip           the largest norm of the gradient of all weights together; a larger one is scaled down. 0: any
-    weight_decay   of the optimizer
+    weight_decay   share of each weight that the optimizer takes off, times the learning rate
     ema            decay of an exponential moving average of the weights, such as 0.999, which validation and
                    weights.safetensors then use; 0: none
     class_weights  weights of the classes in the cross-entropy, the background first; empty: all 1
     deep_supervision  the loss is taken at coarser levels of the decoder too (all but the two coarsest resolutions, each
                    with half the weight of the one above it, as nnU-Net)
-    seed           of the initial weights and of the order of the cases
+    seed           decides the initial weights and the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
     folds          parts of a cross-validation, one of which is held out in place of `validation` cases; 0: none. A
                    splits_final.json beside dataset.json, as nnU-Net writes it, then says who is in which
-    fold           which of them is held out, counted from 0; below `folds`, or the number of folds in that file
+    fold           which of the folds is held out, counted from 0; below `folds`, or the number of folds in that file
     checkpoint_levels  levels of the U-Net (0 is full resolution) that keep half as many tensors for backward, and
                    compute the others again; level 0 does not lower the peak (docs/memory.md)
-    keep           checkpoints that are kept, the last ones
-    checkpoint_seconds  between two checkpoints at least; 0: one after each step
+    keep           how many checkpoints are kept, the last ones
+    checkpoint_seconds  seconds between two checkpoints at least; 0: one after each step
     """
 
     epochs: int = 40

@@ -35,6 +35,7 @@ class SegmentationReport:
     time     seconds of each rank by kind of work
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
                      and from what machine
+    is_ct    whether the statistics' intensities, those of the first channel, are HU
     """
 
     files: tuple[Path, ...]
@@ -55,6 +56,7 @@ class SegmentationReport:
     network_seconds: float
     network_planned: tuple[TimePlan | None, Machine | None]
     agglomeration: str = "none"
+    is_ct: bool = True
 
     @property
     def planned(self) -> int:

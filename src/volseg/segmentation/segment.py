@@ -49,6 +49,7 @@ from volseg.segmentation.statistics import LabelStatistics, measure_labels, writ
 from volseg.segmentation.stitching import stitch
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.dicom.seg.source import check_source
+from volseg.volumes.intensity import is_ct
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone
 from volseg.volumes.resampling import Spacing
@@ -162,6 +163,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         network,
         (planned, machine),
         str(stages),
+        is_ct(card.schemes[0].name),
     )
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", grid)
@@ -308,8 +310,9 @@ def _tell(
     for channel in scan.channels:
         for line in channel.audit.warnings:
             listen(Caution(f"{channel.path}: {line}"))
-        for line in channel.audit.fixes:
-            listen(Message(f"{channel.path}: {line}"))
+    fixes = {line: channel.path for channel in reversed(scan.channels) for line in channel.audit.fixes}
+    for line, path in fixes.items():  # what holds for all channels, once
+        listen(Message(f"{path}: {line}"))
     ratios = np.divide(scan.space.spacing, card.spacing)
     if np.abs(np.log(ratios)).max() > np.log(1.25):
         listen(

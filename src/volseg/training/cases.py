@@ -15,6 +15,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Listener
 from volseg.files import write_text
+from volseg.training.inputs import names_of
 from volseg.training.job import TrainingJob
 from volseg.volumes.canonical import canonical
 from volseg.volumes.dataset import Case, Dataset, Fault
@@ -63,7 +64,12 @@ def split_cases(dataset: Dataset, config: TrainingConfig) -> Split:
                 f"{config.folds - 1}, or more --folds"
             )
         if config.folds > count:
-            raise VolumeError(f"{dataset.folder}: training.folds = {config.folds}, but there are {count} cases")
+            raise VolumeError(
+                f"{dataset.folder}: training.folds = {config.folds}, but there are {count} cases; give --folds "
+                f"{count}, or have more cases"
+                if count > 1
+                else f"{dataset.folder}: one case cannot be split into folds"
+            )
         order = np.random.default_rng(config.seed).permutation(count)
         held_out = {int(n) for n in order[config.fold :: config.folds]}
         described = f" (fold {config.fold} of {config.folds})"
@@ -130,11 +136,16 @@ def check_same_split(run: Path, split: Split) -> None:
     now = split.as_json()
     if before == now:
         return
-    differing = sorted({*before["train"], *before["val"]} ^ {*now["train"], *now["val"]})
-    example = f", such as {differing[0]}" if differing else ""
+    then, there = {*before["train"], *before["val"]}, {*now["train"], *now["val"]}
+    differences = (
+        ("new", there - then),
+        ("missing", then - there),
+        ("held out before, now to train on", {*before["val"]} & {*now["train"]}),
+        ("trained on before, now held out", {*before["train"]} & {*now["val"]}),
+    )
+    said = "; ".join(f"{what}: {names_of(sorted(names))}" for what, names in differences if names)
     raise CheckpointError(
-        f"{run}: was trained on {len(before['train'])} cases with {len(before['val'])} held out, now there are "
-        f"{len(now['train'])} and {len(now['val'])}, or others{example}; continue with the run's own data set, or "
+        f"{run}: was trained on other cases than there are now ({said}); continue with the run's own data set, or "
         "train into another folder"
     )
 
@@ -184,7 +195,7 @@ def fingerprint_of_run(
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
     for fault in found.faults:
-        if fault.kind == "unused label":
+        if fault.kind in ("unused label", "constant image"):
             listen(Caution(fault.message))
     return found.fingerprint
 

@@ -5,6 +5,7 @@ Everything in it is the same on all ranks, so a run continues on any other numbe
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,9 +44,10 @@ def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: Ave
             "continue with the same --optimizer, or train into another folder"
         )
     if card.config.model != model.config:
+        before, now = asdict(card.config.model), asdict(model.config)
+        said = ", ".join(f"model.{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key])
         raise CheckpointError(
-            f"{path}: holds another model ({card.config.model}) than asked for ({model.config}); "
-            "continue with its own configuration, or train into another folder"
+            f"{path}: holds another model: {said}; continue with its own configuration, or train into another folder"
         )
     deep = any(name.startswith(f"model.{DEEP_HEADS}") for name in tensors)
     if deep != bool(model.deep_heads):

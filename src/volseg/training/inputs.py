@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
+from volseg.errors import CheckpointError
 from volseg.files import sha256, write_text
 from volseg.volumes.dataset import DESCRIPTION, Dataset
 
 INPUTS = "inputs.json"
 """What was hashed, in the run folder."""
+
+MOST_NAMES = 5  # that a message lists
 
 HASHED_BYTES = 16 * 2**30
 """Of one volume; a larger one is not hashed. Its size stands in the report all the same."""
@@ -27,16 +31,70 @@ def hash_inputs(
     known  JSON file of an earlier call's hashes, which are taken where names, sizes and times of change of all files
            of an input are as they were; it is written anew
 
-    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it, by path, a line
-    ``HASH  PATH``, as sha256sum prints them. What is larger than `HASHED_BYTES` has None.
+    The ranks share the files. A folder (zarr) has the hash of its list: for each file below it, but for those in
+    ``labels/``, by path, a line ``HASH  PATH``, as sha256sum prints them. What is larger than `HASHED_BYTES` has None.
 
     Raises OSError, on all ranks, where a file cannot be read.
+    """
+    before: dict[str, Any] = {}
+    with communicator.together():
+        if communicator.is_root and known is not None:
+            before = _read(known)
+    named = _hashed(dataset, communicator, before)
+    with communicator.together():
+        if communicator.is_root and known is not None:
+            _write(known, named)
+    return {name: {"bytes": one["bytes"], "sha256": one["sha256"]} for name, one in named.items()}
+
+
+def check_same_inputs(run: Path, dataset: Dataset, communicator: Communicator) -> None:
+    """Raise CheckpointError where a case's image or labels are not what the run began with. Collective.
+
+    Files are compared by their names in the data set, so that it may lie elsewhere now; only those whose time of change
+    is another are read. A run of an older version, without `INPUTS`, says nothing of them.
+    """
+    before: dict[str, Any] = {}
+    with communicator.together():
+        if communicator.is_root:
+            before = _read(run / INPUTS)
+    if not communicator.broadcast(bool(before)):
+        return
+    now = _hashed(dataset, communicator, before)
+    with communicator.together():
+        if communicator.is_root:
+            _raise_where_changed(run, dataset, before, now)
+            _write(run / INPUTS, now)
+
+
+def _raise_where_changed(run: Path, dataset: Dataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    def differs(file: Path) -> bool:
+        name = _name(file, dataset.folder)
+        return isinstance(before.get(name), dict) and any(
+            before[name].get(key) != now[name][key] for key in ("bytes", "sha256")
+        )
+
+    changed = []
+    for case in dataset.cases:
+        image, label = any(differs(one.path) for one in case.images), case.label is not None and differs(case.label)
+        if image or label:
+            changed.append(f"{case.name} ({' and '.join(['image'] * image + ['labels'] * label)})")
+    if changed:
+        raise CheckpointError(
+            f"{run}: the files of {names_of(changed)} are not those that the run began with; continue with the run's "
+            "own data set, or train into another folder"
+        )
+
+
+def _hashed(dataset: Dataset, communicator: Communicator, before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Bytes, stamp and SHA-256 of each input by its name. Collective.
+
+    before  the same of an earlier call, on the root
     """
     members: dict[Path, list[Path]] = {}
     found: dict[Path, dict[str, Any]] = {}  # of each input
     with communicator.together():
         if communicator.is_root:
-            members, before = _members(dataset), {} if known is None else _read(known)
+            members = _members(dataset)
             for path, files in members.items():
                 size, stamp = _stamp(path, files)
                 old = before.get(_name(path, dataset.folder))
@@ -51,11 +109,11 @@ def hash_inputs(
     hashes = {file: digest for share in communicator.gather_all(mine) for file, digest in share.items()}
     for path in to_hash:
         found[path]["sha256"] = _of_whole(path, members[path], hashes)
-    named = {_name(path, dataset.folder): one for path, one in found.items()}
-    with communicator.together():
-        if communicator.is_root and known is not None:
-            write_text(known, json.dumps(named, indent=1) + "\n")
-    return {name: {"bytes": one["bytes"], "sha256": one["sha256"]} for name, one in named.items()}
+    return {_name(path, dataset.folder): one for path, one in found.items()}
+
+
+def _write(path: Path, inputs: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(inputs, indent=1) + "\n")
 
 
 def _read(known: Path) -> dict[str, Any]:
@@ -80,9 +138,13 @@ def _members(dataset: Dataset) -> dict[Path, list[Path]]:
     cases = [path for paths, case in zip(images, dataset.cases, strict=True) for path in (*paths, case.label) if path]
     description = dataset.folder / DESCRIPTION
     inputs = [*([description] if description.is_file() else []), *cases]
-    return {
-        path: sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] for path in inputs
-    }
+    return {path: _files(path) if path.is_dir() else [path] for path in inputs}
+
+
+def _files(store: Path) -> list[Path]:
+    """Of a zarr store, but for its label images: those that a case has are inputs of their own."""
+    files = (file for file in store.rglob("*") if file.is_file())
+    return sorted(file for file in files if file.relative_to(store).parts[0] != "labels")
 
 
 def _of_whole(path: Path, files: list[Path], hashes: dict[Path, str]) -> str:
@@ -96,3 +158,9 @@ def _name(path: Path, folder: Path) -> str:
     if path == folder:  # a single scan
         return path.name
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def names_of(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

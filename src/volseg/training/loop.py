@@ -13,7 +13,7 @@ from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
-from volseg.training.inputs import INPUTS, hash_inputs
+from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob, open_run_folder
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import read_log
@@ -51,6 +51,8 @@ def _train(
 ) -> TrainingReport:  # fmt: skip
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
+    if job.proceed:
+        check_same_inputs(job.run, setup.dataset, communicator)
     if card.step >= steps:
         return _complete(job, setup, listen, lock)
     checkpoints: Checkpoints | None = None

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
 from volseg.drawing.gathering import choose_planes, gather_planes
-from volseg.drawing.planes import Plane, PlaneName
+from volseg.drawing.planes import SOFT_TISSUE, Plane, PlaneName
 from volseg.drawing.preview import draw_preview
 from volseg.errors import first_line
 from volseg.geometry import Triple
 from volseg.nn.losses import IGNORE
 from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.dataset import Case
+from volseg.volumes.intensity import is_ct
 from volseg.volumes.label_table import LabelTable
 
 FOLDER = "previews"
@@ -37,6 +38,7 @@ class Previews:
         self._labels = LabelTable(labels)
         self._chosen: dict[tuple[str, Triple], Triple] = {}  # of a case on a grid
         self._seen: dict[str, Mapping[PlaneName, Plane]] = {}
+        self._window: tuple[float, float] | None = None  # of all of them; None: chosen for each
 
     def see(self, case: Case, blocks: CaseBlocks, sample: Sample, mask: Tensor) -> None:
         """Keep the planes of a case that is to be drawn, on its replica's root. Collective over the replica.
@@ -55,8 +57,10 @@ class Previews:
             self._chosen[case.name, scan.space.shape] = chosen
         planes = gather_planes(image, found, chosen, scan.inside, scan.space, communicator, true)
         fixed = blocks.schemes[0].fixed
-        if fixed is not None:  # Hounsfield units, by which the grey window is chosen
+        if fixed is not None:  # as they were before they were normalised: Hounsfield units
             planes = {name: replace(plane, image=fixed.undo(plane.image)) for name, plane in planes.items()}
+        if is_ct(blocks.schemes[0].name):  # clipped as they are, air no longer gives CT away
+            self._window = SOFT_TISSUE
         if communicator.is_root:
             self._seen[case.name] = planes
 
@@ -75,7 +79,8 @@ class Previews:
             said = f", Dice {dice[name]:.3f}" if name in dice else ""
             try:
                 self._folder.mkdir(exist_ok=True)
-                draw_preview(self.path(epoch, name), planes, self._labels, f"{name}, epoch {epoch}{said}", width=WIDTH)
+                titled = f"{name}, epoch {epoch}{said}"
+                draw_preview(self.path(epoch, name), planes, self._labels, titled, self._window, WIDTH)
             except Exception as error:
                 failure = f"{self.path(epoch, name)}: {first_line(error)}"
             else:

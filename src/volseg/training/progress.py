@@ -7,9 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from volseg.drawing.style import FAINT, GRID, figure, title
+from volseg.drawing.style import FAINT, figure, title
 from volseg.files import replacing
 from volseg.training.log import CLASS, Rows, finest
+from volseg.volumes.label_table import default_colour
 
 PICTURE = "progress.png"
 MOST_CLASSES = 10  # more curves than that cannot be told apart
@@ -51,6 +52,12 @@ def best_at_finest(rows: Rows) -> tuple[int, float]:
     return (steps[values.index(best)], best) if values else (0, 0.0)
 
 
+def _label_values(rows: Rows) -> dict[str, int]:
+    """Of the columns of classes: they stand in the order of the labels, from 1 on."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(CLASS))
+    return {name: value for value, name in enumerate(names, start=1)}
+
+
 def _shade_coarse(axes: Any, rows: Rows) -> None:
     """The steps made at coarser resolutions of a multigrid run: the coarser, the darker."""
     for level, some in groupby(rows, key=lambda row: int(row.get("level") or 0)):
@@ -69,29 +76,29 @@ def _loss(axes: Any, rows: Rows) -> None:
 
 
 def _dice(axes: Any, rows: Rows) -> None:
-    _curve(axes, *_column(rows, "dice"), TRAINING, "training, soft")
+    _curve(axes, *_column(rows, "dice"), TRAINING, "training (soft)")
     steps, values = _column(rows, "validation_dice")
     if values:
         where, best = best_at_finest(rows)
         level = next(int(row.get("level") or 0) for row in reversed(rows) if row.get("validation_dice"))
         at = f" at level {level}" if level else ""
         more = f", best {best:.3f}" if best > values[-1] else ""
-        label = f"held out{at}: {values[-1]:.3f}{more}"
+        label = f"held out (hard){at}: {values[-1]:.3f}{more}"
         axes.plot(steps, values, color=HELD_OUT, lw=1.6, label=label, **_marked(values))
         if where:
-            axes.plot(where, best, color=HELD_OUT, marker="*", markersize=11, mec="white", zorder=5)
-    title(axes, "mean foreground Dice")
+            axes.plot(where, best, color=HELD_OUT, marker="*", markersize=11, mec="white", zorder=5, clip_on=False)
+    title(axes, "foreground Dice: soft, hard")
     _zero_to_one(axes)
 
 
 def _classes(axes: Any, rows: Rows) -> None:
-    import matplotlib as mpl
-
-    for number, name in enumerate(class_columns(rows)):
+    values_of = _label_values(rows)
+    for name in class_columns(rows):
         steps, values = _column(rows, name)
+        colour = [part / 255 for part in default_colour(values_of[name])]
         label = f"{name.removeprefix(CLASS)}: {values[-1]:.3f}"
-        axes.plot(steps, values, color=mpl.colormaps["tab10"](number), lw=1.4, label=label, **_marked(values))
-    title(axes, "Dice of each class, held out")
+        axes.plot(steps, values, color=colour, lw=1.6, label=label, **_marked(values))
+    title(axes, "hard Dice of each class, held out")
     _zero_to_one(axes)
 
 
@@ -105,7 +112,8 @@ def _rate(axes: Any, rows: Rows) -> None:
 def _zero_to_one(axes: Any) -> None:
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axes.legend(frameon=True, framealpha=0.85, edgecolor=GRID, fontsize=8.5, loc="lower right")
+    # Below the axes, where it covers no curve.
+    axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 def _column(rows: Rows, name: str) -> tuple[list[int], list[float]]:

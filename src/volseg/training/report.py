@@ -23,6 +23,8 @@ from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.training.forecast import StepForecast
 from volseg.training.job import HTML, TrainingJob
+from volseg.training.log import read_log
+from volseg.training.progress import best_at_finest
 from volseg.training.run_page import run_page
 from volseg.training.setup import Setup
 from volseg.training.stopping import Reason
@@ -100,6 +102,7 @@ def make_report(
         "agglomeration": str(finest.twin.grids.agglomeration),
         "threads_per_rank": torch.get_num_threads(),
         "placement": placement_facts(communicator, torch.get_num_threads()),
+        "cases": {"training": [case.name for case in setup.cases], "held_out": [case.name for case in setup.held_out]},
         "steps": steps,
         "all_steps": setup.steps,
         "stopped": stopped,
@@ -123,6 +126,7 @@ def make_report(
     }
     with communicator.together():
         if communicator.is_root:
+            content["best"] = _best(job.run)
             write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
             write_text(job.run / HTML, run_page(job.run, content))
     return report
@@ -134,6 +138,14 @@ def is_reported(run: Path, step: int) -> bool:
         return bool(json.loads((run / REPORT).read_text(encoding="utf-8"))["steps"] == step) and (run / HTML).is_file()
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _best(run: Path) -> dict[str, Any] | None:
+    """The epoch with the best held-out Dice at the finest resolution, from the log; None without any."""
+    rows = read_log(run)
+    step, dice = best_at_finest(rows)
+    epochs = [int(row["epoch"]) for row in rows if int(row["step"]) == step]
+    return {"epoch": epochs[0], "validation_dice": dice} if epochs else None
 
 
 def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:

@@ -172,12 +172,17 @@ class Hierarchy:
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
-        for case, shape in zip(self.cases, self._views(level), strict=True):
-            if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == model.multiple**3:
+        smallest = model.multiple**3
+        for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
+            if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == smallest:
+                by_crop = math.prod(padded_shape(whole, model.multiple)) > smallest
+                what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
+                remedies = ["a larger --crop"] * by_crop + ["fewer --levels"]
+                remedies += ["fewer --multigrid levels"] * (level > 0)
                 halvings = f" after {level} halvings of --multigrid" if level else ""
                 raise ConfigError(
-                    f"{case.images[0]}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
-                    f"halvings; use fewer --levels{' or fewer --multigrid levels' if level else ''}"
+                    f"{what}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
+                    f"halvings; use {' or '.join(remedies)}"
                 )
 
 

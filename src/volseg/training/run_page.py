@@ -35,7 +35,8 @@ def _parts(run: Path, report: Mapping[str, Any], rows: Rows) -> Iterator[str]:
         yield "<h2>Curves</h2>"
         yield html.picture(
             (run / PICTURE).read_bytes(), "Loss, Dice and learning rate against steps",
-            "Thin: each step; thick: their mean over a twentieth of the run. The star is the best epoch.",
+            "Thin: each step; thick: their mean over a twentieth of the run. The star is the best epoch. "
+            "Soft Dice is of the network's probabilities, before each step; hard Dice of the masks.",
         )  # fmt: skip
     if report["validation"] is not None:
         yield "<h2>Held-out cases</h2>"
@@ -122,9 +123,13 @@ def _plan(report: Mapping[str, Any]) -> str:
 
 def _parts_of_memory(memory: Mapping[str, Any]) -> str:
     parts = sorted(memory["planned_parts"].items(), key=lambda item: -item[1])
-    rows = [(name, gibibytes(size)) for name, size in parts if size]
+    rows = [(name, _size(size)) for name, size in parts if size]
     said = f"<p>The planned peak comes at {html.text(memory['peak_at'])}.</p>"
     return said + html.table(("planned for", "memory"), rows, words=("planned for",))
+
+
+def _size(count: float) -> str:
+    return gibibytes(count) if count >= 0.1 * 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def _time(time: Mapping[str, Any]) -> str:

@@ -172,6 +172,17 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine
     )  # fmt: skip
     listen(Message(_describe(setup)))
+    if config.training.folds and config.training.validation > 0:
+        listen(Caution(
+            f"training.validation = {config.training.validation} is not used: with folds, one of them is held out"
+        ))  # fmt: skip
+    if spacing is not None and (changed := sum(space_at(one, spacing) is not one for one in spaces.values())):
+        sides = format_triple(tuple(f"{side:.4g}" for side in spacing))
+        listen(Message(f"trained at a spacing of {sides} mm: {changed} of {len(spaces)} cases are resampled to it"))
+    if not held_out and len(dataset.cases) > 1:
+        listen(Message(
+            "nothing is held out: no validation, no best.safetensors, no previews; hold cases out with --validation 1"
+        ))  # fmt: skip
     if job.replicas > len(cases):
         listen(Caution(f"{job.replicas} replicas, but cases to train on: {len(cases)}; use fewer, or some do nothing"))
     if job.proceed:

@@ -31,15 +31,23 @@ def check_same_grid(image: Volume, other: Volume, what: str = "labels", remedy: 
             f"{format_triple(image.shape)}; {remedy}"
         )
     if not image.space.matches(other.space):
+        ours, theirs = image.space.affine, other.space.affine
+        differing = f"spacing {_spacing(other)} mm against {_spacing(image)} mm"
+        if np.allclose(ours[:3, :3], theirs[:3, :3], rtol=0, atol=1e-5):
+            differing = f"with the same spacing: it begins at (x, y, z) {_place(theirs)} mm, not at {_place(ours)} mm"
+            remedy = f"correct the origin in the header that is wrong, or {remedy}"
         raise VolumeError(
             f"{other.path}: {what} of the same shape as {image.path}, but at another place: up to "
-            f"{image.space.apart(other.space):.4g} mm off, spacing {_spacing(other)} mm against {_spacing(image)} mm; "
-            f"{remedy}"
+            f"{image.space.apart(other.space):.4g} mm off, {differing}; {remedy}"
         )
 
 
 def _spacing(volume: Volume) -> str:
     return format_triple(tuple(f"{side:.4g}" for side in volume.space.spacing))
+
+
+def _place(affine: np.ndarray) -> str:
+    return "(" + ", ".join(f"{side:.4g}" for side in affine[:3, 3]) + ")"
 
 
 def exact_dtype(bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:
@@ -56,6 +64,11 @@ def exact_dtype(bounds: tuple[int, int], slope: float, intercept: float) -> np.d
     return np.dtype(np.float32)
 
 
+def not_finite_text(count: int) -> str:
+    """How many voxels are no numbers, in words."""
+    return f"{count} voxel{'s are' if count != 1 else ' is'} NaN or infinite"
+
+
 def check_finite(array: np.ndarray, box: Box, path: str | Path) -> None:
     """Raise VolumeError where `array`, the voxels of `box` read from `path`, holds NaN or infinity.
 
@@ -69,7 +82,8 @@ def check_finite(array: np.ndarray, box: Box, path: str | Path) -> None:
     first = np.unravel_index(int(np.argmin(finite)), array.shape)
     voxel = tuple(int(n) + start for n, start in zip(first[-3:], box.start, strict=True))
     what = "NaN" if np.isnan(array[first]) else "infinite"
+    count = array.size - int(finite.sum())
     raise VolumeError(
-        f"{path}: {array.size - int(finite.sum())} voxels are NaN or infinite in slices {box.start[0]}:{box.stop[0]}, "
+        f"{path}: {not_finite_text(count)} in slices {box.start[0]}:{box.stop[0]}, "
         f"the first ({what}) at D x H x W {format_triple(voxel)}; replace them, with -1024 for air in CT"
     )

@@ -11,8 +11,8 @@ from volseg.volumes.image_file import ImageFile
 FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
 
 Kind = Literal[
-    "missing image", "missing labels", "numTraining", "duplicate", "unreadable", "geometry", "outside the list",
-    "no whole numbers", "not finite", "empty labels", "unused label", "ignored",
+    "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
+    "outside the list", "no whole numbers", "not finite", "constant image", "empty labels", "unused label", "ignored",
 ]  # fmt: skip
 """What can be wrong with a data set."""
 

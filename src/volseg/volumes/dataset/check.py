@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
-from volseg.events import Listener, Message, ignore
+from volseg.events import Caution, Listener, Message, ignore
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
+from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.examination import examine
 from volseg.volumes.dataset.reading import survey_dataset
 from volseg.volumes.fingerprint import Fingerprint
@@ -60,9 +61,16 @@ def check_dataset(
         listen(Message(note))
     found = examine(dataset, communicator, listen)
     of_voxels = [
-        dataclasses.replace(fault, serious=True) if fault.kind == "empty labels" and not allow_empty else fault
+        dataclasses.replace(fault, serious=True)
+        if fault.kind == "constant image" or (fault.kind == "empty labels" and not allow_empty)
+        else fault
         for fault in found.faults
     ]
     faults = [*of_files, *of_voxels]
+    if len(faults) > 1 and not dataset.cases and all(fault.kind == "missing image" for fault in faults):
+        listen(Caution(
+            f"{dataset.folder}: every case lacks a file of the {len(dataset.channel_names)} channels "
+            f"{', '.join(dataset.channel_names)}; channel_names in {DESCRIPTION} may name more than there are"
+        ))  # fmt: skip
     faults.sort(key=lambda fault: (not fault.case, fault.case))
     return CheckReport(dataset, tuple(faults), found.fingerprint)

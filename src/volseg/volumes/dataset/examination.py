@@ -19,7 +19,7 @@ from volseg.errors import VolumeError
 from volseg.events import Listener, Progress, ignore
 from volseg.geometry import Box, Triple, format_triple
 from volseg.volumes.canonical import canonical, in_order_of
-from volseg.volumes.checks import check_same_grid
+from volseg.volumes.checks import check_same_grid, not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
@@ -85,6 +85,7 @@ class _Findings:
     """What a rank saw in its part of a case; small, for all ranks get it.
 
     not_finite  by channel: how many voxels, and the first
+    constant    by channel: the value of all its voxels so far; None where they differ
     voxels      by label value of the list; `outside` those that are not
     digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     """
@@ -93,6 +94,7 @@ class _Findings:
     part: int
     faults: list[tuple[Kind, str]] = field(default_factory=list)
     not_finite: dict[int, tuple[int, Triple]] = field(default_factory=dict)
+    constant: dict[int, float | None] = field(default_factory=dict)
     voxels: Counter[int] = field(default_factory=Counter)
     outside: set[float] = field(default_factory=set)
     fractions: set[float] = field(default_factory=set)
@@ -196,6 +198,9 @@ def _pieces(volume: Volume, boxes: Sequence[Box], found: _Findings) -> Iterator[
 
 
 def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box) -> None:
+    value = found.constant.setdefault(channel, float(values.flat[0]))
+    if value is not None and (values != value).any():
+        found.constant[channel] = None
     if values.dtype.kind != "f":
         return
     bad = ~np.isfinite(values)
@@ -325,10 +330,14 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
         if seen:
             count, first = sum(number for number, _ in seen), format_triple(min(voxel for _, voxel in seen))
             message = (
-                f"{image}: {count} voxels are NaN or infinite, the first at D x H x W {first}; replace them, with "
+                f"{image}: {not_finite_text(count)}, the first at D x H x W {first}; replace them, with "
                 "-1024 for air in CT"
             )
             faults.append(Fault(case.name, "not finite", message))
+        constants = {part.constant[channel] for part in found if channel in part.constant}
+        if len(constants) == 1 and None not in constants and not said:
+            message = f"{image}: every voxel is {constants.pop():g}, a constant image; there is nothing to see in it"
+            faults.append(Fault(case.name, "constant image", message, serious=False))
     assert case.label is not None
     fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
     if fractions:

@@ -20,7 +20,7 @@ def read_dataset(source: str | Path | DataSource) -> Dataset:
     """
     dataset, faults = survey_dataset(source if isinstance(source, DataSource) else DataSource(Path(source)))
     for fault in (one for one in faults if one.serious):
-        raise VolumeError(fault.message)
+        raise VolumeError(f"{fault.message} (`volseg check {dataset.folder}` shows all faults)")
     return dataset
 
 

@@ -49,11 +49,12 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
             continue
         if candidates:
             choices = ", ".join(label.name for label in candidates)
-            message = f"{path}: has several labels ({choices}); name one of those inside with --labels"
+            message = f"{path}: has several labels ({choices}); name one of them with --labels"
+            faults.append(Fault(name, "several labels", message))
         else:
             wanted = f"label image {source.labels!r}" if source.labels else "labels"
             message = f"{path}: no {wanted}; add them with volseg ingest --labels, or move it away"
-        faults.append(Fault(name, "missing labels", message))
+            faults.append(Fault(name, "missing labels", message))
     if not cases:
         raise VolumeError(faults[0].message if faults else f"{folder}: holds no volume")
     channels = _channels(there[cases[0].name], source.channel_names)
@@ -86,7 +87,10 @@ def survey_pair(source: DataSource) -> tuple[Dataset, list[Fault]]:
 
 
 def _labels_of(path: Path, beside: Path | None, name: str | None) -> list[Path]:
-    """The labels that an image may have: beside it, and inside its store; with `name` that one inside alone."""
+    """The labels that an image may have: those beside it, which win, else all inside its store.
+
+    With `name` that one inside alone. What lies inside beside other labels may be a mask that `volseg segment` wrote.
+    """
     inside: list[Path] = []
     if path.suffix == ".zarr":
         from volseg.volumes.zarr.label_image import LABELS, label_images
@@ -94,7 +98,7 @@ def _labels_of(path: Path, beside: Path | None, name: str | None) -> list[Path]:
         inside = [path / LABELS / label for label in label_images(path)]
     if name is not None:
         return [label for label in inside if label.name == name]
-    return [*([beside] if beside is not None else []), *inside]
+    return [beside] if beside is not None else inside
 
 
 def _channels(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:

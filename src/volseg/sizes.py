@@ -17,26 +17,6 @@ def parse_shape(text: str, option: str = "--shape") -> Triple:
     return d, h, w
 
 
-def parse_ranks(text: str, option: str = "--ranks") -> list[int]:
-    """``64`` as [64], ``3:20`` as [3, 4, 8, 16, 20], ``1,2,6`` as [1, 2, 6]. Raises ConfigError for anything else.
-
-    Of a range its ends and the powers of two between.
-    """
-    separator = ":" if ":" in text else ","
-    words = text.split(separator)
-    if not all(word.isdecimal() for word in words) or (separator == ":" and len(words) != 2):
-        raise ConfigError(f"{option} {text}: give a number, a range such as 1:1024, or a list such as 1,2,6")
-    counts = [int(word) for word in words]
-    if min(counts) < 1:
-        raise ConfigError(f"{option} {text}: give at least 1")
-    if separator == ":":
-        from volseg.partition.search import powers_up_to
-
-        low, high = sorted(counts)
-        counts = [low, *(n for n in powers_up_to(high) if n > low)]
-    return sorted(set(counts))
-
-
 def parse_levels(text: str, option: str = "--checkpoint-levels") -> tuple[int, ...]:
     """``0,1`` as (0, 1); an empty text as none. Raises ConfigError for anything else."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
