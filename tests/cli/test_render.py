@@ -182,8 +182,6 @@ def test_time_is_shown_as_far_as_it_is_seen_in_whole_per_cents():
 
 
 @pytest.mark.parametrize(("measured", "planned", "said"), [(0.05, 0.1, 0), (1.0, 1.5, 1), (0.1, 0.3, 1), (1.0, 1.0, 0)])
-    ("measured", "planned", "said"), [(0.05, 0.1, 0), (1.0, 1.5, 1), (0.1, 0.3, 1), (1.0, 1.05, 0)]
-)
 def test_times_off_plan_are_said_where_they_are_long_enough(measured, planned, said):
     heard = []
     render.warn_of_time(measured, planned, heard.append)
