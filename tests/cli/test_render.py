@@ -179,3 +179,11 @@ def test_time_is_shown_as_far_as_it_is_seen_in_whole_per_cents():
     line = "time: convolution 81 %, waiting for slower ranks 15 %, norm 4 %"
     assert time_text(shares, None) == line
     assert time_text(shares, 0.1234) == f"{line}; a rank waited for the others 12.3% of the time at most"
+
+
+@pytest.mark.parametrize(("measured", "planned", "said"), [(0.05, 0.1, 0), (1.0, 1.5, 1), (0.1, 0.3, 1), (1.0, 1.0, 0)])
+def test_times_off_plan_are_said_where_they_are_long_enough(measured, planned, said):
+    heard = []
+    render.warn_of_time(measured, planned, heard.append)
+    assert len(heard) == said
+    assert all("`volseg calibrate`" in event.text for event in heard)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from conftest import clean_environment
 from tiny import MODEL, SERIAL, listing, losses, newest, tiny_config, tiny_dataset
-from volseg.config import read_config
+from volseg.config import DataConfig, read_config
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeError
 from volseg.events import Caution
@@ -154,6 +155,13 @@ def test_going_on_with_other_data_is_refused(tmp_path, data, finished):
         train(TrainingJob(swapped, finished, tiny_config(epochs=3, validation=1), proceed=True), SERIAL)
     with pytest.raises(CheckpointError, match=r"training\.seed"):
         train(TrainingJob(data, finished, tiny_config(epochs=3, seed=1, validation=1), proceed=True), SERIAL)
+
+
+def test_a_crop_of_one_voxel_at_the_deepest_level_is_to_blame_itself(tmp_path):
+    data = tiny_dataset(tmp_path / "data")
+    config = replace(tiny_config(), data=DataConfig(crop=(4, 4, 4)))
+    with pytest.raises(ConfigError, match=r"^--crop 4x4x4: .* use a larger --crop or fewer --levels$"):
+        train(TrainingJob(data, tmp_path / "run", config), SERIAL)
 
 
 def test_a_volume_of_one_voxel_at_the_deepest_level_is_refused_before_anything_is_written(tmp_path):

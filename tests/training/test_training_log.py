@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from volseg.training.log import CLASS, COLUMNS, TrainingLog, read_log
-from volseg.training.progress import best_at_finest, class_columns, draw_progress
+from volseg.training.progress import best_at_finest, class_columns, draw_progress, label_values
 from volseg.training.run_page import _classes
 
 OLD = "step,epoch,loss,dice,learning_rate,seconds,voxels_per_second,case,validation_dice,mood\n"
@@ -68,3 +68,9 @@ def test_the_best_is_that_of_the_finest_level(tmp_path):
     assert "0.9000</td><td></td><td></td>" in _classes({"a": 0.9}, rows[:1]).replace(" class=n", "")
     draw_progress(tmp_path, rows[:1])
     assert (tmp_path / "progress.png").is_file()
+
+
+def test_a_class_has_its_labels_value_although_one_before_it_has_no_dice():
+    row = {"step": "1", f"{CLASS}liver": "", f"{CLASS}spleen": "0.5"}
+    assert class_columns([row]) == [f"{CLASS}spleen"]
+    assert label_values([row])[f"{CLASS}spleen"] == 2

@@ -52,7 +52,7 @@ def best_at_finest(rows: Rows) -> tuple[int, float]:
     return (steps[values.index(best)], best) if values else (0, 0.0)
 
 
-def _label_values(rows: Rows) -> dict[str, int]:
+def label_values(rows: Rows) -> dict[str, int]:
     """Of the columns of classes: they stand in the order of the labels, from 1 on."""
     names = dict.fromkeys(name for row in rows for name in row if name.startswith(CLASS))
     return {name: value for value, name in enumerate(names, start=1)}
@@ -92,7 +92,7 @@ def _dice(axes: Any, rows: Rows) -> None:
 
 
 def _classes(axes: Any, rows: Rows) -> None:
-    values_of = _label_values(rows)
+    values_of = label_values(rows)
     for name in class_columns(rows):
         steps, values = _column(rows, name)
         colour = [part / 255 for part in default_colour(values_of[name])]
