@@ -105,7 +105,7 @@ def abdomen(data, folder, layout):
 @pytest.mark.parametrize("layout", ["nnunet", "decathlon"])
 def test_the_real_abdomen_is_trained_validated_segmented_and_evaluated(volseg, tmp_path, data, layout):
     folder = abdomen(data, tmp_path / "abdomen", layout)
-    out = volseg("check", folder, "-q")
+    out = volseg("check", folder, "--no-progress")
     assert "4 cases, no faults" in out
     volseg(
         "train", folder, "--base-channels=6", "--levels=2", "--epochs=6", "--fold=1", "--folds=2", "-q",
