@@ -212,7 +212,7 @@ def test_overwriting_begins_without_the_old_checkpoint(tmp_path, data):
     with pytest.raises(KeyboardInterrupt):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), overwrite=True), SERIAL, stop)
     names = {path.name for path in run.rglob("*")}
-    assert names == {".lock", "checkpoints", "config.toml", "log.csv", FINGERPRINT, SPLIT}
+    assert names == {".lock", "checkpoints", "config.toml", "inputs.json", "log.csv", FINGERPRINT, SPLIT}
     with pytest.raises(ConfigError, match="--overwrite"):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), proceed=True), SERIAL)
 
