@@ -83,7 +83,7 @@ def test_another_grid_is_an_error_that_names_both(tmp_path):
     moved = AFFINE.copy()
     moved[2, 3] += 2.5
     with pytest.raises(
-        VolumeError, match=r"up to 2\.5 mm off, spacing 2\.5x0\.7x0\.7 mm against .*; --resample-labels"
+        VolumeError, match=r"up to 2\.5 mm off, with the same spacing: it begins at .*, or --resample-labels"
     ):
         open_labels(saved(tmp_path, mask(), moved), image())
 
