@@ -179,3 +179,21 @@ def shared(tmp_path, communicator):
         if communicator.is_root:
             untrained_run(folder / "run")
     return folder
+
+
+@pytest.fixture
+def volseg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:  # fmt: skip
+    """``volseg(*arguments)``: what a command line that must succeed prints, run in an empty folder."""
+    from volseg.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: object) -> str:
+        code = run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return out
+
+    return start

@@ -9,25 +9,10 @@ import numpy as np
 import pytest
 
 from data_sets import SIDES, decathlon_folder, describe, image, labels, nnunet_folder, save
-from volseg.cli.app import run
 from volseg.geometry import Box
 from volseg.volumes.reading import open_volume
 
 SMALL = ["--base-channels=4", "--levels=1", "--epochs=2", "-q"]
-
-
-@pytest.fixture
-def volseg(tmp_path, monkeypatch, capsys):
-    """``volseg(*arguments)``: what a command line that must succeed prints, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
-
-    return start
 
 
 def held_out_dice(run_folder):

@@ -15,18 +15,10 @@ SMALL = ["--base-channels=4", "--epochs=1", "--validation=0", "-q"]
 
 
 @pytest.fixture
-def volseg(tmp_path, monkeypatch, capsys):
-    """``volseg(*arguments)``: what a command line that must succeed prints, run in a folder with a data set."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
-
-    start("generate", "data", "--shape=16x20x18", "--cases=2", "-q")
-    return start
+def volseg(volseg):
+    """The same, in a folder with a data set."""
+    volseg("generate", "data", "--shape=16x20x18", "--cases=2", "-q")
+    return volseg
 
 
 def test_a_recipe_a_file_and_options_in_this_order(volseg, tmp_path):

@@ -7,27 +7,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from tiny import ct_like, digest, losses, save_nifti, tiny_dataset
-from volseg.cli.app import run
 from volseg.config import PRESETS, read_config
 
 SMALL = ["--base-channels=4", "--levels=2", "--epochs=2", "-q"]
-
-
-@pytest.fixture
-def volseg(tmp_path, monkeypatch, capsys):
-    """``volseg(*arguments)``: what a command line that must succeed prints, run in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def start(*arguments):
-        code = run([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return out
-
-    return start
 
 
 def test_with_nothing_but_defaults_on_two_ranks(tmp_path, mpirun, python):
