@@ -95,8 +95,7 @@ def _train(
         validation: Validation | None = None
         if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
             meter.enter("validation")
-            with setup.averaged.in_use():
-                validation = _validate(setup, resolution, record)
+            validation = _validate(setup, resolution, record)
         meter.enter("log and checkpoint")
         card = dataclasses.replace(
             card, step=step + 1, validation_dice=None if validation is None else validation.mean
@@ -154,8 +153,7 @@ def _complete(job: TrainingJob, setup: Setup, listen: Listener, lock: RunLock) -
     started = time.monotonic()
     if setup.held_out:
         communicator.meter.enter("validation")
-        with setup.averaged.in_use():
-            record.found(_validate(setup, setup.finest, record), int(last["epoch"]))
+        record.found(_validate(setup, setup.finest, record), int(last["epoch"]))
         communicator.meter.enter("")
     record.finish()
     seconds = time.monotonic() - started
@@ -163,11 +161,12 @@ def _complete(job: TrainingJob, setup: Setup, listen: Listener, lock: RunLock) -
 
 
 def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:
-    """Of the held-out cases, with the model's parameters as they are."""
-    return validate(
-        resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-        record.looking_at(resolution.blocks),
-    )  # fmt: skip
+    """Of the held-out cases, with the averaged weights, where there are any. Collective."""
+    with setup.averaged.in_use():
+        return validate(
+            resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
+            record.looking_at(resolution.blocks),
+        )  # fmt: skip
 
 
 def _names(cases: Sequence[Case]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -171,25 +172,36 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     setup = Setup(
         config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine
     )  # fmt: skip
+    resampled = 0 if spacing is None else sum(space_at(one, spacing) is not one for one in spaces.values())
+    _announce(setup, job, resampled, said, listen)
+    return setup
+
+
+def _announce(setup: Setup, job: TrainingJob, resampled: int, said: Sequence[str], listen: Listener) -> None:
+    """Say what is about to be done.
+
+    resampled  cases of the data set that are trained at another spacing than their own
+    said       of a run that goes on with other settings
+    """
+    settings, cases = setup.config.training, setup.dataset.cases
     listen(Message(_describe(setup)))
-    if config.training.folds and config.training.validation > 0:
-        listen(Caution(
-            f"training.validation = {config.training.validation} is not used: with folds, one of them is held out"
-        ))  # fmt: skip
-    if spacing is not None and (changed := sum(space_at(one, spacing) is not one for one in spaces.values())):
-        sides = format_triple(tuple(f"{side:.4g}" for side in spacing))
-        listen(Message(f"trained at a spacing of {sides} mm: {changed} of {len(spaces)} cases are resampled to it"))
-    if not held_out and len(dataset.cases) > 1:
+    if settings.folds and settings.validation > 0:
+        listen(Caution(f"training.validation = {settings.validation} is not used: with folds, one of them is held out"))
+    if resampled:
+        sides = format_triple(tuple(f"{side:.4g}" for side in setup.card.spacing))
+        listen(Message(f"trained at a spacing of {sides} mm: {resampled} of {len(cases)} cases are resampled to it"))
+    if not setup.held_out and len(cases) > 1:
         listen(Message(
             "nothing is held out: no validation, no best.safetensors, no previews; hold cases out with --validation 1"
         ))  # fmt: skip
-    if job.replicas > len(cases):
-        listen(Caution(f"{job.replicas} replicas, but cases to train on: {len(cases)}; use fewer, or some do nothing"))
+    if job.replicas > len(setup.cases):
+        listen(Caution(
+            f"{job.replicas} replicas, but cases to train on: {len(setup.cases)}; use fewer, or some do nothing"
+        ))  # fmt: skip
     if job.proceed:
-        listen(Message(f"going on from step {card.step} of {setup.steps}"))
+        listen(Message(f"going on from step {setup.card.step} of {setup.steps}"))
         for text in said:
             listen(Caution(f"{job.run}: {text}"))
-    return setup
 
 
 def _same_weights(model: nn.Module, communicator: Communicator) -> None:
