@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,10 +43,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether `replacing` gave it its name, as a temporary one."""
+    return re.fullmatch(r"\..+\.\d+\.partial(\.\w+)?", path.name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what `replacing` left in a folder where its process was killed; nobody else may be writing there."""
     for path in folder.glob(".*.partial*"):
-        path.unlink(missing_ok=True)
+        if is_leftover(path) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

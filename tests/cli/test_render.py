@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from volseg import messages
 from volseg.cli import render
-from volseg.cli.render import Lines, Screen, duration, table, time_text
+from volseg.cli.render import Lines, Screen, table, time_text
 from volseg.events import Caution, Message, Progress
 from volseg.machine import gibibytes
+from volseg.messages import duration
 
 SCRIPT = """
 import time
@@ -50,14 +52,14 @@ def test_plain_progress_is_a_line_for_each_tenth_and_the_ends():
 
 def test_plain_progress_speaks_after_a_long_silence(monkeypatch):
     clock = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(render.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(messages.time, "monotonic", lambda: float(next(clock)))
     shown = lines_of(Progress("train", step, 1_000_000) for step in range(9))
     assert len(shown) == 5  # at the start, then every second event: 40 s apart
 
 
 def test_time_left_goes_by_the_work_where_steps_differ(monkeypatch):
     clock = iter([0.0, 40.0])
-    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(messages.time, "monotonic", lambda: next(clock))
     shown = lines_of([Progress("train", 0, 8, "steps", work=0.0), Progress("train", 4, 8, "steps", work=0.04)])
     assert shown[1] == "train   4% (4/8 steps)  elapsed 0:40  remaining 16:00"
     assert Progress("train", 8, 8, work=0.99).share == 1.0

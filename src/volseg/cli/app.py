@@ -17,7 +17,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from volseg import __version__
-from volseg.cli.failure import describe
+from volseg.cli.failure import FAILED, describe
+from volseg.cli.streams import lost_result, secure_streams
 from volseg.distributed.launch import launched_rank
 
 # In the order in which they are used; what each does, as `volseg --help` shows it.
@@ -93,7 +94,11 @@ def run(arguments: Sequence[str]) -> int:
     first = launched_rank() == 0
     with contextlib.ExitStack() as stack:
         if not first:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(
+                contextlib.redirect_stdout(
+                    stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
+                )
+            )
         try:
             code = app(args=list(arguments), prog_name="volseg", standalone_mode=False)
         except (Exception, KeyboardInterrupt) as error:
@@ -106,9 +111,14 @@ def run(arguments: Sequence[str]) -> int:
                 # Some launchers end a job at its first non-zero exit: let the rank that speaks finish.
                 time.sleep(1.0)
             return failure.code
+    lost = lost_result() if first else None
+    if lost is not None:
+        print(describe(lost).message, file=sys.stderr, flush=True)
+        return FAILED
     return code if isinstance(code, int) else 0
 
 
 def main() -> None:
     """The console script."""
+    secure_streams()
     sys.exit(run(sys.argv[1:]))

@@ -36,5 +36,5 @@ def calibrate(
             output, setting_only=setting_only, launcher=launcher, communicator=work.communicator, listen=work.listen
         )
         for line in profile_lines(profile):
-            work.print(line)
-        work.print(f"profile: {output}")
+            work.tell(line)
+        work.tell(f"profile: {output}")

@@ -44,13 +44,14 @@ def evaluate(
 
         asked = EvaluationJob(prediction, reference, labels, output, partial, overwrite)
         found = evaluate_masks(asked, work.communicator, work.listen)
+        show = work.print if output is None else work.tell
         if json_output:
-            work.print(summary_text(found.summary).rstrip())
+            show(summary_text(found.summary).rstrip())
             return
         names = {value: name for name, value in found.labels.items()}
-        work.print(_label_table(list(found.cases), found.summary, names, found.values))
+        show(_label_table(list(found.cases), found.summary, names, found.values))
         if len(found.cases) > 1:
-            work.print(_case_table(list(found.cases), found.values))
+            show(_case_table(list(found.cases), found.values))
 
 
 def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict[int, str], values: list[int]) -> Any:

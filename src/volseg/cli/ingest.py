@@ -65,7 +65,7 @@ def ingest(
             fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
-        work.print(table("ingested", ["", "value"], report_rows(report), text_columns=2))
+        work.tell(table("ingested", ["", "value"], report_rows(report), text_columns=2))
 
 
 def series_table(source: Path) -> Any:

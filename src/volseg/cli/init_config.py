@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.options import Debug, Overwrite
+from volseg.cli.streams import forgiving
 
 
 def init_config(
@@ -35,4 +36,5 @@ def init_config(
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it first, or give another -o")
     write_text(output, text)
-    print(f"{output}: recipe {recipe}; use it with: volseg train --config {output}")
+    with forgiving():
+        print(f"{output}: recipe {recipe}; use it with: volseg train --config {output}")

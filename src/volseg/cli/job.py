@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +13,7 @@ from volseg.cli.failure import describe
 from volseg.distributed.placement import Placement
 from volseg.distributed.start import start
 from volseg.events import Listener, ignore
+from volseg.messages import MESSAGES, MessageLog
 
 if TYPE_CHECKING:
     from volseg.cli.render import Screen
@@ -24,7 +26,10 @@ class Job:
     communicator  the ranks; a single one without a launcher
     placement     the cores of this rank
     listen        takes the core's events and draws them, on the root rank only
+    folder        of the run, whose log a rank that fails alone adds its message to; None for none
     """
+
+    folder: Path | None = None
 
     def __init__(self, communicator: Communicator, placement: Placement, screen: Screen | None) -> None:
         self.communicator, self.placement = communicator, placement
@@ -35,6 +40,21 @@ class Job:
         """Print a result on standard output, on the root rank only; a `str` goes out exactly as it is."""
         if self._screen is not None:
             self._screen.print(renderable)
+
+    def tell(self, renderable: Any) -> None:
+        """Print how it went, for a command whose results are files: as `print`, but nothing fails where it is lost."""
+        if self._screen is not None:
+            self._screen.tell(renderable)
+
+    def keep_failure(self, text: str) -> None:
+        """Add what ends the job to the log of the run, where there is one."""
+        if self.folder is not None and (self.folder / MESSAGES).is_file():
+            MessageLog.going_on(self.folder).add(text)
+
+    def log_to(self, log: MessageLog) -> None:
+        """Keep what is shown from now on there too."""
+        if self._screen is not None:
+            self._screen.log = log
 
 
 @contextmanager
@@ -54,8 +74,9 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
         from volseg.cli.render import Screen
 
         screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
+    work = Job(communicator, placement, screen)
     try:
-        yield Job(communicator, placement, screen)
+        yield work
     except typer.Exit:
         raise  # a command's own choice of exit code, made on every rank
     except (Exception, KeyboardInterrupt) as error:
@@ -64,7 +85,7 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
         from volseg.distributed.ending import end_failed_job
 
         failure = describe(error, debug)
-        end_failed_job(communicator, failure.code, failure.message)
+        end_failed_job(communicator, failure.code, failure.message, work.keep_failure)
     finally:
         if screen is not None:
             screen.close()

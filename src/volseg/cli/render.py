@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,13 +18,14 @@ from rich.progress import (
 from rich.table import Table
 
 from volseg import events
+from volseg.cli.streams import forgiving
 from volseg.cli.terminal import terminal_columns
 from volseg.machine import gibibytes
+from volseg.messages import MessageLog, ProgressLines, figure_text
 from volseg.partition.agreement import off_by_a_tenth
 
 SHORT_SECONDS = 0.2  # of which no plan is worth a word
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe
-_PLAIN_SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
 
 
 class Screen:
@@ -33,7 +33,10 @@ class Screen:
 
     quiet     no messages; warnings and results stay
     progress  whether progress is shown at all
+    log       of the run, which keeps what is shown too; None for none
     """
+
+    log: MessageLog | None = None
 
     def __init__(self, *, quiet: bool = False, progress: bool = True) -> None:
         self.quiet = quiet
@@ -48,6 +51,8 @@ class Screen:
 
     def draw(self, event: events.Event) -> None:
         """Show one event."""
+        if self.log is not None:
+            self.log.listen(event)
         match event:
             case events.Progress():
                 if self._bars is not None:
@@ -65,6 +70,13 @@ class Screen:
             print(renderable, flush=True)
         else:
             self.results.print(renderable)
+
+    def tell(self, renderable: Any) -> None:
+        """Print how it went: as a result, but of a command whose results are files, so that it may be lost."""
+        with forgiving():
+            self.print(renderable)
+        if self.log is not None and isinstance(renderable, str):
+            self.log.add(renderable)
 
     def close(self) -> None:
         """Stop drawing; the next progress event starts it again."""
@@ -124,38 +136,20 @@ class Bars:
 
 
 class Lines:
-    """Progress as plain lines: at the start, at each tenth, after half a minute of silence, and at the end."""
+    """Progress as plain lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started: dict[str, tuple[float, float]] = {}  # when, and at which share: a run may go on from the middle
-        self._last: dict[str, tuple[int, float]] = {}  # tenth shown last, and when
+        self._lines = ProgressLines()
 
     def update(self, event: events.Progress) -> None:
         """Print a line where one is due."""
-        now = time.monotonic()
-        share = event.share
-        start, first = self._started.setdefault(event.task, (now, share))
-        tenth, shown = self._last.get(event.task, (-1, start))
-        if int(share * 10) <= tenth and now - shown < _PLAIN_SILENCE and share < 1.0:
-            return
-        self._last[event.task] = (int(share * 10), now)
-        text = f"{event.task} {share:4.0%} ({event.done:g}/{event.total:g}{' ' + event.unit if event.unit else ''})"
-        if event.done:
-            text += f"  elapsed {duration(now - start)}"
-        if first < share < 1.0:
-            text += f"  remaining {duration((now - start) * (1 - share) / (share - first))}"
-        self._console.print(f"{text}  {figure_text(event.figures)}".rstrip(), markup=False, soft_wrap=True)
-        if share >= 1.0:
-            del self._started[event.task], self._last[event.task]
+        text = self._lines.line(event)
+        if text is not None:
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def figure_text(figures: Mapping[str, str]) -> str:
-    """``{"loss": "0.41"}`` as ``loss 0.41``."""
-    return "  ".join(f"{name} {value}" for name, value in figures.items())
 
 
 def peak_memory_text(peaks: Sequence[int], planned: int) -> str:
@@ -205,13 +199,6 @@ def warn_of_limit(peaks: Sequence[int], limit: int, given: bool, listen: events.
     """Say so where a limit that the user gave was not kept."""
     if given and max(peaks) > limit:
         listen(events.Caution(f"{gibibytes(max(peaks))} were used, more than --memory-limit {gibibytes(limit)}"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``m:ss``, or ``h:mm:ss`` from an hour on."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Table:

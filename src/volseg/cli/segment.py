@@ -108,7 +108,6 @@ def segment(
     with job(quiet, no_progress, debug) as work:
         from volseg.api import segment as segment_scan
         from volseg.cli.render import (
-            duration,
             peak_memory_text,
             step_time_text,
             time_text,
@@ -116,6 +115,7 @@ def segment(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
+        from volseg.messages import duration
 
         report = segment_scan(
             scan, output, model=model, partition=partition, agglomerate=agglomerate, spacing=_spacing(spacing),
@@ -125,18 +125,18 @@ def segment(
             scratch=scratch, go_on=go_on, report_file=report_file, trace=trace, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
-        work.print(_label_table(scan.name, report))
-        work.print(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
+        work.tell(_label_table(scan.name, report))
+        work.tell(f"{duration(report.seconds)}; {peak_memory_text(report.peaks, report.planned)}")
         waited = report.communication["share_of_time"] if work.communicator.size > 1 else None
-        work.print(time_text(report.time.shares(), waited))
+        work.tell(time_text(report.time.shares(), waited))
         planned, _ = report.network_planned
         seconds = None if planned is None else planned.seconds
-        work.print(step_time_text("the network took", report.network_seconds, seconds))
+        work.tell(step_time_text("the network took", report.network_seconds, seconds))
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.network_seconds, seconds, work.listen)
         warn_of_limit(report.peaks, report.choice.limit, report.choice.given, work.listen)
         for path in report.files:
-            work.print(f"wrote {path}")
+            work.tell(f"wrote {path}")
 
 
 def _spacing(text: str) -> tuple[float, float, float] | Literal["model", "native"]:

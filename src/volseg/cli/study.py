@@ -95,11 +95,11 @@ def _show(screen: Screen, outcome: Outcome, output: Path) -> None:
         for one in outcome.agreed
     ]
     if rows:
-        screen.print(table("planned against measured", ["", "rows", "median off", "worst off", "worst row"], rows))
+        screen.tell(table("planned against measured", ["", "rows", "median off", "worst off", "worst row"], rows))
     for sentence in outcome.said:
-        screen.print(sentence)
+        screen.tell(sentence)
     failed = sum(not row.done for row in outcome.rows)
     done = len(outcome.rows) - failed
-    screen.print(f"{done} cases done, {failed} failed, {len(outcome.left)} left out")
+    screen.tell(f"{done} cases done, {failed} failed, {len(outcome.left)} left out")
     for path in outcome.files:
-        screen.print(f"wrote {output / path.name}")
+        screen.tell(f"wrote {output / path.name}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from pathlib import Path
 
+from volseg.cli.launcher import ancestors
 from volseg.distributed.launch import under_launcher
-
-_LAUNCHER_NAMES = ("mpiexec", "mpirun", "orterun", "prterun", "prte", "hydra")
 
 
 def terminal_columns() -> int | None:
@@ -18,21 +16,17 @@ def terminal_columns() -> int | None:
     A launcher hands its ranks a pipe and copies what comes out, so under one its own standard error is looked at
     (Linux only; elsewhere the answer is None and the output plain).
     """
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         return shutil.get_terminal_size().columns
     if not under_launcher():
         return None
-    process = os.getppid()
-    for _ in range(4):  # a rank's parent is a proxy, the proxy's the launcher
+    for ancestor in ancestors():
         try:
-            stat = Path(f"/proc/{process}/stat").read_text()
-            terminal = os.readlink(f"/proc/{process}/fd/2")
+            terminal = os.readlink(ancestor.target(2))
         except OSError:
             return None
-        name, _, rest = stat.partition("(")[2].rpartition(")")
-        if any(known in name for known in _LAUNCHER_NAMES) and terminal.startswith(("/dev/pts/", "/dev/tty")):
+        if ancestor.is_launcher and terminal.startswith(("/dev/pts/", "/dev/tty")):
             return _columns_of(terminal)
-        process = int(rest.split()[1])
     return None
 
 

@@ -126,7 +126,6 @@ def train(
         from volseg.cli.go_on import go_on_command
         from volseg.cli.render import (
             class_text,
-            duration,
             peak_memory_text,
             step_time_text,
             time_text,
@@ -134,10 +133,12 @@ def train(
             warn_of_time,
         )  # fmt: skip
         from volseg.distributed.launch import launchers
+        from volseg.messages import MessageLog, duration
         from volseg.sizes import parse_duration, parse_names
         from volseg.training.job import HTML
         from volseg.versions import command_line
 
+        work.folder = run
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
@@ -155,19 +156,20 @@ def train(
         )  # fmt: skip
         if report.loss is None:
             return
-        work.print(
+        work.log_to(MessageLog.going_on(report.run))
+        work.tell(
             f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
             + (f" at level {report.validation_level}, coarser than the volumes" if report.validation_level else "")
         )
-        work.print(peak_memory_text(report.peaks, report.planned))
-        work.print(time_text(report.time, report.waited if work.communicator.size > 1 else None))
-        work.print(step_time_text("a step took", report.step_seconds, report.step_planned))
+        work.tell(peak_memory_text(report.peaks, report.planned))
+        work.tell(time_text(report.time, report.waited if work.communicator.size > 1 else None))
+        work.tell(step_time_text("a step took", report.step_seconds, report.step_planned))
         warn_of_plan(report.peaks, report.planned, work.listen)
         warn_of_time(report.step_seconds, report.step_planned, work.listen)
         if len(report.validation_by_class) > 1:
-            work.print("held-out Dice by class: " + class_text(report.validation_by_class))
-        work.print(f"model: {report.run}; all about the run: {report.run / HTML}")
+            work.tell("held-out Dice by class: " + class_text(report.validation_by_class))
+        work.tell(f"model: {report.run}; all about the run: {report.run / HTML}")
         if report.stopped is not None:
             started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
             again = go_on_command(dataset, run, work.communicator.size, started_by, {
@@ -177,4 +179,4 @@ def train(
                 "--agglomerate": agglomerate if agglomerate != "auto" else None,
                 "--previews": previews if previews != 1 else None, "--tensorboard": tensorboard,
             })  # fmt: skip
-            work.print(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")
+            work.tell(f"stopped at step {report.steps} of {report.all_steps}; go on with: {again}")

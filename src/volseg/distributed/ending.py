@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from volseg.distributed.communicator import Communicator, MpiCommunicator
@@ -34,19 +35,23 @@ class JobCommunicator(MpiCommunicator):
         self.farewell = farewell
 
 
-def end_failed_job(communicator: Communicator, code: int, message: str) -> NoReturn:
+def end_failed_job(
+    communicator: Communicator, code: int, message: str, keep: Callable[[str], None] | None = None
+) -> NoReturn:
     """Print `message` once and end every rank of the job with exit status `code`.
 
     To be called by each rank that failed, and by nothing else. Where all ranks failed, each different message is
     printed once, by rank 0, and the lowest code is everyone's. Otherwise this rank's message is printed with its
     number, and the job is aborted within about `PATIENCE` seconds.
 
+    keep  is given the message of another rank than the root that speaks for itself
+
     Raises SystemExit.
     """
     if not isinstance(communicator, JobCommunicator):
         _say(message)
         raise SystemExit(code)
-    abort_unless_all_failed(communicator, code, message)
+    abort_unless_all_failed(communicator, code, message, keep)
     endings = communicator.farewell.allgather((code, message))
     code = min(code for code, _ in endings)
     if communicator.is_root:
@@ -56,13 +61,18 @@ def end_failed_job(communicator: Communicator, code: int, message: str) -> NoRet
     raise SystemExit(code)
 
 
-def abort_unless_all_failed(communicator: Communicator, code: int, message: str) -> None:
+def abort_unless_all_failed(
+    communicator: Communicator, code: int, message: str, keep: Callable[[str], None] | None = None
+) -> None:
     """Return where every rank of the job failed; else print this rank's message and abort the job. Of a failed rank.
 
     Raises SystemExit, if MPI lets it.
     """
     if isinstance(communicator, JobCommunicator) and not _all_arrive(communicator):
-        _say(f"rank {communicator.rank}: {message}" if communicator.size > 1 else message)
+        text = f"rank {communicator.rank}: {message}" if communicator.size > 1 else message
+        _say(text)
+        if keep is not None and not communicator.is_root:
+            keep(text)
         _abort(code)
 
 

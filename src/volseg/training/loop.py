@@ -11,16 +11,18 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
+from volseg.messages import MessageLog
 from volseg.partition.operations import Kind
 from volseg.training.cases import write_split
 from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
-from volseg.training.job import TrainingJob, open_run_folder
+from volseg.training.job import TrainingJob
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import read_log
 from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
 from volseg.training.record import Record
 from volseg.training.report import TrainingReport, gather_peaks, is_reported, largest_resident, make_report
 from volseg.training.resolution import Resolution
+from volseg.training.run_folder import open_run_folder
 from volseg.training.run_lock import RunLock
 from volseg.training.setup import Setup, prepare
 from volseg.training.step import training_step
@@ -39,26 +41,33 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     Raises VolsegError, on all ranks, where data set, configuration, grid or run folder cannot be used; nothing is
     written then.
     """
-    with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
-        with communicator.together():
-            if communicator.is_root and job.proceed and stored_checkpoints(job.run):  # nobody trains on while we read
-                lock.acquire()
-        return _train(job, communicator, listen, lock, stopping)
+    log = MessageLog(job.run, listen, writes=communicator.is_root)
+    try:
+        with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
+            with communicator.together():
+                # Nobody trains on while we read.
+                if communicator.is_root and job.proceed and stored_checkpoints(job.run):
+                    lock.acquire()
+            return _train(job, communicator, log, lock, stopping)
+    except BaseException as error:
+        log.failed(error)  # of a rank that fails alone, `cli.job` keeps the message
+        raise
 
 
 def _train(
-    job: TrainingJob, communicator: Communicator, listen: Listener, lock: RunLock, stopping: Stopping
+    job: TrainingJob, communicator: Communicator, log: MessageLog, lock: RunLock, stopping: Stopping
 ) -> TrainingReport:  # fmt: skip
+    listen = log.listen
     setup = prepare(job, communicator, listen)
     settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
     if job.proceed:
         check_same_inputs(job.run, setup.dataset, communicator)
     if card.step >= steps:
-        return _complete(job, setup, listen, lock)
+        return _complete(job, setup, log, lock)
     checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
-            open_run_folder(job, setup.config, lock, card.step)
+            open_run_folder(job, setup.config, lock, card.step, log)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)
             checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
@@ -131,9 +140,10 @@ def _train(
     return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs, stopped)
 
 
-def _complete(job: TrainingJob, setup: Setup, listen: Listener, lock: RunLock) -> TrainingReport:
+def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) -> TrainingReport:
     """No step is left; what a job that was killed after the last one has not written is written now."""
     communicator, step = setup.world, setup.card.step
+    listen = log.listen
     last: dict[str, str] | None = None
     with communicator.together():
         if communicator.is_root and not is_reported(job.run, step):
@@ -146,7 +156,7 @@ def _complete(job: TrainingJob, setup: Setup, listen: Listener, lock: RunLock) -
     listen(Message(f"the run has its {setup.steps} steps, but no report of them: it is written now"))
     with communicator.together():
         if communicator.is_root:
-            open_run_folder(job, setup.config, lock, step)
+            open_run_folder(job, setup.config, lock, step, log)
     record = Record(job, setup, listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
     communicator.meter.reset()

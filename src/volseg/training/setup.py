@@ -31,11 +31,12 @@ from volseg.training.cases import (
 )
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.going_on import changes, check_same_batch, check_same_run, finest_from
-from volseg.training.job import TrainingJob, check_run_folder
+from volseg.training.job import TrainingJob
 from volseg.training.keeping import newest_whole
 from volseg.training.multigrid import Stage, stages
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
+from volseg.training.run_folder import check_run_folder
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.scan import space_at
