@@ -3,9 +3,14 @@
 # Needs volseg and its mpirun on PATH, which `make demo` sees to.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-rm -rf demo
-mkdir demo
+if [ -e demo ] && [ ! -e demo/.made-by-demo ] && [ -n "$(ls -A demo)" ]; then
+    echo "demo: is there already, and no earlier demo; move it away first" >&2
+    exit 2
+fi
+mkdir -p demo
 cd demo
+rm -rf ellipsoids run mask.nii.gz mask_*
+touch .made-by-demo
 samples=../sample_data
 begin=$SECONDS
 

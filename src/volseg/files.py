@@ -7,12 +7,13 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from volseg.errors import VolsegError
+from volseg.errors import VolsegError, first_line
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # no fault of the user's input: they stay OSErrors, exit code 1
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE)
+"""No fault of the user's input: they stay OSErrors, exit code 1."""
 
 
 @contextmanager
@@ -20,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to; on leaving it is synced and takes the name `path`, on an error it is removed.
 
     The temporary name keeps `path`'s suffix, for writers that go by it. Raises VolsegError where the folder is
-    missing or cannot be written, OSError where the disk is full or fails.
+    missing or cannot be written, OSError where the disk is full or fails, whatever error a library makes of that.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -33,14 +34,45 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_to_disk(path.parent)
-    except OSError as error:
-        if error.errno in DISK_FAULTS:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        fault = system_error(error)
+        if fault is None:
+            raise
+        if fault.errno in DISK_FAULTS:
+            raise OSError(fault.errno, fault.strerror, str(path)) from error
+        if not path.parent.is_dir():
+            raise VolsegError(f"cannot write {path}: there is no folder {path.parent}; make it first") from error
         raise VolsegError(
-            f"cannot write {path}: {error.strerror or error}; choose a folder you can write to"
+            f"cannot write {path}: {fault.strerror or fault}; choose a folder you can write to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to hear of
+            temporary.unlink(missing_ok=True)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one of a library, which may have made it its own kind or text; None for any other.
+
+    safetensors and other libraries in Rust end their texts with "(os error 28)".
+    """
+    handled = False  # what an error merely came up in handling of counts where it is the disk's
+    for _ in range(10):
+        if isinstance(error, OSError) and (not handled or error.errno in DISK_FAULTS):
+            return error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is not None:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        if error is None:
+            break
+        handled = handled or error.__cause__ is None
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def what_is_wrong(error: BaseException) -> str:
+    """Why something could not be written, in one line, as the system says it where it does."""
+    fault = system_error(error)
+    return fault.strerror if fault is not None and fault.strerror else first_line(error)
 
 
 def is_leftover(path: Path) -> bool:
@@ -58,7 +90,19 @@ def remove_leftovers(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all. Raises as `replacing` does."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(utf8(text))
+
+
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8 that every reader takes, whatever bytes the names in it have.
+
+    Those of a path that the system's encoding does not know (surrogates in Python) are put back as they were where that
+    is UTF-8; else they are escaped.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from volseg.errors import VolsegError
 from volseg.events import Caution, Event, Listener, Message, Progress, ignore
+from volseg.files import utf8
 
 MESSAGES = "messages.log"
 SILENCE = 30.0  # seconds after which a plain progress line is due, however little was done
@@ -108,8 +109,8 @@ class MessageLog:
         if not (self._begun and self._writes):
             return
         try:
-            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write("".join(self._waiting))
+            with self.path.open("ab") as file:
+                file.write(utf8("".join(self._waiting)))
             self._waiting.clear()
         except OSError as error:
             self._complain(error)

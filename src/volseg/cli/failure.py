@@ -9,10 +9,21 @@ from dataclasses import dataclass
 import typer
 
 from volseg.errors import VolsegError
+from volseg.files import system_error
 
 FAILED = 1  # while running
 WRONG_INPUT = 2  # the user can put it right
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+REMEDIES = {
+    errno.ENOSPC: "; free some space or write elsewhere",
+    errno.EDQUOT: "; remove some of your files to be within the quota, or write elsewhere",
+    errno.EFBIG: "; write to a file system that takes larger files, or raise the limit (ulimit -f)",
+    errno.EIO: "; the disk or its network failed: write elsewhere",
+    errno.EROFS: "; write elsewhere",
+    errno.ESTALE: "; a folder on the network was removed or mounted anew: write elsewhere, or start again",
+}
+"""By the system's number of the error."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ def describe(error: BaseException, debug: bool = False) -> Failure:
 
 def _describe(error: BaseException) -> Failure:
     if isinstance(error, VolsegError):
-        return Failure(WRONG_INPUT, f"error: {error}")
+        return Failure(WRONG_INPUT, f"error: {error}{_notes(error)}")
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return Failure(INTERRUPTED, "interrupted")
     # typer's usage errors have no public base class: they are told by what they can do.
@@ -42,10 +53,11 @@ def _describe(error: BaseException) -> Failure:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         text = f"error: out of memory: {_one_line(error)}\nMore ranks need less each: see volseg plan-partition"
         return Failure(FAILED, text)
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
-        remedy = "; free some space or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return Failure(FAILED, f"error: {where}{error.strerror}{remedy}")
+    fault = system_error(error)
+    if fault is not None and fault.errno is not None:
+        where = f"{fault.filename}: " if fault.filename else ""
+        remedy = REMEDIES.get(fault.errno, "")
+        return Failure(FAILED, f"error: {where}{fault.strerror}{remedy}{_notes(error)}")
     return Failure(FAILED, f"internal error: {type(error).__name__}: {_one_line(error)} (run again with --debug)")
 
 
@@ -54,6 +66,11 @@ def _usage(error: BaseException) -> str:
     context = getattr(error, "ctx", None)
     hint = f"\nTry: {context.command_path} --help" if context is not None else ""
     return f"error: {message}{hint}"
+
+
+def _notes(error: BaseException) -> str:
+    """What was added to the error on its way, a line each."""
+    return "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
 
 
 def _one_line(error: BaseException) -> str:

@@ -60,6 +60,7 @@ def study(
     """
     from volseg.api import run_study
     from volseg.cli.render import Screen
+    from volseg.messages import MessageLog
 
     screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
     try:
@@ -68,6 +69,7 @@ def study(
             ranks=_numbers(ranks, "--ranks"), levels=levels, minutes=minutes, profile=profile, launcher=launcher,
             proceed=proceed, overwrite=overwrite, listen=screen.draw,
         )  # fmt: skip
+        screen.log = MessageLog.going_on(output)
         _show(screen, outcome, output)
     finally:
         screen.close()

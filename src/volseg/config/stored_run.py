@@ -38,11 +38,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(folder)}
     report = folder / REPORT
     try:
-        facts["config"] = tomllib.loads((folder / CONFIG).read_text())
+        facts["config"] = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder / CONFIG}: damaged ({error})") from error
     try:
-        facts["report"] = json.loads(report.read_text()) if report.is_file() else None
+        facts["report"] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{report}: damaged ({error})") from error
     return facts

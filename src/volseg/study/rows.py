@@ -126,6 +126,15 @@ _FACTS = (
 COLUMNS = (*_FACTS, *(_column(p, kind) for p in ("seconds", "planned_seconds") for kind in KINDS), "error")
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file begins as `write_rows` writes it, whatever follows."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().startswith(",".join(_FACTS[:3]))
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def read_rows(path: Path) -> list[Row]:
     """What `write_rows` wrote; nothing where there is no file. Raises ConfigError for another file."""
     if not path.is_file():

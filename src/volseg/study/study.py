@@ -13,10 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 from volseg import __version__
-from volseg.errors import ConfigError, PartitionError
+from volseg.errors import ConfigError, PartitionError, VolsegError
 from volseg.events import Listener, Message, ignore
 from volseg.files import write_text
 from volseg.machine import gibibytes
+from volseg.messages import MESSAGES, MessageLog
 from volseg.partition.profile import Profile, find_profile, read_profile, save_profile
 from volseg.study.cases import PARTS, Ranges, cases_of, rank_of_need
 from volseg.study.extrapolation import LARGEST_SIDE, foretell
@@ -26,12 +27,12 @@ from volseg.study.html_report import html_report
 from volseg.study.launching import Launcher, find_launcher
 from volseg.study.means import Means, find_means, ranks_up_to
 from volseg.study.rows import FILE as ROWS
-from volseg.study.rows import Row, planned, read_rows, write_rows
+from volseg.study.rows import Row, is_table, planned, read_rows, write_rows
 from volseg.study.runs import Left, Runner, expected, reachable
 from volseg.study.summary import Agreement, agreements, sentences
 from volseg.study.view import View
 
-PROFILE, WORK, CURVES = "profile.json", "work", "model.csv"
+PROFILE, WORK, CURVES = "profile.json", "study-work", "model.csv"
 DRAWING = 40.0
 """Seconds that are left for figures and report."""
 
@@ -95,6 +96,16 @@ def run_study(wishes: Wishes, listen: Listener = ignore, means: Means | None = N
     means = means or find_means()
     launcher = find_launcher(wishes.launcher)
     _check(wishes, launcher)
+    log = MessageLog(wishes.folder, listen)
+    log.begin(f"volseg {__version__}: {wishes.command}", anew=not wishes.proceed)
+    try:
+        return _run(wishes, means, launcher, deadline, log.listen)
+    except BaseException as error:
+        log.failed(error)
+        raise
+
+
+def _run(wishes: Wishes, means: Means, launcher: Launcher | None, deadline: float, listen: Listener) -> Outcome:
     profile = _profile(wishes, launcher, means, listen)
     rows = {row.case: row for row in read_rows(wishes.folder / ROWS)}
     shutil.rmtree(wishes.folder / WORK, ignore_errors=True)  # what an interrupted study left may be half-written
@@ -145,6 +156,11 @@ def _check(wishes: Wishes, launcher: Launcher | None) -> None:
         raise ConfigError(f"{folder}: is no folder")
     if folder.is_dir() and any(folder.iterdir()) and not (wishes.proceed or wishes.overwrite):
         raise ConfigError(f"{folder}: is there already; give --continue to go on with it, or --overwrite")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_study(folder):
+        raise ConfigError(
+            f"{folder}: holds files and is no study of volseg (no {ROWS} or {PROFILE} of one): it is left alone; "
+            "give another --output"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -153,10 +169,20 @@ def _check(wishes: Wishes, launcher: Launcher | None) -> None:
         _clear(folder)
 
 
+def _is_study(folder: Path) -> bool:
+    """Whether a study was begun there."""
+    if is_table(folder / ROWS):
+        return True
+    try:
+        return (folder / PROFILE).is_file() and bool(read_profile(folder / PROFILE))
+    except VolsegError:
+        return False
+
+
 def _clear(folder: Path) -> None:
     """Remove what a study leaves, and nothing else."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
-    for name in (ROWS, PROFILE, CURVES, REPORT, *(figure.file for figure in figures_of(PARTS))):
+    for name in (ROWS, PROFILE, CURVES, REPORT, MESSAGES, *(figure.file for figure in figures_of(PARTS))):
         (folder / name).unlink(missing_ok=True)
 
 

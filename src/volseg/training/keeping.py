@@ -6,16 +6,18 @@ was damaged on disk costs a little time and not the run.
 
 from __future__ import annotations
 
+import errno
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.optim import Optimizer
 
 from volseg.distributed.communicator import Communicator
-from volseg.errors import CheckpointError
+from volseg.errors import CheckpointError, VolsegError
 from volseg.events import Caution, Listener
-from volseg.files import flush_to_disk, remove_leftovers
+from volseg.files import remove_leftovers
 from volseg.models.stored import (
     BEST,
     CHECKPOINT,
@@ -29,7 +31,6 @@ from volseg.models.stored import (
 from volseg.models.unet import UNet
 from volseg.training.averaging import AveragedWeights
 from volseg.training.checkpoint import save_checkpoint
-from volseg.training.log import LOG
 
 CHECKPOINTS = "checkpoints"
 
@@ -60,22 +61,50 @@ class Checkpoints:
         Raises as `replacing` does.
         """
         begun = time.monotonic()
-        flush_to_disk(self.run / LOG)  # a checkpoint is never ahead of the log, even where the machine fails
         # The weights first: a run that was killed between the two goes on, and writes both again.
         with averaged.in_use():
-            save_tensors(self.run / WEIGHTS, weights_of(model), card)
-        save_checkpoint(checkpoint_path(self.run, card.step), model, optimizer, card, averaged)
+            self._write(lambda: save_tensors(self.run / WEIGHTS, weights_of(model), card))
+        new = checkpoint_path(self.run, card.step)
+        self._write(lambda: save_checkpoint(new, model, optimizer, card, averaged))
         for path in stored_checkpoints(self.run)[self.keep :]:
             path.unlink(missing_ok=True)
         self._saved = time.monotonic()
         self.longest = max(self.longest, self._saved - begun)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Write; where that fails, the error says what the run has."""
+        try:
+            self._with_room(write)
+        except (OSError, VolsegError) as error:
+            error.add_note(self._remedy())
+            raise
+
+    def _with_room(self, write: Callable[[], None]) -> None:
+        """Write; where the disk is too full for it, once more without the checkpoints that would be let go of then."""
+        try:
+            write()
+        except OSError as error:
+            before = stored_checkpoints(self.run)
+            oldest = before[max(1, self.keep - 1) :]
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not oldest or not _is_whole(before[0]):
+                raise
+            for path in oldest:
+                path.unlink(missing_ok=True)
+            write()
+
+    def _remedy(self) -> str:
+        """What a run that cannot be saved leaves."""
+        whole = next((path for path in stored_checkpoints(self.run) if _is_whole(path)), None)
+        if whole is None:
+            return f"{self.run}: no step is saved; start again with --overwrite once it can be written"
+        return f"{whole} is whole: once it can be written, go on from there with --continue"
 
     def offer(self, model: UNet, averaged: AveragedWeights, card: ModelCard) -> None:
         """Keep the weights of a validation where none was better. Raises as `replacing` does."""
         score = card.validation_dice
         if score is not None and (self.best is None or score > self.best):
             with averaged.in_use():
-                save_tensors(self.run / BEST, weights_of(model), card)
+                self._write(lambda: save_tensors(self.run / BEST, weights_of(model), card))
             self.best = score
 
 
@@ -127,6 +156,14 @@ def clean_up(run: Path, after: int | None) -> None:
         # Later ones were skipped for being damaged: they must not push out the whole ones that will be written.
         if after is None or (path.name != CHECKPOINT and path.name > checkpoint_path(run, after).name):
             path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_tensors(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _first_whole(run: Path) -> tuple[Path, list[str]]:

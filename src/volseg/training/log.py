@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from volseg.files import write_text
+from volseg.files import replacing, utf8
 
 LOG = "log.csv"
 COLUMNS = (
@@ -17,6 +18,9 @@ COLUMNS = (
 )  # fmt: skip
 CLASS = "validation_dice_"
 """What the column of a class begins with; its label's name follows."""
+
+RETRY_SECONDS = 30.0
+"""After which a log that could not be written is tried again."""
 
 FORMATS = {
     "loss": "{:.9g}", "dice": "{:.6f}", "learning_rate": "{:.6g}", "seconds": "{:.3f}", "voxels_per_second": "{:.0f}",
@@ -38,18 +42,46 @@ class TrainingLog:
         self.rows = [row for row in read_log(run) if int(row["step"]) <= step] if step else []
         before = [name for row in self.rows[:1] for name in row]
         self.columns = tuple(dict.fromkeys((*COLUMNS, *more, *before)))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        self._torn = 0.0  # when a row could not be appended, of `time.monotonic`; 0: all rows are in the file
+        self._write_all()
 
     def add(self, figures: Mapping[str, Any]) -> None:
-        """Append one row at once, so that a killed run keeps its log; the names are those of `columns`."""
+        """Append one row at once, so that a killed run keeps its log; the names are those of `columns`.
+
+        Raises OSError or VolsegError where it cannot be written. The rows are kept, and after a while all are written
+        anew: there is no use in trying again at every step.
+        """
         row = {name: _format(name).format(v) for name, v in figures.items() if v is not None}
         self.rows.append(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n", restval="").writerow(row)
+        if self._torn:
+            if time.monotonic() - self._torn > RETRY_SECONDS:
+                self.mend()
+            return
+        try:
+            with self.path.open("ab") as file:
+                file.write(self._text([row]))
+        except OSError:
+            self._torn = time.monotonic()
+            raise
+
+    def mend(self) -> None:
+        """Write all rows, where some are missing in the file. Raises as `add` does."""
+        if self._torn:
+            self._torn = time.monotonic()
+            self._write_all()
+            self._torn = 0.0
+
+    def _write_all(self) -> None:
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(self._text(self.rows, header=True))
+
+    def _text(self, rows: Rows, header: bool = False) -> bytes:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n", restval="")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return utf8(text.getvalue())
 
 
 def read_log(run: Path) -> Rows:

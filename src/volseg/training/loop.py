@@ -123,6 +123,7 @@ def _train(
                 if resolution is setup.finest:  # the Dice of a coarser one is another measure
                     checkpoints.offer(setup.model, setup.averaged, card)
                 if checkpoints.due or stop or step + 1 == steps:
+                    record.before_checkpoint()
                     checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
         shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
         if record.last is not None and record.last.mean is not None:

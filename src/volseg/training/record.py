@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from volseg.errors import first_line
 from volseg.events import Caution, Listener
+from volseg.files import flush_to_disk, what_is_wrong
+from volseg.training import previews, tensorboard
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.log import CLASS, TrainingLog
@@ -20,6 +21,7 @@ from volseg.training.tensorboard import EventFiles
 from volseg.training.validation import Look, Validation
 
 DRAWING_SECONDS = 30.0
+NO_PICTURE = "training goes on without it; no more is said of others"
 
 
 class Record:
@@ -36,7 +38,7 @@ class Record:
         self._log: TrainingLog | None = None
         self._events: EventFiles | None = None
         self._listen = listen
-        self._complained = False
+        self._complained: set[str] = set()
         self._drawn = time.monotonic()
         self.last: Validation | None = None
         with self._world.together():
@@ -62,10 +64,11 @@ class Record:
             pictures = self.found(validation, figures["epoch"])
         if self._log is None:
             return
-        self._log.add(figures)
+        with self._or_complain(self._log.path, "its rows are kept, and written when that is possible again"):
+            self._log.add(figures)
         if self._events is not None:
-            self._events.add(figures)
-            with self._or_complain("pictures for TensorBoard"):
+            with self._or_complain(self._job.run / tensorboard.FOLDER, NO_PICTURE):
+                self._events.add(figures)
                 self._events.add_pictures(pictures, figures["step"])
         if time.monotonic() - self._drawn > DRAWING_SECONDS:
             self._draw()
@@ -75,34 +78,46 @@ class Record:
         self.last = validation
         pictures, failure = self._previews.write(epoch, validation.case_means)
         if failure is not None:
-            self._complain(failure)
+            self._complain(self._job.run / previews.FOLDER, failure, NO_PICTURE)
         return pictures
+
+    def before_checkpoint(self) -> None:
+        """A checkpoint is about to be written: the log is not to be behind it, if that can be."""
+        if self._log is not None:
+            with self._or_complain(self._log.path, "training goes on"):
+                self._log.mend()
+                flush_to_disk(self._log.path)  # even where the machine fails
 
     def finish(self) -> None:
         """No step follows: draw what there is. Collective."""
         with self._world.together():
             if self._world.is_root:
+                assert self._log is not None
+                with self._or_complain(self._log.path, "its last rows are missing"):
+                    self._log.mend()
                 self._draw()
                 if self._events is not None:
-                    self._events.close()
+                    with self._or_complain(self._job.run / tensorboard.FOLDER, NO_PICTURE):
+                        self._events.close()
 
     def _draw(self) -> None:
         assert self._log is not None
-        with self._or_complain(str(self._job.run / PICTURE)):
+        with self._or_complain(self._job.run / PICTURE, NO_PICTURE):
             draw_progress(self._job.run, self._log.rows)
         if self._events is not None:
-            self._events.flush()
+            with self._or_complain(self._job.run / tensorboard.FOLDER, NO_PICTURE):
+                self._events.flush()
         self._drawn = time.monotonic()
 
     @contextmanager
-    def _or_complain(self, what: str) -> Iterator[None]:
-        """A picture that cannot be drawn does not end a run of days; its log and checkpoints say when they cannot."""
+    def _or_complain(self, what: Path, then: str) -> Iterator[None]:
+        """A row or a picture that cannot be written does not end a run of days; checkpoints say when they cannot."""
         try:
             yield
         except Exception as error:
-            self._complain(f"{what}: {first_line(error)}")
+            self._complain(what, f"{what}: {what_is_wrong(error)}", then)
 
-    def _complain(self, failure: str) -> None:
-        if not self._complained:
-            self._listen(Caution(f"{failure}\ntraining goes on without this picture; no more is said of others"))
-        self._complained = True
+    def _complain(self, what: Path, failure: str, then: str) -> None:
+        if str(what) not in self._complained:
+            self._listen(Caution(f"{failure}\n{then}"))
+        self._complained.add(str(what))

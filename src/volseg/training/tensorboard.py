@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class EventFiles:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _silent_about_writers(threading.excepthook)
         self._writer: Any = SummaryWriter(str(run / FOLDER), purge_step=step + 1 if step else None)
 
     def add(self, figures: Mapping[str, Any]) -> None:
@@ -61,3 +63,13 @@ class EventFiles:
     def close(self) -> None:
         """The run is over."""
         self._writer.close()
+
+
+def _silent_about_writers(say: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A `threading.excepthook` that leaves out what the package's own threads raise: `EventFiles` gets it too."""
+
+    def hook(failure: Any) -> None:
+        if not type(failure.thread).__module__.startswith("tensorboard"):
+            say(failure)
+
+    return hook

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,9 +24,12 @@ from volseg.volumes.output import Unit
 from volseg.volumes.synthetic import Scene
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
+from volseg.volumes.zarr.label_image import foreign_entries, label_images
 
 Format = Literal["nifti", "zarr"]
 FILE_ENDING: dict[str, str] = {"nifti": ".nii.gz", "zarr": ".zarr"}
+CHANNEL = "synthetic"
+_CASE = re.compile(r"ellipsoids_\d{3,}(_0000)?(\.nii\.gz|\.zarr)")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def generate_dataset(
     The folder appears when it is complete: it is written beside `out` under a hidden name and renamed by the root.
 
     Raises ConfigError for a recipe out of range; VolumeError where `out` is there already (with `overwrite`: unless
-    it is a data set, which is replaced) or cannot be written.
+    all that it holds is a data set that this wrote, which is replaced) or cannot be written.
     """
     out = Path(out)
     if recipe.cases < 1:
@@ -119,7 +124,7 @@ def _write_cases(
     _on_root(
         communicator,
         lambda: write_dataset_json(
-            folder, channel_names=("synthetic",), labels=labels, cases=len(scenes), file_ending=ending
+            folder, channel_names=(CHANNEL,), labels=labels, cases=len(scenes), file_ending=ending
         ),
     )
 
@@ -157,8 +162,36 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise VolumeError(f"{out}: is there already; give another name, or --overwrite to replace it")
-    if not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise VolumeError(f"{out}: is not a data set, so --overwrite leaves it alone; give another name")
+    if not out.is_dir() or ((out / DESCRIPTION).exists() and not (out / DESCRIPTION).is_file()):
+        raise VolumeError(f"{out}: is no folder, so --overwrite leaves it alone; give another name")
+    foreign = sorted(str(path.relative_to(out)) for path in _foreign(out))
+    if foreign:
+        some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise VolumeError(
+            f"{out}: holds {some}, which `volseg generate` did not write, so --overwrite leaves it alone; give another "
+            "name, or move that away"
+        )
+
+
+def _foreign(out: Path) -> Iterator[Path]:
+    """What a folder holds that no data set of `generate_dataset` does."""
+    for path in out.iterdir():
+        if path.name in (IMAGES, LABELS) and path.is_dir() and not path.is_symlink():
+            for file in path.iterdir():
+                if not _CASE.fullmatch(file.name):
+                    yield file
+                elif file.is_dir():
+                    yield from (file / name for name in (*foreign_entries(file), *label_images(file)))
+        elif path.name != DESCRIPTION or not _describes_ours(path):
+            yield path
+
+
+def _describes_ours(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["channel_names"].values()) == [CHANNEL]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _finish(partial: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ from volseg.files import DISK_FAULTS
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.output import Content, Output, Unit
 from volseg.volumes.volume import Space, Volume
-from volseg.volumes.zarr.label_image import LABELS, check_grid, check_store, label_images, store_of
+from volseg.volumes.zarr.label_image import LABELS, check_grid, check_store, foreign_entries, label_images, store_of
 
 SUFFIXES = (".nii.gz", ".nii", ".zarr")
 SEGMENTATION_SUFFIX = ".dcm"
@@ -181,6 +181,12 @@ def check_output(path: str | Path, overwrite: bool = False, *, mask: bool = Fals
         some = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
         raise VolumeError(
             f"{path}: holds label images ({some}), which would go with it; move or remove them, or give another name"
+        )
+    foreign = foreign_entries(path) if folder else []
+    if foreign:
+        some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise VolumeError(
+            f"{path}: holds {some}, which belongs to no zarr store, so it is not overwritten; move it away"
         )
     if not folder and path.is_dir():
         raise VolumeError(f"{path}: exists and is a folder; give another name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,9 +41,11 @@ def image_label(labels: LabelTable, *, in_store: bool) -> dict[str, Any]:
 def table_of_store(path: Path) -> LabelTable | None:
     """The label table of the OME-Zarr (0.4 or 0.5) at `path`, None where it has none or none that can be used."""
     try:
-        attributes: Any = json.loads((path / ".zattrs").read_text()) if (path / ".zattrs").is_file() else {}
+        attributes: Any = (
+            json.loads((path / ".zattrs").read_text(encoding="utf-8")) if (path / ".zattrs").is_file() else {}
+        )
         if (path / METADATA).is_file():
-            attributes = json.loads((path / METADATA).read_text()).get("attributes", {})
+            attributes = json.loads((path / METADATA).read_text(encoding="utf-8")).get("attributes", {})
         entry = attributes.get("ome", attributes).get("image-label")
         colours = {int(row["label-value"]): _colour(row.get("rgba")) for row in entry.get("colors", ())}
         names = {int(row["label-value"]): _name(row) for row in entry.get("properties", ())}
@@ -63,6 +66,19 @@ def store_of(path: Path) -> Path | None:
 def label_images(store: Path) -> list[str]:
     """Names of the folders in ``STORE/labels`` that are zarr."""
     return sorted(file.parent.name for name in (METADATA, ".zgroup") for file in (store / LABELS).glob(f"[!.]*/{name}"))
+
+
+def foreign_entries(store: Path) -> list[str]:
+    """Names of what lies in a store and belongs to no zarr array or group: it is not to be removed with the store."""
+    metadata = (METADATA, ".zgroup", ".zarray", ".zattrs", ".zmetadata")
+    names = []
+    for path in store.iterdir():
+        chunks = re.fullmatch(r"c|\d+(\.\d+)*", path.name) is not None
+        node = path.name == LABELS or any((path / name).is_file() for name in metadata)
+        unfinished = path.name.startswith(".") and path.name.endswith((".part", ".former"))
+        if not (path.name in metadata or chunks or (path.is_dir() and node) or unfinished):
+            names.append(path.name)
+    return sorted(names)
 
 
 def check_store(store: Path, path: Path) -> None:
@@ -131,7 +147,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _metadata(group: Path, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((group / METADATA).read_text())
+        content = json.loads((group / METADATA).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise VolumeError(
             f"{path}: {group / METADATA} cannot be read ({error}); {group} must be OME-Zarr 0.5"

@@ -17,7 +17,7 @@ import numpy as np
 from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
 from volseg.volumes.output import Content, Output, Unit, units_of
-from volseg.volumes.zarr.label_image import image_label, list_label
+from volseg.volumes.zarr.label_image import METADATA, image_label, list_label
 
 CHUNK = 32
 SMALL_SHARD, LARGE_SHARD = 64, 128
@@ -101,7 +101,9 @@ class ZarrOutput(Output):
         except BaseException:
             _take_back(temporary, path, former)
             if first:
-                shutil.rmtree(path.parent, ignore_errors=True)
+                with suppress(OSError):
+                    (path.parent / METADATA).unlink(missing_ok=True)
+                    path.parent.rmdir()
             raise
         shutil.rmtree(former, ignore_errors=True)
 
