@@ -102,4 +102,6 @@ def _score(value: float) -> str:
 
 
 def _ml(value: float) -> str:
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    from volseg.cli.render import millilitres
+
+    return millilitres(value, 2 if value < 100 else 0)

@@ -69,12 +69,12 @@ def _facts_table(facts: dict[str, Any]) -> Any:
 
 
 def _labels_table(facts: dict[str, Any]) -> Any:
-    from volseg.cli.render import table
+    from volseg.cli.render import millilitres, table
 
     names = facts.get("label_names", {})
     columns = ["label", *(["name"] if names else []), "voxels", "ml"]
     rows = [
-        (label, *([names.get(label, "")] if names else []), f"{voxels:,}", f"{voxels * facts['voxel_ml']:,.2f}")
+        (label, *([names.get(label, "")] if names else []), f"{voxels:,}", millilitres(voxels * facts["voxel_ml"]))
         for label, voxels in facts["labels"].items()
     ]
     return table("labels", columns, rows, text_columns=2 if names else 1)

@@ -201,6 +201,11 @@ def warn_of_limit(peaks: Sequence[int], limit: int, given: bool, listen: events.
         listen(events.Caution(f"{gibibytes(max(peaks))} were used, more than --memory-limit {gibibytes(limit)}"))
 
 
+def millilitres(value: float, decimals: int = 2) -> str:
+    """A volume with as many decimals; below 1 ml with three digits, for an organ of a mouse has microlitres."""
+    return f"{value:,.{decimals}f}" if value >= 1 or value == 0 else f"{value:.3g}"
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Table:
     """A table whose first `text_columns` columns are text and whose others are figures, set to the right."""
     drawn = Table(title=title, title_justify="left", title_style="bold")

@@ -149,7 +149,7 @@ def _spacing(text: str) -> tuple[float, float, float] | Literal["model", "native
 
 def _label_table(title: str, report: Any) -> Any:
     """Voxels and ml of each label; with `--statistics` its mean (HU of CT), after cleaning what was removed."""
-    from volseg.cli.render import table
+    from volseg.cli.render import millilitres, table
 
     columns = ["label", "value", "voxels", "ml"]
     measured = any(row.mean_hu is not None for row in report.statistics)
@@ -157,7 +157,7 @@ def _label_table(title: str, report: Any) -> Any:
     columns += ["mean HU" if report.is_ct else "mean value"] * measured + ["parts removed"] * bool(removed)
     rows = []
     for row in report.statistics:
-        cells = [row.name, row.label, f"{row.voxels:,}", f"{row.ml:,.1f}"]
+        cells = [row.name, row.label, f"{row.voxels:,}", millilitres(row.ml, 1)]
         if measured:
             cells.append("" if row.mean_hu is None else f"{row.mean_hu:,.1f}")
         if removed:

@@ -46,13 +46,13 @@ class LabelStatistics:
     stop: Triple | None = None
 
     def record(self) -> dict[str, Any]:
-        """The row as files have it: one plain value a column, rounded to 1 mm³, 1e-4 HU and 1 µm."""
+        """The row as files have it: one plain value a column, rounded to nine digits, 1e-4 HU and 1 nm."""
         columns: dict[str, Any] = {"label": self.label, "name": self.name, "voxels": self.voxels}
-        columns["ml"] = round(self.ml, 6)
+        columns["ml"] = float(f"{self.ml:.9g}")
         for name in ("mean_hu", "sd_hu", "min_hu", "max_hu"):
             columns[name] = _rounded(getattr(self, name), 4)
         for name, place in zip("xyz", self.centroid_mm or (None, None, None), strict=True):
-            columns[f"centroid_{name}_mm"] = _rounded(place, 3)
+            columns[f"centroid_{name}_mm"] = _rounded(place, 6)
         for axis, name in enumerate("dhw"):
             columns[f"{name}_start"] = self.start[axis] if self.start else None
             columns[f"{name}_stop"] = self.stop[axis] if self.stop else None

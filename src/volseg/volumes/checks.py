@@ -9,18 +9,18 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.geometry import Box, format_triple
-from volseg.volumes.volume import Volume
+from volseg.volumes.volume import Space, Volume
 
 
 def check_affine(affine: np.ndarray, path: Path) -> None:
     """Raise VolumeError unless `affine` (4 x 4) is finite and its three axes span space."""
     sides = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * sides.prod():
-        raise VolumeError(f"{path}: its affine {affine[:3].round(4).tolist()} maps no voxel grid; repair the header")
+        raise VolumeError(f"{path}: its affine {_matrix(affine)} maps no voxel grid; repair the header")
 
 
 def check_same_grid(image: Volume, other: Volume, what: str = "labels", remedy: str | None = None) -> None:
-    """Raise VolumeError unless `other` (`what` it is, in words) lies on the grid of `image`, to 0.01 mm.
+    """Raise VolumeError unless `other` (`what` it is, in words) lies on the grid of `image`, to 2 % of a voxel.
 
     Both in the same voxel order (see `canonical.in_order_of`). The message names both grids, then the `remedy`.
     """
@@ -33,13 +33,26 @@ def check_same_grid(image: Volume, other: Volume, what: str = "labels", remedy: 
     if not image.space.matches(other.space):
         ours, theirs = image.space.affine, other.space.affine
         differing = f"spacing {_spacing(other)} mm against {_spacing(image)} mm"
-        if np.allclose(ours[:3, :3], theirs[:3, :3], rtol=0, atol=1e-5):
+        if Space(image.shape, _at_origin(ours)).matches(Space(image.shape, _at_origin(theirs))):
             differing = f"with the same spacing: it begins at (x, y, z) {_place(theirs)} mm, not at {_place(ours)} mm"
             remedy = f"correct the origin in the header that is wrong, or {remedy}"
         raise VolumeError(
             f"{other.path}: {what} of the same shape as {image.path}, but at another place: up to "
-            f"{image.space.apart(other.space):.4g} mm off, {differing}; {remedy}"
+            f"{image.space.apart(other.space):.4g} mm off ({_voxels(image, other)}), {differing}; {remedy}"
         )
+
+
+def _voxels(image: Volume, other: Volume) -> str:
+    apart = f"{image.space.voxels_apart(other.space):.3g}"
+    return f"{apart} voxel" if apart == "1" else f"{apart} voxels"
+
+
+def _matrix(affine: np.ndarray) -> str:
+    return "[" + ", ".join("[" + ", ".join(f"{n:.4g}" for n in row) + "]" for row in affine[:3]) + "]"
+
+
+def _at_origin(affine: np.ndarray) -> np.ndarray:
+    return np.column_stack([affine[:, :3], [0, 0, 0, 1]])
 
 
 def _spacing(volume: Volume) -> str:
@@ -47,7 +60,7 @@ def _spacing(volume: Volume) -> str:
 
 
 def _place(affine: np.ndarray) -> str:
-    return "(" + ", ".join(f"{side:.4g}" for side in affine[:3, 3]) + ")"
+    return "(" + ", ".join(f"{side:.7g}" for side in affine[:3, 3]) + ")"
 
 
 def exact_dtype(bounds: tuple[int, int], slope: float, intercept: float) -> np.dtype[Any]:

@@ -29,6 +29,7 @@ Spacing = tuple[float, float, float]
 
 _WORDS = {"linear": "linear", "nearest": "nearest voxel", "labels": "class-wise linear"}
 _ALIGNED = 1e-3  # voxels that the axes of two grids may drift apart over a whole volume and still count as parallel
+_SAME = 1e-6  # voxels that two grids may differ in and need no resampling: the noise of their computation
 _CHUNK_VOXELS = 2**18
 
 
@@ -62,7 +63,7 @@ def resampled(volume: Volume, space: Space, how: How, *, outside: float = 0) -> 
     A read raises VolumeError as the source's does, and, linear, where the source holds NaN or infinity.
     """
     volume = in_order_of(volume, space)
-    if space.matches(volume.space, tolerance_mm=1e-6):
+    if space.matches(volume.space, _SAME):
         return volume
     return _ResampledView(volume, space, how, outside)
 

@@ -28,7 +28,7 @@ def header_facts(volume: Volume) -> dict[str, Any]:
         "path": str(volume.path),
         "format": volume.format,
         "shape": list(volume.shape),
-        "spacing_mm": [round(side, 6) for side in volume.space.spacing],
+        "spacing_mm": [float(f"{side:.7g}") for side in volume.space.spacing],
         "orientation_dhw": orientation_codes(volume.space.affine),
         "affine": np.asarray(volume.space.affine, dtype=np.float64).tolist(),
         "dtype": str(volume.dtype),

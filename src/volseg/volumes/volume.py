@@ -12,6 +12,7 @@ import numpy as np
 
 from volseg.geometry import Box, Triple
 from volseg.volumes.audit import Audit
+from volseg.volumes.tolerance import SAME_GRID
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +37,30 @@ class Space:
         """Volume of one voxel in millilitres (the affine's determinant, so a sheared grid is right too)."""
         return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
 
-    def matches(self, other: Space, tolerance_mm: float = 1e-2) -> bool:
-        """Same shape, and every voxel within `tolerance_mm` of its twin, along each axis of space."""
-        return self.shape == other.shape and self.apart(other) <= tolerance_mm
+    def matches(self, other: Space, tolerance: float = SAME_GRID) -> bool:
+        """Same shape, and every voxel within `tolerance` voxels of its twin, along each axis of this grid."""
+        return self.shape == other.shape and self.voxels_apart(other) <= tolerance
+
+    def voxels_apart(self, other: Space) -> float:
+        """How far the same voxel of `other` lies from one of this grid, at most, along any axis, in voxels of this.
+
+        That is found at the corners. NaN where an affine is not finite.
+        """
+        affine = np.asarray(self.affine, dtype=np.float64)
+        moved = np.linalg.solve(affine[:3, :3], ((other.affine - affine) @ self._corners())[:3])
+        return float(np.abs(moved).max())
 
     def apart(self, other: Space) -> float:
         """How far a voxel of this grid lies from the same voxel of `other`, at most, along any axis of space, in mm.
 
         That is found at the corners. NaN where an affine is not finite.
         """
+        return float(np.abs((self.affine - other.affine) @ self._corners()).max())
+
+    def _corners(self) -> np.ndarray:
+        """[4, 8] (i, j, k, 1) of the corner voxels."""
         d, h, w = (n - 1 for n in self.shape)
-        corners = np.array([[i, j, k, 1] for i in (0, w) for j in (0, h) for k in (0, d)], dtype=np.float64).T
-        return float(np.abs((self.affine - other.affine) @ corners).max())
+        return np.array([[i, j, k, 1] for i in (0, w) for j in (0, h) for k in (0, d)], dtype=np.float64).T
 
 
 class Volume(ABC):

@@ -138,7 +138,7 @@ def test_nothing_is_done_unless_it_is_needed(tmp_path):
     plain, asked = open_dicom(folder), open_dicom(folder, BOTH)
     assert not asked.corrected
     assert asked.audit.fixes == ()
-    assert asked.space.matches(plain.space, tolerance_mm=0)
+    assert asked.space.matches(plain.space, tolerance=0)
 
 
 def test_fractional_values_are_not_rounded(tmp_path):

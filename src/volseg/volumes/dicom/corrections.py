@@ -29,9 +29,11 @@ from volseg.volumes.volume import Space
 MAX_TILT_DEGREES = 45.0
 """Gantries tilt by 30 degrees at most; beyond this the positions are wrong."""
 
-MAX_GAP_SPACINGS, MAX_GAP_MM, HARMLESS_GAP_MM = 3.0, 15.0, 5.0
-"""Two slices in a row may be missing, not more, unless the gap is within 5 mm, the thickness of an ordinary slice; and
-none above 15 mm: what is interpolated across is made up, and findings of a centimetre would be lost in it."""
+MAX_GAP_SPACINGS, MAX_GAP_MM = 3.0, 15.0
+HARMLESS_GAP_MM, HARMLESS_GAP_PIXELS = 5.0, 10.0
+"""Two slices in a row may be missing, not more, unless the gap is within 5 mm, the thickness of an ordinary slice, and
+within ten pixels, for in a scan of a tooth 5 mm are all there is; and none above 15 mm: what is interpolated across is
+made up, and findings of a centimetre would be lost in it."""
 
 USUAL_SHARE = 0.1
 """The finest spacing that at least this share of the gaps have is the one to keep."""
@@ -168,7 +170,8 @@ def _snapped(shifts: np.ndarray) -> np.ndarray:
 def widest_gap_bridged(placement: Placement) -> float:
     """How far apart (mm) neighbouring slices may lie for `plan_corrections` to interpolate between them."""
     usual = float(np.median(placement.gaps))
-    return min(MAX_GAP_MM, max(MAX_GAP_SPACINGS * usual, HARMLESS_GAP_MM)) * (1 + EVENNESS_TOLERANCE)
+    harmless = min(HARMLESS_GAP_MM, HARMLESS_GAP_PIXELS * min(placement.pixel))
+    return min(MAX_GAP_MM, max(MAX_GAP_SPACINGS * usual, harmless)) * (1 + EVENNESS_TOLERANCE)
 
 
 def _require_bridgeable(path: Path, placement: Placement) -> None:

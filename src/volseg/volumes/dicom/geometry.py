@@ -3,7 +3,8 @@
 Only ImagePositionPatient, ImageOrientationPatient and PixelSpacing count; SliceThickness says nothing about where
 slices lie, nor InstanceNumber about their order. Tolerances allow for decimals rounded in the files, and for nothing
 that would move a voxel visibly: directions to 1e-3 (0.06 degrees), pixel spacing to 0.1 %, drift off the normal to a
-tenth of a pixel over the whole stack, and every slice to 5 % of the spacing from its place on an even grid.
+tenth of a pixel over the whole stack, and every slice to 5 % of the spacing from its place on an even grid. None of
+them is a length (see `volumes.tolerance`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image, name_some
+from volseg.volumes.dicom.numbers import as_written, numbers
+from volseg.volumes.tolerance import SAME_PLACE
 from volseg.volumes.volume import Space
 
 DIRECTION_TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 1e-3
 DRIFT_TOLERANCE_PIXELS = 0.1
 EVENNESS_TOLERANCE = 0.05
-SAME_PLACE_MM = 1e-3
 FARTHEST_MM = 1e6
 
 
@@ -48,6 +50,11 @@ class Placement:
     @property
     def normal(self) -> np.ndarray:
         return np.cross(self.across, self.down)
+
+    @property
+    def same_place(self) -> float:
+        """How near (mm) two slices of one position lie."""
+        return SAME_PLACE * min(self.pixel)
 
     @property
     def heights(self) -> np.ndarray:
@@ -105,7 +112,7 @@ class Placement:
 
     def name(self, index: int) -> str:
         """A slice for messages: its name and position."""
-        return f"{self.images[index].short_name} at ({', '.join(f'{n:.4g}' for n in self.positions[index])})"
+        return f"{self.images[index].short_name} at ({', '.join(f'{n:.6g}' for n in self.positions[index])})"
 
 
 def place(path: Path, images: Sequence[Image]) -> Placement:
@@ -135,12 +142,12 @@ def place(path: Path, images: Sequence[Image]) -> Placement:
 def same_places(placement: Placement) -> list[tuple[int, int]]:
     """Pairs of neighbours (n, n + 1) that lie at one position."""
     apart = np.linalg.norm(np.diff(placement.positions, axis=0), axis=1)
-    return [(int(n), int(n) + 1) for n in np.flatnonzero(apart < SAME_PLACE_MM)]
+    return [(int(n), int(n) + 1) for n in np.flatnonzero(apart < placement.same_place)]
 
 
 def irregularities(placement: Placement) -> list[str]:
     """What no correction mends: slices at one height that lie elsewhere in plane, and slices out of line."""
-    same = np.flatnonzero(placement.gaps < SAME_PLACE_MM)
+    same = np.flatnonzero(placement.gaps < placement.same_place)
     if same.size:
         first = int(same[0])
         pair = f"{placement.name(first)} and {placement.name(first + 1)}"
@@ -150,7 +157,7 @@ def irregularities(placement: Placement) -> list[str]:
     limit = DRIFT_TOLERANCE_PIXELS * min(placement.pixel)
     if wander.max() > limit:
         far = int(np.argmax(wander))
-        return [f"slices are not in one line: {placement.name(far)} is {wander[far]:.1f} mm off, limit {limit:.2g} mm"]
+        return [f"slices are not in one line: {placement.name(far)} is {wander[far]:.3g} mm off, limit {limit:.2g} mm"]
     return []
 
 
@@ -158,7 +165,7 @@ def describe_tilt(placement: Placement) -> str:
     """The tilt in words, with the slices it is seen between."""
     drift = float(np.linalg.norm(placement.shifts[-1] * placement.pixel))
     return (
-        f"gantry tilt of {placement.tilt:.1f} degrees: slices drift {drift:.1f} mm off their normal from "
+        f"gantry tilt of {placement.tilt:.1f} degrees: slices drift {drift:.3g} mm off their normal from "
         f"{placement.name(0)} to {placement.name(-1)}, limit {DRIFT_TOLERANCE_PIXELS * min(placement.pixel):.2g} mm"
     )
 
@@ -168,9 +175,9 @@ def describe_gaps(placement: Placement, most: int = 3) -> str:
     gaps = placement.gaps
     usual = float(np.median(gaps))
     odd = np.flatnonzero(np.abs(gaps / usual - 1) > EVENNESS_TOLERANCE)
-    ranked = [int(n) for n in np.argsort(-np.abs(gaps - usual).round(3), kind="stable") if n in odd]
+    ranked = [int(n) for n in np.argsort(-np.abs(gaps / usual - 1).round(3), kind="stable") if n in odd]
     # The widest and the narrowest come first, so that both kinds are seen.
-    ends = [n for n in (int(np.argmax(gaps.round(3))), int(np.argmin(gaps.round(3)))) if n in odd]
+    ends = [n for n in (int(np.argmax((gaps / usual).round(3))), int(np.argmin((gaps / usual).round(3)))) if n in odd]
     worst = sorted(list(dict.fromkeys([*ends, *ranked]))[:most])
     listed = ", ".join(
         f"{gaps[n]:.4g} mm between {placement.name(n)} and {placement.name(n + 1)}{_missing(gaps[n], usual)}"
@@ -214,7 +221,7 @@ def _different(
 
 
 def _some(images: Sequence[Image], positions: np.ndarray, which: Sequence[int]) -> str:
-    first = f" (the first at {tuple(round(float(n), 3) for n in positions[which[0]])})"
+    first = f" (the first at {', '.join(f'{n:.6g}' for n in positions[which[0]])})"
     return name_some([images[n] for n in which]) + first
 
 
@@ -233,10 +240,10 @@ def _perpendicular(first: Image, directions: np.ndarray) -> tuple[np.ndarray, np
 def _numbers(image: Image, keyword: str, count: int) -> list[float]:
     value = image.get(keyword)
     try:
-        numbers = [float(number) for number in value]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all() or max(map(abs, numbers)) > FARTHEST_MM:
-        found = "no" if value is None else f"a wrong ({value})"
-        raise VolumeError(f"{image.name}: {found} {keyword}; without it the slice has no place in the patient")
-    return numbers
+        read = numbers(value)
+    except ValueError:
+        read = ()
+    if len(read) != count or not np.isfinite(read).all() or max(map(abs, read)) > FARTHEST_MM:
+        what = "no" if value is None else f"a wrong ({as_written(value)})"
+        raise VolumeError(f"{image.name}: {what} {keyword}; without it the slice has no place in the patient")
+    return list(read)

@@ -20,11 +20,11 @@ from volseg.errors import VolumeError, first_line
 from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import check_affine
 from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
+from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
 MILLIMETRES = {1: ("metres", 1000.0), 3: ("microns", 1e-3)}
-FORM_TOLERANCE = 0.1  # of the smallest voxel side, that sform and qform may lie apart at the volume's corners
 ZOOM_TOLERANCE = 1e-3  # relative
 CIFTI_INTENTS = range(3000, 3100)
 
@@ -229,7 +229,7 @@ def _contradiction(header: Any, sform: np.ndarray, shape: Triple) -> list[str]:
         return ["the qform is damaged; the sform is used"]
     apart = Space(shape, sform).apart(Space(shape, qform))
     smallest = np.sqrt((sform[:3, :3] ** 2).sum(axis=0)).min()
-    if not apart > FORM_TOLERANCE * smallest:
+    if not apart > OFF_GRID * smallest:
         return []
     return [f"sform and qform lie up to {apart:.3g} mm apart; the sform is used"]
 

@@ -21,6 +21,7 @@ from volseg.geometry import Box, Triple
 from volseg.volumes.nifti.label_names import CARET, caret_extension
 from volseg.volumes.output import Content, Unit, units_of
 from volseg.volumes.shared_file import SharedFile
+from volseg.volumes.volume import Space
 
 UNIT_BYTES = 1 << 20
 COMPRESSION_LEVEL = 4
@@ -75,7 +76,7 @@ def header_bytes(content: Content) -> bytes:
 
     space, channels, labels = content.space, content.channels, content.labels
     sides = space.shape[::-1] if channels is None else (*space.shape[::-1], channels)
-    kind = nib.Nifti1Header if max(sides) <= LONGEST_NIFTI1_SIDE else nib.Nifti2Header
+    kind = nib.Nifti1Header if max(sides) <= LONGEST_NIFTI1_SIDE and _fits_float32(space) else nib.Nifti2Header
     header = kind(endianness="<")
     try:
         header.set_data_dtype(content.dtype)
@@ -100,6 +101,11 @@ def header_bytes(content: Content) -> bytes:
     file = io.BytesIO()
     header.write_to(file)
     return file.getvalue().ljust(int(header.get_data_offset()), b"\0")
+
+
+def _fits_float32(space: Space) -> bool:
+    """Whether the 24 bits of NIfTI-1's affine say where the voxels are: not tiny ones far from the origin."""
+    return space.matches(Space(space.shape, np.asarray(space.affine, dtype=np.float32).astype(np.float64)))
 
 
 def _is_sheared(affine: np.ndarray) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom.finding.screening import image_type, shown
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.tolerance import SAME_PLACE
 
 UID_TAIL = 12
-SAME_PLACE_MM = 1e-3
 PLANES = ("sagittal", "coronal", "axial")  # by the patient's axis nearest their normal
 COLUMNS = ("#", "slices", "rows x columns", "spacing mm", "plane", "kind", "description", "series UID")
 
@@ -71,7 +71,7 @@ class Candidate:
         positions = [image.get("ImagePositionPatient") for image in self.images]
         heights = np.sort(np.array(positions, np.float64) @ np.cross(across, down))
         steps = np.diff(heights)
-        steps = steps[steps > SAME_PLACE_MM]
+        steps = steps[steps > SAME_PLACE * min(self.pixel_spacing)]
         return (float(np.median(steps)) if steps.size else 0.0, *self.pixel_spacing)
 
     @property

@@ -17,7 +17,6 @@ from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped, count_reasons
 from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.finding.candidates import (
-    SAME_PLACE_MM,
     Candidate,
     Survey,
     candidate_rows,
@@ -28,6 +27,7 @@ from volseg.volumes.dicom.finding.headers import ENHANCED_CT, NOT_DICOM, Damaged
 from volseg.volumes.dicom.finding.screening import Place, image_type, is_secondary, place_of, shown, why_not_a_slice
 from volseg.volumes.dicom.finding.sources import Source
 from volseg.volumes.dicom.image import Image, printable, without_folders
+from volseg.volumes.tolerance import SAME_PLACE
 
 __all__ = ["Candidate", "Survey", "candidate_rows", "choose", "survey"]
 
@@ -141,7 +141,7 @@ def _sort_series(uid: str, images: list[Image], damaged: list[Damaged]) -> tuple
         ]
         images = [image for image in images if not is_secondary(image)]
     groups, misfits = _group(images)
-    whole = [group for group in groups if _is_stack(group.images)]
+    whole = [group for group in groups if _is_stack(group)]
     usual = max(whole, key=lambda group: len(group.images), default=None)
     for group in groups:
         if group not in whole:
@@ -202,10 +202,10 @@ def _near(groups: list[_Group], places: np.ndarray, place: Place) -> _Group | No
     return groups[int(np.argmax(near))] if near.any() else None
 
 
-def _is_stack(images: list[Image]) -> bool:
+def _is_stack(group: _Group) -> bool:
     """Whether the images lie at two positions at least."""
-    positions = np.array([image.get("ImagePositionPatient") for image in images], np.float64)
-    return bool(np.abs(positions - positions[0]).max() > SAME_PLACE_MM)
+    positions = np.array([image.get("ImagePositionPatient") for image in group.images], np.float64)
+    return bool(np.abs(positions - positions[0]).max() > SAME_PLACE * min(group.place.spacing))
 
 
 def _why_no_stack(group: _Group) -> str:

@@ -22,9 +22,9 @@ from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, frame_of_reference_warning
 from volseg.volumes.dicom.labels.segment_frames import BACKGROUND, SegmentFrames
 from volseg.volumes.label_table import Colour, LabelTable, table_of
+from volseg.volumes.tolerance import OFF_GRID, SAME_HEIGHT
 from volseg.volumes.volume import Space, Volume
 
-TOLERANCE = 0.1  # voxels that a frame may lie off its place: the slices of an image may lie as far off its even grid
 MOST_BYTES = 16 << 30
 OWN_VALUE = re.compile(r"label (\d{1,5}) of the mask")
 
@@ -167,7 +167,8 @@ def _frames(header: Any) -> list[Frame]:
         affine = np.eye(4)
         affine[:3, :3] = np.column_stack([turn[0] * between_columns, turn[1] * between_rows, np.cross(*turn)])
         affine[:3, 3] = position
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        area = abs(between_columns * between_rows)
+        if not (np.isfinite(affine).all() and abs(np.linalg.det(affine)) > 1e-6 * area > 0):
             raise ValueError(f"frame {index + 1} has no usable position")
         label = 0 if label_map else values[int(group("SegmentIdentificationSequence").ReferencedSegmentNumber)]
         frames.append(Frame(index, label, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine))  # DICOM's LPS to RAS
@@ -185,7 +186,7 @@ def _place(
         lies = (to_grid @ frame.affine @ corners)[:3]
         first = np.rint(lies[:, 0])
         off = float(np.abs(lies - first[:, None] - corners[:3]).max())
-        if not off <= TOLERANCE:
+        if not off <= OFF_GRID:
             raise VolumeError(_elsewhere(path, frame, rows, columns, image, f"is {off:.3g} voxels off its grid"))
         column, row, index = (int(n) for n in first)
         d, h, w = space.shape
@@ -197,7 +198,7 @@ def _place(
 
 def _elsewhere(path: Path, frame: Frame, rows: int, columns: int, image: Volume, how: str) -> str:
     sides = np.sqrt((frame.affine[:3, :2] ** 2).sum(axis=0))[::-1]
-    place = ", ".join(f"{n:.1f}" for n in frame.affine[:3, 3])
+    place = ", ".join(f"{n:.4g}" for n in frame.affine[:3, 3])
     return (
         f"{path}: frame {frame.index + 1}, {rows}x{columns} pixels of {sides[0]:.4g}x{sides[1]:.4g} mm at RAS {place}, "
         f"{how}: {image.path} has {format_triple(image.shape)} voxels (D x H x W) of "
@@ -210,13 +211,14 @@ def _own_space(path: Path, frames: list[Frame], rows: int, columns: int) -> Spac
     first = frames[0].affine
     normal = first[:3, 2] / np.linalg.norm(first[:3, 2])
     heights = np.array([normal @ (frame.affine[:3, 3] - first[:3, 3]) for frame in frames])
-    apart = np.diff(np.unique(heights.round(3)))
+    apart = np.diff(np.sort(heights))
+    apart = apart[apart > SAME_HEIGHT * np.sqrt((first[:3, :2] ** 2).sum(axis=0)).min()]
     if not apart.size:
         raise VolumeError(f"{path}: frames at one position only, so its slices have no known spacing to resample from")
     count = round(float((heights.max() - heights.min()) / apart.min()))
     step = float(heights.max() - heights.min()) / count
     numbers = (heights - heights.min()) / step
-    if np.abs(numbers - numbers.round()).max() > TOLERANCE:
+    if np.abs(numbers - numbers.round()).max() > OFF_GRID:
         raise VolumeError(f"{path}: its frames lie {apart.min():.4g} to {apart.max():.4g} mm apart, on no even grid")
     if count >= limits.MAX_FRAMES:
         raise VolumeError(f"{path}: its frames span {count} slices; is a position wrong?")

@@ -24,12 +24,12 @@ from volseg.volumes.audit import Audit, Dropped
 from volseg.volumes.dicom.labels.objects import check_bounds, damage, frame_of_reference_warning
 from volseg.volumes.dicom.labels.raster import area, fill
 from volseg.volumes.label_table import Colour, LabelTable, table_of
+from volseg.volumes.tolerance import SAME_HEIGHT
 from volseg.volumes.volume import Volume
 
 MOST_BYTES = 256 << 20
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 FLATNESS = 0.1  # slices that the points of one contour may differ in
-SAME_PLANE = 1e-2  # slices
 SPARSE = 1.5  # contour planes farther apart than that many slices were not drawn on every slice
 NAMED = 3
 
@@ -203,7 +203,7 @@ def _roi(
     levels: list[float] = []
     twice = 0
     for number in order:
-        if not levels or heights[number] - levels[-1] > SAME_PLANE:
+        if not levels or heights[number] - levels[-1] > SAME_HEIGHT:
             levels.append(float(heights[number]))
             planes.append([])
         flat = contours[number][:, others]

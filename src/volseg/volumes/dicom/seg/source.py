@@ -12,10 +12,9 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space, Volume
 
-SAME_GRID_MM = 1e-3
-SLICE_TOLERANCE = 0.1  # of the slices' distance: more than reading lets pass as even, less than a wrong slice
 NEEDED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}  # in the file meta
 DERIVED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 # The standard lets them be empty, and highdicom wants them to be there.
@@ -65,7 +64,7 @@ def check_source(path: Path, source: Volume | None, space: Space) -> None:
     if source.corrected:
         fixes = "; ".join(source.audit.fixes) or "its grid was corrected"
         raise VolumeError(f"{path}: the mask does not lie on the series' own slices ({fixes}); write it as .nii.gz")
-    if not source.space.matches(space, SAME_GRID_MM):
+    if not source.space.matches(space):
         raise VolumeError(f"{path}: the mask lies on another grid than the series {source.path}; write it as .nii.gz")
 
 
@@ -160,7 +159,7 @@ def _check_positions(path: Path, series: Series, space: Space) -> None:
     expected = (to_lps @ np.array([[0.0, 0.0, k, 1.0] for k in range(depth)]).T)[:3].T
     if len(series.positions) != depth or any(len(position) != 3 for position in series.positions):
         raise VolumeError(f"{path}: not every slice of the series has its position; write the mask as .nii.gz")
-    apart, limit = float(np.abs(np.array(series.positions) - expected).max()), SLICE_TOLERANCE * space.spacing[0]
+    apart, limit = float(np.abs(np.array(series.positions) - expected).max()), OFF_GRID * space.spacing[0]
     if not apart <= limit:
         raise VolumeError(
             f"{path}: slices lie up to {apart:.3g} mm from the mask's (limit {limit:.3g} mm); write it as .nii.gz"
