@@ -193,7 +193,7 @@ CHANGES = {
         setattr(ds, "Columns", 16),
     ),
     r"02\.dcm: no ImagePositionPatient; without it": lambda ds: ds.pop("ImagePositionPatient"),
-    r"02\.dcm: a wrong \(\[1.0, 2.0\]\) ImagePositionPatient": lambda ds: setattr(ds, "ImagePositionPatient", [1, 2]),
+    r"02\.dcm: a wrong \(1.0\\2.0\) ImagePositionPatient": lambda ds: setattr(ds, "ImagePositionPatient", [1, 2]),
     r"02\.dcm: PixelSpacing 0.0 mm": lambda ds: setattr(ds, "PixelSpacing", [0, 0.9]),
 }
 

@@ -52,6 +52,8 @@ def _facts(images: Sequence[Image]) -> Iterator[tuple[str, str]]:
 
 def _warnings(placement: Placement) -> Iterator[str]:
     images = placement.images
+    for note, count in Counter(note for image in images for note in image.notes).items():
+        yield f"{count} slices: {note}"
     thickness, spacing = _number(images[0].get("SliceThickness")), float(np.median(placement.gaps))
     if thickness is not None and abs(thickness - spacing) > THICKNESS_TOLERANCE * spacing:
         yield f"SliceThickness is {thickness:g} mm, but slices lie {spacing:.4g} mm apart; their positions were used"

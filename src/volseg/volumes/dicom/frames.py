@@ -12,6 +12,7 @@ from typing import Any
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.dicom.numbers import with_points
 
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 GROUPS = {
@@ -65,7 +66,8 @@ def _frame(image: Image, common: Mapping[str, Any], groups: Any, number: int) ->
     header = {**common, **dict(_elements(groups))}
     if "FrameType" in header:
         header["ImageType"] = header["FrameType"]
-    return Image(image.entry, header, image.transfer_syntax, number)
+    header, notes = with_points(header)
+    return Image(image.entry, header, image.transfer_syntax, number, (*image.notes, *notes))
 
 
 def _elements(groups: Any) -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image, name_some
+from volseg.volumes.dicom.numbers import as_written, numbers
 from volseg.volumes.volume import Space
 
 DIRECTION_TOLERANCE = 1e-3
@@ -233,10 +234,10 @@ def _perpendicular(first: Image, directions: np.ndarray) -> tuple[np.ndarray, np
 def _numbers(image: Image, keyword: str, count: int) -> list[float]:
     value = image.get(keyword)
     try:
-        numbers = [float(number) for number in value]
-    except (TypeError, ValueError):
-        numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all() or max(map(abs, numbers)) > FARTHEST_MM:
-        found = "no" if value is None else f"a wrong ({value})"
-        raise VolumeError(f"{image.name}: {found} {keyword}; without it the slice has no place in the patient")
-    return numbers
+        read = numbers(value)
+    except ValueError:
+        read = ()
+    if len(read) != count or not np.isfinite(read).all() or max(map(abs, read)) > FARTHEST_MM:
+        what = "no" if value is None else f"a wrong ({as_written(value)})"
+        raise VolumeError(f"{image.name}: {what} {keyword}; without it the slice has no place in the patient")
+    return list(read)

@@ -34,12 +34,14 @@ class Image:
     header           elements by keyword (see `headers.KEYWORDS`); of a frame, its functional groups already merged in
     transfer_syntax  UID
     frame            number from 0 within a multi-frame file, else None
+    notes            what the file says otherwise than it means, and how it was read; a warning to whoever uses it
     """
 
     entry: Entry
     header: Mapping[str, Any]
     transfer_syntax: str
     frame: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

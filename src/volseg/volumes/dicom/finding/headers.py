@@ -23,8 +23,8 @@ KEYWORDS = (
     "SeriesNumber", "SeriesDescription", "AcquisitionNumber", "InstanceNumber", "FrameOfReferenceUID", "Manufacturer",
     "ConvolutionKernel", "LossyImageCompression", "PixelPresentation", "VolumetricProperties",
     # where it lies
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "GantryDetectorTilt", "TemporalPositionIndex",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "GantryDetectorTilt", "TemporalPositionIndex",
     # how its pixels are stored
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -78,7 +78,7 @@ def read_image(entry: Entry) -> Image | Dropped:
 
 
 def _judge(entry: Entry, parsed: Parsed) -> Image | Dropped:
-    image = Image(entry, parsed.values, parsed.transfer_syntax)
+    image = Image(entry, parsed.values, parsed.transfer_syntax, notes=parsed.notes)
     modality, sop_class = printable(str(image.get("Modality", ""))), str(image.get("SOPClassUID", ""))
     ct_slices = sop_class in (CT_IMAGE, *ENHANCED_CT)
     if parsed.media_class == MEDIA_DIRECTORY:

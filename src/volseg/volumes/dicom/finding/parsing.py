@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.image import printable
+from volseg.volumes.dicom.numbers import with_points
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 UNCOMPRESSED = {
@@ -46,12 +47,17 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A header. values: elements by keyword; one that pydicom cannot convert is there as the text of its bytes."""
+    """A header.
+
+    values  elements by keyword; one that pydicom cannot convert is there as the text of its bytes
+    notes   what of it is not as DICOM has it, and how it was read
+    """
 
     values: dict[str, Any]
     transfer_syntax: str
     media_class: str
     pixels: Pixels | None
+    notes: tuple[str, ...] = ()
 
 
 def parse(file: BinaryIO, keywords: Sequence[str], most: int = limits.MAX_HEADER_BYTES) -> Parsed:
@@ -78,13 +84,13 @@ def parse(file: BinaryIO, keywords: Sequence[str], most: int = limits.MAX_HEADER
         warnings.simplefilter("ignore")  # about values that volseg does not use
         tags = [tag_for_keyword(keyword) for keyword in keywords]
         dataset = read_partial(cast(BinaryIO, guarded), at_pixels, force=True, specific_tags=cast(Any, tags))
-        values = {keyword: _value(dataset, keyword) for keyword in keywords if keyword in dataset}
+        values, notes = with_points({keyword: _value(dataset, keyword) for keyword in keywords if keyword in dataset})
         meta = dataset.file_meta
         if size_known:
             syntax = str(meta.get("TransferSyntaxUID") or UNCOMPRESSED.get(dataset.original_encoding, "unknown"))
         else:
             syntax = DEFLATED
-        return Parsed(values, syntax, str(meta.get("MediaStorageSOPClassUID", "")), seen.get("pixels"))
+        return Parsed(values, syntax, str(meta.get("MediaStorageSOPClassUID", "")), seen.get("pixels"), notes)
 
 
 def _value(dataset: Any, keyword: str) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from volseg.volumes.dicom.finding.headers import CT_IMAGE, ENHANCED_CT, class_name, labels_hint
 from volseg.volumes.dicom.image import Image, printable
+from volseg.volumes.dicom.numbers import as_written, numbers
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kin, below it
 SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM", "SURVIEW"}
@@ -68,16 +69,18 @@ def place_of(image: Image) -> Place | str:
     found = []
     for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         value = image.get(keyword)
-        numbers = _numbers(value)
-        if len(numbers) != count:
-            return f"no {keyword}" if value is None else f"a wrong {keyword} ({shown(value)})"
-        found.append(numbers)
+        if value is None and keyword == "PixelSpacing" and (detector := image.get("ImagerPixelSpacing")) is not None:
+            return f"no PixelSpacing (ImagerPixelSpacing {as_written(detector)} is of the detector, not of the patient)"
+        read = _numbers(value)
+        if len(read) != count:
+            return f"no {keyword}" if value is None else f"a wrong {keyword} ({as_written(value)})"
+        found.append(read)
     position, orientation, spacing = found
     lengths = np.linalg.norm(np.reshape(orientation, (2, 3)), axis=1)
     if np.abs(lengths - 1).max() > UNIT_LENGTH_TOLERANCE:
-        return f"a wrong ImageOrientationPatient ({shown(list(orientation))})"
+        return f"a wrong ImageOrientationPatient ({as_written(image.get('ImageOrientationPatient'))})"
     if min(spacing) <= 0:
-        return f"a wrong PixelSpacing ({shown(list(spacing))})"
+        return f"a wrong PixelSpacing ({as_written(image.get('PixelSpacing'))})"
     return Place(position, orientation, spacing)
 
 
@@ -89,10 +92,8 @@ def shown(value: Any) -> str:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     """Finite numbers, none for anything else."""
-    if isinstance(value, str | bytes):  # one text is several characters, but no several numbers
-        return ()
     try:
-        numbers = tuple(float(number) for number in value)
-    except (TypeError, ValueError, OverflowError):
+        read = numbers(value)
+    except ValueError:
         return ()
-    return numbers if np.isfinite(numbers).all() else ()
+    return read if np.isfinite(read).all() else ()

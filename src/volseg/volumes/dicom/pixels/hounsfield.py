@@ -20,6 +20,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.dicom.numbers import IN_THOUSANDS, as_written, numbers
 from volseg.volumes.dicom.pixels.decoding import stored_values
 from volseg.volumes.dicom.pixels.stream import PixelStream
 
@@ -46,10 +47,17 @@ def rescale(image: Image) -> tuple[float, float]:
     """RescaleSlope and RescaleIntercept. Raises VolumeError where there are none, or they make no sense."""
     values = []
     for keyword in ("RescaleSlope", "RescaleIntercept"):
+        value = image.get(keyword)
+        if value is None:
+            raise VolumeError(f"{image.name}: no {keyword}, so its values are in no known unit")
         try:
-            values.append(float(image.get(keyword)))
-        except (TypeError, ValueError):
-            raise VolumeError(f"{image.name}: no {keyword}, so its values are in no known unit") from None
+            (number,) = numbers(value, in_thousands=keyword in IN_THOUSANDS)
+        except ValueError:
+            raise VolumeError(
+                f"{image.name}: {keyword} {as_written(value)!r} is not one number, so its values are in no known unit; "
+                f'write the number that is meant: dcmodify -m "{keyword}=NUMBER" FILES'
+            ) from None
+        values.append(number)
     slope, intercept = values
     if not (np.isfinite(slope) and np.isfinite(intercept) and slope != 0):
         raise VolumeError(f"{image.name}: RescaleSlope {slope}, RescaleIntercept {intercept} give no Hounsfield units")
