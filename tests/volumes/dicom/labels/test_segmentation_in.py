@@ -1,17 +1,22 @@
 """DICOM SEG in: against the mask it was made from, against highdicom's own reading, and files that are refused."""
 
 import copy
+import zlib
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from jpeg_ls import encode_array as jpeg_ls
+from openjpeg.utils import encode_array
+from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
-from pydicom.uid import JPEGLSLossless, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 
 from dicom_files import save, series_datasets, stored_values
 from label_sources import Image, full_datasets, image_of, own_array, reordered, segmentation
 from volseg.errors import VolumeError
 from volseg.geometry import Box
+from volseg.volumes.dicom.labels.segment_frames import DEFLATED_FRAMES
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.dicom.volume import open_dicom
 from volseg.volumes.mask_source import open_labels
@@ -250,6 +255,69 @@ def test_compressed_label_maps(tmp_path, syntax):
     datasets, mask = series(), mask_of()
     path = saved(tmp_path, datasets, mask, kind="LABELMAP", transfer_syntax_uid=syntax)
     np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), mask)
+
+
+def run_lengths(data):
+    """RLE Lossless of one segment, in runs of copies and of other bytes."""
+    out = b"".join(bytes([257 - len(run), run[0]]) if len(run) > 1 else bytes([0, run[0]])
+                   for run in (bytes(part) for part in np.split(np.frombuffer(data, "u1"), _turns(data)))
+                   )  # fmt: skip
+    return (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + out
+
+
+def _turns(data):
+    """Where runs of at most 100 equal bytes end."""
+    ends, begin = [], 0
+    for n in range(1, len(data)):
+        if data[n] != data[begin] or n - begin == 100:
+            ends.append(n)
+            begin = n
+    return ends
+
+
+def bits_of(frame):
+    return np.packbits(frame.ravel(), bitorder="little").tobytes()
+
+
+ONE_BIT = {
+    "JPEG 2000": (JPEG2000Lossless, lambda frame: encode_array(frame, bits_stored=1, codec_format=0)),
+    "JPEG-LS": (JPEGLSLossless, lambda frame: bytes(jpeg_ls(frame))),
+    "RLE, a byte a pixel": (RLELossless, lambda frame: run_lengths(frame.tobytes())),
+    "RLE, packed": (RLELossless, lambda frame: run_lengths(bits_of(frame))),
+    "deflated frames": (DEFLATED_FRAMES, lambda frame: zlib.compress(bits_of(frame), wbits=-15)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_compressed_frames_of_one_bit(tmp_path, name):
+    syntax, encode = ONE_BIT[name]
+    shape = (6, 41, 43)  # JPEG 2000 takes no less than 32 of each
+    datasets, mask = full_datasets(series_datasets(stored_values(shape))), mask_of(2, shape)
+    path = saved(tmp_path, datasets, mask, ["liver", "spleen"])
+    stored = dcmread(path)
+    frames = stored.pixel_array
+    stored.PixelData = encapsulate([encode(np.ascontiguousarray(frame)) for frame in frames])
+    stored.file_meta.TransferSyntaxUID = JPEG2000Lossless if syntax == DEFLATED_FRAMES else syntax
+    stored["PixelData"].VR = "OB"
+    stored["PixelData"].is_undefined_length = True
+    dcmwrite(path, stored, enforce_file_format=True)
+    if syntax == DEFLATED_FRAMES:  # pydicom does not know it yet
+        path.write_bytes(path.read_bytes().replace(JPEG2000Lossless.encode(), syntax.encode() + b"\0"))
+    volume, _ = open_labels(path, image_of(datasets))
+    np.testing.assert_array_equal(read(volume), mask)
+    assert volume.audit.warnings == ()
+
+
+def test_positions_with_decimal_commas(tmp_path):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets, mask)
+    content = path.read_bytes()
+    for number in range(50, 62, 2):
+        content = content.replace(f"-120.000000\\{number}.000000".encode(), f"-120,000000\\{number},000000".encode())
+    path.write_bytes(content)
+    volume, _ = open_labels(path, image_of(datasets))
+    np.testing.assert_array_equal(read(volume), mask)
+    assert volume.audit.warnings == ("ImagePositionPatient has a decimal comma, read as a point",)
 
 
 def test_values_that_volseg_wrote_come_back(tmp_path):

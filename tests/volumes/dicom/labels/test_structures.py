@@ -275,7 +275,9 @@ def test_decimal_commas(tmp_path):
     expected = read(opened(tmp_path, [("liver", [circle(4)])])[0])
     text = "\\".join(f"{n:.4f}" for n in circle(4).ravel()).replace(".", ",")
     path = with_data(structures([("liver", [circle(4)])], tmp_path / "rs.dcm"), text.encode())
-    np.testing.assert_array_equal(read(open_labels(path, image())[0]), expected)
+    volume, _ = open_labels(path, image())
+    np.testing.assert_array_equal(read(volume), expected)
+    assert volume.audit.warnings == ("ContourData has a decimal comma, read as a point",)
 
 
 SAGITTAL = np.array([[-12, -8, 104], [-12, 12, 104], [-12, 12, 112], [-12, -8, 112.0]])

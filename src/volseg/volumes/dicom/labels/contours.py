@@ -17,6 +17,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
+from volseg.volumes.dicom.labels.objects import decimals
 from volseg.volumes.label_table import Colour
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -45,7 +46,9 @@ def read_rois(header: Any, path: Path) -> tuple[list[Drawn], list[Dropped], list
 
     Raises VolumeError where no ROI has a closed contour that encloses anything.
     """
-    by_number, notes = _contours_by_number(header), []
+    commas: dict[str, None] = {}
+    by_number = _contours_by_number(header, commas)
+    notes = list(commas)
     rois: list[Drawn] = []
     dropped: list[Dropped] = []
     listed: set[int] = set()
@@ -82,7 +85,7 @@ def contours_left_out(reasons: Mapping[str, int]) -> str:
     return f"{total} contour{'s' if total != 1 else ''} left out: {listed}"
 
 
-def _contours_by_number(header: Any) -> dict[int, Drawn]:
+def _contours_by_number(header: Any, commas: dict[str, None]) -> dict[int, Drawn]:
     """Contours by ROI number; several items of one number are parts of one ROI."""
     found: dict[int, Drawn] = {}
     for item in header.get("ROIContourSequence") or []:
@@ -94,7 +97,7 @@ def _contours_by_number(header: Any) -> dict[int, Drawn]:
             if kind not in CLOSED:
                 roi.kinds.add(kind or "unnamed")
                 continue
-            points, fault = _points(contour)
+            points, fault = _points(contour, commas)
             if points is None:
                 roi.empty[fault] += 1
             else:
@@ -115,10 +118,13 @@ def _left_out(roi: Drawn) -> list[Dropped]:
     return [Dropped(name, "without a contour it encloses no voxel")]
 
 
-def _points(contour: Any) -> tuple[np.ndarray | None, str]:
+def _points(contour: Any, commas: dict[str, None]) -> tuple[np.ndarray | None, str]:
     """The points of a contour, RAS mm; None, and why, where they enclose nothing."""
-    data = _coordinates(contour)
-    if data is None:
+    try:
+        data = np.array(decimals(contour, "ContourData", commas))
+    except ValueError:
+        data = np.array([np.nan])
+    if not (np.abs(data) < FARTHEST_MM).all():
         return None, "of coordinates that are no numbers"
     if data.size % 3:
         return None, f"of {data.size} coordinates, which make no points"
@@ -129,20 +135,6 @@ def _points(contour: Any) -> tuple[np.ndarray | None, str]:
     if sizes[1] <= LINE * sizes[0]:
         return None, "whose points lie on one line"
     return points * (-1, -1, 1), ""  # DICOM's LPS to RAS
-
-
-def _coordinates(contour: Any) -> np.ndarray | None:
-    """ContourData, parsed at once where it is still text: pydicom makes an object of each number."""
-    element = contour.get_item("ContourData")
-    value = None if element is None else element.value
-    try:
-        if isinstance(value, bytes):
-            text = value.decode("ascii").strip(" \0")
-            value = text.replace(",", ".").split("\\") if text else []
-        data = np.array([] if value is None else value, dtype=np.float64).ravel()
-    except (UnicodeDecodeError, TypeError, ValueError):
-        return None
-    return data if (np.abs(data) < FARTHEST_MM).all() else None
 
 
 def _colour(item: Any) -> Colour | None:

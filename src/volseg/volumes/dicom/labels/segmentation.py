@@ -21,7 +21,7 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.dicom import limits
-from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, frame_of_reference_warning
+from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, decimals, frame_of_reference_warning
 from volseg.volumes.dicom.labels.segment_frames import BACKGROUND, SegmentFrames
 from volseg.volumes.dicom.labels.segment_overlaps import Placed, ordered, overlapping
 from volseg.volumes.dicom.labels.slices import EvenGrid, Slices, slices_of
@@ -61,10 +61,10 @@ def open_segmentation(
     check_bounds(path, MOST_BYTES)
     source = SegmentFrames(path)
     with damage(path):
-        rows, frames = _rows(source.header), _frames(source.header)
+        rows, (frames, commas) = _rows(source.header), _frames(source.header)
         reference = str(source.header.get("FrameOfReferenceUID", ""))
     table = table_of(rows)
-    notes = same_name_warning([row[:2] for row in rows], table, "segments")
+    notes = [*commas, *same_name_warning([row[:2] for row in rows], table, "segments")]
     source.header = None  # a few kilobytes a frame
     if not frames:
         raise VolumeError(f"{path}: a SEG without frames")
@@ -151,12 +151,16 @@ def _colour(item: Any) -> Colour | None:
     return int(red), int(green), int(blue)
 
 
-def _frames(header: Any) -> list[Frame]:
-    """Every frame that shows a segment, with its place; what a frame does not say, the shared groups say for all."""
+def _frames(header: Any) -> tuple[list[Frame], list[str]]:
+    """Every frame that shows a segment, with its place, and warnings.
+
+    What a frame does not say, the shared groups say for all.
+    """
     (shared,) = header.get("SharedFunctionalGroupsSequence") or [{}]
     label_map = header.get("SegmentationType") == "LABELMAP"
     values = _values(header)
-    frames = []
+    frames: list[Frame] = []
+    notes: dict[str, None] = {}
     for index, own in enumerate(header.PerFrameFunctionalGroupsSequence):
 
         def group(name: str, own: Any = own) -> Any:
@@ -165,9 +169,9 @@ def _frames(header: Any) -> list[Frame]:
                 raise ValueError(f"a frame without {name}")
             return items[0]
 
-        position = np.array(group("PlanePositionSequence").ImagePositionPatient, dtype=np.float64)
-        turn = np.array(group("PlaneOrientationSequence").ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-        between_rows, between_columns = (float(n) for n in group("PixelMeasuresSequence").PixelSpacing)
+        position = np.array(decimals(group("PlanePositionSequence"), "ImagePositionPatient", notes))
+        turn = np.array(decimals(group("PlaneOrientationSequence"), "ImageOrientationPatient", notes)).reshape(2, 3)
+        between_rows, between_columns = decimals(group("PixelMeasuresSequence"), "PixelSpacing", notes)
         affine = np.eye(4)
         affine[:3, :3] = np.column_stack([turn[0] * between_columns, turn[1] * between_rows, np.cross(*turn)])
         affine[:3, 3] = position
@@ -175,7 +179,7 @@ def _frames(header: Any) -> list[Frame]:
             raise ValueError(f"frame {index + 1} has no usable position")
         label = 0 if label_map else values[int(group("SegmentIdentificationSequence").ReferencedSegmentNumber)]
         frames.append(Frame(index, label, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine))  # DICOM's LPS to RAS
-    return frames
+    return frames, list(notes)
 
 
 def _grids(image: Volume, frames: list[Frame]) -> Sequence[EvenGrid | Slices]:
