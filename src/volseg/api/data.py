@@ -69,8 +69,8 @@ def check(
 def ingest(
     source: str | Path, output: str | Path, *, labels: str | Path | None = None, series: str | None = None,
     spacing: tuple[float, float, float] | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
-    resample_labels: bool = False, overwrite: bool = False, communicator: Communicator | None = None,
-    listen: Listener = ignore,
+    resample_labels: bool = False, overlap: str = "smallest", overwrite: bool = False,
+    communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> IngestReport:  # fmt: skip
     """Bring a scan into one volume file, with its own grid and values (HU), every voxel looked at. Collective.
 
@@ -81,6 +81,7 @@ def ingest(
     spacing          mm along D, H, W to resample to; None keeps the scan's own
     fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices
     resample_labels  bring a mask that lies on another grid onto the image's
+    overlap          who has a voxel of several structures: "smallest", "last" of the list, or "error"
 
     Raises VolumeError where what is read is not faithful and no option says how to mend it; nothing is written then.
     """
@@ -88,10 +89,20 @@ def ingest(
         from volseg.volumes.dicom.options import DicomOptions
         from volseg.volumes.ingest import IngestJob
         from volseg.volumes.ingest import ingest as run
+        from volseg.volumes.overlap import parse_overlap
 
         dicom = DicomOptions(series, fix_tilt, resample_gaps)
         mask = None if labels is None else Path(labels)
-        job = IngestJob(Path(source), Path(output), mask, dicom, spacing, resample_labels, overwrite)
+        job = IngestJob(
+            source=Path(source),
+            output=Path(output),
+            labels=mask,
+            dicom=dicom,
+            spacing=spacing,
+            resample_labels=resample_labels,
+            overwrite=overwrite,
+            overlap=parse_overlap(overlap),
+        )
         return run(job, every, heard)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, FixTilt, NoProgress, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.options import Debug, FixTilt, NoProgress, OverlapRule, Overwrite, Quiet, ResampleGaps, Series
 from volseg.errors import ConfigError, VolumeError
 from volseg.sizes import parse_spacing
 
@@ -36,6 +36,7 @@ def ingest(
     resample_labels: Annotated[
         bool, typer.Option("--resample-labels", help="Bring a mask that lies on another grid onto the image's.")
     ] = False,
+    overlap: OverlapRule = "smallest",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -62,8 +63,8 @@ def ingest(
 
         report = run(
             source, output, labels=labels, series=series, spacing=None if spacing is None else parse_spacing(spacing),
-            fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overwrite=overwrite,
-            communicator=work.communicator, listen=work.listen,
+            fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overlap=overlap,
+            overwrite=overwrite, communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
         work.tell(table("ingested", ["", "value"], report_rows(report), text_columns=2))
 

@@ -30,6 +30,13 @@ FixTilt = Annotated[bool, typer.Option("--fix-tilt", help="Shear the slices of a
 ResampleGaps = Annotated[
     bool, typer.Option("--resample-gaps", help="Interpolate missing or uneven slices onto an even grid (DICOM).")
 ]
+OverlapRule = Annotated[
+    str,
+    typer.Option(
+        "--overlap",
+        help="Labels that overlap: smallest (the smallest has the voxel), last (of the list), or error.",
+    ),
+]
 DatasetPath = Annotated[
     Path,
     typer.Argument(help="Data set folder (nnU-Net, Decathlon, ingested volumes), or one scan with --labels."),

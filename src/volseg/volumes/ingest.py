@@ -16,6 +16,7 @@ from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.output import Unit
+from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import resampled, resampled_space
 from volseg.volumes.volume import Volume
@@ -38,6 +39,7 @@ class IngestJob:
     dicom            which series, and what may be mended
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
     resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
+    overlap          which structure has a voxel of several
     """
 
     source: Path
@@ -47,6 +49,7 @@ class IngestJob:
     spacing: tuple[float, float, float] | None = None
     resample_labels: bool = False
     overwrite: bool = False
+    overlap: Overlap = "smallest"
 
 
 def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore) -> IngestReport:
@@ -59,8 +62,9 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     another grid or holds anything but whole numbers, and where an output cannot be written. Nothing is left then.
     """
     volume, mask, table = _open(job, communicator)
-    for warning in (*volume.audit.warnings, *(mask.audit.warnings if mask is not None else ())):
-        listen(Caution(f"{job.source}: {warning}"))
+    for source, opened in ((job.source, volume), (job.labels, mask)):
+        for warning in opened.audit.warnings if opened is not None else ():
+            listen(Caution(f"{source}: {warning}"))
     audits = [volume.audit] if mask is None else [volume.audit, mask.audit]
     hashes = hash_inputs(audits, communicator)
     labels = None if mask is None else labels_path(job.output)
@@ -101,7 +105,7 @@ def _open(job: IngestJob, communicator: Communicator) -> tuple[Volume, Volume | 
         volume = open_volume(job.source, job.dicom)
         if job.labels is not None:
             check_output(labels_path(job.output), job.overwrite)
-            mask, table = open_labels(job.labels, volume, resample=job.resample_labels)
+            mask, table = open_labels(job.labels, volume, resample=job.resample_labels, overlap=job.overlap)
         if job.spacing is not None:
             space = resampled_space(volume.space, job.spacing)
             volume = resampled(volume, space, "linear")

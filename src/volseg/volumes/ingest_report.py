@@ -97,6 +97,7 @@ def report_rows(report: IngestReport) -> list[tuple[str, str]]:
     ]
     if report.labels is not None and report.labels_audit is not None:
         rows.append(("labels", str(report.labels)))
+        rows += [("labels left out", f"{item.name}: {item.reason}") for item in report.labels_audit.dropped]
         rows += [("labels mended", fix) for fix in report.labels_audit.fixes]
         if report.names:
             some = [f"{value} {name}" for name, value in report.names.items()]

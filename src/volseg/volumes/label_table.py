@@ -40,6 +40,21 @@ def table_of(rows: Iterable[tuple[int, str, Colour | None]]) -> LabelTable:
     return LabelTable(names, colours)
 
 
+def same_name_warning(rows: Iterable[tuple[int, str]], table: LabelTable, what: str) -> list[str]:
+    """A warning for each name that several of `rows` (value, name) have in the file: by which names `table` has them.
+
+    what  they are, in words: ROIs, segments
+    """
+    told = {value: name for name, value in table.names.items()}
+    by_name: dict[str, list[str]] = {}
+    for value, name in rows:
+        by_name.setdefault(name, []).append(told[value])
+    return [
+        f"{len(names)} {what} are called {name}: kept apart, as {', '.join(names)}"
+        for name, names in by_name.items() if len(names) > 1
+    ]  # fmt: skip
+
+
 # Bright on grey, told apart by those who see red and green alike (after Okabe and Ito, and Tol's "light").
 _COLOURS: tuple[Colour, ...] = (
     (255, 111, 97), (79, 195, 247), (255, 213, 79), (129, 230, 160), (206, 147, 216), (255, 169, 77), (244, 143, 177),

@@ -15,6 +15,7 @@ from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_finite, check_same_grid
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
 
@@ -22,11 +23,14 @@ LARGEST_OF_FLOATS = 32767
 REMEDY = "--resample-labels brings them there, by the nearest voxel"
 
 
-def open_labels(path: str | Path, image: Volume, *, resample: bool = False) -> tuple[Volume, LabelTable | None]:
+def open_labels(
+    path: str | Path, image: Volume, *, resample: bool = False, overlap: Overlap = "smallest"
+) -> tuple[Volume, LabelTable | None]:  # fmt: skip
     """The labels at `path` on the grid and in the voxel order of `image`, and their names where the file has them.
 
     path      a mask (NIfTI, .zarr), or a DICOM SEG or RTSTRUCT: the file, or a folder with one such file
     resample  bring a mask that lies on another grid onto the image's, by the nearest voxel; ``audit.fixes`` says so
+    overlap   which structure has a voxel of several
 
     The volume is of integers, 0 is background; floats are accepted where they are whole. Contours have no grid of their
     own, so `resample` means nothing to an RTSTRUCT.
@@ -38,7 +42,7 @@ def open_labels(path: str | Path, image: Volume, *, resample: bool = False) -> t
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
     if format_of(path) == "dicom":
-        return _open_dicom(path, image, resample)
+        return _open_dicom(path, image, resample, overlap)
     mask = in_order_of(WholeNumbers(open_volume(path)), image.space)
     return _on_grid(mask, image, resample), label_table_of(path)
 
@@ -59,22 +63,22 @@ def _grid(volume: Volume) -> str:
     return f"{format_triple(volume.shape)} voxels of {sides} mm"
 
 
-def _open_dicom(path: Path, image: Volume, resample: bool) -> tuple[Volume, LabelTable]:
+def _open_dicom(path: Path, image: Volume, resample: bool, overlap: Overlap) -> tuple[Volume, LabelTable]:
     from volseg.volumes.dicom.labels.objects import STRUCTURES, find_label_object
 
     file, kind = find_label_object(path)
     if kind == STRUCTURES:
         from volseg.volumes.dicom.labels.structures import open_structures
 
-        return open_structures(file, image)
+        return open_structures(file, image, overlap)
     from volseg.volumes.dicom.labels.segmentation import open_segmentation
 
     try:
-        return open_segmentation(file, kind, image)
+        return open_segmentation(file, kind, image, overlap=overlap)
     except VolumeError:
         if not resample:
             raise
-    mask, table = open_segmentation(file, kind, image, own_grid=True)
+    mask, table = open_segmentation(file, kind, image, own_grid=True, overlap=overlap)
     return _on_grid(mask, image, resample), table
 
 

@@ -51,6 +51,8 @@ class DicomVolume(Volume):
     """A series on the grid of its slices, or on a corrected one.
 
     images     the slices, in order along their normal
+    placement  where they lie
+    plan       how the grid follows from them; None: it is theirs
     corrected  whether the grid is not that of the slices: voxels were interpolated (see `audit.fixes`)
     """
 
@@ -58,7 +60,7 @@ class DicomVolume(Volume):
     whole_slices = True
 
     def __init__(self, path: Path, placement: Placement, audit: Audit, plan: Plan | None) -> None:
-        self.path, self.audit, self._plan = path, audit, plan
+        self.path, self.audit, self.placement, self.plan = path, audit, placement, plan
         self.space: Space = placement.space() if plan is None else plan.space
         self._stack = SliceStack(placement.images)
         self.dtype = self._stack.dtype
@@ -69,14 +71,14 @@ class DicomVolume(Volume):
 
     @property
     def corrected(self) -> bool:
-        return self._plan is not None
+        return self.plan is not None
 
     def read(self, box: Box) -> np.ndarray:
         out = np.empty(box.shape, self.dtype)
         if not out.size:
             return out
-        if self._plan is not None:
-            return interpolated_slices(self._stack, self._plan, box, out)
+        if self.plan is not None:
+            return interpolated_slices(self._stack, self.plan, box, out)
         for index in range(box.shape[0]):
             out[index] = self._stack.read(box.start[0] + index)[box.slices[1:]]
         return out

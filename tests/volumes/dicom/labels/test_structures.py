@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 
+from dicom_files import save, series_datasets, stored_values
 from label_sources import LPS_TO_RAS, Image, own_array, reordered, structures
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.dicom.labels.raster import area, fill
+from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.dicom.volume import open_dicom
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.volume import Space
 
@@ -205,18 +209,179 @@ def test_contours_beyond_the_image(tmp_path):
 def test_contours_across_the_slices(tmp_path):
     tilted = circle(4)
     tilted[:, 2] += 0.3 * tilted[:, 1]
-    with pytest.raises(VolumeError, match=r"not parallel to the slices of image\.nii: one crosses 4\.5 slices"):
+    with pytest.raises(
+        VolumeError, match=r"not parallel to the slices of image\.nii: one of ROI liver crosses 4\.5 slices"
+    ):
         opened(tmp_path, [("liver", [tilted])])
 
 
-@pytest.mark.parametrize("data", [["1"] * 8, ["1"] * 6, ["1", "2", "nan"] * 4])
-def test_damaged_contours(tmp_path, data):
-    path = structures([("liver", [circle(4)])], tmp_path / "rs.dcm")
+def rewritten(path, change):
+    """The RTSTRUCT at `path`, its data set changed."""
     stored = dcmread(path)
-    stored.ROIContourSequence[0].ContourSequence[0].ContourData = data
+    change(stored)
     stored.save_as(path)
-    with pytest.raises(VolumeError, match=r"damaged or incomplete DICOM file \(a closed contour of"):
-        open_labels(path, image())
+    return path
+
+
+def with_data(path, data, contour=0):
+    """A contour's data, as text that need be no numbers."""
+
+    def change(stored):
+        item = stored.ROIContourSequence[0].ContourSequence[contour]
+        item["ContourData"] = RawDataElement(item["ContourData"].tag, "DS", len(data), data, 0, False, True)
+
+    return rewritten(path, change)
+
+
+LINE = np.linspace([-20, 0, 108], [-10, 7, 108], 5)
+
+
+@pytest.mark.parametrize(
+    ("contour", "reason"),
+    [
+        (circle(1)[:0], "of no point"),
+        (circle(1)[:1], "of one point"),
+        (circle(1)[:2], "of two points"),
+        (LINE, "whose points lie on one line"),
+        (np.repeat(LINE[:1], 4, axis=0), "whose points lie on one line"),
+        (np.full((4, 3), np.nan), "of coordinates that are no numbers"),
+    ],
+)
+def test_a_contour_that_encloses_nothing_is_left_out_and_named(tmp_path, contour, reason):
+    expected = read(opened(tmp_path, [("liver", [circle(z) for z in (3, 4)])])[0])
+    volume, table = opened(tmp_path, [("liver", [circle(3), circle(4), contour]), ("tip", [contour, contour])])
+    np.testing.assert_array_equal(read(volume), expected)
+    assert dict(table.names) == {"liver": 1}
+    assert volume.audit.warnings == (
+        f"ROI liver: 1 contour left out: 1 {reason}",
+        f"ROI tip: 2 contours left out: 2 {reason}, all it has",
+    )
+    assert [item.name for item in volume.audit.dropped] == ["ROI tip"]
+    with pytest.raises(VolumeError, match=f"1 ROIs, none with closed contours; .* 1 contour left out: 1 {reason}"):
+        opened(tmp_path, [("tip", [contour])])
+
+
+@pytest.mark.parametrize("data", [b"1\\2\\3\\4\\5\\6\\7\\8\\9\\10\\11", b"1\\2\\3\\x\\5\\6\\7\\8\\9", b""])
+def test_a_damaged_contour_among_sound_ones(tmp_path, data):
+    expected = read(opened(tmp_path, [("liver", [circle(4)])])[0])
+    path = with_data(structures([("liver", [circle(4), circle(3)])], tmp_path / "rs.dcm"), data, contour=1)
+    volume, _ = open_labels(path, image())
+    np.testing.assert_array_equal(read(volume), expected)
+    (warning,) = volume.audit.warnings
+    assert warning.startswith("ROI liver: 1 contour left out: 1 of ")
+
+
+def test_decimal_commas(tmp_path):
+    expected = read(opened(tmp_path, [("liver", [circle(4)])])[0])
+    text = "\\".join(f"{n:.4f}" for n in circle(4).ravel()).replace(".", ",")
+    path = with_data(structures([("liver", [circle(4)])], tmp_path / "rs.dcm"), text.encode())
+    volume, _ = open_labels(path, image())
+    np.testing.assert_array_equal(read(volume), expected)
+    assert volume.audit.warnings == ("ContourData has a decimal comma, read as a point",)
+
+
+SAGITTAL = np.array([[-12, -8, 104], [-12, 12, 104], [-12, 12, 112], [-12, -8, 112.0]])
+
+
+@pytest.mark.parametrize("flips", [(), (0, 2)])
+def test_an_roi_off_the_slices_is_left_out_and_named(tmp_path, flips):
+    axial = [circle(z) for z in (3, 4)]
+    expected = read(opened(tmp_path, [("liver", axial)])[0])
+    target = reordered(image(), *flips) if flips else image()
+    volume, table = opened(tmp_path, [("plane", [SAGITTAL]), ("liver", [*axial, SAGITTAL])], target)
+    np.testing.assert_array_equal(own_array(volume, image().space), expected)
+    assert dict(table.names) == {"liver": 1}
+    assert volume.audit.warnings[:2] == (
+        "ROI plane: every contour not parallel to the slices (over up to 4 of them), left out",
+        "ROI liver: 1 of 3 contours not parallel to the slices (over up to 4 of them), left out",
+    )
+    assert [item.name for item in volume.audit.dropped] == ["ROI plane"]
+
+
+def test_one_roi_in_two_items_is_united(tmp_path):
+    """Where the two overlap, nothing is cut out."""
+    left, right = circle(4, (-20.0, 3.0), 8.0), circle(4, (-12.0, 3.0), 8.0)
+    both = read(opened(tmp_path, [("a", [left])])[0]) | read(opened(tmp_path, [("a", [right])])[0])
+    path = structures([("lung", [left]), ("other", [right])], tmp_path / "rs.dcm")
+
+    def change(stored):
+        for item in stored.ROIContourSequence:
+            item.ReferencedROINumber = 11
+        del stored.StructureSetROISequence[1]
+
+    volume, table = open_labels(rewritten(path, change), image())
+    np.testing.assert_array_equal(read(volume), both)
+    assert dict(table.names) == {"lung": 1}
+    assert volume.audit.warnings == ()
+
+
+def test_rois_of_one_name_are_kept_apart(tmp_path):
+    volume, table = opened(tmp_path, [("node", [circle(z)]) for z in (2, 4)])
+    assert dict(table.names) == {"node": 1, "node 2": 2}
+    assert set(np.unique(read(volume))) == {0, 1, 2}
+    assert volume.audit.warnings == ("2 ROIs are called node: kept apart, as node, node 2",)
+
+
+def test_contours_of_an_roi_that_is_not_listed(tmp_path):
+    path = structures([("liver", [circle(2)]), ("x", [circle(5)])], tmp_path / "rs.dcm")
+    volume, table = open_labels(rewritten(path, lambda stored: stored.StructureSetROISequence.pop()), image())
+    assert dict(table.names) == {"liver": 1, "ROI 12": 2}
+    assert volume.audit.warnings == (
+        "ROI 12: contours of an ROI that the structure set does not list; taken by that name",
+    )
+    rewritten(path, lambda stored: setattr(stored.StructureSetROISequence[0], "ROINumber", 12))
+    _, table = open_labels(path, image())
+    assert dict(table.names) == {"liver": 1, "ROI 11": 2}
+
+
+def test_an_roi_between_the_voxels(tmp_path):
+    tiny = circle(4, (-12.2, 3.2), 0.05)
+    volume, table = opened(tmp_path, [("liver", [circle(2)]), ("seed", [tiny])])
+    assert dict(table.names) == {"liver": 1, "seed": 2}
+    assert volume.audit.warnings == ("ROI seed: its contours enclose no voxel's centre, so its label has no voxel",)
+
+
+def test_the_last_of_overlapping_rois_or_none(tmp_path):
+    body, organ = ("body", [circle(z, radius=20) for z in range(9)]), ("liver", [circle(4, radius=8)])
+    path = structures([organ, body], tmp_path / "rs.dcm")
+    volume, _ = open_labels(path, image(), overlap="last")
+    assert set(np.unique(read(volume))) == {0, 2}
+    assert volume.audit.warnings == ("ROIs overlap, and a voxel of several goes to the last: body over liver",)
+    with pytest.raises(
+        VolumeError, match="ROIs overlap, and a mask holds one label a voxel: body and liver; --overlap"
+    ):
+        open_labels(path, image(), overlap="error")
+
+
+def interpolated(folder, heights):
+    """A CT whose slices lie at `heights` mm, brought onto an even grid."""
+    datasets = series_datasets(stored_values((len(heights), 40, 60)), origin=ORIGIN, pixel=(0.8, 0.5))
+    for dataset, height in zip(datasets, heights, strict=True):
+        dataset.ImagePositionPatient = [*ORIGIN[:2], ORIGIN[2] + height]
+    return open_dicom(save(datasets, folder / "ct"), DicomOptions(resample_gaps=True))
+
+
+@pytest.mark.parametrize("wide", [4.0, 3.2])
+def test_contours_go_with_interpolated_slices(tmp_path, wide):
+    """No slice is left empty between those that contours were drawn on, and those without one stay empty."""
+    heights = np.array([0, 2, 4, 6, 6 + wide, 6 + 2 * wide, 6 + 3 * wide])
+    target = interpolated(tmp_path, heights)
+    drawn = [2, 3, 4, 5]
+    volume, _ = opened(tmp_path, [("liver", [circle(heights[n] / 2, (-25.0, -14.0), 4 + n) for n in drawn])], target)
+    places = target.space.spacing[0] * np.arange(target.shape[0])
+    nearest = np.abs(places[:, None] - heights - 1e-6).argmin(axis=1)
+    array = read(volume)
+    for index, number in enumerate(nearest):
+        size = np.pi * (4 + number) ** 2 / 0.4 if number in drawn else 0
+        assert array[index].sum() == pytest.approx(size, rel=0.06)
+    assert volume.audit.warnings == ()
+
+
+def test_contours_drawn_on_the_corrected_grid(tmp_path):
+    target = interpolated(tmp_path, np.array([0, 2, 4, 8, 10, 14]))
+    volume, _ = opened(tmp_path, [("liver", [circle(z, (-25.0, -14.0), 3 + z) for z in range(1, 7)])], target)
+    for index, plane in enumerate(read(volume)):
+        assert plane.sum() == pytest.approx(np.pi * (3 + index) ** 2 / 0.4 if 1 <= index <= 6 else 0, rel=0.06)
 
 
 def test_contours_of_astronomic_size_cost_nothing(tmp_path):

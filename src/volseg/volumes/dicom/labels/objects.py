@@ -12,6 +12,7 @@ from volseg.errors import VolumeError, first_line
 from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.finding.marks import looks_like_dicom
 from volseg.volumes.dicom.finding.sources import open_source
+from volseg.volumes.dicom.numbers import numbers
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -76,6 +77,20 @@ def damage(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise VolumeError(f"{path}: a damaged or incomplete DICOM file ({first_line(error)}); copy it again") from error
+
+
+def decimals(dataset: Any, keyword: str, notes: dict[str, None]) -> tuple[float, ...]:
+    """The numbers of an element that is text (DS), none where it is empty or missing. A decimal comma goes to `notes`.
+
+    Parsed at once where it is still text: pydicom makes an object of each number. Raises ValueError where it is none.
+    """
+    element = dataset.get_item(keyword)
+    value = None if element is None else element.value
+    if isinstance(value, bytes):
+        if b"," in value:
+            notes[f"{keyword} has a decimal comma, read as a point"] = None
+        value = value.strip(b" \0")
+    return numbers(value) if value or value == 0 else ()
 
 
 def frame_of_reference_warning(image: Any, dataset_uid: str) -> list[str]:

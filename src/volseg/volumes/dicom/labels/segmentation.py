@@ -1,13 +1,15 @@
 """A DICOM segmentation (SEG) as a volume of labels: its frames laid where their positions say, not in file order.
 
 Segment numbers become label values (of a file that volseg wrote: the values that the mask had). Slices without a frame
-are background; so a SEG may cover part of the image only.
+are background; so a SEG may cover part of the image only. Where segments overlap, one rule says which has the voxel
+(see `overlap`), and a warning names them.
 Sources: DICOM PS3.3 A.51, C.8.20 (segmentation), C.8.20.2.3 (fractional and binary).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,12 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.dicom import limits
-from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, frame_of_reference_warning
+from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, decimals, frame_of_reference_warning
 from volseg.volumes.dicom.labels.segment_frames import BACKGROUND, SegmentFrames
-from volseg.volumes.label_table import Colour, LabelTable, table_of
+from volseg.volumes.dicom.labels.segment_overlaps import Placed, ordered, overlapping
+from volseg.volumes.dicom.labels.slices import EvenGrid, Slices, slices_of
+from volseg.volumes.label_table import Colour, LabelTable, same_name_warning, table_of
+from volseg.volumes.overlap import Overlap, overlap_warning
 from volseg.volumes.tolerance import OFF_GRID, SAME_HEIGHT
 from volseg.volumes.volume import Space, Volume
 
@@ -38,53 +43,61 @@ class Frame:
     affine: np.ndarray
 
 
-def open_segmentation(path: Path, kind: str, image: Volume, *, own_grid: bool = False) -> tuple[Volume, LabelTable]:
+def open_segmentation(
+    path: Path, kind: str, image: Volume, *, own_grid: bool = False, overlap: Overlap = "smallest"
+) -> tuple[Volume, LabelTable]:  # fmt: skip
     """The SEG at `path` (of SOP class `kind`) on the grid of `image`, and its segments' names and colours.
 
+    own_grid  leave it on the grid that its frames form, for who wants to resample it
+    overlap   which segment has a voxel of several
+
     BINARY and LABELMAP are read, and FRACTIONAL if it only says yes and no (0 and its maximum). Frames are decoded when
-    their slice is read. With `own_grid` it is left on the grid that its frames form, for who wants to resample it.
+    their slice is read, and once before where several segments share a slice. On a series that was corrected (see
+    `slices`), frames are laid on the scanner's slices and take the same way as they.
 
     Raises VolumeError where the file is damaged, where a frame lies off the image's grid by more than a tenth of a
-    voxel, or outside it, and, when that slice is read, where two segments overlap or a fraction is met.
+    voxel, or outside it, where segments overlap that must not, and, when that slice is read, where a fraction is met.
     """
     check_bounds(path, MOST_BYTES)
     source = SegmentFrames(path)
     with damage(path):
-        table, frames = _table(source.header), _frames(source.header)
+        rows, (frames, commas) = _rows(source.header), _frames(source.header)
         reference = str(source.header.get("FrameOfReferenceUID", ""))
+    table = table_of(rows)
+    notes = [*commas, *same_name_warning([row[:2] for row in rows], table, "segments")]
     source.header = None  # a few kilobytes a frame
     if not frames:
         raise VolumeError(f"{path}: a SEG without frames")
-    rows, columns = source.rows, source.columns
-    if own_grid:
-        space = _own_space(path, frames, rows, columns)
-    else:
-        space = in_order_of(image, Space((1, 1, 1), frames[0].affine)).space
-    placed = _place(path, frames, rows, columns, space, image)
+    notes += source.settle([frame.label for frame in frames])
+    grids = [EvenGrid(_own_space(path, frames, source.rows, source.columns))] if own_grid else _grids(image, frames)
+    grid, placed = _place_on_any(path, frames, source, grids, image, remedy=not own_grid)
+    if source.kind != "LABELMAP":
+        notes += _overlaps(source, placed, grid.space.shape[1:], table, overlap)
     audit = Audit(
         used=(path.name,),
         inputs=(path,),
-        warnings=tuple(frame_of_reference_warning(image, reference)),
+        warnings=(*notes, *frame_of_reference_warning(image, reference)),
         facts=(("labels from", f"{NAMES[kind]}, {len(frames)} frames on {len(placed)} slices"),),
     )
-    volume = SegmentationVolume(source, space, placed, table, audit)
+    volume = SegmentationVolume(source, grid.space, placed, table, audit)
+    if isinstance(grid, Slices):
+        return grid.corrected(volume), table
     return (volume if own_grid else in_order_of(volume, image.space)), table
 
 
 class SegmentationVolume(Volume):
-    """Frames laid into a grid; a slice is decoded when it is read."""
+    """Frames laid into a grid, the last one uppermost; a slice is decoded when it is read."""
 
     format = "DICOM SEG"
     whole_slices = True
 
     def __init__(
-        self, source: SegmentFrames, space: Space, placed: dict[int, list[tuple[Frame, int, int]]], table: LabelTable,
-        audit: Audit,
+        self, source: SegmentFrames, space: Space, placed: dict[int, list[Placed]], table: LabelTable, audit: Audit
     ) -> None:  # fmt: skip
         self.path, self.space, self.audit = source.path, space, audit
         self.dtype = np.dtype(np.uint8 if max(table.names.values(), default=0) <= 255 else np.uint16)
         self._source, self._placed = source, placed
-        self._names = {value: name for name, value in table.names.items()}
+        self._known = {BACKGROUND, *table.names.values()}
 
     def read(self, box: Box) -> np.ndarray:
         out = np.zeros(box.shape, self.dtype)
@@ -99,33 +112,24 @@ class SegmentationVolume(Volume):
 
     def _slice(self, index: int) -> np.ndarray:
         plane = np.zeros(self.shape[1:], self.dtype)
-        for frame, row, column in self._placed[index]:
-            labels = self._source.labels(frame.index, frame.label)
+        for number, label, row, column in self._placed[index]:
+            labels = self._source.labels(number, label)
+            unknown = set(np.unique(labels).tolist()) - self._known if self._source.kind == "LABELMAP" else ()
+            if unknown:
+                raise VolumeError(f"{self.path}: label {min(unknown)} in slice {index} is none of its segments")
             window = plane[row : row + labels.shape[0], column : column + labels.shape[1]]
-            self._check(labels, window, index)
             np.copyto(window, labels, where=labels != BACKGROUND, casting="unsafe")
         return plane
 
-    def _check(self, labels: np.ndarray, window: np.ndarray, index: int) -> None:
-        unknown = set(np.unique(labels).tolist()) - {BACKGROUND, *self._names}
-        if unknown:
-            raise VolumeError(f"{self.path}: label {min(unknown)} in slice {index} is none of its segments")
-        both = (labels != BACKGROUND) & (window != BACKGROUND) & (labels != window)
-        if both.any():
-            first, second = (self._names[int(of[both][0])] for of in (window, labels))
-            raise VolumeError(
-                f"{self.path}: the segments {first} and {second} overlap ({int(both.sum())} voxels in slice {index}); "
-                "a mask holds one label a voxel: store them as two files"
-            )
 
-
-def _table(header: Any) -> LabelTable:
+def _rows(header: Any) -> list[tuple[int, str, Colour | None]]:
+    """(value, name, colour) of each segment."""
     values = _values(header)
-    return table_of(
+    return [
         (values[int(item.SegmentNumber)], str(item.get("SegmentLabel", "") or f"segment {item.SegmentNumber}"),
          _colour(item))
         for item in header.SegmentSequence if int(item.SegmentNumber) != BACKGROUND
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def _values(header: Any) -> dict[int, int]:
@@ -147,12 +151,16 @@ def _colour(item: Any) -> Colour | None:
     return int(red), int(green), int(blue)
 
 
-def _frames(header: Any) -> list[Frame]:
-    """Every frame that shows a segment, with its place; what a frame does not say, the shared groups say for all."""
+def _frames(header: Any) -> tuple[list[Frame], list[str]]:
+    """Every frame that shows a segment, with its place, and warnings.
+
+    What a frame does not say, the shared groups say for all.
+    """
     (shared,) = header.get("SharedFunctionalGroupsSequence") or [{}]
     label_map = header.get("SegmentationType") == "LABELMAP"
     values = _values(header)
-    frames = []
+    frames: list[Frame] = []
+    notes: dict[str, None] = {}
     for index, own in enumerate(header.PerFrameFunctionalGroupsSequence):
 
         def group(name: str, own: Any = own) -> Any:
@@ -161,9 +169,9 @@ def _frames(header: Any) -> list[Frame]:
                 raise ValueError(f"a frame without {name}")
             return items[0]
 
-        position = np.array(group("PlanePositionSequence").ImagePositionPatient, dtype=np.float64)
-        turn = np.array(group("PlaneOrientationSequence").ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
-        between_rows, between_columns = (float(n) for n in group("PixelMeasuresSequence").PixelSpacing)
+        position = np.array(decimals(group("PlanePositionSequence"), "ImagePositionPatient", notes))
+        turn = np.array(decimals(group("PlaneOrientationSequence"), "ImageOrientationPatient", notes)).reshape(2, 3)
+        between_rows, between_columns = decimals(group("PixelMeasuresSequence"), "PixelSpacing", notes)
         affine = np.eye(4)
         affine[:3, :3] = np.column_stack([turn[0] * between_columns, turn[1] * between_rows, np.cross(*turn)])
         affine[:3, 3] = position
@@ -172,38 +180,75 @@ def _frames(header: Any) -> list[Frame]:
             raise ValueError(f"frame {index + 1} has no usable position")
         label = 0 if label_map else values[int(group("SegmentIdentificationSequence").ReferencedSegmentNumber)]
         frames.append(Frame(index, label, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine))  # DICOM's LPS to RAS
-    return frames
+    return frames, list(notes)
+
+
+def _grids(image: Volume, frames: list[Frame]) -> Sequence[EvenGrid | Slices]:
+    """The grids that frames may lie on: the scanner's slices, where the series was corrected, and the image's own."""
+    slices = slices_of(image)
+    own = EvenGrid(in_order_of(image, Space((1, 1, 1), frames[0].affine)).space)
+    return [own] if slices is None else [slices, own]
+
+
+def _place_on_any(
+    path: Path, frames: list[Frame], source: SegmentFrames, grids: Sequence[EvenGrid | Slices], image: Volume,
+    *, remedy: bool,
+) -> tuple[EvenGrid | Slices, dict[int, list[Placed]]]:  # fmt: skip
+    """The first of `grids` that all frames fit, and the frames by slice. Raises VolumeError of the first one else."""
+    first: VolumeError | None = None
+    for grid in grids:
+        try:
+            return grid, _place(path, frames, source.rows, source.columns, grid, image, remedy)
+        except VolumeError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _place(
-    path: Path, frames: list[Frame], rows: int, columns: int, space: Space, image: Volume
-) -> dict[int, list[tuple[Frame, int, int]]]:
-    """By slice of `space` its frames, each with the row and column of its first pixel."""
-    to_grid = np.linalg.inv(space.affine)
+    path: Path, frames: list[Frame], rows: int, columns: int, grid: EvenGrid | Slices, image: Volume, remedy: bool
+) -> dict[int, list[Placed]]:
+    """By slice of `grid` its frames, each with the row and column of its first pixel."""
     corners = np.array([[c, r, 0, 1] for c in (0, columns - 1) for r in (0, rows - 1)], dtype=np.float64).T
-    placed: dict[int, list[tuple[Frame, int, int]]] = {}
+    apart = corners[[2, 1, 0]].T  # (slice, row, column) from the first pixel
+    placed: dict[int, list[Placed]] = {}
     for frame in frames:
-        lies = (to_grid @ frame.affine @ corners)[:3]
-        first = np.rint(lies[:, 0])
-        off = float(np.abs(lies - first[:, None] - corners[:3]).max())
+        lies = grid.voxels((frame.affine @ corners)[:3].T)
+        first = np.rint(lies[0])
+        off = float(np.abs(lies - first - apart).max())
         if not off <= OFF_GRID:
-            raise VolumeError(_elsewhere(path, frame, rows, columns, image, f"is {off:.3g} voxels off its grid"))
-        column, row, index = (int(n) for n in first)
-        d, h, w = space.shape
+            where = f"is {off:.3g} voxels off its grid"
+            raise VolumeError(_elsewhere(path, frame, rows, columns, image, where, remedy))
+        index, row, column = (int(n) for n in first)
+        d, h, w = grid.space.shape
         if not (0 <= index < d and 0 <= row <= h - rows and 0 <= column <= w - columns):
-            raise VolumeError(_elsewhere(path, frame, rows, columns, image, "lies outside it"))
-        placed.setdefault(index, []).append((frame, row, column))
+            raise VolumeError(_elsewhere(path, frame, rows, columns, image, "lies outside it", remedy))
+        placed.setdefault(index, []).append((frame.index, frame.label, row, column))
     return placed
 
 
-def _elsewhere(path: Path, frame: Frame, rows: int, columns: int, image: Volume, how: str) -> str:
+def _overlaps(
+    source: SegmentFrames, placed: dict[int, list[Placed]], shape: tuple[int, int], table: LabelTable, overlap: Overlap
+) -> list[str]:  # fmt: skip
+    """A warning that names segments that overlap. Sorts the frames of each slice so that the right one is on top."""
+    pairs = overlapping(source, placed, shape)
+    if not pairs:
+        return []
+    names = {value: name for name, value in table.names.items()}
+    order = ordered(source, placed, pairs, overlap) if overlap != "error" else sorted({n for p in pairs for n in p})
+    named = [(names[max(pair, key=order.index)], names[min(pair, key=order.index)]) for pair in sorted(pairs)]
+    return overlap_warning(source.path, named, overlap, "segments")
+
+
+def _elsewhere(path: Path, frame: Frame, rows: int, columns: int, image: Volume, how: str, remedy: bool) -> str:
     sides = np.sqrt((frame.affine[:3, :2] ** 2).sum(axis=0))[::-1]
     place = ", ".join(f"{n:.4g}" for n in frame.affine[:3, 3])
-    return (
+    text = (
         f"{path}: frame {frame.index + 1}, {rows}x{columns} pixels of {sides[0]:.4g}x{sides[1]:.4g} mm at RAS {place}, "
         f"{how}: {image.path} has {format_triple(image.shape)} voxels (D x H x W) of "
-        f"{format_triple(tuple(f'{side:.4g}' for side in image.space.spacing))} mm; --resample-labels resamples"
+        f"{format_triple(tuple(f'{side:.4g}' for side in image.space.spacing))} mm; "
     )
+    return text + ("--resample-labels resamples" if remedy else "give the series that the SEG was made on")
 
 
 def _own_space(path: Path, frames: list[Frame], rows: int, columns: int) -> Space:

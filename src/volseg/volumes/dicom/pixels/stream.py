@@ -145,7 +145,8 @@ class PixelStream:
             raise self._wrong(
                 f"{rows} x {columns} pixels; volseg reads slices of 1 to {limits.MAX_SLICE_PIXELS} pixels"
             )
-        if allocated not in (8, 16, 32) or not 0 < stored <= allocated or high != stored - 1:
+        one_bit = allocated == 1 and self.syntax.is_encapsulated  # of a segmentation
+        if not (allocated in (8, 16, 32) or one_bit) or not 0 < stored <= allocated or high != stored - 1:
             raise self._wrong(f"{allocated} bits allocated, {stored} stored, high bit {high}: no layout that is read")
         samples, meaning = self.header.get("SamplesPerPixel", 1), self.header.get("PhotometricInterpretation")
         if samples != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
