@@ -41,16 +41,31 @@ def test_it_says_what_numpy_finds(tmp_path):
     assert mr_scheme.fixed is None
 
 
-def test_real_numbers_are_measured_to_a_bin(tmp_path):
+def test_real_numbers_are_measured_exactly(tmp_path):
     folder = nnunet_folder(tmp_path, cases=2)
     for seed in (0, 1):
         save(folder / "imagesTr" / f"case_{seed}_0000.nii.gz", image(seed).astype(np.float32) / 7)
     (found,) = examine(read_dataset(folder), SERIAL).fingerprint.intensities
     assert found is not None
-    values = foreground(2) / 7
+    values = (foreground(2).astype(np.float32) / 7).astype(float)
     expected = np.quantile(values, [0, 0.005, 0.5, 0.995, 1], method="inverted_cdf")
     measured = (found.minimum, found.percentile_00_5, found.median, found.percentile_99_5, found.maximum)
-    np.testing.assert_allclose(measured, expected, atol=np.ptp(values) / 65535)
+    np.testing.assert_array_equal(measured, expected)
+
+
+@pytest.mark.parametrize(("dtype", "wild"), [("f4", 1e7), ("f4", -3e38), ("i4", 2**31 - 1)])
+def test_one_wild_voxel_of_one_case_spoils_nothing(tmp_path, dtype, wild):
+    folder = nnunet_folder(tmp_path, cases=3)
+    expected = examine(read_dataset(folder), SERIAL).fingerprint.intensities[0]
+    values = image(1).astype(dtype)
+    values[tuple(np.argwhere(labels(1) == 1)[50])] = wild
+    save(folder / "imagesTr" / "case_1_0000.nii.gz", values)
+    (found,) = examine(read_dataset(folder), SERIAL).fingerprint.intensities
+    assert float(np.float32(wild)) in (found.minimum, found.maximum)
+    assert found.mean == pytest.approx(expected.mean, abs=1)
+    assert found.std == pytest.approx(expected.std, rel=0.02)
+    assert found.percentile_00_5 == pytest.approx(expected.percentile_00_5, abs=15)
+    assert found.percentile_99_5 == pytest.approx(expected.percentile_99_5, abs=15)
 
 
 def test_whole_numbers_out_of_the_short_range_are_measured_too(tmp_path):

@@ -6,25 +6,29 @@ import pytest
 from tiny import SERIAL
 from volseg.errors import CheckpointError, VolumeError
 from volseg.volumes.intensity import (
+    QUANTILES,
     ChannelScheme,
     Intensities,
     Normalization,
-    histogram_between,
     is_ct,
     measure_volume,
+    occurring_values,
 )
+from volseg.volumes.tally import Close, Tally
 
 
-def counted(values):
-    """All values in one histogram."""
-    histogram = histogram_between(float(values.min()), float(values.max()), whole=values.dtype.kind == "i")
-    histogram.add(values)
-    return histogram
+def intensities(values):
+    """Of these values, all of them foreground."""
+    tally = Tally()
+    tally.add(values)
+    close = Close(tally.bins_of(QUANTILES))
+    close.add(values)
+    return Intensities.of(tally, close)
 
 
 def test_whole_numbers_are_measured_exactly():
     values = np.random.default_rng(0).integers(-1000, 2000, 50_000).astype(np.int16)
-    found = Intensities.of(counted(values))
+    found = intensities(values)
     low, median, high = np.quantile(values, [0.005, 0.5, 0.995], method="inverted_cdf")
     assert (found.percentile_00_5, found.median, found.percentile_99_5) == (low, median, high)
     assert (found.minimum, found.maximum) == (values.min(), values.max())
@@ -34,21 +38,52 @@ def test_whole_numbers_are_measured_exactly():
     assert found.normalization == Normalization(low, high, found.mean, found.std)
 
 
-def test_the_foreground_of_real_numbers_is_measured_to_a_bin():
-    values = np.random.default_rng(0).normal(3, 2, 50_000).astype(np.float32)
-    found, width = Intensities.of(counted(values)), float(np.ptp(values)) / 65535
-    expected = np.quantile(values, [0, 0.005, 0.5, 0.995, 1], method="inverted_cdf")
-    measured = (found.minimum, found.percentile_00_5, found.median, found.percentile_99_5, found.maximum)
-    np.testing.assert_allclose(measured, expected, atol=width)
+WILD = [None, 1e5, 1e9, 3e38, -1e30]
 
 
-def test_real_numbers_are_measured_to_a_bin():
+@pytest.mark.parametrize("wild", WILD)
+def test_the_foreground_of_real_numbers_is_measured_exactly_whatever_one_voxel_holds(wild):
+    values = np.random.default_rng(0).normal(40, 200, 20_000).astype(np.float32)
+    if wild is not None:
+        values[77] = wild
+    found = intensities(values)
+    low, median, high = np.quantile(values.astype(float), [0.005, 0.5, 0.995], method="inverted_cdf")
+    assert (found.percentile_00_5, found.median, found.percentile_99_5) == (low, median, high)
+    assert (found.minimum, found.maximum) == (values.min(), values.max())
+    clipped = np.clip(values.astype(float), low, high)
+    assert (found.mean, found.std) == (
+        pytest.approx(clipped.mean(), rel=1e-12),
+        pytest.approx(clipped.std(), rel=1e-12),
+    )
+
+
+def test_one_wild_whole_number_needs_no_second_look():
+    values = np.random.default_rng(0).integers(-1000, 1500, 20_000).astype(np.int32)
+    values[5] = 2**31 - 1
+    tally = Tally()
+    tally.add(values)
+    assert tally.bins_of(QUANTILES[:-1]) == []
+    found = intensities(values)
+    assert found.percentile_99_5 == np.quantile(values, 0.995, method="inverted_cdf")
+
+
+@pytest.mark.parametrize("wild", WILD)
+def test_mean_and_deviation_of_a_volume_are_exact(wild):
     values = np.random.default_rng(0).normal(3, 2, 50_000).astype(np.float32)
+    if wild is not None:
+        values[7] = wild
     found = measure_volume(lambda: [values], SERIAL)
-    width = float(np.ptp(values)) / 65535
-    assert found.mean == pytest.approx(values.astype(float).mean(), abs=width)
-    assert found.std == pytest.approx(values.astype(float).std(), abs=width)
+    assert found.mean == pytest.approx(values.astype(float).mean(), rel=1e-12)
+    assert found.std == pytest.approx(values.astype(float).std(), rel=1e-12)
     assert (found.low, found.high) == (-np.inf, np.inf)
+
+
+def test_the_values_that_occur_keep_their_ends_and_their_mean():
+    values = np.random.default_rng(0).normal(300, 200, 5_000).astype(np.float32)
+    there, counts = occurring_values(lambda: [values], SERIAL)
+    assert (there[0], there[-1], counts.sum()) == (values.min(), values.max(), values.size)
+    assert (np.diff(there) > 0).all()
+    assert (there * counts).sum() / counts.sum() == pytest.approx(values.astype(float).mean(), rel=1e-12)
 
 
 @pytest.mark.parallel([1, 2, 4])
@@ -75,7 +110,7 @@ def test_a_constant_image_stays_finite():
 
 def test_nothing_to_measure_is_refused():
     with pytest.raises(VolumeError, match="no voxel carries a label"):
-        Intensities.of(histogram_between(0.0, 1.0, whole=True))
+        Intensities.of(Tally())
     with pytest.raises(VolumeError, match="no voxel to measure"):
         measure_volume(lambda: [np.empty(0, np.int16)], SERIAL)
 

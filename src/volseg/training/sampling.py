@@ -21,7 +21,7 @@ from volseg.volumes.augmentation.drawing import Draw, draw
 from volseg.volumes.augmentation.interpolating import in_parallel, interpolate, pieces
 from volseg.volumes.crops import count_by_plane, crop_around, crop_shape, find_voxel, random_crop
 from volseg.volumes.dataset import Case
-from volseg.volumes.intensity import histogram
+from volseg.volumes.intensity import occurring_values
 
 _CROP, _CHANGE = 1, 2
 """Streams of random numbers: where a crop lies, and how it is changed."""
@@ -110,10 +110,8 @@ class Samples:
             images, _ = self.blocks.read(case)
             found = []
             for image, rule in zip(images, self.blocks.rules(case), strict=True):
-                occurring = histogram(partial(iter, [image]), self.blocks.grid.communicator)
-                there = occurring.counts > 0
-                values = rule.apply(occurring.values[there]).astype(np.float64)
-                found.append(distribution(values, occurring.counts[there]))
+                values, counts = occurring_values(partial(iter, [image]), self.blocks.grid.communicator)
+                found.append(distribution(rule.apply(values).astype(np.float64), counts))
             self._distributions[case.name] = found
         return self._distributions[case.name]
 

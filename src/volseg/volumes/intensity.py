@@ -2,7 +2,7 @@
 
 The two schemes are nnU-Net's (Isensee et al., Nature Methods 2021): for CT the 0.5 and 99.5 percentiles, mean and
 standard deviation of the foreground voxels of all training cases; otherwise mean and standard deviation of each
-volume. Both come from histograms, whose counts add up to the same on any number of ranks. Unlike nnU-Net, which takes
+volume. Both come from counts (`tally.py`), which add up to the same on any number of ranks. Unlike nnU-Net, which takes
 some of the foreground voxels, all are counted, and mean and deviation are those of the clipped values.
 """
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, VolumeError
+from volseg.volumes.tally import Close, Occurring, Tally
 
-BINS = 65536
-_PART = 2**18  # voxels counted at a time: in a step, with the network's tensors beside them
+QUANTILES = (0.0, 0.005, 0.5, 0.995, 1.0)
+"""What is known of a foreground's values exactly."""
 
 
 @dataclass(frozen=True)
@@ -75,35 +76,6 @@ def is_ct(channel_name: str) -> bool:
     return channel_name.strip().lower() == "ct"
 
 
-@dataclass(frozen=True, eq=False)
-class Histogram:
-    """How often values occur: `counts[n]` voxels of about ``low + n * width``; exactly that for whole numbers."""
-
-    low: float
-    width: float
-    counts: np.ndarray
-
-    @property
-    def values(self) -> np.ndarray:
-        """Of each bin, float64."""
-        found: np.ndarray = self.low + self.width * np.arange(len(self.counts))
-        return found
-
-    def add(self, values: np.ndarray) -> None:
-        """Count more values; those beyond the ends go into the last bins."""
-        flat, bins = values.reshape(-1), len(self.counts)
-        for start in range(0, flat.size, _PART):
-            places = np.rint((flat[start : start + _PART].astype(np.float64) - self.low) / self.width).astype(np.int64)
-            self.counts[...] += np.bincount(np.clip(places, 0, bins - 1), minlength=bins)
-
-
-def histogram_between(low: float, high: float, *, whole: bool) -> Histogram:
-    """An empty one for values from `low` to `high`; of `whole` numbers in a short range each has a bin of its own."""
-    exact = whole and high - low < BINS
-    width = 1.0 if exact else max((high - low) / (BINS - 1), np.finfo(np.float64).tiny)
-    return Histogram(low, width, np.zeros(BINS, dtype=np.int64))
-
-
 @dataclass(frozen=True)
 class Intensities:
     """Figures of the foreground voxels of a channel, all cases together.
@@ -120,16 +92,14 @@ class Intensities:
     std: float
 
     @classmethod
-    def of(cls, histogram: Histogram) -> Intensities:
-        """Raises VolumeError where the histogram has no voxel."""
-        cumulated = np.cumsum(histogram.counts)
-        if not cumulated[-1]:
+    def of(cls, tally: Tally, close: Close | None = None) -> Intensities:
+        """Exactly, where `close` has the bins of `QUANTILES`. Raises VolumeError where the tally has no voxel."""
+        if not tally.total:
             raise VolumeError("no voxel carries a label; there is nothing to learn from: check the label files")
-        values = histogram.values
-        found = np.flatnonzero(histogram.counts)
-        low, median, high = (float(values[np.searchsorted(cumulated, q * cumulated[-1])]) for q in (0.005, 0.5, 0.995))
-        mean, std = _mean_and_deviation(np.clip(values, low, high), histogram.counts)
-        return cls(float(values[found[0]]), low, median, high, float(values[found[-1]]), mean, std)
+        occurring = Occurring.of(tally, close)
+        minimum, low, median, high, maximum = occurring.quantiles(QUANTILES)
+        mean, std = occurring.clipped(low, high).mean_and_deviation()
+        return cls(minimum, low, median, high, maximum, mean, std)
 
     @property
     def normalization(self) -> Normalization:
@@ -141,34 +111,35 @@ Pieces = Callable[[], Iterable[np.ndarray]]
 
 
 def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
-    """Mean and standard deviation of all ranks' voxels, without clipping. Collective.
+    """Mean and standard deviation of all ranks' voxels, exactly, without clipping. Collective.
 
     Raises VolumeError where there is no voxel at all.
     """
-    found = histogram(pieces, communicator)
-    mean, std = _mean_and_deviation(found.values, found.counts)
+    mean, std = Occurring.of(_tally(pieces, communicator)).mean_and_deviation()
     return Normalization(-np.inf, np.inf, mean, std)
 
 
-def histogram(pieces: Pieces, communicator: Communicator) -> Histogram:
-    """Of all ranks' voxels. Collective. Raises VolumeError where there is no voxel at all."""
-    low, high, whole = np.inf, -np.inf, True
+def occurring_values(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:
+    """What all ranks' voxels hold: values, float64, rising, and how often. Collective.
+
+    Real numbers are in groups, by their mean, each at most 1/128 of its values wide; smallest and largest are exact.
+    """
+    tally = _tally(pieces, communicator)
+    close = Close(tally.bins_of((0, 1)))
+    for piece in pieces() if close.bins else ():
+        close.add(piece)
+    communicator.reduce_all_in_place(close.counts)
+    found = Occurring.of(tally, close)
+    means = found.values + found.sums / found.counts
+    rising = np.argsort(means, kind="stable")
+    return means[rising], found.counts[rising]
+
+
+def _tally(pieces: Pieces, communicator: Communicator) -> Tally:
+    tally = Tally()
     for piece in pieces():
-        if piece.size:
-            low, high = min(low, float(piece.min())), max(high, float(piece.max()))
-            whole = whole and piece.dtype.kind in "iu"
-    low, high, fraction = communicator.reduce_all(np.array([-low, high, 0.0 if whole else 1.0]), "max").tolist()
-    low = -low
-    if low > high:
+        tally.add(piece)
+    tally.reduce(communicator)
+    if not tally.total:
         raise VolumeError("there is no voxel to measure; the volume is empty")
-    found = histogram_between(low, high, whole=not fraction)
-    for piece in pieces():
-        found.add(piece)
-    return Histogram(found.low, found.width, communicator.reduce_all(found.counts))
-
-
-def _mean_and_deviation(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    total = counts.sum()
-    mean = float((values * counts).sum() / total)
-    deviation = float(np.sqrt(((values - mean) ** 2 * counts).sum() / total))
-    return mean, deviation if deviation > 1e-8 else 1.0
+    return tally

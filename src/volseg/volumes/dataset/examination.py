@@ -23,13 +23,13 @@ from volseg.volumes.checks import check_same_grid, not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
-from volseg.volumes.intensity import Histogram, Intensities, histogram_between
+from volseg.volumes.intensity import QUANTILES, Intensities
 from volseg.volumes.reading import open_volume
+from volseg.volumes.tally import Close, Packed, Tally, has_any_of
 from volseg.volumes.volume import Volume
 
 PIECE_VOXELS = 2**20
 ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
-SHORT = (-(2**15), 2**16 - 1)  # whole numbers that are counted one by one, while the voxels are looked at
 DIGEST_BYTES = 16
 MOST_VALUES = 8  # of those outside the list that are kept, and of unused labels that are named
 
@@ -105,27 +105,21 @@ class _Findings:
 
 @dataclass
 class _Look:
-    """The findings, and what stays on the rank that found it: the foreground's values of each channel.
-
-    extremes  [C, 2] smallest and largest; inf and -inf where there are none
-    counts    by channel: whole numbers and how often they occur; None where there are others
-    """
+    """The findings, and what stays on the rank that found it: the foreground's values, by channel."""
 
     findings: _Findings
-    extremes: np.ndarray
-    counts: list[tuple[np.ndarray, np.ndarray] | None]
+    foreground: list[Packed] = field(default_factory=list)
 
 
 def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     case, found = dataset.cases[number], _Findings(number, part)
-    channels = len(case.images)
-    look = _Look(found, np.tile([np.inf, -np.inf], (channels, 1)), [None] * channels)
+    look = _Look(found)
     opened = _open(case, found)
     if opened is None:
         return look
     images, label = opened
     found.shape, found.spacing = canonical(images[0]).shape, canonical(images[0]).space.spacing
-    tallies: list[Counter[int] | None] = [Counter() for _ in images]
+    tallies = [Tally() for _ in images]
     if any(kind == "geometry" for kind, _ in found.faults):  # what can be said without each other
         for channel, image in enumerate(images):
             for box, values in _pieces(image, _boxes([image], part, parts), found):
@@ -141,9 +135,9 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
         foreground = labels > 0
         for channel, (_, values) in enumerate(pieces[:-1]):
             _look_at_image(found, channel, values, box)
-            tallies[channel] = _tally(values[foreground], look.extremes[channel], tallies[channel])
+            tallies[channel].add(values[foreground])
         found.digest += _digest_of(box, [values for _, values in pieces[:-1]])
-    look.counts = [None if tally is None else _arrays(tally) for tally in tallies]
+    look.foreground = [tally.packed() for tally in tallies]
     return look
 
 
@@ -234,26 +228,6 @@ def _smallest(values: set[float], value: float) -> set[float]:
     return set(sorted(values | {value}, key=lambda one: (one != one, one))[:MOST_VALUES])
 
 
-def _tally(values: np.ndarray, extremes: np.ndarray, tally: Counter[int] | None) -> Counter[int] | None:
-    """Count whole numbers one by one, and keep smallest and largest; None once they are too many or not whole."""
-    if values.dtype.kind == "f":
-        values, tally = values[np.isfinite(values)], None
-    if not values.size:
-        return tally
-    low, high = float(values.min()), float(values.max())
-    extremes[:] = min(extremes[0], low), max(extremes[1], high)
-    if tally is None or low < SHORT[0] or high > SHORT[1]:
-        return None
-    counts = np.bincount(values.astype(np.int64) - int(low))
-    there = np.flatnonzero(counts)
-    tally.update(dict(zip((there + int(low)).tolist(), counts[there].tolist(), strict=True)))
-    return tally
-
-
-def _arrays(tally: Counter[int]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(list(tally.keys()), dtype=np.int64), np.array(list(tally.values()), dtype=np.int64)
-
-
 def _digest_of(box: Box, channels: Sequence[np.ndarray]) -> int:
     """The sum of the digests of runs of rows, each with its place, all channels together."""
     total = 0
@@ -270,38 +244,27 @@ def _digest_of(box: Box, channels: Sequence[np.ndarray]) -> int:
 def _intensities(
     dataset: Dataset, looks: Sequence[_Look], parts: int, communicator: Communicator
 ) -> tuple[Intensities | None, ...]:  # fmt: skip
-    """Of each channel, from all ranks' looks at sound cases. Collective. Reads again where values are not whole."""
-    channels = len(dataset.channel_names)
-    extremes = np.tile([np.inf, -np.inf], (channels, 1))
-    whole = np.ones(channels)
-    for look in looks:
-        extremes = np.stack(
-            [np.minimum(extremes[:, 0], look.extremes[:, 0]), np.maximum(extremes[:, 1], look.extremes[:, 1])], 1
-        )
-        whole = np.minimum(whole, [float(counts is not None) for counts in look.counts])
-    low, high = communicator.reduce_all(extremes[:, 0], "min"), communicator.reduce_all(extremes[:, 1], "max")
-    exact = communicator.reduce_all(whole, "min") > 0
-    histograms = []
-    for channel in range(channels):
-        if exact[channel]:
-            histograms.append(Histogram(SHORT[0], 1.0, np.zeros(SHORT[1] - SHORT[0] + 1, dtype=np.int64)))
-        else:
-            histograms.append(histogram_between(float(low[channel]), float(high[channel]), whole=False))
-    for look in looks:
-        for channel in np.flatnonzero(exact).tolist():
-            counted = look.counts[channel]
-            assert counted is not None
-            histograms[channel].counts[counted[0] - SHORT[0]] += counted[1]
-    again = [int(channel) for channel in np.flatnonzero(~exact)]
+    """Of each channel, from all ranks' looks at sound cases. Collective.
+
+    Cases are read again where their values have to be looked at closely, which whole numbers of a short range have not.
+    """
+    channels = range(len(dataset.channel_names))
+    tallies = [Tally() for _ in channels]
+    for channel in channels:
+        for look in looks:
+            tallies[channel].add_packed(look.foreground[channel])
+        tallies[channel].reduce(communicator)
+    close = [Close(tally.bins_of(QUANTILES) if tally.total else ()) for tally in tallies]
     with communicator.together():  # a file may have changed since
-        for look in looks if again else ():
-            for channel, values in _foreground(dataset, look.findings, parts, again):
-                histograms[channel].add(values)
-    found = []
-    for histogram in histograms:
-        counts = communicator.reduce_all(histogram.counts)
-        found.append(Intensities.of(Histogram(histogram.low, histogram.width, counts)) if counts.any() else None)
-    return tuple(found)
+        for look in looks:
+            again = [n for n in channels if has_any_of(look.foreground[n], close[n].bins)]
+            for channel, values in _foreground(dataset, look.findings, parts, again) if again else ():
+                close[channel].add(values)
+    for some in close:
+        communicator.reduce_all_in_place(some.counts)
+    return tuple(
+        Intensities.of(tally, some) if tally.total else None for tally, some in zip(tallies, close, strict=True)
+    )
 
 
 def _foreground(
