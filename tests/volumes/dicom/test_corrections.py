@@ -66,7 +66,7 @@ def read(folder, options=BOTH):
 
 def covered(volume, edge=1.0):
     """Where neither air beyond the slices nor, unless `edge` is 0, their outermost pixels took part."""
-    plan = volume._plan
+    plan = volume.plan
 
     class Inside:
         def read(self, number):
@@ -152,7 +152,7 @@ def test_fractional_values_are_not_rounded(tmp_path):
 
 def reference(volume):
     """The corrected volume at once, by numpy's own interpolation: rows, then columns, then slices; in float64."""
-    plan, slices = volume._plan, SliceStack(volume.images)
+    plan, slices = volume.plan, SliceStack(volume.images)
     _, h, w = volume.shape
     sheared = np.full((len(slices), h, w), -1024.0)
     for number in range(len(slices)):
