@@ -81,7 +81,7 @@ REFUSED = {
     "pydicom:badVR.dcm": "modality RTDOSE, not CT",
     "pydicom:liver_1frame.dcm": "modality SEG, not CT",
     "pydicom:rtstruct.dcm": "RTSTRUCT, RT Structure Set Storage, without an image",
-    "pydicom:UN_sequence.dcm": "CT Image Storage, without an image",
+    "pydicom:UN_sequence.dcm": "a CT image without pixels",
     "pydicom:image_dfl.dcm": "secondary capture",
     "pydicom:SC_rgb_jpeg.dcm": "secondary capture",
     "pydicom:no_meta.dcm": "no DICOM images",

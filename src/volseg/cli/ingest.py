@@ -75,7 +75,8 @@ def series_table(source: Path) -> Any:
 
     from volseg.cli.render import table
     from volseg.volumes.audit import count_reasons
-    from volseg.volumes.dicom.finding.series import candidate_rows, survey
+    from volseg.volumes.dicom.finding.candidates import candidate_rows
+    from volseg.volumes.dicom.finding.series import survey
     from volseg.volumes.dicom.finding.sources import open_source
     from volseg.volumes.reading import format_of
 

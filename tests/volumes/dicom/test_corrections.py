@@ -14,7 +14,8 @@ from dicom_files import dcm2niix, save, series_datasets
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.dicom.corrections import _neighbours, even_grid, interpolated_slices, plan_corrections
-from volseg.volumes.dicom.finding.series import choose, survey
+from volseg.volumes.dicom.finding.choice import choose
+from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import open_source
 from volseg.volumes.dicom.geometry import place
 from volseg.volumes.dicom.options import DicomOptions

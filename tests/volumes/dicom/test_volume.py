@@ -142,8 +142,8 @@ def test_two_phases_in_one_series(tmp_path):
     first, second = series_datasets(STORED), series_datasets(STORED[::-1].copy())
     for ds in second:
         ds.SeriesInstanceUID = first[0].SeriesInstanceUID
-    save(first, tmp_path / "a")
-    save(second, tmp_path / "b")
+        ds.StudyInstanceUID, ds.FrameOfReferenceUID = first[0].StudyInstanceUID, first[0].FrameOfReferenceUID
+    save([ds for both in zip(first, second, strict=True) for ds in both], tmp_path)  # nothing tells them apart
     with pytest.raises(VolumeError, match=r"differ in their pixels \(6 such positions\): several phases"):
         open_dicom(tmp_path)
 

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from volseg.volumes.audit import Audit, Dropped
+from volseg.volumes.dicom.finding.candidates import Candidate
 from volseg.volumes.dicom.finding.screening import shown
+from volseg.volumes.dicom.frames import LAID_OUT_BY
 from volseg.volumes.dicom.geometry import Placement
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.pixels.hounsfield import is_inverted
@@ -20,21 +22,23 @@ FACTS = (
     ("series UID", "SeriesInstanceUID"),
     ("series number", "SeriesNumber"),
     ("series description", "SeriesDescription"),
+    ("acquisition", "AcquisitionNumber"),
     ("manufacturer", "Manufacturer"),
     ("convolution kernel", "ConvolutionKernel"),
 )
 
 
-def account(placement: Placement, dropped: Sequence[Dropped], warnings: Iterable[str], fixes: tuple[str, ...]) -> Audit:
+def account(placement: Placement, chosen: Candidate, copies: Iterable[Dropped], fixes: tuple[str, ...]) -> Audit:
     """The audit of a series whose slices lie as `placement` says."""
     images = placement.images
     return Audit(
         used=tuple(image.name for image in images),
         inputs=tuple(dict.fromkeys(image.entry.file for image in images)),
-        dropped=tuple(dropped),
+        dropped=(*chosen.dropped, *copies),
         fixes=fixes,
-        warnings=(*warnings, *_warnings(placement)),
-        facts=tuple(_facts(images)),
+        warnings=(*chosen.warnings, *_warnings(placement)),
+        facts=tuple(_facts(images))
+        + ((("part of its series", f"{chosen.label}: {chosen.differs}"),) if chosen.part else ()),
     )
 
 
@@ -54,6 +58,9 @@ def _warnings(placement: Placement) -> Iterator[str]:
     images = placement.images
     for note, count in Counter(note for image in images for note in image.notes).items():
         yield f"{count} slices: {note}"
+    laid_out = next((image.get(LAID_OUT_BY) for image in images if image.get(LAID_OUT_BY)), None)
+    if laid_out:
+        yield f"its frames do not say where they lie: laid out by {laid_out}, from the first along the normal"
     thickness, spacing = _number(images[0].get("SliceThickness")), float(np.median(placement.gaps))
     if thickness is not None and abs(thickness - spacing) > THICKNESS_TOLERANCE * spacing:
         yield f"SliceThickness is {thickness:g} mm, but slices lie {spacing:.4g} mm apart; their positions were used"

@@ -9,6 +9,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
+from volseg.volumes.dicom.finding.keys import unlike
 from volseg.volumes.dicom.geometry import Placement, same_places
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.pixels.hounsfield import hounsfield, hounsfield_dtype
@@ -36,11 +37,12 @@ def without_copies(path: Path, placement: Placement) -> tuple[Placement, list[Dr
     for group in groups:
         kept, *others = sorted(group, key=lambda n: placement.images[n].name)
         for other in others:
-            if not _same_pixels(placement.images[kept], placement.images[other]):
+            if not same_pixels(placement.images[kept], placement.images[other]):
+                telling = unlike(placement.images[kept], placement.images[other])
                 raise VolumeError(
                     f"{path}: {placement.name(kept)} and {placement.images[other].short_name} lie at one position and "
                     f"differ in their pixels ({len(groups)} such positions): several phases or reconstructions in one "
-                    "series; give a folder with one of them"
+                    f"series{f' ({telling})' if telling else ''}; give a folder with one of them"
                 )
             reason = f"exact copy of {placement.images[kept].short_name}"
             dropped.append(Dropped(placement.images[other].name, reason))
@@ -52,7 +54,8 @@ def without_copies(path: Path, placement: Placement) -> tuple[Placement, list[Dr
     return replace(placement, images=images, positions=placement.positions[stays]), dropped
 
 
-def _same_pixels(one: Image, other: Image) -> bool:
+def same_pixels(one: Image, other: Image) -> bool:
+    """Whether two images have the same values in HU. Raises VolumeError where one cannot be decoded."""
     with open_pixels(one) as first, open_pixels(other) as second:
         a = hounsfield(one, first, hounsfield_dtype(one))
         b = hounsfield(other, second, hounsfield_dtype(other))

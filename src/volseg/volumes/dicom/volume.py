@@ -14,7 +14,9 @@ from volseg.volumes.audit import Audit
 from volseg.volumes.dicom.account import account
 from volseg.volumes.dicom.copies import without_copies
 from volseg.volumes.dicom.corrections import Plan, interpolated_slices, plan_corrections, widest_gap_bridged
-from volseg.volumes.dicom.finding.series import choose, survey
+from volseg.volumes.dicom.finding.choice import choose
+from volseg.volumes.dicom.finding.keys import interleaved
+from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import open_source
 from volseg.volumes.dicom.geometry import Placement, describe_gaps, describe_tilt, irregularities, place
 from volseg.volumes.dicom.image import Image
@@ -43,7 +45,7 @@ def open_dicom(path: str | Path, options: DicomOptions = DicomOptions()) -> Dico
         require_decoder(image.transfer_syntax, image.name)
     placement, copies = without_copies(path, place(path, chosen.images))
     plan = _mended(path, placement, options)
-    audit = account(placement, (*chosen.dropped, *copies), chosen.warnings, plan.fixes if plan else ())
+    audit = account(placement, chosen, copies, plan.fixes if plan else ())
     return DicomVolume(path, placement, audit, plan)
 
 
@@ -120,7 +122,11 @@ def _mended(path: Path, placement: Placement, options: DicomOptions) -> Plan | N
     if tilted and not options.fix_tilt:
         faults.append(describe_tilt(placement))
         remedies.append("--fix-tilt shears the slices back")
-    if uneven and not options.resample_gaps:
+    mixed = interleaved(placement.images) if uneven else None
+    if mixed is not None:
+        faults.append(f"{describe_gaps(placement)}, of several acquisitions in turn ({mixed})")
+        remedies.append("export each of them as a series of its own")
+    elif uneven and not options.resample_gaps:
         faults.append(describe_gaps(placement))
         bridged = float(placement.gaps.max()) <= widest_gap_bridged(placement)
         way = "--resample-gaps interpolates onto an even grid" if bridged else "give one side of the widest gap"

@@ -20,8 +20,9 @@ from dicom_files import save, series_datasets, stored_values
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.finding.choice import choose
 from volseg.volumes.dicom.finding.headers import Damaged, read_image
-from volseg.volumes.dicom.finding.series import choose, survey
+from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import FileEntry, open_source
 from volseg.volumes.dicom.image import Image
 
@@ -92,7 +93,7 @@ def test_too_many_files(tmp_path, monkeypatch):
         ("a.tar", b"x" * 257 + b"ustar", "a tar archive"),
         ("a.7z", b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
         ("a.txt", b"hello", "of no format that volseg reads"),
-        ("a.empty", b"", "of no format that volseg reads"),
+        ("a.empty", b"", "empty, 0 bytes; copy it again"),
         ("a.zip", b"PK\x03\x04 and nothing more", "a damaged zip archive"),
     ],
 )

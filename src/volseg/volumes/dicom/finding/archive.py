@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.finding.foreign import Foreign
 from volseg.volumes.dicom.image import printable
 
 STEP = 1 << 16
@@ -56,14 +57,14 @@ def read_archive(path: Path) -> tuple[list[Member], list[Dropped]]:
         raise VolumeError(f"{path}: a damaged zip archive ({error}); copy it again, or unpack it") from error
     infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
     _require_within_limits(path, infos)
-    members, dropped, names = [], [], set()
+    members, dropped, names = list[Member](), list[Dropped](), set[str]()
     for info in infos:
         reason = "another member of the same name" if info.filename in names else _why_not(info)
         names.add(info.filename)
         if reason is None:
             members.append(Member(archive, info, path))
         else:
-            dropped.append(Dropped(_shown(path, info), reason))
+            dropped.append(Foreign(_shown(path, info), reason))
     return members, dropped
 
 
@@ -102,7 +103,7 @@ def _why_not(info: zipfile.ZipInfo) -> str | None:
     if info.flag_bits & 0x1:
         return "encrypted; unpack the archive with its password and give the folder"
     if info.filename.lower().endswith(NESTED_ARCHIVES):
-        return "an archive within the archive; not opened"
+        return "an archive within the archive, not opened; unpack both and give the folder"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         method = METHODS.get(info.compress_type, f"method {info.compress_type}")
         return f"compressed by {method}, which is not read; unpack the archive and give the folder"

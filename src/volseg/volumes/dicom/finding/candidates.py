@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,12 +10,14 @@ import numpy as np
 
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom.finding.screening import image_type, shown
-from volseg.volumes.dicom.image import Image
+from volseg.volumes.dicom.image import Image, without_folders
 from volseg.volumes.tolerance import SAME_PLACE
 
 UID_TAIL = 12
 PLANES = ("sagittal", "coronal", "axial")  # by the patient's axis nearest their normal
 COLUMNS = ("#", "slices", "rows x columns", "spacing mm", "plane", "kind", "description", "series UID")
+TOLD_APART = "told apart by"
+NAMES_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Candidate:
     """Images that may form one volume: of one series, size, orientation and pixel spacing; two at least.
 
     number      from 1, as the table shows it
+    part        from 1, where a series was divided into several volumes (see `acquisitions`); else None
+    differs     what tells the part from the others, in words: "AcquisitionNumber 1"
     images      in the order of the source, not yet of their positions
     orientation, pixel_spacing  of the first image: [6] directions along a row and down a column; (rows, columns) mm
     dropped     what else the source held, and why it is no part of the volume. Of a candidate from `survey`: what
@@ -38,6 +43,13 @@ class Candidate:
     dropped: tuple[Dropped, ...] = ()
     faults: tuple[Dropped, ...] = ()
     warnings: tuple[str, ...] = ()
+    part: int | None = None
+    differs: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the table calls it, and --series takes: "2", or "2.1" for a part of it."""
+        return str(self.number) if self.part is None else f"{self.number}.{self.part}"
 
     @property
     def slices(self) -> int:
@@ -101,8 +113,15 @@ class Survey:
 
 
 def candidate_rows(survey: Survey) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The table of candidates: its columns, and one row of strings for each. The UID is shown by its end."""
-    return COLUMNS, [_row(candidate) for candidate in survey.candidates]
+    """The table of candidates: its columns, and one row of strings for each. The UID is shown by its end.
+
+    Where a series was divided, a last column says by what.
+    """
+    rows = [_row(candidate) for candidate in survey.candidates]
+    if all(candidate.part is None for candidate in survey.candidates):
+        return COLUMNS, rows
+    differing = [(*row, candidate.differs) for row, candidate in zip(rows, survey.candidates, strict=True)]
+    return (*COLUMNS, TOLD_APART), list(differing)
 
 
 def table_text(survey: Survey) -> str:
@@ -113,10 +132,17 @@ def table_text(survey: Survey) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def some_names(names: Iterable[str]) -> str:
+    """A few files, without their folders, for a message."""
+    short = [without_folders(name).rsplit("!", 1)[-1] for name in names]
+    more = f" and {len(short) - NAMES_LISTED} more" if len(short) > NAMES_LISTED else ""
+    return ", ".join(short[:NAMES_LISTED]) + more
+
+
 def _row(candidate: Candidate) -> tuple[str, ...]:
     uid = candidate.series_uid
     return (
-        str(candidate.number),
+        candidate.label,
         str(candidate.slices),
         f"{candidate.rows} x {candidate.columns}",
         " x ".join(f"{step:.4g}" for step in candidate.spacing),

@@ -13,6 +13,7 @@ from typing import Any
 from volseg.errors import VolumeError, first_line
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.finding.foreign import NOT_DICOM, Foreign, foreign
 from volseg.volumes.dicom.finding.marks import DICOM_MARK, DICOM_MARK_AT, MEDIA_DIRECTORY, looks_like_dicom
 from volseg.volumes.dicom.finding.parsing import DEFLATED, PIXEL_DATA, UNCOMPRESSED, Parsed, Pixels, parse
 from volseg.volumes.dicom.image import Entry, Image, printable
@@ -24,7 +25,14 @@ KEYWORDS = (
     "ConvolutionKernel", "LossyImageCompression", "PixelPresentation", "VolumetricProperties",
     # where it lies
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", "GantryDetectorTilt", "TemporalPositionIndex",
+    "SpacingBetweenSlices", "GantryDetectorTilt", "SliceLocationVector", "GridFrameOffsetVector",
+    # whose it is, and of which acquisition (see `acquisitions`)
+    "PatientID", "PatientName", "PatientBirthDate", "StudyDate", "AccessionNumber", "SeriesTime", "AcquisitionDate",
+    "AcquisitionTime", "AcquisitionDateTime", "ContentDate", "ContentTime", "TemporalPositionIdentifier",
+    "TemporalPositionIndex", "NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime", "TriggerTime",
+    "CardiacCyclePosition", "RespiratoryCyclePosition", "NominalPercentageOfRespiratoryPhase", "StackID", "KVP",
+    "MonoenergeticEnergyEquivalent", "FilterType", "ReconstructionDiameter", "ContrastBolusAgent", "ProtocolName",
+    "ImageComments", "StationName",
     # how its pixels are stored
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -38,7 +46,6 @@ KEYWORDS = (
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # the second: converted from plain slices
-NOT_DICOM = "not DICOM"
 LONGEST_REASON = 160
 
 
@@ -56,43 +63,54 @@ def read_image(entry: Entry) -> Image | Dropped:
     """The image in a file, by its header; or why there is none. Never raises for what the file holds.
 
     `Image.header` holds every element of KEYWORDS that the file has, as pydicom gives it (numbers as DSfloat or int,
-    several as MultiValue, sequences as Sequence). A value that cannot be converted is there as text. Only images of
-    modality CT are checked here; the others pass, for `series` to name.
+    several as MultiValue, sequences as Sequence). A value that cannot be converted is there as text. A SOP class that
+    was lost is the one of the file's meta header. Only images of CT are checked here; the others pass, for `series` to
+    name.
     """
     marked = False
     try:
         with entry.open() as file:
             start = file.read(DICOM_MARK_AT + len(DICOM_MARK))
             if not looks_like_dicom(start):
-                return Dropped(entry.name, NOT_DICOM)
+                return foreign(entry.name, start, file)
             marked = start[DICOM_MARK_AT:] == DICOM_MARK
             parsed = parse(file, KEYWORDS)
     except VolumeError as error:
         return Damaged(entry.name, str(error).removeprefix(f"{entry.name}: "))
     except Exception as error:  # pydicom reports damage by many types
         reason = f"damaged header ({first_line(error)[:LONGEST_REASON]}); copy the file again"
-        return Damaged(entry.name, reason) if marked else Dropped(entry.name, NOT_DICOM)
+        return Damaged(entry.name, reason) if marked else Foreign(entry.name, NOT_DICOM)
     if not marked and not any(keyword in parsed.values for keyword in ("SOPClassUID", "Modality")):
-        return Dropped(entry.name, NOT_DICOM)
+        return Foreign(entry.name, NOT_DICOM)
     return _judge(entry, parsed)
 
 
 def _judge(entry: Entry, parsed: Parsed) -> Image | Dropped:
-    image = Image(entry, parsed.values, parsed.transfer_syntax, notes=parsed.notes)
+    header = dict(parsed.values)
+    if not header.get("SOPClassUID") and parsed.media_class:
+        header["SOPClassUID"] = parsed.media_class
+    image = Image(entry, header, parsed.transfer_syntax, notes=parsed.notes)
     modality, sop_class = printable(str(image.get("Modality", ""))), str(image.get("SOPClassUID", ""))
-    ct_slices = sop_class in (CT_IMAGE, *ENHANCED_CT)
     if parsed.media_class == MEDIA_DIRECTORY:
         return Dropped(entry.name, "a DICOMDIR, which only lists files")
     if parsed.pixels is None or "Rows" not in parsed.values:
-        if ct_slices and "SeriesInstanceUID" in parsed.values:
+        if sop_class in (CT_IMAGE, *ENHANCED_CT):
             return _damaged(image, "a CT image without pixels")
+        if not (sop_class or modality or "SeriesInstanceUID" in header):
+            return Damaged(entry.name, "damaged (a header that says nothing); copy the file again")
         contents = _name_contents(parsed.media_class or sop_class, modality)
         return Dropped(entry.name, f"{contents}, without an image{labels_hint(modality)}")
-    if modality == "CT":
+    if is_ct(image):
         fault = _fault(image, parsed.pixels)
         if fault is not None:
             return _damaged(image, fault)
     return image
+
+
+def is_ct(image: Image) -> bool:
+    """Whether an image is of CT: by its modality, or where that was lost, by its SOP class."""
+    modality = str(image.get("Modality", "")).strip(" \0").upper()
+    return modality == "CT" or (not modality and str(image.get("SOPClassUID")) in (CT_IMAGE, *ENHANCED_CT))
 
 
 def _damaged(image: Image, fault: str) -> Damaged:

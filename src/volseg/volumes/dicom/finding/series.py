@@ -1,43 +1,44 @@
-"""Sort the images of a source into candidate volumes, say why the rest is left out, and choose one.
+"""Sort the images of a source into candidate volumes, and say why the rest is left out.
 
-What a candidate needs is here; what makes an image a slice at all is in `screening`. Nothing is guessed: where a source
-holds several volumes the user is asked, and where a slice of the chosen series is damaged or unlike the others, that is
-an error and not a shorter volume.
+What a candidate needs is here; what makes an image a slice at all is in `screening`, what makes several volumes of one
+series in `acquisitions`. Nothing is guessed: where a source holds several volumes the user is asked (`choice`), and
+where a slice of the chosen series is damaged or unlike the others, that is an error and not a shorter volume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from volseg.errors import VolumeError
-from volseg.volumes.audit import Dropped, count_reasons
+from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
-from volseg.volumes.dicom.finding.candidates import (
-    Candidate,
-    Survey,
-    candidate_rows,
-    table_text,
+from volseg.volumes.dicom.finding.acquisitions import divide
+from volseg.volumes.dicom.finding.candidates import Candidate, Survey
+from volseg.volumes.dicom.finding.choice import ONLY_SLICE
+from volseg.volumes.dicom.finding.companions import Aside, aside_warnings, lost_slices, lost_warnings
+from volseg.volumes.dicom.finding.foreign import Foreign
+from volseg.volumes.dicom.finding.headers import ENHANCED_CT, Damaged, class_name, is_ct, read_image
+from volseg.volumes.dicom.finding.screening import (
+    SAME_DIRECTION,
+    SAME_PIXEL,
+    Place,
+    image_type,
+    is_known_class,
+    is_secondary,
+    place_of,
+    shown,
+    why_not_a_slice,
 )
-from volseg.volumes.dicom.finding.directory import MISSING
-from volseg.volumes.dicom.finding.headers import ENHANCED_CT, NOT_DICOM, Damaged, read_image
-from volseg.volumes.dicom.finding.screening import Place, image_type, is_secondary, place_of, shown, why_not_a_slice
 from volseg.volumes.dicom.finding.sources import Source
-from volseg.volumes.dicom.image import Image, printable, without_folders
+from volseg.volumes.dicom.finding.stacks import Stacks
+from volseg.volumes.dicom.image import Image, printable
 from volseg.volumes.tolerance import SAME_PLACE
 
-__all__ = ["Candidate", "Survey", "candidate_rows", "choose", "survey"]
-
-SAME_DIRECTION = 1e-3  # of each of the six numbers of an orientation: 0.06 degrees
-SAME_PIXEL = 1e-3  # relative
-ONLY_SLICE = "the only slice of its series"
 NO_UID = "no SeriesInstanceUID"
-REASONS_LISTED = 4
-NAMES_LISTED = 3
-DIGITS_OF_A_NUMBER = 3
+BESIDE_ORIGINALS = "DERIVED\\SECONDARY, beside the originals of its series"
 
 
 @dataclass(eq=False)
@@ -51,115 +52,142 @@ class _Group:
 def survey(source: Source) -> Survey:
     """The candidate volumes of a source, numbered in the order of their first images; and all that is in none.
 
-    Slices belong together by SeriesInstanceUID, rows and columns, orientation (to 1e-3) and pixel spacing (to 0.1 %). A
-    frame of an enhanced file counts as an image. Images DERIVED\\SECONDARY are dropped where their series has others;
-    a series of nothing else (reformatted images) is a candidate, with a warning.
+    Slices belong together by SeriesInstanceUID, rows and columns, orientation (to 1e-3) and pixel spacing (to 0.1 %),
+    and are then divided where they are several scans (`acquisitions`). A frame of a multi-frame file is an image.
     """
     series: dict[str, list[Image]] = {}
-    dropped = list(source.dropped)
-    for found in _images(source):
-        reason = why_not_a_slice(found) if isinstance(found, Image) else None
-        if isinstance(found, Dropped):
-            dropped.append(found)
-        elif reason is not None:
-            dropped.append(Dropped(found.name, reason))
+    dropped, asides, readable = list(source.dropped), list[Aside](), list[str]()
+    for item in _images(source):
+        if isinstance(item, Image | Aside) or not isinstance(item, Damaged | Foreign):
+            readable.append(item.image.entry.name if isinstance(item, Aside) else _file_of(item))
+        if isinstance(item, Aside):
+            asides.append(item)
+            dropped.append(Dropped(item.image.name, item.reason))
+        elif isinstance(item, Dropped):
+            dropped.append(item)
         else:
-            series.setdefault(printable(str(found.get("SeriesInstanceUID", NO_UID))), []).append(found)
+            series.setdefault(_series_uid(item), []).append(item)
     candidates: list[Candidate] = []
     damaged: dict[str | None, list[Damaged]] = {}
-    for item in dropped:
-        if isinstance(item, Damaged):
-            damaged.setdefault(item.series_uid, []).append(item)
+    for lost in dropped:
+        if isinstance(lost, Damaged):
+            damaged.setdefault(lost.series_uid, []).append(lost)
     for uid, images in series.items():
-        some, rest = _sort_series(uid, images, damaged.get(uid, []))
+        some, left, misfits = _sort_series(uid, images, damaged.get(uid, []))
         candidates += some
-        dropped += rest
-    return _numbered(source, candidates, dropped)
+        asides += left
+        dropped += [*(Dropped(aside.image.name, aside.reason) for aside in left), *misfits]
+    return _numbered(source, candidates, dropped, asides, readable)
 
 
-def choose(path: str | Path, survey: Survey, series: str | None) -> Candidate:
-    """The candidate that `series` asks for: its UID, its number, or an ending of its UID; without it, the only one.
-
-    A number of up to three digits is never taken for an ending.
-
-    Its `dropped` then accounts for everything else in the source.
-
-    Raises VolumeError, with the table of candidates, where there is not exactly one; with what was found instead, where
-    there is none; and where images of the chosen series are damaged or do not fit the others.
-    """
-    if not survey.candidates:
-        raise VolumeError(_nothing(Path(path), survey.dropped))
-    found = list(survey.candidates) if series is None else _matching(survey.candidates, series)
-    if len(found) != 1:
-        count = len(survey.candidates)
-        how = "choose one with --series, by its number or an ending of its UID (--series 1)"
-        if series is None:
-            what = f"{count} CT volumes; {how}"
-        else:
-            what = f"--series {shown(series)} is {len(found) or 'none'} of its {count} CT volumes; {how}"
-        raise VolumeError(f"{path}: {what}:\n{table_text(survey)}")
-    chosen = found[0]
-    if chosen.faults:
-        listed = ", ".join(f"{_base(item.name)} ({item.reason})" for item in chosen.faults[:NAMES_LISTED])
-        more = f" and {len(chosen.faults) - NAMES_LISTED} more" if len(chosen.faults) > NAMES_LISTED else ""
-        raise VolumeError(
-            f"{path}: {len(chosen.faults)} images of the series do not fit the other {chosen.slices}: {listed}{more}; "
-            "mend them, or take them out if the volume is whole without"
-        )
-    others = [
-        Dropped(image.name, f"of series {other.number} ({other.description or other.series_uid}), which was not chosen")
-        for other in survey.candidates
-        if other is not chosen
-        for image in other.images
-    ]
-    return replace(chosen, dropped=(*survey.dropped, *others))
+def _series_uid(image: Image) -> str:
+    return printable(str(image.get("SeriesInstanceUID", NO_UID)))
 
 
-def _images(source: Source) -> Iterator[Image | Dropped]:
-    """Every image of a source, those of an enhanced file one a frame; and every file that is none."""
+def _file_of(item: Image | Dropped) -> str:
+    return item.entry.name if isinstance(item, Image) else item.name
+
+
+def _images(source: Source) -> Iterator[Image | Aside | Dropped]:
+    """Every image of a source, those of a multi-frame file one a frame; those that are no slices; and other files."""
     for entry in source:
-        found = read_image(entry)
-        if not isinstance(found, Image) or str(found.get("SOPClassUID")) not in ENHANCED_CT:
-            yield found
+        item = read_image(entry)
+        if not isinstance(item, Image):
+            yield item
             continue
-        from volseg.volumes.dicom.frames import expand
-
-        try:
-            yield from expand(found)
-        except VolumeError as error:
-            reason = str(error).removeprefix(f"{found.name}: ")
-            yield Damaged(found.name, reason, printable(str(found.get("SeriesInstanceUID", NO_UID))))
+        for image in _frames(item):
+            reason = why_not_a_slice(image) if isinstance(image, Image) else None
+            yield image if reason is None or not isinstance(image, Image) else Aside(image, reason)
 
 
-def _sort_series(uid: str, images: list[Image], damaged: list[Damaged]) -> tuple[list[Candidate], list[Dropped]]:
-    """The candidates of one series, not yet numbered, and its images that are in none."""
-    dropped: list[Dropped] = []
-    secondary = [image for image in images if is_secondary(image)]
-    if len(secondary) < len(images):
-        dropped += [
-            Dropped(image.name, "DERIVED\\SECONDARY, beside the originals of its series") for image in secondary
-        ]
-        images = [image for image in images if not is_secondary(image)]
+def _frames(image: Image) -> Iterator[Image | Aside | Dropped]:
+    """The frames of a multi-frame CT image; any other image itself."""
+    from volseg.volumes.dicom.frames import expand
+
+    enhanced = str(image.get("SOPClassUID")) in ENHANCED_CT
+    if not is_ct(image) or not (enhanced or str(image.get("NumberOfFrames", 1)) != "1"):
+        yield image
+        return
+    try:
+        yield from expand(image)
+    except VolumeError as error:
+        reason = str(error).removeprefix(f"{image.name}: ")
+        if enhanced:
+            yield Damaged(image.name, reason, _series_uid(image))
+        else:
+            yield Aside(image, why_not_a_slice(image) or reason, always=True)
+
+
+def _sort_series(
+    uid: str, images: list[Image], damaged: list[Damaged]
+) -> tuple[list[Candidate], list[Aside], list[Dropped]]:
+    """The candidates of one series, not yet numbered; its images that were left out; and those that do not fit."""
     groups, misfits = _group(images)
+    asides: list[Aside] = []
+    groups = list(_without_secondary(groups, asides))
     whole = [group for group in groups if _is_stack(group)]
     usual = max(whole, key=lambda group: len(group.images), default=None)
     for group in groups:
-        if group not in whole:
-            reason = _why_no_stack(group) if usual is None else _difference(group, usual)
+        if group in whole:
+            continue
+        reason = _why_no_stack(group) if usual is None else _difference(group, usual)
+        if usual is None:
+            asides += [Aside(image, reason) for image in group.images]
+        else:
             misfits += [Dropped(image.name, reason) for image in group.images]
-    candidates = [
-        Candidate(
-            0,
-            uid,
-            tuple(group.images),
-            group.place.orientation,
-            (group.place.spacing[0], group.place.spacing[1]),
-            faults=(*misfits, *damaged),
-            warnings=tuple(_warnings(group.images)),
-        )
-        for group in whole
-    ]
-    return candidates, dropped + misfits
+    candidates: list[Candidate] = []
+    for place, group in enumerate(whole):
+        division = divide(group.images, group.place.orientation, group.place.spacing, named=uid != NO_UID)
+        misfits += division.misfits
+        for number, (part, differs) in enumerate(division.parts, 1):
+            candidates.append(
+                Candidate(
+                    number=place,  # until all are numbered
+                    series_uid=uid,
+                    images=part,
+                    orientation=group.place.orientation,
+                    pixel_spacing=(group.place.spacing[0], group.place.spacing[1]),
+                    warnings=(*_warnings(part), *division.warnings),
+                    part=number if len(division.parts) > 1 else None,
+                    differs=differs,
+                )
+            )
+    faults = (*misfits, *damaged)
+    return [replace(candidate, faults=faults) for candidate in candidates], asides, misfits
+
+
+def _without_secondary(groups: Iterable[_Group], asides: list[Aside]) -> Iterator[_Group]:
+    """The groups without images DERIVED\\SECONDARY, which go to `asides`, beside originals of their series.
+
+    Those that go on or fill the originals' own grid stay: a workstation made them of the same scan, and without them
+    the volume would be shorter or coarser. So do all of a series that has no originals to make a volume of.
+    """
+    groups = list(groups)
+    originals = [[image for image in group.images if not is_secondary(image)] for group in groups]
+    volume = any(
+        len(own) > 1 and _is_stack(_Group(group.place, own)) for group, own in zip(groups, originals, strict=True)
+    )
+    for group, own in zip(groups, originals, strict=True):
+        kept = _on_their_grid(group, own) if own else [] if volume else group.images
+        stays = {id(image) for image in kept}
+        asides += [Aside(image, BESIDE_ORIGINALS, always=True) for image in group.images if id(image) not in stays]
+        if kept:
+            yield _Group(group.place, kept)
+
+
+def _on_their_grid(group: _Group, originals: list[Image]) -> list[Image]:
+    """The originals of a group, and the secondary images that make one regular stack with them."""
+    if len(originals) == len(group.images):
+        return originals
+    stacks = Stacks(group.images, group.place.orientation, group.place.spacing)
+    original = [number for number, image in enumerate(group.images) if not is_secondary(image)]
+    heights = np.sort(stacks.heights[original])
+    added = []
+    for number, image in enumerate(group.images):
+        if is_secondary(image) and np.abs(heights - stacks.heights[number]).min() >= stacks.same_place:
+            added.append(number)
+    together = sorted([*original, *added])
+    return [group.images[number] for number in (together if stacks.lattice(together) else original)]
 
 
 def _group(images: Iterable[Image]) -> tuple[list[_Group], list[Dropped]]:
@@ -227,64 +255,50 @@ def _listed(numbers: Iterable[float]) -> str:
     return "\\".join(f"{number:.4g}" for number in numbers)
 
 
-def _warnings(images: list[Image]) -> Iterator[str]:
+def _warnings(images: Sequence[Image]) -> Iterator[str]:
+    lost = [image for image in images if not str(image.get("Modality", "")).strip()]
+    if lost:
+        yield f"{len(lost)} of {len(images)} images have no Modality; taken for CT by their SOP class"
+    unknown = [image for image in images if not is_known_class(image)]
+    if unknown:
+        uid = str(unknown[0].get("SOPClassUID", "(absent)"))
+        what = class_name(uid) or f"SOP class {shown(uid)}"
+        yield f"{len(unknown)} of {len(images)} images are of {what}; taken for CT by their modality"
     derived = [words for words in map(image_type, images) if words[:1] == ["DERIVED"]]
     if derived:
         words = shown("\\".join(derived[0]))
         yield f"{len(derived)} of {len(images)} images are {words}: processed, not the scanner's own slices"
 
 
-def _numbered(source: Source, candidates: list[Candidate], dropped: list[Dropped]) -> Survey:
-    """The survey, its candidates in the order of their first images, warned of damaged files of no known series."""
+def _numbered(
+    source: Source, candidates: list[Candidate], dropped: list[Dropped], asides: list[Aside], readable: list[str]
+) -> Survey:
+    """The survey, its candidates in the order of their first images, with the faults and warnings of what was left."""
     places = {entry.name: number for number, entry in enumerate(source)}
-    candidates.sort(key=lambda one: (places[one.images[0].entry.name], one.series_uid))
-    lost = [item.name for item in dropped if isinstance(item, Damaged) and item.series_uid is None]
-    missing = [item.name for item in dropped if item.reason == MISSING]
-    warning: tuple[str, ...] = ()
-    if lost:
-        warning += (f"{len(lost)} damaged files, perhaps slices of it, were left out: {_some(lost)}",)
-    if missing:
-        warning += (f"{len(missing)} files of the DICOMDIR are missing, perhaps slices of it: {_some(missing)}",)
+    first: dict[tuple[str, int], int] = {}
+    for candidate in candidates:
+        whole = (candidate.series_uid, candidate.number)
+        first[whole] = min(first.get(whole, len(places)), min(places[image.entry.name] for image in candidate.images))
+    candidates.sort(key=lambda one: (first[one.series_uid, one.number], one.series_uid, one.number, one.part or 0))
+    numbers = {
+        whole: number for number, whole in enumerate(dict.fromkeys((c.series_uid, c.number) for c in candidates), 1)
+    }
+    faults, doubtful = lost_slices(candidates, dropped, readable)
     everything = tuple(dropped)
     return Survey(
         tuple(
-            replace(one, number=number, dropped=everything, warnings=(*one.warnings, *warning))
-            for number, one in enumerate(candidates, 1)
+            replace(
+                one,
+                number=numbers[one.series_uid, one.number],
+                dropped=everything,
+                faults=(*one.faults, *faults.get(index, ())),
+                warnings=(
+                    *one.warnings,
+                    *aside_warnings(one, asides),
+                    *lost_warnings(dropped, doubtful, one.series_uid),
+                ),
+            )
+            for index, one in enumerate(candidates)
         ),
         everything,
     )
-
-
-def _matching(candidates: tuple[Candidate, ...], series: str) -> list[Candidate]:
-    exact = [one for one in candidates if one.series_uid == series]
-    numbered = [one for one in candidates if str(one.number) == series]
-    short = series.isdecimal() and len(series) <= DIGITS_OF_A_NUMBER  # "--series 7" of two must not find a UID ...07
-    ending = [one for one in candidates if series and not short and one.series_uid.endswith(series)]
-    return exact or numbered or ending
-
-
-def _nothing(path: Path, dropped: tuple[Dropped, ...]) -> str:
-    """What to say of a source without a candidate."""
-    found = [item for item in dropped if item.reason != NOT_DICOM]
-    if not found:
-        inside = f"its {len(dropped)} files hold none" if dropped else "it is empty"
-        return f"{path}: no DICOM images ({inside}); give a folder with one CT series, or a .nii.gz file"
-    if path.is_file() and len(dropped) == 1 and dropped[0].reason == ONLY_SLICE:
-        return f"{path}: one slice only; give the folder that holds its series, such as {path.parent}"
-    counted = count_reasons(found)
-    listed = "; ".join(f"{count} x {reason} ({_some(names)})" for reason, count, names in counted[:REASONS_LISTED])
-    more = f"; and {len(counted) - REASONS_LISTED} other reasons" if len(counted) > REASONS_LISTED else ""
-    files = "its only file" if len(dropped) == 1 else f"its {len(dropped)} files"
-    remedy = "give a whole CT series, or a .nii.gz file"
-    return f"{path}: no CT volume of two or more slices in {files}: {listed}{more}; {remedy}"
-
-
-def _some(names: Iterable[str]) -> str:
-    short = [_base(name) for name in names]
-    return ", ".join(short[:NAMES_LISTED]) + (
-        f" and {len(short) - NAMES_LISTED} more" if len(short) > NAMES_LISTED else ""
-    )
-
-
-def _base(name: str) -> str:
-    return without_folders(name).rsplit("!", 1)[-1]

@@ -5,6 +5,7 @@ A source only lists what may be an image, and what it passed over and why; `head
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,17 +15,9 @@ from typing import BinaryIO
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.finding.foreign import ANNEX_MARK, LOOKED_AT, Foreign, foreign, packing
 from volseg.volumes.dicom.finding.marks import DICOM_MARK, DICOM_MARK_AT, looks_like_dicom
 from volseg.volumes.dicom.image import Entry, printable
-
-ARCHIVES = (  # (offset, bytes, what it is)
-    (0, b"\x1f\x8b", "gzip-compressed"),
-    (0, b"BZh", "bzip2-compressed"),
-    (0, b"\xfd7zXZ\x00", "xz-compressed"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (0, b"Rar!", "a rar archive"),
-    (257, b"ustar", "a tar archive"),
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ def _folder(path: Path) -> Source:
     dropped: list[Dropped] = []
 
     def unreadable(error: OSError) -> None:
-        dropped.append(Dropped(printable(str(error.filename)), f"cannot be read ({error.strerror or error})"))
+        dropped.append(Foreign(printable(str(error.filename)), f"cannot be read ({error.strerror or error})"))
 
     for parent, folders, files in os.walk(path, onerror=unreadable):
         folders.sort()
@@ -103,15 +96,23 @@ def _folder(path: Path) -> Source:
             if file.is_file():
                 entries.append(FileEntry(file))
             else:  # opening a pipe would wait for ever
-                dropped.append(Dropped(printable(str(file)), "a link to nowhere, a pipe or a device; not opened"))
+                reason = "a link to nowhere, a pipe or a device; not opened"
+                dropped.append(Foreign(printable(str(file)), reason, _annexed(file)))
         if len(entries) + len(dropped) > limits.MAX_FILES:
             raise VolumeError(f"{path}: more than {limits.MAX_FILES} files; give the folder of one study or series")
     return Source(path, "folder", tuple(entries), tuple(dropped))
 
 
+def _annexed(file: Path) -> str:
+    """What to do about a link of git-annex (so of DataLad) whose file was not fetched; "" for any other."""
+    target = os.readlink(file) if file.is_symlink() else ""
+    annexed = ANNEX_MARK.decode() in target.replace(os.sep, "/")
+    return "a link of git-annex whose file is not here; git annex get fetches it" if annexed else ""
+
+
 def _file(path: Path) -> Source:
     with path.open("rb") as file:
-        start = file.read(512)
+        start = file.read(LOOKED_AT)
         if looks_like_dicom(start):
             from volseg.volumes.dicom.finding.directory import is_directory, referenced_files
 
@@ -124,9 +125,15 @@ def _file(path: Path) -> Source:
 
         members, passed = read_archive(path)
         return Source(path, "zip", tuple(members), tuple(passed))
-    for offset, mark, what in ARCHIVES:
-        if start[offset : offset + len(mark)] == mark:
-            raise VolumeError(f"{path}: {what}; of archives volseg reads zip: unpack it and give the folder")
+    packed = packing(path.name, start)
+    if packed is not None:
+        what, command = packed
+        raise VolumeError(
+            f"{path}: {what}; volseg reads zip and .nii.gz: unpack it ({command} {path.name}), and give that"
+        )
+    what = foreign(path.name, start, io.BytesIO()).what
+    if what:
+        raise VolumeError(f"{path}: {what}")
     raise VolumeError(
         f"{path}: of no format that volseg reads; give .nii, .nii.gz, a .zarr folder, a DICOM folder, zip or DICOMDIR"
     )
