@@ -142,14 +142,24 @@ def test_fragments_that_cannot_be_told_apart(tmp_path):
         read(save([ds], tmp_path))
 
 
-def test_a_table_that_lies(tmp_path):
+def test_a_table_that_lies_is_not_needed_for_one_fragment_a_frame(tmp_path):
     save([compressed(RLELossless, "table")], tmp_path)
     path = tmp_path / "00.dcm"
     data = path.read_bytes()
     at = data.index(b"\xfe\xff\x00\xe0\x18\x00\x00\x00") + 8
     path.write_bytes(data[: at + 4] + b"\xff\xff\xff\x7f" + data[at + 8 :])
-    with pytest.raises(VolumeError, match=r"00\.dcm: its table of frames does not fit"):
-        read(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path)[1], HU)
+
+
+def test_a_table_that_lies_of_several_fragments_a_frame(tmp_path):
+    for name, syntax in (("jpeg-ls", JPEGLSLossless), ("rle", RLELossless)):
+        path = save([compressed(syntax, "fragments")], tmp_path / name) / "00.dcm"
+        data = path.read_bytes()
+        at = data.index(b"\xfe\xff\x00\xe0\x18\x00\x00\x00") + 8
+        path.write_bytes(data[: at + 4] + b"\xff\xff\xff\x7f" + data[at + 8 :])
+    np.testing.assert_array_equal(read(tmp_path / "jpeg-ls")[1], HU)  # a codestream begins with its mark
+    with pytest.raises(VolumeError, match="12 fragments, 6 frames, and no table to tell them apart"):
+        read(tmp_path / "rle")
 
 
 def test_big_endian_frames(tmp_path):

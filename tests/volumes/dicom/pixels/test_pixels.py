@@ -253,11 +253,105 @@ def test_a_codestream_of_another_size_is_not_decoded(tmp_path, syntax, monkeypat
         open_dicom(tmp_path).read(Box((4, 0, 0), (5, 16, 20)))
 
 
-def test_values_beyond_the_bits_stored_are_a_fault(tmp_path):
-    stored = STORED.copy()
-    stored[3, 2, 2] = 5000
-    with pytest.raises(VolumeError, match=r"03\.dcm: pixels from \d+ to 5000 do not fit its 12 bits"):
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_a_header_that_says_too_few_bits_is_a_fault(tmp_path, kind):
+    stored = (STORED * 4).astype(kind)  # smooth, through 2048 and 4096
+    stored[3] += 3000
+    assert stored.max() > 4500
+    with pytest.raises(VolumeError, match=r"dcm: pixels from \d+ to \d+ do not fit its 12 bits"):
         read(save(series_datasets(stored), tmp_path))
+
+
+@pytest.mark.parametrize(("bits", "what"), [(12, 0x8000), (12, 0xF000), (12, 0x1000), (10, 0x0400), (12, None)])
+@pytest.mark.parametrize("syntax", [None, "RLELossless", "JPEG2000Lossless"])
+def test_refuse_above_the_bits_stored_is_no_value(tmp_path, bits, what, syntax):
+    stored = STORED % 1000 if bits == 10 else STORED.copy()
+    expected = stored.astype(np.int16) - 1024
+    random = np.random.default_rng(0)
+    bad = random.random(stored.shape) < 0.15
+    stored[bad] |= (random.integers(1, 16, bad.sum()) << 12).astype(np.uint16) if what is None else np.uint16(what)
+    save(series_datasets(stored, bits=16), tmp_path)
+    if syntax:
+        recompress(tmp_path, syntax)
+    for path in tmp_path.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.BitsStored, ds.HighBit = bits, bits - 1
+        ds.save_as(path)
+    np.testing.assert_array_equal(read(tmp_path), expected)
+
+
+def test_refuse_above_signed_values_and_padding_beyond_the_bits(tmp_path):
+    values = STORED.astype(np.int16) - 500
+    stored = values.copy()
+    stored[:, 3::5] ^= 0x4000
+    stored[:, :2] = -32000  # beyond 12 bits, and said to be padding
+
+    def encode(ds):
+        ds.add_new("PixelPaddingValue", "SS", -32000)
+
+    array = read(save(series_datasets(stored, intercept=0), tmp_path, encode=encode))
+    np.testing.assert_array_equal(array[:, 2:], values[:, 2:])
+    assert (array[:, :2] == -1024).all()
+
+
+@pytest.mark.parametrize(("high", "signed"), [(15, False), (13, False), (15, True)])
+@pytest.mark.parametrize("refuse", [0, 0x000F, 0xFFFF])
+def test_values_in_the_upper_bits(tmp_path, high, signed, refuse):
+    values = STORED.astype(np.int16) - (500 if signed else 0)
+    shift = high - 11
+    mask = ((1 << 12) - 1) << shift
+    stored = ((values.astype(np.int32) << shift) & mask | (refuse & ~mask)).astype(np.uint16)
+
+    def encode(ds):
+        ds.HighBit = high
+
+    datasets = series_datasets(stored.view(np.int16) if signed else stored, intercept=0)
+    np.testing.assert_array_equal(read(save(datasets, tmp_path, encode=encode)), values)
+
+
+def test_values_in_the_upper_bits_of_a_codestream_are_refused(tmp_path):
+    save(series_datasets(STORED), tmp_path)
+    recompress(tmp_path, "JPEGLSLossless")
+    for path in tmp_path.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.HighBit = 15
+        ds.save_as(path)
+    with pytest.raises(VolumeError, match="16 bits allocated, 12 stored, high bit 15"):
+        read(tmp_path)
+
+
+# ---- the end of compressed pixels
+
+
+def rewritten_end(folder, change, syntax="JPEG2000Lossless"):
+    save(series_datasets(STORED), folder)
+    recompress(folder, syntax)
+    for path in folder.iterdir():
+        raw = path.read_bytes()
+        assert raw[-8:] == b"\xfe\xff\xdd\xe0" + bytes(4)
+        path.write_bytes(change(raw[:-8]))
+    return folder
+
+
+@pytest.mark.parametrize("syntax", ["JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessProcess14_1", "RLELossless"])
+@pytest.mark.parametrize("end", [b"", bytes(8), bytes(200), b"\xfe\xff\xdd", b"\xfc\xff\xfc\xffOB\0\0\4\0\0\0\0\0\0\0"])
+def test_pixels_without_their_last_mark(tmp_path, syntax, end):
+    np.testing.assert_array_equal(read(rewritten_end(tmp_path, lambda raw: raw + end, syntax)), HU)
+
+
+def test_a_fragment_that_does_not_count_its_last_byte(tmp_path):
+    def change(raw):
+        at = raw.rindex(b"\xfe\xff\x00\xe0") + 4
+        length = int.from_bytes(raw[at : at + 4], "little")
+        assert at + 4 + length == len(raw)
+        return raw[:at] + (length + 1).to_bytes(4, "little") + raw[at + 4 :] + b"\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+    np.testing.assert_array_equal(read(rewritten_end(tmp_path, change)), HU)
+
+
+def test_a_codestream_cut_off_with_its_mark_is_truncated(tmp_path):
+    with pytest.raises(VolumeError, match="truncated: the file ends within its compressed pixel data"):
+        read(rewritten_end(tmp_path, lambda raw: raw[:-20]))
 
 
 def test_overlays_in_unused_bits_are_no_values(tmp_path):

@@ -7,15 +7,16 @@ the pixel data before anything is sized by them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from volseg.errors import VolumeError, first_line
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.encoding import NATIVE
 from volseg.volumes.dicom.finding.foreign import NOT_DICOM, Foreign, foreign
 from volseg.volumes.dicom.finding.marks import DICOM_MARK, DICOM_MARK_AT, MEDIA_DIRECTORY, looks_like_dicom
-from volseg.volumes.dicom.finding.parsing import DEFLATED, PIXEL_DATA, UNCOMPRESSED, Parsed, Pixels, parse
+from volseg.volumes.dicom.finding.parsing import PIXEL_DATA, Parsed, Pixels, parse
 from volseg.volumes.dicom.image import Entry, Image, printable
 
 KEYWORDS = (
@@ -104,6 +105,10 @@ def _judge(entry: Entry, parsed: Parsed) -> Image | Dropped:
         fault = _fault(image, parsed.pixels)
         if fault is not None:
             return _damaged(image, fault)
+        surplus = _surplus(image, parsed.pixels)
+        if surplus > 1:  # one byte fills up an odd number
+            note = f"pixel data of {surplus} bytes more than rows, columns and bits say; the last ones were left out"
+            image = replace(image, notes=(*image.notes, note))
     return image
 
 
@@ -159,6 +164,15 @@ def _fault(image: Image, pixels: Pixels) -> str | None:
     return _length_fault(pixels, image.transfer_syntax, rows * columns * samples * frames * allocated // 8)
 
 
+def _surplus(image: Image, pixels: Pixels) -> int:
+    """By how many bytes uncompressed pixels are longer than a sound header promises."""
+    if image.transfer_syntax not in NATIVE or pixels.length is None:
+        return 0
+    rows, columns, allocated = (int(image.get(keyword)) for keyword in ("Rows", "Columns", "BitsAllocated"))
+    samples, frames = int(image.get("SamplesPerPixel", 1)), int(image.get("NumberOfFrames", 1))
+    return pixels.length - rows * columns * samples * frames * allocated // 8
+
+
 def _frames_described(header: Mapping[str, Any]) -> int | None:
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if groups is None:
@@ -168,10 +182,10 @@ def _frames_described(header: Mapping[str, Any]) -> int | None:
 
 def _length_fault(pixels: Pixels, syntax: str, expected: int) -> str | None:
     """Whether uncompressed pixels are as many as the header promises; compressed ones are left to their decoder."""
-    if syntax not in (*UNCOMPRESSED.values(), DEFLATED):
+    if syntax not in NATIVE:
         return None
     if pixels.length is None:
-        return "uncompressed pixels without a length"
+        return "uncompressed pixels without a length, or compressed in a way that nothing tells"
     if pixels.length < expected:
         return f"its header promises {expected} bytes of pixels, and it has {pixels.length}"
     if pixels.present is not None and pixels.present < expected:

@@ -6,24 +6,18 @@ makes an object of some kilobytes of every eight bytes that say "item".
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.codestream import ITEM, KINDS, PEEK_BYTES, syntax_of
+from volseg.volumes.dicom.encoding import DEFLATED, UNCOMPRESSED, DataSet, contradiction, enter
 from volseg.volumes.dicom.image import printable
 from volseg.volumes.dicom.numbers import with_points
 
-DEFLATED = "1.2.840.10008.1.2.1.99"
-UNCOMPRESSED = {
-    (True, True): "1.2.840.10008.1.2",
-    (False, True): "1.2.840.10008.1.2.1",
-    (False, False): "1.2.840.10008.1.2.2",
-}
 PIXEL_DATA = 0x7FE00010
 PIXEL_TAGS = (PIXEL_DATA, 0x7FE00008, 0x7FE00009)  # the others are pixels as floats, as doubles
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -38,11 +32,13 @@ class HeaderError(Exception):
 @dataclass(frozen=True)
 class Pixels:
     """The element that holds an image's pixels: its tag, the length it claims (None: in pieces, as compressed pixels
-    are), and the bytes that follow in the file (None where that is not known, in a deflated data set)."""
+    are), the bytes that follow in the file (None where that is not known, in a deflated data set), and where they
+    begin."""
 
     tag: int
     length: int | None
     present: int | None
+    at: int
 
 
 @dataclass(frozen=True)
@@ -66,31 +62,41 @@ def parse(file: BinaryIO, keywords: Sequence[str], most: int = limits.MAX_HEADER
     Raises whatever pydicom does for a damaged file (it has many types), and HeaderError beyond the limits.
     """
     from pydicom.datadict import tag_for_keyword
-    from pydicom.filereader import read_partial
+    from pydicom.filereader import read_dataset
 
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    plain, size_known = _inflated(file, most)
-    guarded = _Guarded(plain, most)
     seen: dict[str, Pixels] = {}
-
-    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        if tag in PIXEL_TAGS:
-            present = max(0, size - guarded.tell()) if size_known else None
-            seen["pixels"] = Pixels(int(tag), None if length == UNDEFINED_LENGTH else length, present)
-        return tag >= PIXEL_TAGS[1]  # what follows pixels is padding and signatures
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values that volseg does not use
+        data = enter(file, most, lambda file: _Guarded(file, most))
+        guarded = _Guarded(data.file, most)
+
+        def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+            if tag in PIXEL_TAGS:
+                at = guarded.tell()
+                present = max(0, size - at) if data.syntax != DEFLATED else None
+                seen["pixels"] = Pixels(int(tag), None if length == UNDEFINED_LENGTH else length, present, at)
+            return tag >= PIXEL_TAGS[1]  # what follows pixels is padding and signatures
+
         tags = [tag_for_keyword(keyword) for keyword in keywords]
-        dataset = read_partial(cast(BinaryIO, guarded), at_pixels, force=True, specific_tags=cast(Any, tags))
+        dataset = read_dataset(
+            cast(BinaryIO, guarded), data.implicit, data.little, stop_when=at_pixels, specific_tags=cast(Any, tags)
+        )
         values, notes = with_points({keyword: _value(dataset, keyword) for keyword in keywords if keyword in dataset})
-        meta = dataset.file_meta
-        if size_known:
-            syntax = str(meta.get("TransferSyntaxUID") or UNCOMPRESSED.get(dataset.original_encoding, "unknown"))
-        else:
-            syntax = DEFLATED
-        return Parsed(values, syntax, str(meta.get("MediaStorageSOPClassUID", "")), seen.get("pixels"), notes)
+        pixels = seen.get("pixels")
+        syntax = data.syntax if pixels is None else _syntax_of_pixels(data, pixels)
+    note = contradiction(str(data.meta.get("TransferSyntaxUID") or ""), syntax)
+    notes = (note, *notes) if note else notes
+    return Parsed(values, syntax, str(data.meta.get("MediaStorageSOPClassUID", "")), pixels, notes)
+
+
+def _syntax_of_pixels(data: DataSet, pixels: Pixels) -> str:
+    """The data set's transfer syntax, unless its pixels are native or compressed against it."""
+    data.file.seek(pixels.at)
+    start = data.file.read(PEEK_BYTES)
+    if pixels.length is None or (data.syntax in KINDS and start[:4] == ITEM):
+        return syntax_of(start, data.syntax)
+    return UNCOMPRESSED.get((data.implicit, data.little), data.syntax) if data.syntax in KINDS else data.syntax
 
 
 def _value(dataset: Any, keyword: str) -> Any:
@@ -105,24 +111,6 @@ def _value(dataset: Any, keyword: str) -> Any:
     except Exception:  # a number that is none, a length that is odd; whoever needs the value names it
         text = bytes(stored[:TEXT_OF_BAD_VALUES]).decode("latin-1") if isinstance(stored, bytes) else "unreadable"
         return printable(text) or "unreadable"
-
-
-def _inflated(file: BinaryIO, most: int) -> tuple[BinaryIO, bool]:
-    """The file itself; or where its data set is deflated, the beginning of it inflated, without preamble and meta."""
-    from pydicom.filereader import read_dataset
-
-    start = file.read(1 << 13)
-    file.seek(0)
-    if DEFLATED.encode() not in start or start[128:132] != b"DICM":
-        return file, True
-    guarded = _Guarded(file, most)
-    guarded.seek(132)
-    meta = read_dataset(cast(BinaryIO, guarded), False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    if str(meta.get("TransferSyntaxUID")) != DEFLATED:
-        file.seek(0)
-        return file, True
-    deflated = file.read(most)
-    return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(deflated, most)), False
 
 
 class _Guarded:

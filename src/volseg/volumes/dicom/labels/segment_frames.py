@@ -16,6 +16,7 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.encoding import enter
 from volseg.volumes.dicom.finding.sources import FileEntry
 from volseg.volumes.dicom.labels.bit_layout import frame_starts
 from volseg.volumes.dicom.labels.objects import damage
@@ -45,6 +46,8 @@ class SegmentFrames:
 
         self.path = path
         with path.open("rb") as file, damage(path):
+            self._syntax = enter(file, 0).syntax
+            file.seek(0)
             self.header: Any = dcmread(file, stop_before_pixels=True, force=True)
             self._pixels_at = file.tell()
             self.rows, self.columns = int(self.header.Rows), int(self.header.Columns)
@@ -54,7 +57,6 @@ class SegmentFrames:
             padding = self.header.get("PixelPaddingValue")
             self._padding = padding if isinstance(padding, int) else BACKGROUND
             self._bits = int(self.header.BitsAllocated)
-            self._syntax = str(self.header.file_meta.get("TransferSyntaxUID", NATIVE[0]))
             described = len(self.header.PerFrameFunctionalGroupsSequence)
         if self.kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
             raise VolumeError(f"{path}: SegmentationType {self.kind!r}; volseg reads BINARY and LABELMAP")

@@ -63,13 +63,47 @@ def stored_values(stream: PixelStream, index: int, name: str) -> np.ndarray:
 
     Raises VolumeError where the frame is truncated, damaged, or no decoder can read it.
     """
+    return stored_bits(stream, pixel_cells(stream, index, name))
+
+
+def pixel_cells(stream: PixelStream, index: int, name: str) -> np.ndarray:
+    """The same with all the bits allocated: what a padding value may reach into. Raises VolumeError likewise."""
     data = stream.frame(index)
     header = stream.header
     values = _decoded(stream, data, name) if stream.syntax.is_encapsulated else _native(stream, data)
     shape = (int(header.Rows), int(header.Columns))
     if values.shape != shape:
         raise VolumeError(f"{name}: pixels of shape {values.shape}, its header promises {shape}")
-    return _within_bits(values, int(header.BitsStored), stream.overlays)
+    return values
+
+
+def stored_bits(stream: PixelStream, cells: np.ndarray, padded: np.ndarray | None = None) -> np.ndarray:
+    """The bits stored, of a frame's cells [rows, columns] (PS3.5 8.1.1); the others may hold anything.
+
+    Where cells reach beyond them, either those bits are refuse (or overlays, or a sign that was not carried on), or the
+    header says too few. An image is smooth, so whichever way it is smoother is right; in the second case the cells stay
+    as they are, for `hounsfield` to refuse. Cells `padded` are not looked at.
+    """
+    header, width = stream.header, 8 * cells.dtype.itemsize
+    stored, high = int(header.BitsStored), int(header.HighBit)
+    if high != stored - 1:
+        shifted: np.ndarray = (cells << (width - 1 - high)) >> (width - stored)
+        return shifted
+    if width <= stored:
+        return cells
+    kept: np.ndarray = (cells << (width - stored)) >> (width - stored)
+    beyond = kept != cells if padded is None else (kept != cells) & ~padded
+    if not beyond.any():
+        return cells
+    return kept if stream.overlays or _roughness(kept, padded) <= _roughness(cells, padded) else cells
+
+
+def _roughness(values: np.ndarray, padded: np.ndarray | None) -> float:
+    """The sum of all steps between neighbours, without those in padding."""
+    whole = values.astype(np.float64)
+    if padded is not None:
+        whole[padded] = np.nan
+    return float(sum(np.nansum(np.abs(np.diff(whole, axis=axis))) for axis in (0, 1)))
 
 
 def _native(stream: PixelStream, data: bytes) -> np.ndarray:
@@ -182,14 +216,3 @@ def _coded_size(data: bytes) -> tuple[int, int, int] | None:
             return None
         at += 1 if marker == 0xFF else 2 + int(struct.unpack_from(">H", data, at + 2)[0])
     return None
-
-
-def _within_bits(values: np.ndarray, bits: int, overlays: bool) -> np.ndarray:
-    """The stored bits alone where the others hold overlays, or were left zero in negative values; all else as it is.
-
-    Otherwise the unused bits stay, for a padding value may reach into them, and a value that does so unasked is a fault
-    to be seen.
-    """
-    shift = 8 * values.dtype.itemsize - bits
-    unextended = values.dtype.kind == "i" and values.min() >= 0 and (1 << (bits - 1)) <= values.max() < (1 << bits)
-    return (values << shift) >> shift if shift and (overlays or unextended) else values

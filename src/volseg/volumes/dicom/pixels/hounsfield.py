@@ -21,7 +21,7 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.numbers import IN_THOUSANDS, as_written, numbers
-from volseg.volumes.dicom.pixels.decoding import stored_values
+from volseg.volumes.dicom.pixels.decoding import pixel_cells, stored_bits
 from volseg.volumes.dicom.pixels.stream import PixelStream
 
 AIR_HU = -1024
@@ -75,8 +75,11 @@ def hounsfield(image: Image, stream: PixelStream, dtype: np.dtype[Any]) -> np.nd
 
     Raises VolumeError where its pixels are truncated, damaged, cannot be decoded, or are not what the header promises.
     """
-    stored = stored_values(stream, image.frame or 0, image.name)
-    padded = _padding(image, stored)
+    cells = pixel_cells(stream, image.frame or 0, image.name)
+    padded = _padding(image, cells)
+    stored = stored_bits(stream, cells, padded)
+    if stored is not cells and padded is not None:
+        padded |= _padding(image, stored)
     _require_range(image, stored, padded)
     slope, intercept = rescale(image)
     flipped = sum(_stored_range(image)) - stored.astype(np.int64) if is_inverted(image) else stored

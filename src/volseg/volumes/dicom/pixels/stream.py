@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
 from itertools import pairwise
 from typing import Any, BinaryIO
 
 from volseg.errors import VolumeError, first_line
 from volseg.volumes.dicom import limits
+from volseg.volumes.dicom.encoding import enter
 from volseg.volumes.dicom.image import Entry
 
 PIXEL_ELEMENTS = [
@@ -23,8 +23,12 @@ PIXEL_ELEMENTS = [
 ]  # fmt: skip
 OVERLAY_BIT_POSITIONS = [0x60000102 + (group << 17) for group in range(16)]
 PIXEL_DATA, FLOAT_PIXEL_DATA, DOUBLE_PIXEL_DATA = 0x7FE00010, 0x7FE00008, 0x7FE00009
+FIRST_ITEM_TAG = 0xFFFE0000
+RLE = "1.2.840.10008.1.2.5"
 ITEM, END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
+ITEM_HEAD = b"\xfe\xff\x00\xe0"
 UNDEFINED = 0xFFFFFFFF
+CODESTREAM_HEADS = (b"\xff\xd8", b"\xff\x4f")  # of JPEG and JPEG-LS; of JPEG 2000
 MOST_FRAGMENTS = 1_000_000
 
 
@@ -63,9 +67,13 @@ class PixelStream:
         self.frames = max(1, int(self.header.get("NumberOfFrames") or 1))
         self.frame_bytes = self._native_frame_bytes()
         self.overlays = any(self.header[tag].value for tag in OVERLAY_BIT_POSITIONS if tag in self.header)
-        if self.syntax.is_encapsulated != (length == UNDEFINED):
+        self._file.seek(self._start)
+        in_items = length == UNDEFINED or (self.syntax.is_encapsulated and self._file.read(4) == ITEM_HEAD)
+        if self.syntax.is_encapsulated != in_items:
             raise self._wrong(f"pixel data do not have the form of their transfer syntax, {self.syntax.name}")
-        self._pieces = self._encapsulated() if length == UNDEFINED else self._native(length)
+        if length != UNDEFINED:
+            self._end = min(self._end, self._start + length)
+        self._pieces = self._encapsulated() if in_items else self._native(length)
 
     def close(self) -> None:
         """Close the file."""
@@ -88,42 +96,34 @@ class PixelStream:
 
     def _read_header(self, file: BinaryIO) -> tuple[BinaryIO, Any]:
         """The file (inflated where it is deflated), standing at its pixel data, and the header."""
-        from pydicom import dcmread
         from pydicom.filereader import read_dataset
-        from pydicom.uid import DeflatedExplicitVRLittleEndian
+        from pydicom.tag import Tag
 
+        limit = limits.MAX_MEMBER_BYTES
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values that say nothing of the pixels
-            if self.syntax == DeflatedExplicitVRLittleEndian:
-                with file:
-                    inflated = self._inflate(file)
-                return inflated, read_dataset(inflated, False, True, stop_when=_at_pixel_data)
-            tags = [*PIXEL_ELEMENTS, *OVERLAY_BIT_POSITIONS]
-            return file, dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-
-    def _inflate(self, file: BinaryIO) -> BinaryIO:
-        """The inflated data set of a deflated file, of no more than limits.MAX_MEMBER_BYTES."""
-        data = file.read()
-        if data[128:132] != b"DICM" or data[132:136] != b"\x02\x00\x00\x00":
-            raise self._wrong("deflated, without the file meta information that says where")
-        start = 144 + struct.unpack_from("<I", data, 140)[0]
-        limit = limits.MAX_MEMBER_BYTES
-        engine = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = engine.decompress(data[start:], limit)
-        if engine.unconsumed_tail:
-            raise self._wrong(f"inflates to more than {limit >> 20} MiB; store it uncompressed")
-        return io.BytesIO(inflated)
+            data = enter(file, limit)
+            if data.file is not file:
+                file.close()
+            if data.cut:
+                raise self._wrong(f"inflates to more than {limit >> 20} MiB; store it uncompressed")
+            self._implicit, self._order = data.implicit, "<" if data.little else ">"
+            tags = [*map(Tag, PIXEL_ELEMENTS), *map(Tag, OVERLAY_BIT_POSITIONS)]
+            header = read_dataset(
+                data.file, data.implicit, data.little, stop_when=_at_pixel_data, specific_tags=list(tags)
+            )
+        return data.file, header
 
     def _enter_pixel_data(self) -> tuple[bool, int]:
         """Read the head of the pixel data's element: whether it holds words, and its length."""
-        order = "<" if self.syntax.is_little_endian else ">"
+        order = self._order
         head = self._file.read(8)
         if len(head) < 8:
             raise self._wrong("no pixel data; the file ends before them")
         group, element = struct.unpack(f"{order}HH", head[:4])
         if (group << 16 | element) != PIXEL_DATA:
             raise self._wrong("no pixel data in whole numbers (PixelData)")
-        if self.syntax.is_implicit_VR:
+        if self._implicit:
             return True, struct.unpack(f"{order}I", head[4:])[0]
         if head[4:6] not in (b"OB", b"OW", b"UN"):
             raise self._wrong(f"pixel data of value representation {head[4:6]!r}; DICOM allows OB and OW")
@@ -146,7 +146,9 @@ class PixelStream:
                 f"{rows} x {columns} pixels; volseg reads slices of 1 to {limits.MAX_SLICE_PIXELS} pixels"
             )
         one_bit = allocated == 1 and self.syntax.is_encapsulated  # of a segmentation
-        if not (allocated in (8, 16, 32) or one_bit) or not 0 < stored <= allocated or high != stored - 1:
+        shifted = high != stored - 1 and self.syntax.is_encapsulated and self.syntax != RLE
+        known = allocated in (8, 16, 32) or one_bit
+        if not known or not 0 < stored <= high + 1 <= allocated or shifted:
             raise self._wrong(f"{allocated} bits allocated, {stored} stored, high bit {high}: no layout that is read")
         samples, meaning = self.header.get("SamplesPerPixel", 1), self.header.get("PhotometricInterpretation")
         if samples != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
@@ -168,37 +170,65 @@ class PixelStream:
         (table_at, table_length), *fragments = self._items()
         if self.frames == 1:
             return [fragments]
-        offsets = self._offset_table(table_at, table_length)
-        if not offsets:
-            if len(fragments) != self.frames:
-                raise self._wrong(f"{len(fragments)} fragments, {self.frames} frames, and no table to tell them apart")
-            return [[fragment] for fragment in fragments]
-        first = fragments[0][0] - 8 if fragments else 0  # offsets count from the first fragment's own head
-        starts = {offset - 8 - first: number for number, (offset, _) in enumerate(fragments)}
-        if len(offsets) != self.frames or any(offset not in starts for offset in offsets):
-            raise self._wrong("its table of frames does not fit its pixel data; copy it again")
-        begins = [starts[offset] for offset in offsets]  # frames need not be stored in order
+        if len(fragments) == self.frames:  # so many tables are wrong that one that is not needed is not believed
+            ordered = self._begins(fragments, self._offset_table(table_at, table_length))
+            return [[fragments[n]] for n in ordered or range(self.frames)]
+        begins = self._begins(fragments, self._offset_table(table_at, table_length)) or self._heads(fragments)
+        if len(begins) != self.frames:
+            raise self._wrong(f"{len(fragments)} fragments, {self.frames} frames, and no table to tell them apart")
         ends = dict(pairwise([*sorted(begins), len(fragments)]))
         return [fragments[begin : ends[begin]] for begin in begins]
 
+    def _begins(self, fragments: list[tuple[int, int]], offsets: list[int]) -> list[int]:
+        """The first fragment of each frame by a table of offsets; empty where that is no true table of all frames."""
+        first = fragments[0][0] - 8 if fragments else 0  # offsets count from the first fragment's own head
+        starts = {offset - 8 - first: number for number, (offset, _) in enumerate(fragments)}
+        begins = [starts.get(offset, -1) for offset in offsets]  # frames need not be stored in order
+        true = len(set(begins)) == len(begins) == self.frames and min(begins, default=-1) == 0
+        return begins if true else []
+
+    def _heads(self, fragments: list[tuple[int, int]]) -> list[int]:
+        """The fragments that begin a codestream."""
+        heads = []
+        for number, (offset, _) in enumerate(fragments):
+            self._file.seek(offset)
+            if self._file.read(2) in CODESTREAM_HEADS:
+                heads.append(number)
+        return heads
+
     def _items(self) -> list[tuple[int, int]]:
-        """(offset, length) of every item: the basic offset table, then the fragments."""
+        """(offset, length) of every item: the basic offset table, then the fragments.
+
+        Their end is marked. The mark may be missing where the data set ends too, be zeros, or the next element stand in
+        its place, as some archives leave it (DCMTK#118): what tells is that all fragments are whole. A fragment of odd
+        length may be followed by the byte that it should have counted.
+        """
         items: list[tuple[int, int]] = []
         at = self._start
         while len(items) <= MOST_FRAGMENTS:
-            self._file.seek(at)
-            head = self._file.read(8)
-            group, element, length = struct.unpack("<HHI", head) if len(head) == 8 else (0, 0, 0)
-            tag = group << 16 | element
-            if tag == END_OF_ITEMS and len(items) > 1:
+            tag, length = self._item_head(at)
+            if tag != ITEM and items and items[-1][1] % 2 and self._item_head(at + 1)[0] in (ITEM, END_OF_ITEMS):
+                at += 1
+                tag, length = self._item_head(at)
+            ends = tag in (END_OF_ITEMS, None) or tag == length == 0 or PIXEL_DATA < (tag or 0) < FIRST_ITEM_TAG
+            if ends and len(items) > 1:
                 return items
-            if len(head) < 8 or (tag == ITEM and at + 8 + length > self._end):
+            if tag is None or (tag == ITEM and at + 8 + length > self._end):
                 raise self._wrong("truncated: the file ends within its compressed pixel data; copy it again")
             if tag != ITEM:
                 raise self._wrong("compressed pixel data without fragments, or with something between them")
             items.append((at + 8, length))
             at += 8 + length
         raise self._wrong(f"more than {MOST_FRAGMENTS} fragments of pixel data")
+
+    def _item_head(self, at: int) -> tuple[int | None, int]:
+        """(tag, length) of what begins there; (None, 0) where nothing does."""
+        self._file.seek(at)
+        head = self._file.read(min(8, max(0, self._end - at)))
+        if len(head) < 8:
+            return None, 0
+        group, element, length = struct.unpack("<HHI", head)
+        return group << 16 | element, length
 
     def _offset_table(self, at: int, length: int) -> list[int]:
         extended = self.header.get("ExtendedOffsetTable")
