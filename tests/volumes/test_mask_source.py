@@ -7,8 +7,8 @@ import pytest
 from label_sources import Image, structures
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes.label_values import NOT_NUMBERS, ROUNDED, together
 from volseg.volumes.mask_source import open_labels, open_mask
+from volseg.volumes.mask_values import NOT_NUMBERS, ROUNDED, together
 from volseg.volumes.volume import Space
 
 SHAPE = (6, 7, 8)

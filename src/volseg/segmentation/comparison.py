@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from volseg.segmentation.evaluation import (
     write_summary,
 )
 from volseg.volumes.dataset import DESCRIPTION, read_label_names
-from volseg.volumes.label_values import together
-from volseg.volumes.mask_source import open_mask
+from volseg.volumes.reading import open_volume
 from volseg.volumes.writing import check_small_output
 
 
@@ -102,19 +100,11 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
 def _compare_all(pairs: Sequence[tuple[Path, Path]], communicator: Communicator, listen: Listener) -> list[CaseResult]:
     """Every pair's result, on every rank; rank r compares pairs r, r + size, ..."""
     mine: dict[int, CaseResult] = {}
-    remarks: set[str] = set()
     with communicator.together():
         for number in range(communicator.rank, len(pairs), communicator.size):
-            mask, reference = (open_mask(path, partial(_remark, remarks, path)) for path in pairs[number])
-            mine[number] = compare(mask, reference)
+            mine[number] = compare(open_volume(pairs[number][0]), open_volume(pairs[number][1]))
             listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))
-    for remark in together(set().union(*communicator.gather_all(remarks))):
-        listen(Caution(remark))
     merged: dict[int, CaseResult] = {}
     for part in communicator.gather_all(mine):
         merged |= part
     return [merged[number] for number in range(len(pairs))]
-
-
-def _remark(remarks: set[str], path: Path, text: str) -> None:
-    remarks.add(f"{path}: {text}")

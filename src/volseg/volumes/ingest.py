@@ -14,8 +14,8 @@ from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.label_values import together
 from volseg.volumes.mask_source import open_labels
+from volseg.volumes.mask_values import together
 from volseg.volumes.output import Unit
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume

@@ -17,7 +17,7 @@ from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.audit import Audit, Dropped
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.label_values import Remark, no_remark, tidied
+from volseg.volumes.mask_values import Remark, no_remark, tidied
 from volseg.volumes.overlap import Overlap, overlap_warning
 from volseg.volumes.reading import is_zarr_store, open_volume
 from volseg.volumes.volume import Volume

@@ -16,8 +16,8 @@ from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.label_values import Remark, Tidied, check_bounded, no_remark, tidied
 from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
+from volseg.volumes.mask_values import Remark, Tidied, check_bounded, no_remark, tidied
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
@@ -38,7 +38,7 @@ def open_labels(
     overlap   which structure has a voxel of several
     remark    takes what only reading brings up: that labels were rounded, NaN taken as background, masks overlap
 
-    The volume is of integers, 0 is background; floats are accepted where they are whole (see `label_values`). Contours
+    The volume is of integers, 0 is background; floats are accepted where they are whole (see `mask_values`). Contours
     have no grid of their own, so `resample` means nothing to an RTSTRUCT.
 
     Raises VolumeError where there are no labels, or they lie on another grid and `resample` is not asked for; and, when
@@ -56,7 +56,7 @@ def open_labels(
 
 
 def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
-    """The mask, or folder of one mask a structure, at `path` on its own grid, its values as `label_values` has them.
+    """The mask, or folder of one mask a structure, at `path` on its own grid, its values as `mask_values` has them.
 
     What is no label is left in it, for a reader that lists all that is wrong. Raises VolumeError as `open_volume` does.
     """

@@ -24,8 +24,8 @@ from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.intensity import Histogram, Intensities, histogram_between
-from volseg.volumes.label_values import together
 from volseg.volumes.mask_source import open_mask
+from volseg.volumes.mask_values import together
 from volseg.volumes.volume import Volume
 
 PIECE_VOXELS = 2**20
@@ -88,7 +88,7 @@ class _Findings:
     not_finite  by channel: how many voxels, and the first
     constant    by channel: the value of all its voxels so far; None where they differ
     voxels      by label value of the list; `outside` those that are not
-    remarks     what was mended of the labels, or is doubtful about them (see `label_values`)
+    remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
     digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     """
 
