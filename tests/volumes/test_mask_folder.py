@@ -134,7 +134,9 @@ def test_what_else_lies_in_the_folder(tmp_path):
     assert [item.name for item in volume.audit.dropped] == [
         ".DS_Store", "._liver.nii.gz", "background.nii.gz", "statistics.json", "tumour.nrrd",
     ]  # fmt: skip
-    assert volume.audit.warnings == ("3 files are no masks and left out, such as background.nii.gz",)
+    assert volume.audit.warnings == (
+        "left out, for they are no masks: background.nii.gz, statistics.json, tumour.nrrd",
+    )
     saved(folder / "liver.nii", (organs() == 3).astype("u1"))
     with pytest.raises(VolumeError, match=r"liver\.nii and liver\.nii\.gz are both mask liver; keep one of them"):
         open_labels(folder, image())

@@ -8,7 +8,7 @@ needs of one mask after the other; where masks overlap, those are counted whole 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from volseg.volumes.volume import Volume
 ENDINGS = (".nii.gz", ".nii", ".zarr")
 INSIDE = (1, 255)
 BACKGROUND = "background"
+NAMED = 3
 Fit = Callable[[Volume], Volume]
 
 
@@ -92,7 +93,7 @@ def open_mask_folder(
                 text if len(masks) == 1 else f"{text} ({count} of {len(masks)} masks)"
                 for text, count in warnings.items()
             ),
-            *([f"{len(strange)} files are no masks and left out, such as {strange[0]}"] if strange else []),
+            *([f"left out, for they are no masks: {', '.join(strange[:NAMED])}{_more(strange)}"] if strange else []),
         ),
         facts=(("labels from", f"a folder of {len(masks)} masks"),),
     )
@@ -176,6 +177,10 @@ def _like(mask: Volume, first: Volume | None) -> Volume:
     mask = in_order_of(mask, first.space)
     check_same_grid(first, mask, "a mask", "masks of one folder must lie on one grid")
     return mask
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
 
 
 def _ending(file: Path) -> str:

@@ -61,7 +61,12 @@ def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
     What is no label is left in it, for a reader that lists all that is wrong. Raises VolumeError as `open_volume` does.
     """
     path = Path(path)
-    return open_mask_folder(path, remark=remark) if is_mask_folder(path) else Tidied(open_volume(path), remark)
+    if not is_mask_folder(path):
+        return Tidied(open_volume(path), remark)
+    masks = open_mask_folder(path, remark=remark)
+    for warning in masks.audit.warnings:
+        remark(warning)
+    return masks
 
 
 def _fitted(mask: Volume, image: Volume, resample: bool) -> Volume:
