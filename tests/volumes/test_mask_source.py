@@ -7,7 +7,8 @@ import pytest
 from label_sources import Image, structures
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes.mask_source import open_labels
+from volseg.volumes.mask_source import open_labels, open_mask
+from volseg.volumes.mask_values import NOT_NUMBERS, ROUNDED, together
 from volseg.volumes.volume import Space
 
 SHAPE = (6, 7, 8)
@@ -48,7 +49,8 @@ def test_whole_numbers_of_any_type(tmp_path, dtype):
     [
         (0.5, "f4", r"labels must be whole numbers up to 32767; it holds 0\.5"),
         (40_000, "f4", "whole numbers up to 32767; it holds 40000"),
-        (np.nan, "f4", "NaN"),
+        (np.inf, "f4", "1 voxel is infinite in a mask; set them to 0, the background"),
+        (0.9176, "f4", r"it holds 0\.9176; store them again as integers without a scale factor"),
         (-1, "f4", "holds -1; labels are 0"),
         (-1024, "i2", "holds -1024; labels are 0"),
     ],
@@ -62,6 +64,40 @@ def test_what_is_no_label(tmp_path, value, dtype, words):
         read(volume)
     with pytest.raises(VolumeError, match=words):
         list(volume.slabs(4))
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_values_that_are_nearly_whole_are_rounded_and_said(tmp_path, resample):
+    """By a scale factor of nibabel's."""
+    labels = mask()
+    labels[0, 0, 0] = 7
+    bent = nib.Nifti1Image(labels.T.astype("f8"), AFFINE)
+    bent.header.set_data_dtype("i2")
+    nib.save(bent, tmp_path / "bent.nii")
+    stored = nib.load(tmp_path / "bent.nii").get_fdata()
+    assert 0 < np.abs(stored - np.rint(stored)).max() < 1e-3
+    remarks = set()
+    volume, _ = open_labels(tmp_path / "bent.nii", image(), resample=resample, remark=remarks.add)
+    np.testing.assert_array_equal(read(volume), labels)
+    assert remarks == {ROUNDED}
+
+
+def test_nan_is_background_and_said(tmp_path):
+    array = mask().astype("f4")
+    array[:, :2] = np.nan
+    expected = np.where(np.isnan(array), 0, array)
+    path, remarks = saved(tmp_path, array), set()
+    volume, _ = open_labels(path, image(), remark=remarks.add)
+    np.testing.assert_array_equal(read(volume), expected)
+    np.testing.assert_array_equal(read(open_mask(path)), expected)
+    np.testing.assert_array_equal(np.concatenate([slab for _, slab in open_mask(path).slabs(4)]), expected)
+    assert remarks == {NOT_NUMBERS}
+
+
+def test_remarks_of_several_ranks_are_brought_together():
+    overlaps = [f"masks overlap: {name} in body" for name in "abcde"]
+    lines = together(["rounded", *overlaps, *overlaps, "rounded"])
+    assert lines == ["rounded", "masks overlap: a in body, b in body, c in body and 2 more"]
 
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SAR", "PIL"])

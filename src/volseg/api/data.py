@@ -51,7 +51,8 @@ def check(
     """Verify every case of a data set: files, grids, labels, values. Collective; the ranks share the cases.
 
     dataset      a data set's folder, or one scan
-    labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
+    labels       of one scan: the file of its labels, or a folder of one mask a structure; of a folder of .zarr:
+                 the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
     allow_empty  cases whose labels are background alone are no fault
 
@@ -76,7 +77,8 @@ def ingest(
 
     source           NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file
     output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
-    labels           also a mask (NIfTI, zarr, DICOM SEG or RTSTRUCT); it becomes OUT's name + _labels
+    labels           also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
+                     becomes OUT's name + _labels
     series           which DICOM series: its number in the list, its UID, or the end of that
     spacing          mm along D, H, W to resample to; None keeps the scan's own
     fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices

@@ -24,7 +24,9 @@ def ingest(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Also a mask (NIfTI, zarr, DICOM SEG or RTSTRUCT); it becomes OUT's name + _labels."),
+        typer.Option(
+            help="Also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + _labels."
+        ),
     ] = None,
     series: Series = None,
     list_series: Annotated[bool, typer.Option("--list", help="Show the series that SRC holds, and stop.")] = False,

@@ -44,7 +44,8 @@ DatasetPath = Annotated[
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Of one scan: the file of its labels. Of a folder of .zarr: the name of the label image inside each.",
+        help="Of one scan: the file of its labels, or a folder of one mask a structure. Of a folder of .zarr: the "
+        "name of the label image inside each.",
         show_default=False,
     ),
 ]

@@ -15,7 +15,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Listener
 from volseg.files import write_text
-from volseg.training.inputs import names_of
+from volseg.training.inputs import MOST_NAMES, names_of
 from volseg.training.job import TrainingJob
 from volseg.volumes.canonical import canonical
 from volseg.volumes.dataset import Case, Dataset, Fault
@@ -197,6 +197,12 @@ def fingerprint_of_run(
     for fault in found.faults:
         if fault.kind in ("unused label", "constant image"):
             listen(Caution(fault.message))
+    doubtful = [fault.message for fault in found.faults if fault.kind == "doubtful labels"]
+    for message in doubtful[:MOST_NAMES]:
+        listen(Caution(message))
+    if len(doubtful) > MOST_NAMES:
+        more = f"{len(doubtful) - MOST_NAMES} more cases"
+        listen(Caution(f"{dataset.folder}: so it is with {more}; `volseg check {dataset.folder}` lists all"))
     return found.fingerprint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
+from volseg.volumes.mask_values import together
 from volseg.volumes.output import Unit
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume
@@ -35,7 +36,8 @@ class IngestJob:
     """What to bring in, and what may be done to it on the way.
 
     output           .nii.gz, .nii or .zarr
-    labels           also a mask: NIfTI, zarr, DICOM SEG or RTSTRUCT; it goes beside the output (`labels_path`)
+    labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; it goes beside
+                     the output (`labels_path`)
     dicom            which series, and what may be mended
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
     resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
@@ -61,7 +63,8 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     Raises VolumeError where the source cannot be read faithfully or holds NaN or infinity, where the mask lies on
     another grid or holds anything but whole numbers, and where an output cannot be written. Nothing is left then.
     """
-    volume, mask, table = _open(job, communicator)
+    remarks: set[str] = set()
+    volume, mask, table = _open(job, communicator, remarks)
     for source, opened in ((job.source, volume), (job.labels, mask)):
         for warning in opened.audit.warnings if opened is not None else ():
             listen(Caution(f"{source}: {warning}"))
@@ -72,6 +75,9 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
         if mask is not None and labels is not None:
             _copy(mask, labels, communicator, listen, job.overwrite, written, table or LabelTable({}))
         minimum, maximum = _copy(volume, job.output, communicator, listen, job.overwrite, written)
+    brought_up = together(set().union(*communicator.gather_all(remarks)))
+    for remark in brought_up:
+        listen(Caution(f"{job.labels}: {remark}"))
     if minimum == maximum:
         listen(Caution(f"{job.source}: every voxel is {minimum:g}"))
     report = IngestReport(
@@ -85,7 +91,7 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
         maximum,
         volume.audit,
         labels,
-        None if mask is None else mask.audit,
+        None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
         {} if table is None else {name: value for value, name in table.foreground},
         hashes,
         report_path(job.output),
@@ -96,8 +102,13 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     return report
 
 
-def _open(job: IngestJob, communicator: Communicator) -> tuple[Volume, Volume | None, LabelTable | None]:
-    """The image, the mask and its names, as they are to be written. Collective; nothing but headers is read."""
+def _open(
+    job: IngestJob, communicator: Communicator, remarks: set[str]
+) -> tuple[Volume, Volume | None, LabelTable | None]:
+    """The image, the mask and its names, as they are to be written. Collective; little but headers is read.
+
+    remarks  gets what reading the mask brings up on this rank
+    """
     volume, mask, table = None, None, None
     with communicator.together():
         check_output(job.output, job.overwrite)
@@ -105,7 +116,9 @@ def _open(job: IngestJob, communicator: Communicator) -> tuple[Volume, Volume | 
         volume = open_volume(job.source, job.dicom)
         if job.labels is not None:
             check_output(labels_path(job.output), job.overwrite)
-            mask, table = open_labels(job.labels, volume, resample=job.resample_labels, overlap=job.overlap)
+            mask, table = open_labels(
+                job.labels, volume, resample=job.resample_labels, overlap=job.overlap, remark=remarks.add
+            )
         if job.spacing is not None:
             space = resampled_space(volume.space, job.spacing)
             volume = resampled(volume, space, "linear")

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from volseg.errors import VolumeError
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.mask_folder import is_mask_folder, table_of_folder
 
 
 def label_table_of(path: str | Path) -> LabelTable | None:
     """The names and colours that the mask file at `path` carries, None where it carries none or cannot say.
 
-    NIfTI (.nii, .nii.gz) and OME-Zarr; only headers are read. Raises VolumeError where the file cannot be read at all.
+    NIfTI (.nii, .nii.gz), OME-Zarr, and a folder of one mask a structure; only headers are read. Raises VolumeError
+    where the file cannot be read at all.
     """
     path = Path(path)
     try:
+        if is_mask_folder(path):
+            return table_of_folder(path)
         if path.is_dir():
             from volseg.volumes.zarr.label_image import table_of_store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from volseg.errors import VolumeError
 from volseg.geometry import Box, format_triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
-from volseg.volumes.checks import check_finite, check_same_grid
+from volseg.volumes.checks import check_same_grid
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
+from volseg.volumes.mask_values import Remark, Tidied, check_bounded, no_remark, tidied
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
@@ -24,16 +27,19 @@ REMEDY = "--resample-labels brings them there, by the nearest voxel"
 
 
 def open_labels(
-    path: str | Path, image: Volume, *, resample: bool = False, overlap: Overlap = "smallest"
+    path: str | Path, image: Volume, *, resample: bool = False, overlap: Overlap = "smallest",
+    remark: Remark = no_remark,
 ) -> tuple[Volume, LabelTable | None]:  # fmt: skip
     """The labels at `path` on the grid and in the voxel order of `image`, and their names where the file has them.
 
-    path      a mask (NIfTI, .zarr), or a DICOM SEG or RTSTRUCT: the file, or a folder with one such file
+    path      a mask (NIfTI, .zarr), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder
+              with one such file
     resample  bring a mask that lies on another grid onto the image's, by the nearest voxel; ``audit.fixes`` says so
     overlap   which structure has a voxel of several
+    remark    takes what only reading brings up: that labels were rounded, NaN taken as background, masks overlap
 
-    The volume is of integers, 0 is background; floats are accepted where they are whole. Contours have no grid of their
-    own, so `resample` means nothing to an RTSTRUCT.
+    The volume is of integers, 0 is background; floats are accepted where they are whole (see `mask_values`). Contours
+    have no grid of their own, so `resample` means nothing to an RTSTRUCT.
 
     Raises VolumeError where there are no labels, or they lie on another grid and `resample` is not asked for; and, when
     they are read, where they are negative or not whole.
@@ -41,10 +47,30 @@ def open_labels(
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
+    if is_mask_folder(path):
+        fit = partial(_fitted, image=image, resample=resample)
+        return open_mask_folder(path, overlap, remark, fit), table_of_folder(path)
     if format_of(path) == "dicom":
         return _open_dicom(path, image, resample, overlap)
-    mask = in_order_of(WholeNumbers(open_volume(path)), image.space)
-    return _on_grid(mask, image, resample), label_table_of(path)
+    return _fitted(WholeNumbers(open_volume(path), remark), image, resample), label_table_of(path)
+
+
+def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
+    """The mask, or folder of one mask a structure, at `path` on its own grid, its values as `mask_values` has them.
+
+    What is no label is left in it, for a reader that lists all that is wrong. Raises VolumeError as `open_volume` does.
+    """
+    path = Path(path)
+    if not is_mask_folder(path):
+        return Tidied(open_volume(path), remark)
+    masks = open_mask_folder(path, remark=remark)
+    for warning in masks.audit.warnings:
+        remark(warning)
+    return masks
+
+
+def _fitted(mask: Volume, image: Volume, resample: bool) -> Volume:
+    return _on_grid(in_order_of(mask, image.space), image, resample)
 
 
 def _on_grid(mask: Volume, image: Volume, resample: bool) -> Volume:
@@ -55,7 +81,7 @@ def _on_grid(mask: Volume, image: Volume, resample: bool) -> Volume:
 
     fix = f"labels resampled by nearest voxel from {_grid(mask)} to {_grid(image)}"
     audit = replace(mask.audit, fixes=(*mask.audit.fixes, fix))
-    return WholeNumbers(resampled(mask, image.space, "nearest"), audit)
+    return WholeNumbers(resampled(mask, image.space, "nearest"), audit=audit)
 
 
 def _grid(volume: Volume) -> str:
@@ -83,27 +109,28 @@ def _open_dicom(path: Path, image: Volume, resample: bool, overlap: Overlap) -> 
 
 
 class WholeNumbers(Volume):
-    """A mask as integers: some tools store them as floats. Refused when read: fractions, NaN, negative values."""
+    """A mask as integers: some tools store them as floats. Refused when read: fractions, infinity, negative values."""
 
-    def __init__(self, mask: Volume, audit: Audit | None = None) -> None:
+    def __init__(self, mask: Volume, remark: Remark = no_remark, audit: Audit | None = None) -> None:
         self.path, self.space, self.format, self.whole_slices = mask.path, mask.space, mask.format, mask.whole_slices
         self.dtype = mask.dtype if mask.dtype.kind in "iu" else np.dtype(np.int16)
         self.audit = audit or mask.audit
-        self._mask = mask
+        self._mask, self._remark = mask, remark
 
     def read(self, box: Box) -> np.ndarray:
-        return self._checked(self._mask.read(box), box)
+        return self._checked(self._mask.read(box))
 
     def slabs(self, depth: int = 16) -> Iterator[tuple[Box, np.ndarray]]:
         """As the mask's own, in the order of its file."""
         for box, values in self._mask.slabs(depth):
-            yield box, self._checked(values, box)
+            yield box, self._checked(values)
 
     def close(self) -> None:
         self._mask.close()
 
-    def _checked(self, values: np.ndarray, box: Box) -> np.ndarray:
-        check_finite(values, box, self.path)
+    def _checked(self, values: np.ndarray) -> np.ndarray:
+        values = tidied(values, self._remark)
+        check_bounded(values, self.path)
         low, high = values.min(initial=0), values.max(initial=0)
         if low < 0:
             raise VolumeError(f"{self.path}: holds {low:g}; labels are 0 (background) and above. Is this an image?")
@@ -114,6 +141,7 @@ class WholeNumbers(Volume):
             fraction = values[values != np.floor(values)]
             found = fraction[0] if fraction.size else high
             raise VolumeError(
-                f"{self.path}: labels must be whole numbers up to {LARGEST_OF_FLOATS}; it holds {found:g}"
+                f"{self.path}: labels must be whole numbers up to {LARGEST_OF_FLOATS}; it holds {found:g}; store them "
+                "again as integers without a scale factor, and a probability by the threshold that you choose"
             )
         return whole

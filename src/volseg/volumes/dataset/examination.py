@@ -24,7 +24,8 @@ from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
-from volseg.volumes.reading import open_volume
+from volseg.volumes.mask_source import open_mask
+from volseg.volumes.mask_values import together
 from volseg.volumes.tally import Close, Packed, Tally, has_any_of
 from volseg.volumes.volume import Volume
 
@@ -87,6 +88,7 @@ class _Findings:
     not_finite  by channel: how many voxels, and the first
     constant    by channel: the value of all its voxels so far; None where they differ
     voxels      by label value of the list; `outside` those that are not
+    remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
     digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     """
 
@@ -98,6 +100,7 @@ class _Findings:
     voxels: Counter[int] = field(default_factory=Counter)
     outside: set[float] = field(default_factory=set)
     fractions: set[float] = field(default_factory=set)
+    remarks: set[str] = field(default_factory=set)
     digest: int = 0
     shape: Triple = (0, 0, 0)
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -150,7 +153,7 @@ def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
         with _noting(found, "unreadable"):
             images.append(file.open())
     with _noting(found, "unreadable"):
-        label = open_volume(case.label)
+        label = open_mask(case.label, found.remarks.add)
     if len(images) < len(case.images) or label is None:
         return None
     label = in_order_of(label, images[0].space)
@@ -302,6 +305,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
             message = f"{image}: every voxel is {constants.pop():g}, a constant image; there is nothing to see in it"
             faults.append(Fault(case.name, "constant image", message, serious=False))
     assert case.label is not None
+    remarks = together(set().union(*(part.remarks for part in found)))
+    faults += [Fault(case.name, "doubtful labels", f"{case.label}: {remark}", serious=False) for remark in remarks]
     fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
     if fractions:
         shown = ", ".join(f"{value:g}" for value in fractions[:5])
@@ -312,7 +317,11 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
         message = outside_message(outside, dataset.labels, case.label)
         faults.append(Fault(case.name, "outside the list", message))
     voxels = _voxels(found)
-    if voxels and not any(count for value, count in voxels.items() if value) and not faults:
+    if (
+        voxels
+        and not any(count for value, count in voxels.items() if value)
+        and not any(fault.serious for fault in faults)
+    ):
         message = f"{case.label}: no voxel of it carries a label; it holds background alone"
         faults.append(Fault(case.name, "empty labels", message, serious=False))
     return faults

@@ -17,7 +17,7 @@ from volseg.volumes.dataset.described import is_own_output, names_in, twins_in
 from volseg.volumes.dataset.description import parse_labels, read_label_names
 from volseg.volumes.image_file import channels_of_file, count_channels
 from volseg.volumes.label_files import label_table_of
-from volseg.volumes.reading import open_volume
+from volseg.volumes.mask_source import open_mask
 
 INGESTED = "_labels"
 MOST_LABELS = 254
@@ -158,7 +158,7 @@ def _agree(names: Mapping[str, int], where: Mapping[str, Path], name: str, value
 
 def _values(file: Path) -> set[int]:
     found: set[int] = set()
-    for _, values in open_volume(file).slabs():
+    for _, values in open_mask(file).slabs():
         some = np.unique(values)
         if not np.isfinite(some).all() or (some != np.floor(some)).any() or some[0] < 0 or len(some) > MOST_LABELS:
             raise VolumeError(f"{file}: values from {some[0]:g} to {some[-1]:g} are no labels; is this an image?")

@@ -320,6 +320,15 @@ def test_positions_with_decimal_commas(tmp_path):
     assert volume.audit.warnings == ("ImagePositionPatient has a decimal comma, read as a point",)
 
 
+def test_a_label_map_in_palette_colours(tmp_path):
+    datasets, mask = series(), mask_of()
+    path = saved(tmp_path, datasets, mask, kind="LABELMAP")
+    stored = dcmread(path)
+    stored.PhotometricInterpretation = "PALETTE COLOR"
+    stored.save_as(path)
+    np.testing.assert_array_equal(read(open_labels(path, image_of(datasets))[0]), mask)
+
+
 def test_values_that_volseg_wrote_come_back(tmp_path):
     datasets, mask = series(), mask_of()
     path = saved(tmp_path, datasets, mask)

@@ -21,7 +21,7 @@ from volseg.volumes.dicom.finding.sources import FileEntry
 from volseg.volumes.dicom.labels.bit_layout import frame_starts
 from volseg.volumes.dicom.labels.objects import damage
 from volseg.volumes.dicom.pixels.decoding import RLE, require_decoder, stored_values
-from volseg.volumes.dicom.pixels.stream import PixelStream
+from volseg.volumes.dicom.pixels.stream import GREY, PixelStream
 
 BACKGROUND = 0
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # little-endian, implicit and explicit
@@ -29,6 +29,7 @@ JPEG_2000 = "1.2.840.10008.1.2.4.90"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"  # Deflated Image Frame Compression, Supplement 244
 TAG_BYTES, UNDEFINED = 4, 0xFFFFFFFF
 RLE_HEADER = 64
+MEANINGS = (*GREY, "PALETTE COLOR")  # a label map may have colours, whose numbers are its labels
 
 
 class SegmentFrames:
@@ -178,7 +179,7 @@ class SegmentFrames:
 
     def _open_stream(self, syntax: str) -> PixelStream:
         if self._stream is None:
-            self._stream = PixelStream(FileEntry(self.path), syntax)
+            self._stream = PixelStream(FileEntry(self.path), syntax, MEANINGS)
         return self._stream
 
 

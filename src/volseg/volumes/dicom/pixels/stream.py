@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, BinaryIO
 
@@ -29,11 +30,12 @@ ITEM, END_OF_ITEMS = 0xFFFEE000, 0xFFFEE0DD
 ITEM_HEAD = b"\xfe\xff\x00\xe0"
 UNDEFINED = 0xFFFFFFFF
 CODESTREAM_HEADS = (b"\xff\xd8", b"\xff\x4f")  # of JPEG and JPEG-LS; of JPEG 2000
+GREY = ("MONOCHROME1", "MONOCHROME2")
 MOST_FRAGMENTS = 1_000_000
 
 
 class PixelStream:
-    """The pixel data of one open file.
+    """The pixel data of one open file, whose photometric interpretation must be one of `meanings`.
 
     header   the elements that describe the pixels (PIXEL_ELEMENTS), as a pydicom Dataset
     syntax   transfer syntax, a pydicom UID
@@ -43,10 +45,10 @@ class PixelStream:
     Raises VolumeError, naming the file, where there are no pixel data, or their lengths cannot be true.
     """
 
-    def __init__(self, entry: Entry, transfer_syntax: str) -> None:
+    def __init__(self, entry: Entry, transfer_syntax: str, meanings: Sequence[str] = GREY) -> None:
         from pydicom.uid import UID
 
-        self._name = entry.name
+        self._name, self._meanings = entry.name, meanings
         self.syntax = UID(transfer_syntax)
         self._file = entry.open()
         try:
@@ -151,7 +153,7 @@ class PixelStream:
         if not known or not 0 < stored <= high + 1 <= allocated or shifted:
             raise self._wrong(f"{allocated} bits allocated, {stored} stored, high bit {high}: no layout that is read")
         samples, meaning = self.header.get("SamplesPerPixel", 1), self.header.get("PhotometricInterpretation")
-        if samples != 1 or meaning not in ("MONOCHROME1", "MONOCHROME2"):
+        if samples != 1 or meaning not in self._meanings:
             raise self._wrong(f"pixels are {meaning} with {samples} samples; CT must be MONOCHROME2 or MONOCHROME1")
         if allocated == 8 and rows * columns % 2 and self.words and not self.syntax.is_little_endian:
             raise self._wrong("an odd number of bytes in big-endian words; store it in little endian")
