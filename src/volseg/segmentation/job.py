@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from volseg.config import ModelConfig
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
 from volseg.partition.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
+from volseg.segmentation.resampling import mask_type
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile, channels_of_file, count_channels
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.mask_names import beside, split_paths
+from volseg.volumes.mask_names import alone, beside, split_paths
+from volseg.volumes.output import Content
+from volseg.volumes.reading import is_zarr_store
 from volseg.volumes.resampling import Spacing
-from volseg.volumes.writing import SUFFIXES, check_output, check_small_output, volume_suffix
+from volseg.volumes.scan import Scan
+from volseg.volumes.writing import SUFFIXES, Intended, check_output, check_small_output, rehearse, volume_suffix
+from volseg.volumes.zarr.label_image import store_of
 
 VOLUMES = ("mask", "probabilities")
 OPTIONS = {"report": "--report", "trace": "--trace"}
@@ -30,7 +39,7 @@ class SegmentationJob:
     """What to segment, with which model, and what to write.
 
     output         the mask: .nii.gz, .nii, .zarr, a label in a store (SCAN.zarr/labels/NAME), or a DICOM SEG (.dcm);
-                   None: SCAN_mask.nii.gz beside the scan
+                   a folder: CASE.nii.gz in it, by the scan's name; None: SCAN_mask.nii.gz beside the scan
     spacing        at which the network sees the scan: the model's, the scan's own, or mm along canonical D, H, W (the
                    patient's z, y, x, whatever the order of the scan's voxels)
     dicom          which series, and what may be mended
@@ -93,14 +102,29 @@ def input_files(path: Path, channels: int) -> list[Path]:
 
 
 def mask_path(job: SegmentationJob) -> Path:
-    """Where the mask goes: what the job says, or SCAN_mask.nii.gz beside the scan."""
-    if job.output is not None:
-        return job.output
+    """Where the mask goes: what the job says, or SCAN_mask.nii.gz beside the scan.
+
+    In a folder it is CASE.nii.gz, as nnU-Net names it and `evaluate` looks for it; SCAN_mask.nii.gz where that is the
+    folder of the scan.
+    """
     scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
     stem = scan.name
     for suffix in (*SUFFIXES, *OTHER_SUFFIXES):
-        stem = stem.removesuffix(suffix)
-    return scan.with_name(f"{stem}_mask.nii.gz")
+        if stem.lower().endswith(suffix):
+            stem = stem[: -len(suffix)]
+    if job.output is None:
+        return scan.with_name(f"{stem}_mask.nii.gz")
+    if not _is_plain_folder(job.output):
+        return job.output
+    if job.output.resolve() == scan.parent.resolve():
+        return job.output / f"{stem}_mask.nii.gz"
+    return job.output / f"{stem.removesuffix('_0000')}.nii.gz"
+
+
+def _is_plain_folder(path: Path) -> bool:
+    """Whether it is a folder, and neither a store nor named like a volume or a label in a store."""
+    named = path.name.lower().endswith((*SUFFIXES, ".dcm"))
+    return path.is_dir() and not named and not is_zarr_store(path) and store_of(path) is None
 
 
 def plan_outputs(job: SegmentationJob, labels: LabelTable) -> dict[str, Path]:
@@ -146,6 +170,32 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
             check_output(path, overwrite, mask=what == "mask")
         else:
             check_small_output(path, overwrite)
+
+
+def rehearse_outputs(
+    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, model: ModelConfig
+) -> list[str]:
+    """Try, now that the scan is known, all that can refuse the outputs once they are computed. On the root rank.
+
+    out  what the user should know of the outputs, one line each
+
+    Raises VolumeError where an output is a file that is read, or cannot be written.
+    """
+    inputs = [file for image in scan.images for file in image.audit.inputs]
+    for kind, path in outputs.items():
+        check_no_input(path, kind, inputs)
+    fixes, space = scan.source.audit.fixes, scan.native
+    contents = {"mask": Content(space, mask_type(model.classes), labels=labels, fixes=fixes)}
+    contents |= {
+        f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
+        for value, name in labels.foreground
+    }
+    contents["probabilities"] = Content(space, np.dtype(np.float32), model.classes, labels.ordered, fixes=fixes)
+    intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
+    kept = {}
+    if job.go_on:  # the output at level 1: an eighth of the voxels, twice as wide, 4 bytes each
+        kept[beside(outputs["mask"], "_state")] = prod(scan.layout.shape) * model.base_channels
+    return rehearse(intended, job.overwrite, kept)
 
 
 def check_no_input(path: Path, kind: str, inputs: Iterable[Path]) -> None:

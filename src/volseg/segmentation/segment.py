@@ -34,10 +34,10 @@ from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,
     channel_files,
-    check_no_input,
     check_outputs,
     input_files,
     plan_outputs,
+    rehearse_outputs,
 )
 from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.pictures import write_preview
@@ -48,7 +48,6 @@ from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
 from volseg.volumes.dicom.options import DicomOptions
-from volseg.volumes.dicom.seg.source import check_source
 from volseg.volumes.intensity import is_ct
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone
@@ -89,9 +88,13 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         job.agglomerate, "segment", model_config, card.config.training, scan.layout, machine, communicator
     )  # fmt: skip
     choice = _choose(job, outputs["mask"], scan, card, stages, communicator, looked_at)
+    remarks: list[str] = []
     with communicator.together():
-        _check_against_scan(outputs, scan)
+        if communicator.is_root:
+            remarks = rehearse_outputs(job, outputs, labels, scan, model_config)
     _tell(job, scan, card, grid, stages, choice, listen)
+    for line in remarks:
+        listen(Caution(line))
 
     meter.enter("network")
     compiled_before = compile_seconds()
@@ -212,15 +215,6 @@ def _state(
     return state
 
 
-def _check_against_scan(outputs: dict[str, Path], scan: Scan) -> None:
-    """What can only be said when the scan is known. Raises VolumeError."""
-    inputs = [file for image in scan.images for file in image.audit.inputs]
-    for kind, path in outputs.items():
-        check_no_input(path, kind, inputs)
-        if kind.startswith("mask") and path.suffix.lower() == SEGMENTATION_SUFFIX:
-            check_source(path, scan.source, scan.native)
-
-
 def _write_volumes(
     job: SegmentationJob,
     outputs: dict[str, Path],
@@ -240,9 +234,8 @@ def _write_volumes(
                 table = alone(labels, value)
                 written.append(stitch(path, one, scan, grid, overwrite=job.overwrite, labels=table))
         if result.probabilities is not None:
-            names = sorted(labels.names, key=lambda name: labels.names[name])
             path, values = outputs["probabilities"], result.probabilities
-            written.append(stitch(path, values, scan, grid, overwrite=job.overwrite, names=names))
+            written.append(stitch(path, values, scan, grid, overwrite=job.overwrite, names=labels.ordered))
 
 
 def _measure(

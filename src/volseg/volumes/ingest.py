@@ -16,17 +16,19 @@ from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.mask_values import together
-from volseg.volumes.output import Unit
+from volseg.volumes.output import Content, Unit
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import resampled, resampled_space
 from volseg.volumes.volume import Volume
 from volseg.volumes.writing import (
+    Intended,
     Unpublished,
     all_or_none,
     check_output,
     check_small_output,
     prepare_volume,
+    rehearse,
     volume_suffix,
 )
 
@@ -64,7 +66,7 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     another grid or holds anything but whole numbers, and where an output cannot be written. Nothing is left then.
     """
     remarks: set[str] = set()
-    volume, mask, table = _open(job, communicator, remarks)
+    volume, mask, table = _open(job, communicator, listen, remarks)
     for source, opened in ((job.source, volume), (job.labels, mask)):
         for warning in opened.audit.warnings if opened is not None else ():
             listen(Caution(f"{source}: {warning}"))
@@ -73,8 +75,8 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     labels = None if mask is None else labels_path(job.output)
     with all_or_none() as written:  # a mask without its image is no result
         if mask is not None and labels is not None:
-            _copy(mask, labels, communicator, listen, job.overwrite, written, table or LabelTable({}))
-        minimum, maximum = _copy(volume, job.output, communicator, listen, job.overwrite, written)
+            _copy(mask, volume, labels, communicator, listen, job.overwrite, written, table or LabelTable({}))
+        minimum, maximum = _copy(volume, volume, job.output, communicator, listen, job.overwrite, written)
     brought_up = together(set().union(*communicator.gather_all(remarks)))
     for remark in brought_up:
         listen(Caution(f"{job.labels}: {remark}"))
@@ -103,13 +105,14 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
 
 
 def _open(
-    job: IngestJob, communicator: Communicator, remarks: set[str]
+    job: IngestJob, communicator: Communicator, listen: Listener, remarks: set[str]
 ) -> tuple[Volume, Volume | None, LabelTable | None]:
     """The image, the mask and its names, as they are to be written. Collective; little but headers is read.
 
     remarks  gets what reading the mask brings up on this rank
     """
     volume, mask, table = None, None, None
+    of_outputs: list[str] = []
     with communicator.together():
         check_output(job.output, job.overwrite)
         check_small_output(report_path(job.output), job.overwrite)
@@ -123,8 +126,21 @@ def _open(
             space = resampled_space(volume.space, job.spacing)
             volume = resampled(volume, space, "linear")
             mask = None if mask is None else resampled(mask, space, "labels")
+        if communicator.is_root:
+            of_outputs = _rehearse(job, volume, mask, table)
     assert volume is not None
+    for line in of_outputs:
+        listen(Caution(line))
     return volume, mask, table
+
+
+def _rehearse(job: IngestJob, volume: Volume, mask: Volume | None, table: LabelTable | None) -> list[str]:
+    """Try all that can refuse the outputs (`writing.rehearse`); what the user should know of them."""
+    intended = [Intended(job.output, Content(volume.space, volume.dtype, fixes=volume.audit.fixes), volume)]
+    if mask is not None:
+        content = Content(volume.space, mask.dtype, labels=table or LabelTable({}), fixes=mask.audit.fixes)
+        intended.append(Intended(labels_path(job.output), content, volume))
+    return rehearse(intended, job.overwrite)
 
 
 def labels_path(output: Path) -> Path:
@@ -163,6 +179,7 @@ class SliceKeeper:
 
 def _copy(
     volume: Volume,
+    image: Volume,
     output: Path,
     communicator: Communicator,
     listen: Listener,
@@ -170,7 +187,10 @@ def _copy(
     written: list[Unpublished],
     labels: LabelTable | None = None,
 ) -> tuple[float, float]:
-    """Write `volume` for `output` and add it to `written`; its smallest and largest value, on every rank."""
+    """Write `volume` for `output` and add it to `written`; its smallest and largest value, on every rank.
+
+    image  itself, or the image that it is a mask of, whose header says where both lie
+    """
     keeper, total = SliceKeeper(volume), float(np.prod(volume.shape))  # voxels
     extremes = np.array([-np.inf, -np.inf])  # of minus the smallest, and of the largest
     done = 0.0
@@ -189,12 +209,13 @@ def _copy(
     written.append(
         prepare_volume(
             output,
-            volume.space,
+            image.space,
             volume.dtype,
             produce,
             communicator,
             overwrite=overwrite,
             labels=labels,
+            source=image,
             fixes=volume.audit.fixes,
         )
     )

@@ -24,6 +24,11 @@ class LabelTable:
         """(value, name) by value, without the background."""
         return tuple(sorted((value, name) for name, value in self.names.items() if value != 0))
 
+    @property
+    def ordered(self) -> tuple[str, ...]:
+        """All names by value."""
+        return tuple(sorted(self.names, key=lambda name: self.names[name]))
+
     def colour(self, value: int) -> Colour:
         """The colour of a label."""
         return self.colours.get(value, default_colour(value))

@@ -12,6 +12,7 @@ import numpy as np
 
 from volseg.geometry import Box
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.nifti.forms import Forms
 from volseg.volumes.volume import Space
 
 
@@ -31,6 +32,7 @@ class Content:
     names     of the channels
     labels    says that this is a mask: names and colours
     fixes     what was mended in the data on the way here (`Audit.fixes`)
+    forms     how the scan's NIfTI header says where its voxels lie; None where the scan has none, or another grid
     """
 
     space: Space
@@ -39,6 +41,7 @@ class Content:
     names: tuple[str, ...] = ()
     labels: LabelTable | None = None
     fixes: tuple[str, ...] = ()
+    forms: Forms | None = None
 
 
 def units_of(boxes: Sequence[Box], channels: int | None) -> list[Unit]:
@@ -47,10 +50,29 @@ def units_of(boxes: Sequence[Box], channels: int | None) -> list[Unit]:
     return [Unit(channel, box) for channel in names for box in boxes]
 
 
+def shrinks_to(content: Content) -> int:
+    """To which part of its size, 1 in so many, a compressed volume shrinks at best: labels, HU, probabilities."""
+    return 200 if content.labels is not None else 10 if content.dtype.kind == "f" else 5
+
+
 class Output(ABC):
     """One file format, as `write_volume` drives it. `units` are in the order of the file."""
 
     units: Sequence[Unit]
+
+    @property
+    @abstractmethod
+    def least_bytes(self) -> int:
+        """Of the disk, that it will need at least: exact where nothing is compressed, else what such data shrink to."""
+
+    def rehearse(self) -> tuple[str, ...]:
+        """On the root rank, before the voxels are computed: try all that can refuse them later.
+
+        out  what the user should know of the file, one line each
+
+        Raises VolumeError as writing would.
+        """
+        return ()
 
     @abstractmethod
     def create(self, temporary: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ def open_volume(
     path = Path(path)
     try:
         if not path.exists():
-            raise VolumeError(f"{path}: no such file or folder")
+            raise VolumeError(f"{path}: {missing(path)}")
         kind = format_of(path)
         if channel is not None and kind != "nifti":
             raise VolumeError(f"{path}: no NIfTI file; of other formats each channel must be a volume of its own")
@@ -50,13 +51,34 @@ def open_volume(
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def missing(path: Path) -> str:
+    """What to say of a path at which there is nothing."""
+    if not path.is_symlink():
+        return "no such file or folder"
+    target = os.readlink(path)
+    remedy = f"fetch it: git annex get {path}" if "annex/objects" in target else "give the file itself"
+    return f"a link to {target}, which is not there; {remedy}"
+
+
 def format_of(path: Path) -> Literal["zarr", "nifti", "dicom"]:
-    """What a path must be if it is a volume or labels at all, by its name and by what kind of thing it is."""
+    """What a path must be if it is a volume or labels at all, by its name and by what kind of thing it is.
+
+    Raises VolumeError for a file of another format, with what brings it in.
+    """
     from volseg.volumes.nifti.reading import is_nifti_name
 
     if path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr_store(path)):
         return "zarr"
-    return "nifti" if path.is_file() and is_nifti_name(path) else "dicom"
+    if not path.is_file():
+        return "dicom"
+    if is_nifti_name(path):
+        return "nifti"
+    from volseg.volumes.contents import kind_of
+
+    kind = kind_of(path)
+    if kind is not None and not kind.is_nifti and not kind.archive:
+        raise VolumeError(f"{path}: {kind}")
+    return "nifti" if kind is not None and kind.is_nifti else "dicom"
 
 
 def is_zarr_store(path: Path) -> bool:

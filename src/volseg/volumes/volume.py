@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from volseg.geometry import Box, Triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.tolerance import SAME_GRID
+
+if TYPE_CHECKING:
+    from volseg.volumes.nifti.forms import Forms
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class Volume(ABC):
     whole_slices  whether a part of a slice costs as much to read as the slice (compressed files), so that a caller
              who needs several parts of the same slices had better read the slices once
     rising_slices  whether the planes along D are the file's own slices, in their order
+    forms    how a NIfTI header of its own says where its voxels lie; None of other formats and of views
     audit    which files it is made of, what was left out or mended, what to warn of
     """
 
@@ -82,6 +86,7 @@ class Volume(ABC):
     format: str = ""
     whole_slices: bool = False
     rising_slices: bool = True
+    forms: Forms | None = None
     audit: Audit = Audit()
 
     @property

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -23,6 +24,7 @@ from volseg.errors import VolumeError
 from volseg.files import DISK_FAULTS
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.output import Content, Output, Unit
+from volseg.volumes.trial import check_room, try_place
 from volseg.volumes.volume import Space, Volume
 from volseg.volumes.zarr.label_image import LABELS, check_grid, check_store, foreign_entries, label_images, store_of
 
@@ -99,7 +101,8 @@ def prepare_volume(
     channels  K makes a volume of K channels: classes last in NIfTI (i, j, k, c), first in zarr (c, z, y, x)
     names     of the channels, kept in the file
     labels    says that this is a mask: names and colours, kept in the file
-    source    the DICOM series the mask is of, on whose grid it lies; a DICOM SEG (.dcm) needs it, others ignore it
+    source    the scan that this is of, on whose grid it lies: a DICOM SEG (.dcm) refers to its slices, and a NIfTI file
+              says where its voxels lie as the scan's own header says it (`nifti.forms`)
     fixes     what was mended in the data on the way here (`Audit.fixes`), kept in the file
     produce_communicates  `produce` exchanges data with other ranks. Where it fails on one rank, the others may wait in
               it for ever, so the error is raised there at once: the program must then end the job, and so the others
@@ -110,7 +113,8 @@ def prepare_volume(
     """
     path, size = Path(path), communicator.size
     stored = np.dtype(np.uint8) if np.dtype(dtype).kind == "b" else np.dtype(dtype)
-    output = _output(path, Content(space, stored, channels, tuple(names), labels, tuple(fixes)), source)
+    content = Content(space, stored, channels, tuple(names), labels, tuple(fixes))
+    output = _output(path, content, source)
     error: Exception | None = None
     # Not the process's number: in containers a killed run and the next one often have the same.
     # A label is made beside the folder of the labels, so that a store without any is left without that folder.
@@ -120,10 +124,7 @@ def prepare_volume(
     written = Unpublished(path, output, temporary, communicator, everywhere=produce_communicates)
     if communicator.is_root:
         try:
-            check_output(path, overwrite, mask=labels is not None)
-            store = store_of(path)
-            if labels is not None and store is not None:
-                check_grid(store, path, space)
+            _check_place(path, content, overwrite)
             with _faults(path):
                 output.create(temporary)
         except Exception as raised:
@@ -153,8 +154,50 @@ def _publishing(prepare: Callable[_P, Unpublished]) -> Callable[_P, None]:
 write_volume = _publishing(prepare_volume)
 
 
+@dataclass(frozen=True)
+class Intended:
+    """A volume that is to be written: what `prepare_volume` will be given."""
+
+    path: Path
+    content: Content
+    source: Volume | None = None
+
+
+def rehearse(volumes: Sequence[Intended], overwrite: bool, beside: Mapping[Path, int] | None = None) -> list[str]:
+    """Try, before the voxels are there, all that can refuse these volumes when they are. On the root rank.
+
+    beside  bytes of other files that will be there at the same time
+    out     what the user should know of them, one line each
+
+    Raises VolumeError as `prepare_volume` does, and where a disk has too little room for all of them.
+    """
+    needs, remarks, formats = dict(beside or {}), [], set()
+    for volume in volumes:
+        path, content = volume.path, volume.content
+        output = _output(path, content, volume.source)
+        _check_place(path, content, overwrite)
+        needs[path] = output.least_bytes
+        suffix = volume_suffix(path, mask=content.labels is not None)
+        if suffix not in ("", ".zarr"):
+            try_place(path, output.least_bytes)
+        if suffix not in formats:  # what one of them has to say, all have
+            remarks += [f"{path}: {line}" for line in output.rehearse()]
+        formats.add(suffix)
+    check_room(needs)
+    return remarks
+
+
+def _check_place(path: Path, content: Content, overwrite: bool) -> None:
+    check_output(path, overwrite, mask=content.labels is not None)
+    store = store_of(path)
+    if content.labels is not None and store is not None:
+        check_grid(store, path, content.space)
+
+
 def check_output(path: str | Path, overwrite: bool = False, *, mask: bool = False) -> None:
     """Raise VolumeError unless a volume can be written to `path`: its suffix, its folder, and what is there already.
+
+    A file is made there for a moment (`trial.try_place`).
 
     mask  it is to be a mask, which may also go into an OME-Zarr (STORE.zarr/labels/NAME) or a DICOM SEG (.dcm; see
           `dicom.seg.source.check_source` for what that asks of the scan)
@@ -207,6 +250,7 @@ def _check_folder(path: Path) -> None:
         raise VolumeError(f"{path}: no folder {folder}; make it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise VolumeError(f"{path}: the folder {folder} is not writable; choose another")
+    try_place(path)
 
 
 def volume_suffix(path: Path, *, mask: bool = False) -> str:
@@ -232,14 +276,15 @@ def _output(path: Path, content: Content, source: Volume | None) -> Output:
     if suffix == SEGMENTATION_SUFFIX:
         from volseg.volumes.dicom.seg.output import SegOutput
 
-        assert labels is not None
-        return SegOutput(path, content.space, stored, labels, source)
+        return SegOutput(path, content, source)
     if suffix in ("", ".zarr"):
         from volseg.volumes.zarr.output import ZarrOutput
 
         return ZarrOutput(content, in_store=suffix == "")
     from volseg.volumes.nifti.output import NiftiOutput
 
+    if source is not None and source.forms is not None and source.space.matches(content.space):
+        content = replace(content, forms=source.forms)
     return NiftiOutput(content, compress=suffix == ".nii.gz")
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from volseg.errors import VolumeError, first_line
 from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import check_affine
+from volseg.volumes.contents import kind_of
+from volseg.volumes.nifti.forms import Forms, forms_of
 from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
 from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
@@ -41,6 +43,8 @@ class NiftiHeader:
     raw        their type as stored, byte order included
     slope, intercept  value = stored * slope + intercept; 1 and 0 where the header sets none
     warnings, facts   as in `Audit`
+    forms      where it says that its voxels lie, as it says it
+    packed     whether `data` is gzip, whatever its name
     """
 
     path: Path
@@ -55,6 +59,8 @@ class NiftiHeader:
     intercept: float
     warnings: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
+    forms: Forms
+    packed: bool
 
 
 def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
@@ -68,8 +74,12 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     """
     files = _pair(path)
     header_file, data_file = files[0], files[-1]
-    header, version = _parse(path, _head(header_file), pair=len(files) == 2)
+    head, packed = _head(header_file)
+    header, forms = _parse(path, head, pair=len(files) == 2)
+    version = f"NIfTI-{forms.version}"
     _require(path, data_file)
+    if data_file != header_file:
+        packed = data_file.name.lower().endswith(".gz") and _is_gzip(data_file)
     try:
         shape, channels = _sides(tuple(int(n) for n in header.get_data_shape()), path, channel)
         offset, dtype = int(header.get_data_offset()), np.dtype(header.get_data_dtype())
@@ -94,7 +104,8 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     )
     return NiftiHeader(
         path, files, data_file, Space(shape, affine), offset + (channel or 0) * volume_bytes,
-        offset + channels * volume_bytes, channels, dtype, *scaling, tuple(warnings), facts,
+        offset + channels * volume_bytes, channels, dtype, *scaling,
+        (*warnings, *_misnamed(data_file, packed)), facts, forms, packed,
     )  # fmt: skip
 
 
@@ -118,11 +129,13 @@ def _require(path: Path, file: Path) -> None:
         raise VolumeError(f"{path}: its other half, {file.name}, is missing; put both files into one folder")
 
 
-def _head(file: Path) -> bytes:
-    """The first bytes: as many as a NIfTI-2 header has, or all there are."""
-    if not file.name.lower().endswith(".gz"):
+def _head(file: Path) -> tuple[bytes, bool]:
+    """The first bytes, as many as a NIfTI-2 header has or all there are, and whether the file is gzip: by its contents,
+    for names are often wrong.
+    """
+    if not _is_gzip(file):
         with file.open("rb") as stream:
-            return stream.read(NIFTI2_BYTES)
+            return stream.read(NIFTI2_BYTES), False
     stream_of = SeekableGzip(file, NIFTI2_BYTES)
     head = bytearray(NIFTI1_BYTES)
     try:
@@ -134,7 +147,22 @@ def _head(file: Path) -> bytes:
         raise _not_readable(file, error) from error
     finally:
         stream_of.close()
-    return bytes(head)
+    return bytes(head), True
+
+
+def _is_gzip(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _misnamed(file: Path, packed: bool) -> list[str]:
+    """A warning where the name says that the file is gzip and it is not, or the other way round."""
+    named = file.name.lower().endswith(".gz")
+    if named == packed:
+        return []
+    if packed:
+        return [f"gzip, though its name does not say so; many programs refuse that: rename it {file.name}.gz"]
+    return [f"not compressed, though its name says .gz; many programs refuse that: rename it {file.name[:-3]}"]
 
 
 def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
@@ -146,8 +174,8 @@ def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
     return 0, "<"
 
 
-def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
-    """nibabel's header object and the format's name."""
+def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, Forms]:
+    """nibabel's header object, mended where nibabel mends it, and the header's forms as they are stored."""
     import nibabel as nib
     from nibabel.imageglobals import LoggingOutputSuppressor
 
@@ -166,12 +194,14 @@ def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
     )
     try:
         with LoggingOutputSuppressor():
-            header: Any = (double if pair else single)(head[:size], endianness=order)
+            kind = double if pair else single
+            header: Any = kind(head[:size], endianness=order)
+            forms = forms_of(kind(head[:size], endianness=order, check=False), 1 if one else 2)
     except Exception as error:
         raise _not_readable(path, error) from error
     if int(header["intent_code"]) in CIFTI_INTENTS:
         raise VolumeError(f"{path}: a CIFTI-2 file, which holds no volume; give a NIfTI image")
-    return header, f"NIfTI-{1 if one else 2}"
+    return header, forms
 
 
 def _sides(sides: tuple[int, ...], path: Path, channel: int | None) -> tuple[Triple, int]:
@@ -239,4 +269,7 @@ def _mm(sides: np.ndarray) -> str:
 
 
 def _not_readable(path: Path, error: BaseException) -> VolumeError:
-    return VolumeError(f"{path}: not a readable NIfTI file ({first_line(error)})")
+    kind = kind_of(path)
+    if kind is not None and not kind.is_nifti:
+        return VolumeError(f"{path}: not a readable NIfTI file but {kind}")
+    return VolumeError(f"{path}: not a readable NIfTI file ({first_line(error)}); copy or download it again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zlib
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
+from volseg.volumes.nifti.forms import set_forms
 from volseg.volumes.nifti.label_names import CARET, caret_extension
-from volseg.volumes.output import Content, Unit, units_of
+from volseg.volumes.output import Content, Unit, shrinks_to, units_of
 from volseg.volumes.shared_file import SharedFile
 from volseg.volumes.volume import Space
 
@@ -29,18 +31,33 @@ LONGEST_NIFTI1_SIDE = 32767
 
 
 class NiftiOutput(SharedFile):
-    """A single-file NIfTI-1, or NIfTI-2 where a side is too long for it. Little-endian; sform and qform agree."""
+    """A single-file NIfTI-1, little-endian; NIfTI-2 where a side is too long for that, or where the scan is one."""
 
     def __init__(self, content: Content, *, compress: bool) -> None:
         self.dtype = content.dtype.newbyteorder("<")
         self.units = plane_units(content.space.shape, content.dtype, content.channels)
-        self._compress = compress
-        self._header = self._piece(header_bytes(content))
-        super().__init__(len(self._header))
+        self._content, self._compress = content, compress
+        self.header = self._piece(header_bytes(content))
+        super().__init__(len(self.header))
+
+    @property
+    def least_bytes(self) -> int:
+        content = self._content
+        voxels = math.prod(content.space.shape) * (content.channels or 1) * content.dtype.itemsize
+        return len(self.header) + (voxels // shrinks_to(content) if self._compress else voxels)
+
+    def rehearse(self) -> tuple[str, ...]:
+        longest = max(self._content.space.shape)
+        if longest <= LONGEST_NIFTI1_SIDE:
+            return ()
+        return (
+            f"written as NIfTI-2, for NIfTI-1 ends at {LONGEST_NIFTI1_SIDE} voxels an axis and this has {longest}; "
+            "ITK, Slicer and nnU-Net's SimpleITK reader open no NIfTI-2: give a .zarr for other tools",
+        )
 
     def create(self, temporary: Path) -> None:
         with temporary.open("xb") as file:
-            file.write(self._header)
+            file.write(self.header)
 
     def encode(self, unit: Unit, voxels: np.ndarray) -> bytes | memoryview:
         raw = voxels.astype(self.dtype, order="C", casting="same_kind", copy=False)
@@ -66,7 +83,7 @@ def plane_units(shape: Triple, dtype: np.dtype[Any], channels: int | None) -> li
 
 
 def header_bytes(content: Content) -> bytes:
-    """All that comes before the voxels. A sheared affine, which no quaternion can say, goes into the sform alone.
+    """All that comes before the voxels. Where they lie is said as the scan says it (`forms`).
 
     Channel names and what was mended go into a comment extension, as JSON; label names and colours into Workbench's
     (`label_names`), and the intent code says that the values are labels.
@@ -74,21 +91,18 @@ def header_bytes(content: Content) -> bytes:
     import nibabel as nib
     from nibabel.spatialimages import HeaderDataError
 
-    space, channels, labels = content.space, content.channels, content.labels
+    space, channels, labels, forms = content.space, content.channels, content.labels, content.forms
     sides = space.shape[::-1] if channels is None else (*space.shape[::-1], channels)
-    kind = nib.Nifti1Header if max(sides) <= LONGEST_NIFTI1_SIDE and _fits_float32(space) else nib.Nifti2Header
+    version = forms.version if forms is not None else 1 if _fits_float32(space) else 2
+    kind = nib.Nifti1Header if version == 1 and max(sides) <= LONGEST_NIFTI1_SIDE else nib.Nifti2Header
     header = kind(endianness="<")
     try:
         header.set_data_dtype(content.dtype)
     except HeaderDataError:
         raise VolumeError(f"NIfTI holds no {content.dtype} voxels; write float32 or an integer type") from None
     header.set_data_shape(sides)
-    affine = np.asarray(space.affine, dtype=np.float64)
-    header.set_sform(affine, code="scanner")
-    sheared = _is_sheared(affine)
-    header.set_qform(affine, code=0 if sheared else "scanner", strip_shears=True)
+    set_forms(header, forms, space)
     header.set_slope_inter(1, 0)
-    header.set_xyzt_units("mm")
     header["descrip"] = b"volseg"
     facts = {name: list(lines) for name, lines in (("channels", content.names), ("fixes", content.fixes)) if lines}
     if facts:
@@ -106,8 +120,3 @@ def header_bytes(content: Content) -> bytes:
 def _fits_float32(space: Space) -> bool:
     """Whether the 24 bits of NIfTI-1's affine say where the voxels are: not tiny ones far from the origin."""
     return space.matches(Space(space.shape, np.asarray(space.affine, dtype=np.float32).astype(np.float64)))
-
-
-def _is_sheared(affine: np.ndarray) -> bool:
-    axes = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)

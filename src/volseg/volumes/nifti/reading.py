@@ -44,14 +44,14 @@ def open_nifti(path: Path, channel: int | None = None) -> Volume:
     or has no usable affine.
     """
     header = read_header(path, channel)
-    kind = _CompressedNifti if header.data.name.lower().endswith(".gz") else _PlainNifti
+    kind = _CompressedNifti if header.packed else _PlainNifti
     return kind(header)
 
 
 class _Nifti(Volume):
     def __init__(self, header: NiftiHeader) -> None:
         self.path, self.space, self.header = header.path, header.space, header
-        self.dtype = _dtype(header)
+        self.dtype, self.forms = _dtype(header), header.forms
         _, h, w = header.space.shape
         self.row_bytes = w * header.raw.itemsize
         self.plane_bytes = h * self.row_bytes

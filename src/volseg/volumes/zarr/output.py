@@ -6,6 +6,7 @@ zarr loses data where two writers share a shard (zarr-python #3683), so a shard 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import suppress
 from itertools import product
@@ -16,7 +17,7 @@ import numpy as np
 
 from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
-from volseg.volumes.output import Content, Output, Unit, units_of
+from volseg.volumes.output import Content, Output, Unit, shrinks_to, units_of
 from volseg.volumes.zarr.label_image import METADATA, image_label, list_label
 
 CHUNK = 32
@@ -38,6 +39,12 @@ class ZarrOutput(Output):
         self._temporary = Path()
         self._array: Any = None
         self._written: list[Path] = []
+
+    @property
+    def least_bytes(self) -> int:
+        content = self._content
+        voxels = math.prod(content.space.shape) * (content.channels or 1)
+        return voxels * content.dtype.itemsize // shrinks_to(content)
 
     def create(self, temporary: Path) -> None:
         import zarr

@@ -12,6 +12,8 @@ file, in 7.5 s. That is memory on one rank that does not fall with their number;
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import warnings
 from pathlib import Path
@@ -20,17 +22,19 @@ from typing import Any
 import numpy as np
 
 from volseg.errors import VolumeError, first_line
-from volseg.files import flush_to_disk
+from volseg.files import flush_to_disk, replacing
 from volseg.volumes.dicom.seg.codes import property_of
+from volseg.volumes.dicom.seg.headers import number_of, text_of
 from volseg.volumes.dicom.seg.source import Series, check_source, open_series
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.nifti.output import plane_units
-from volseg.volumes.output import Unit
+from volseg.volumes.nifti.output import NiftiOutput, plane_units
+from volseg.volumes.output import Content, Unit
 from volseg.volumes.shared_file import SharedFile
-from volseg.volumes.volume import Space, Volume
+from volseg.volumes.volume import Volume
 
 SERIES_NUMBERS_ABOVE = 1000  # the segmentation's is the scan's and this, so that the two sort side by side
 LONGEST_LABEL = 64
+LARGEST_NUMBER = 2**31 - 1
 
 
 class SegOutput(SharedFile):
@@ -43,19 +47,36 @@ class SegOutput(SharedFile):
     Raises VolumeError where the mask does not lie on the series' own slices (see `source.check_source`).
     """
 
-    def __init__(
-        self, path: Path, space: Space, dtype: np.dtype[Any], labels: LabelTable, source: Volume | None
-    ) -> None:
+    def __init__(self, path: Path, content: Content, source: Volume | None) -> None:
         super().__init__(0)
-        check_source(path, source, space)
-        self._path, self._space, self._labels, self._source = path, space, labels, source
+        space, dtype = content.space, content.dtype
+        self._source = check_source(path, source, space)
+        self._path, self._space, self._labels = path, space, content.labels or LabelTable({})
         self._dtype = np.dtype("u1" if dtype.itemsize == 1 else "<u2")
-        self._series: Series | None = None
         self.units = plane_units(space.shape, self._dtype, None)
 
+    @property
+    def least_bytes(self) -> int:
+        voxels = math.prod(self._space.shape)
+        return voxels * self._dtype.itemsize + voxels // 8  # the planes as ranks leave them, and one segment's bits
+
+    def rehearse(self) -> tuple[str, ...]:
+        """Build a Segmentation of the first slices, with every label, from the very headers, in memory."""
+        series = open_series(self._path, self._source, self._space)
+        segments = list(self._labels.foreground) or [(1, "label 1")]
+        positions = series.positions[:2]
+        planes = np.zeros((len(positions), *self._space.shape[1:]), self._dtype)
+        planes[:, 0, 0] = np.arange(len(positions)) % len(segments) + 1
+        trial = _built(planes, positions, segments, self._labels, series, self._path)
+        _save(trial, io.BytesIO(), self._path)
+        bits = math.prod(self._space.shape) * len(segments)
+        if bits // 8 <= MOST_BYTES:
+            return series.remarks
+        most = f"{bits / 8 / 2**30:.1f} GiB if each of its {len(segments)} labels is in every slice"
+        return (*series.remarks, f"a DICOM SEG holds 4 GiB, and this one may need {most}; .nii.gz has no such limit")
+
     def create(self, temporary: Path) -> None:
-        assert self._source is not None
-        self._series = open_series(self._path, self._source, self._space)
+        self.rehearse()
         temporary.touch(exist_ok=False)
 
     def encode(self, unit: Unit, voxels: np.ndarray) -> memoryview:
@@ -68,55 +89,112 @@ class SegOutput(SharedFile):
         return np.ascontiguousarray(voxels, self._dtype).data.cast("B")
 
     def publish(self, temporary: Path, path: Path) -> None:
-        assert self._series is not None
         mask = np.memmap(temporary, self._dtype, "r+", shape=self._space.shape)
+        segments, frames = number_segments(mask, self._labels)
+        series = open_series(self._path, self._source, self._space)
         finished = temporary.with_name(temporary.name + SUFFIX)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about oddities of the source's headers
-                _write(finished, mask, self._labels, self._series, path)
+            _check_size(path, frames, len(segments), mask)
+            _write(finished, mask, segments, self._labels, series, path)
             flush_to_disk(finished)
             os.replace(finished, path)
             flush_to_disk(path.parent)
+        except VolumeError as error:
+            kept = self._keep(mask, [value for value, _ in segments], path)
+            raise VolumeError(f"{error}. The mask itself is in {kept}") from error
         finally:
             finished.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
 
+    def _keep(self, mask: np.ndarray, values: list[int], path: Path) -> Path:
+        """Write the mask as NIfTI beside `path`, where it makes no Segmentation: nothing computed is thrown away.
+
+        mask    segment numbers, of which `values` are the labels
+        """
+        stem = path.name[: -len(SUFFIX)]
+        names = (path.with_name(f"{stem}{end}.nii.gz") for end in ("", *(f"_{n}" for n in range(1, 1000))))
+        kept = next(name for name in names if not name.exists())
+        output = NiftiOutput(Content(self._space, self._dtype, labels=self._labels), compress=True)
+        by_number = np.array([0, *values], self._dtype)
+        with replacing(kept) as temporary, temporary.open("wb") as file:
+            file.write(output.header)
+            for unit in output.units:
+                file.write(output.encode(unit, by_number[mask[unit.box.slices]]))
+        return kept
+
 
 SUFFIX = ".dcm"
+MOST_BYTES = 2**32 - 2  # of one element's value
 
 
-def number_segments(mask: np.ndarray, labels: LabelTable) -> list[tuple[int, str]]:
+def number_segments(mask: np.ndarray, labels: LabelTable) -> tuple[list[tuple[int, str]], int]:
     """Replace the labels in `mask` [D, H, W], in place and slice by slice, by segment numbers from 1.
 
-    out  (value, name) by segment: those with voxels, by value; a value that the table does not name is ``label VALUE``
+    out  (value, name) by segment: those with voxels, by value; a value that the table does not name is ``label VALUE``.
+         And how many frames they take: one for each segment in each slice that it is in
     """
-    counts = np.zeros(int(np.iinfo(mask.dtype).max) + 1, np.int64)
+    slices = np.zeros(int(np.iinfo(mask.dtype).max) + 1, np.int64)  # in which a value is
     for plane in mask:
-        counts += np.bincount(plane.ravel(), minlength=len(counts))
+        slices += np.bincount(plane.ravel(), minlength=len(slices)) > 0
     names = dict(labels.foreground)
-    present = [int(value) for value in np.flatnonzero(counts) if value != 0]
-    numbers = np.zeros(len(counts), mask.dtype)
+    present = [int(value) for value in np.flatnonzero(slices) if value != 0]
+    numbers = np.zeros(len(slices), mask.dtype)
     numbers[present] = np.arange(1, len(present) + 1)
     if present != list(range(1, len(present) + 1)):
         for plane in mask:
             plane[...] = numbers[plane]
-    return [(value, names.get(value, f"label {value}")) for value in present]
+    return [(value, names.get(value, f"label {value}")) for value in present], int(slices[1:].sum())
 
 
-def _write(target: Path, mask: np.ndarray, labels: LabelTable, series: Series, path: Path) -> None:
-    segments = number_segments(mask, labels)
+def _check_size(path: Path, frames: int, segments: int, mask: np.ndarray) -> None:
+    size = frames * mask[0].size // 8
+    if size > MOST_BYTES:
+        raise VolumeError(
+            f"{path}: {frames} frames of {segments} segments take {size / 2**30:.1f} GiB, and a DICOM SEG holds 4 GiB"
+        )
+
+
+def _write(
+    target: Path, mask: np.ndarray, segments: list[tuple[int, str]], labels: LabelTable, series: Series, path: Path
+) -> None:
     planes, positions = mask, series.positions
     if not segments:
         segments = list(labels.foreground) or [(1, "label 1")]
         planes, positions = np.zeros((1, *mask.shape[1:]), np.uint8), series.positions[:1]
-    try:
-        segmentation = _build(planes, positions, segments, labels, series)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:  # each check has its own
-        raise VolumeError(
-            f"{path}: the headers of the series make no DICOM SEG ({first_line(error)}); write the mask as .nii.gz"
-        ) from error
-    segmentation.save_as(target)
+    _save(_built(planes, positions, segments, labels, series, path), target, path)
+
+
+def _save(segmentation: Any, target: Path | io.BytesIO, path: Path) -> None:
+    """Write the object. Raises VolumeError where an element cannot be written, OSError where the disk fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about oddities of the source's headers
+        try:
+            segmentation.save_as(target)
+        except OSError:
+            raise
+        except Exception as error:  # pydicom reports what it cannot write by many types
+            raise _refused(path, error) from error
+
+
+def _built(
+    planes: np.ndarray, positions: list[Any], segments: list[tuple[int, str]], labels: LabelTable, series: Series,
+    path: Path,
+) -> Any:  # fmt: skip
+    """The object, by highdicom. Raises VolumeError, with the reason, where it makes none of these headers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about oddities of the source's headers
+        try:
+            return _build(planes, positions, segments, labels, series)
+        except MemoryError as error:
+            raise VolumeError(f"{path}: {len(segments)} segments on {len(planes)} slices need more memory") from error
+        except Exception as error:  # each check has its own
+            raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> VolumeError:
+    return VolumeError(
+        f"{path}: the headers of the series make no DICOM SEG ({first_line(error)}); write the mask as .nii.gz"
+    )
 
 
 def _build(
@@ -133,15 +211,15 @@ def _build(
     descriptions = [
         _description(number, value, name, labels, algorithm) for number, (value, name) in enumerate(segments, 1)
     ]
-    plain = all(name.isascii() for _, name in segments)
     first = series.datasets[0]
+    number = number_of(first, "SeriesNumber")
     segmentation = hd.seg.Segmentation(
         source_images=series.datasets,
         pixel_array=planes,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
         series_instance_uid=generate_uid(),
-        series_number=int(first.get("SeriesNumber") or 0) + SERIES_NUMBERS_ABOVE,
+        series_number=SERIES_NUMBERS_ABOVE + (number if number < LARGEST_NUMBER - SERIES_NUMBERS_ABOVE else 0),
         sop_instance_uid=generate_uid(),
         instance_number=1,
         manufacturer="volseg",
@@ -154,9 +232,9 @@ def _build(
             hd.PlanePositionSequence(hd.CoordinateSystemNames.PATIENT, image_position=position)
             for position in positions
         ],
-        **({} if plain else {"specific_character_set": "ISO_IR 192"}),
+        specific_character_set="ISO_IR 192",
     )
-    segmentation.SeriesDescription = f"Segmentation of {first.get('SeriesDescription') or 'scan'}"[:LONGEST_LABEL]
+    segmentation.SeriesDescription = f"Segmentation of {text_of(first, 'SeriesDescription', 'scan')}"[:LONGEST_LABEL]
     return segmentation
 
 
