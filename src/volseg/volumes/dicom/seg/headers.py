@@ -114,11 +114,7 @@ def _character_set(dataset: Any) -> list[str]:
     value = getattr(item, "value", None)
     if isinstance(value, bytes):
         return [part.strip(" \0") for part in value.decode("ascii", "replace").split("\\")]
-    return (
-        [str(part) for part in value]
-        if isinstance(value, list | tuple) or hasattr(value, "append")
-        else [str(value or "")]
-    )
+    return [str(part) for part in parts_of(value)]
 
 
 def _element(dataset: Any, tag: Any, keyword: str, character_set: list[str], remarks: Remarks) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 
 ESCAPE = 0x1B
@@ -29,7 +30,12 @@ def decoded(value: bytes, character_set: Sequence[str], *, names: bool) -> tuple
     character_set  the values of SpecificCharacterSet, as they are
     names          person names, in which ``^`` and ``=`` end the effect of an escape sequence
     """
-    value = value.rstrip(b"\0 ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pydicom, about each way that fails
+        return _decoded(value.rstrip(b"\0 "), character_set, names)
+
+
+def _decoded(value: bytes, character_set: Sequence[str], names: bool) -> tuple[str | None, bool]:
     delimiters = NAME_DELIMITERS if names else TEXT_DELIMITERS
     for encodings, ends in _ways(value, character_set, delimiters):
         text = _strictly(value, encodings, ends)
