@@ -91,7 +91,14 @@ def test_without_a_profile_the_machine_is_measured_and_without_time_all_is_left_
     assert "0 cases done, 0 failed, 2 left out" in out
     assert "measuring it first" in err
     assert err.count("left out: ") == 2
-    names = {"measurements.csv", "report.html", "profile.json", "memory_channels.png", "planned_measured.png"}
+    names = {
+        "measurements.csv",
+        "report.html",
+        "profile.json",
+        "memory_channels.png",
+        "planned_measured.png",
+        "messages.log",
+    }
     assert {path.name for path in (tmp_path / "study").iterdir()} == names
     assert "What was left out" in (tmp_path / "study" / "report.html").read_text()
     code, out, err = study("channels", "--sides=16", "--channels=4", "--levels=2", "--minutes=0.7", "--overwrite")

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from conftest import clean_environment
 from tiny import MODEL, SERIAL, listing, losses, newest, tiny_config, tiny_dataset
 from volseg.config import DataConfig, read_config
+from volseg.config.stored_run import DATA
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import CheckpointError, ConfigError, PartitionError, VolumeError
 from volseg.events import Caution
@@ -51,7 +52,7 @@ def test_a_run_holds_these_files(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         ".lock", "checkpoints", BEST, WEIGHTS, FINGERPRINT, SPLIT, "config.toml", "log.csv", "progress.png",
-        "previews", "report.json", "report.html", "inputs.json", MESSAGES,
+        "previews", "report.json", "report.html", "inputs.json", MESSAGES, DATA,
     }  # fmt: skip
     assert [path.name for path in (finished / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
     assert (finished / "progress.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -214,7 +215,17 @@ def test_overwriting_begins_without_the_old_checkpoint(tmp_path, data):
     with pytest.raises(KeyboardInterrupt):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), overwrite=True), SERIAL, stop)
     names = {path.name for path in run.rglob("*")}
-    assert names == {".lock", "checkpoints", "config.toml", "inputs.json", "log.csv", FINGERPRINT, SPLIT, MESSAGES}
+    assert names == {
+        ".lock",
+        "checkpoints",
+        "config.toml",
+        "inputs.json",
+        "log.csv",
+        FINGERPRINT,
+        SPLIT,
+        MESSAGES,
+        DATA,
+    }
     with pytest.raises(ConfigError, match="--overwrite"):
         train(TrainingJob(data, run, tiny_config(epochs=2, seed=5), proceed=True), SERIAL)
 

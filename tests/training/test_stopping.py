@@ -159,13 +159,32 @@ def test_in_a_thread_signals_are_left_alone():
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("10m", 600), ("1h30m", 5400), ("3h50m", 13800), ("5400", 5400), ("1h1m1s", 3661)],
+    [
+        ("90s", 90),
+        ("10m", 600),
+        ("1h30m", 5400),
+        ("3h50m", 13800),
+        ("5400", 5400),
+        ("1h1m1s", 3661),
+        ("1h30", 5400),
+        ("1.5h", 5400),
+        ("01:00:00", 3600),
+        ("1-12:00:00", 129600),
+        ("1-12", 129600),
+        ("2-00:30", 174600),
+        ("30:00", 1800),
+        ("2 days", 172800),
+        ("1 h 30 min", 5400),
+        ("1d", 86400),
+    ],
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5", "1d", "30m1h", "1.5h", "h"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "30m1h", "h", "1d1d", "3x", "1:2:3:4", "1:60:00", "UNLIMITED", "1h 2 3"]
+)
 def test_no_durations(text):
     with pytest.raises(ConfigError, match=r"--max-time .*give a time such as 3h50m"):
         parse_duration(text)

@@ -129,8 +129,8 @@ def info(
     from volseg.volumes.summary import header_facts, value_facts
 
     volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
-    facts = header_facts(volume) | ({} if header_only else value_facts(volume))
     names = label_table_of(path)
+    facts = header_facts(volume) | ({} if header_only else value_facts(volume, names is not None))
     if names is not None and names.names:
         facts["label_names"] = {str(value): name for value, name in names.foreground}
     return facts

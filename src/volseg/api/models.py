@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from volseg.training.report import TrainingReport
 
 
+DATASET = "ellipsoids"
+"""Where none is named: what `generate` makes."""
+
 FOLDS = 5
 """Where only `fold` is given, as in nnU-Net."""
 
 
 def train(
-    dataset: str | Path = "ellipsoids", run: str | Path = "volseg-run", *, labels: str | Path | None = None,
+    dataset: str | Path | None = None, run: str | Path = "volseg-run", *, labels: str | Path | None = None,
     label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, accumulate: int | None = None,
     agglomerate: str = "auto", multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
@@ -45,7 +49,8 @@ def train(
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
-    dataset      a data set's folder, or one scan
+    dataset      a data set's folder, or one scan; None: "ellipsoids", or where training goes on, the run's own, with
+                 its labels, label_names and channels
     labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
     run          folder for weights, log, pictures and reports
@@ -79,6 +84,8 @@ def train(
         from volseg.training.loop import train as run_training
 
         settings = _settings(config, recipe, Path(run), proceed)
+        if dataset is None and proceed:
+            dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
         if folds is None and fold is not None and not settings.training.folds:
             folds = FOLDS
         settings = override(
@@ -118,12 +125,22 @@ def train(
         if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
             raise ConfigError(f"max_time = {max_time!r}: give seconds, or a text such as 3h50m")
         job = TrainingJob(
-            Path(dataset), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps, replicas,
-            agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
+            Path(dataset or DATASET), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps,
+            replicas, agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
             command=command,
         )  # fmt: skip
         return run_training(job, every, heard)
+
+
+def _own_data(
+    run: Path, labels: str | Path | None, label_names: str | Path | None, channels: tuple[str, ...]
+) -> tuple[str | Path, str | Path | None, str | Path | None, tuple[str, ...]]:
+    """What a run was trained on, but for what is given."""
+    from volseg.config.stored_run import own_data
+
+    own = own_data(run)
+    return own.dataset, labels or own.labels, label_names or own.label_names, channels or own.channel_names
 
 
 def _parsed(value: Any, parse: Callable[..., Any], *option: str) -> Any:
@@ -133,7 +150,19 @@ def _parsed(value: Any, parse: Callable[..., Any], *option: str) -> Any:
 
 def _spacing(value: Any) -> Any:
     """The configuration's text for a spacing; "native" is what `segment` calls "own"."""
-    return "own" if value == "native" else format_triple(tuple(value)) if isinstance(value, list | tuple) else value
+    from volseg.sizes import parse_spacing
+
+    named = value in ("auto", "own", "median", "native")
+    if isinstance(value, str) and not named and not re.fullmatch(r"[\d.]+x[\d.]+x[\d.]+", value):
+        try:
+            value = parse_spacing(value)
+        except ConfigError:
+            raise ConfigError(f"--spacing {value}: give own, median, auto, or mm such as 1 or 3x1.5x1.5") from None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = (value,) * 3
+    if isinstance(value, list | tuple):
+        return format_triple(tuple(f"{side:.10g}" for side in value))
+    return "own" if value == "native" else value
 
 
 def _settings(config: Config | str | Path | None, recipe: str | None, run: Path, proceed: bool) -> Config:

@@ -41,6 +41,14 @@ DatasetPath = Annotated[
     Path,
     typer.Argument(help="Data set folder (nnU-Net, Decathlon, ingested volumes), or one scan with --labels."),
 ]
+OwnDatasetPath = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Data set folder (nnU-Net, Decathlon, ingested volumes), or one scan with --labels.  [default: "
+        "ellipsoids; with --continue the run's own]",
+        show_default=False,
+    ),
+]
 Labels = Annotated[
     str | None,
     typer.Option(

@@ -170,18 +170,21 @@ def time_text(shares: Mapping[str, float], waited: float | None) -> str:
 
 
 def step_time_text(what: str, measured: float, planned: float | None) -> str:
-    """Measured seconds against the plan, as a run's last lines show them."""
+    """Measured seconds against the plan, as a run's last lines show them; without it where it says nothing."""
     text = f"{what} {measured:.3g} s"
-    return (
-        text
-        if planned is None
-        else f"{text}; planned {planned:.3g} s, {planned / max(measured, 1e-9):.2f} of the measured"
-    )
+    if planned is None or _too_short(measured, planned):
+        return text
+    return f"{text}; planned {planned:.3g} s, {planned / measured:.2f} of the measured"
+
+
+def _too_short(measured: float, planned: float) -> bool:
+    """Whether times are so short that what no plan knows, such as compiling, is most of them."""
+    return min(measured, planned) < SHORT_SECONDS
 
 
 def warn_of_time(measured: float, planned: float | None, listen: events.Listener) -> None:
     """Say so where planned and measured time differ by more than 10 %, and are long enough to matter."""
-    if planned is None or max(measured, planned) < SHORT_SECONDS or measured <= 0:
+    if planned is None or _too_short(measured, planned):
         return
     if off_by_a_tenth(planned / measured):
         text = f"planned and measured time differ by {abs(planned / measured - 1):.0%}"

@@ -12,19 +12,19 @@ from volseg.cli.job import job
 from volseg.cli.options import (
     Agglomerate,
     Channels,
-    DatasetPath,
     Debug,
     LabelNames,
     Labels,
     NoProgress,
     Overwrite,
+    OwnDatasetPath,
     Quiet,
     Trace,
 )
 
 
 def train(
-    dataset: DatasetPath = Path("ellipsoids"),
+    dataset: OwnDatasetPath = None,
     run: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")] = Path("volseg-run"),
     labels: Labels = None,
     label_names: LabelNames = None,
@@ -88,7 +88,8 @@ def train(
     ] = None,
     fold: Annotated[int | None, typer.Option(help="Which of them is held out, from 0.  [default: 0]")] = None,
     spacing: Annotated[
-        str | None, typer.Option(help="How the network sees volumes: own, median, or mm as 3x1.5x1.5.  [default: auto]")
+        str | None,
+        typer.Option(help="How the network sees volumes: own, median, or mm, as 3x1.5x1.5.  [default: auto]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and case order.  [default: 0]")] = None,
     proceed: Annotated[bool, typer.Option("--continue", help="Go on from the run folder's last checkpoint.")] = False,
@@ -97,7 +98,8 @@ def train(
         float | None, typer.Option(help="Between two checkpoints at least.  [default: 30]")
     ] = None,
     max_time: Annotated[
-        str | None, typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 90s, 5400.")
+        str | None,
+        typer.Option(help="Stop, with a checkpoint, before so long has passed: 3h50m, 12:00:00, 5400 (s)."),
     ] = None,
     previews: Annotated[
         int, typer.Option(help="Held-out cases drawn after each validation, in RUN/previews; 0 for none.")

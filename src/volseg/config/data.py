@@ -31,9 +31,9 @@ class DataConfig:
             raise ConfigError(f"data.crop = {list(self.crop)} must be three sides of 1 voxel or more, or empty")
         if self.spacing not in ("auto", "own", "median"):
             sides = self.spacing.split("x")
-            if len(sides) != 3 or not all(_is_positive(side) for side in sides):
+            if len(sides) not in (1, 3) or not all(_is_positive(side) for side in sides):
                 raise ConfigError(
-                    f"data.spacing = {self.spacing!r} is not auto, own, median or three sides in mm such as 3x1.5x1.5"
+                    f"data.spacing = {self.spacing!r} is not auto, own, median or sides in mm such as 1 or 3x1.5x1.5"
                 )
 
     @property
@@ -41,7 +41,8 @@ class DataConfig:
         """The spacing in mm that `spacing` names; None for auto, own and median."""
         if self.spacing in ("auto", "own", "median"):
             return None
-        d, h, w = (float(side) for side in self.spacing.split("x"))
+        sides = [float(side) for side in self.spacing.split("x")]
+        d, h, w = sides * 3 if len(sides) == 1 else sides
         return d, h, w
 
 

@@ -100,7 +100,8 @@ def connect() -> Communicator:
     except (ImportError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise LaunchError(
-            f"started by {found[0].name}, but MPI cannot be loaded: {reason}\nInstall one with: {_pip()} mpich mpi4py"
+            f"started by {found[0].name}, but MPI cannot be loaded: {reason}\nLoad the MPI that mpi4py was built for "
+            f"(on clusters a module), or where there is none, install one: {_pip()} mpich mpi4py"
         ) from error
     check_sizes(found, MPI.COMM_WORLD.size, MPI.Get_library_version())
 
@@ -128,10 +129,14 @@ def check_sizes(found: list[Launcher], size: int, library: str) -> None:
 
 
 def _remedy() -> str:
+    """No word of installing over what is there: a site's mpi4py is built for the site's network."""
     beside = Path(sys.executable).with_name("mpirun")
     if beside.exists():
         return f"Start the job with: {beside}"
-    return f"Install a matching pair with: {_pip()} --force-reinstall mpich mpi4py, and use the mpirun it brings"
+    return (
+        "Start it with the mpirun or srun of the MPI that mpi4py was built for (on clusters: load its module); or make "
+        "an environment with its own, python -m venv ENV, install mpich, mpi4py and volseg there, and use its mpirun"
+    )
 
 
 def _pip() -> str:

@@ -149,9 +149,10 @@ def _nothing_taken() -> Taken:
 def communication_facts(communicator: Communicator, seconds: float) -> dict[str, Any]:
     """How long ranks waited in MPI for what computation did not hide, in all and by layer. Collective.
 
-    seconds  the time in which they did; by layer it is the rank that waited longest who counts
+    seconds  of this rank since its meter was reset: the same time in which it waited; by layer it is the rank that
+             waited longest who counts
     """
-    meters = communicator.gather_all(communicator.meter.by_layer())
+    meters, lasted = zip(*communicator.gather_all((communicator.meter.by_layer(), seconds)), strict=True)
     layers = sorted({layer for meter in meters for layer in meter})
     by_layer = {
         layer: {
@@ -162,8 +163,9 @@ def communication_facts(communicator: Communicator, seconds: float) -> dict[str,
         for layer in layers
     }
     waited = [sum(entry[0] for entry in meter.values()) for meter in meters]
+    shares = [one / max(whole, 1e-9) for one, whole in zip(waited, lasted, strict=True)]
     return {
-        "share_of_time": round(max(waited) / max(seconds, 1e-9), 4),
+        "share_of_time": round(max(shares), 4),
         "seconds_by_rank": [round(value, 3) for value in waited],
         "by_layer": dict(sorted(by_layer.items(), key=lambda item: -float(item[1]["seconds"]))),
     }

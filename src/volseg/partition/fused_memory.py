@@ -26,7 +26,7 @@ from volseg.partition.tiling import (
 
 FLOAT = 4
 _LOSS_PIECE = 2**16
-_LOSS_TENSORS = 6
+_LOSS_TENSORS = 5
 
 SLABS, HALOS = "slabs and windows", "halos"
 """Parts of a plan: what exists a few planes at a time, and ghosts."""
@@ -119,13 +119,13 @@ class FusedWalk:
         _, h, w = self.sides[0]
         planes = head_slab_planes(self.sides[0], self.classes)
         logits = 2 * planes * h * w * padded_channels(self.classes)
-        self._worked(logits + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
+        self._worked(logits + _loss_floats(planes * h * w, self.classes))
         for level in self.deep:
             _, h, w = self.sides[level]
             width = self.widths[level]
             planes = deep_slab_planes(self.sides[level], self.classes, width)
             slabs = planes * h * w * (2 * padded_channels(self.classes) + width)
-            self._worked(slabs + _LOSS_TENSORS * _LOSS_PIECE * self.classes)
+            self._worked(slabs + _loss_floats(planes * h * w, self.classes))
 
     def _gathered(self, level: int) -> None:
         if level not in self.share.merges:
@@ -313,6 +313,15 @@ def convolution_work(sides: Triple, inputs: list[int], width: int, threads: int)
     """Bytes that a convolution's forward works in: scratch of the threads, its weight as given and transformed."""
     weights, scratch = _convolution_floats(sides, inputs, width, threads)
     return (weights + threads * scratch) * FLOAT
+
+
+def _loss_floats(voxels: int, classes: int) -> int:
+    """Values that `losses.LossSums` holds of a slab of so many voxels: a piece of it, several times.
+
+    Where the slab has several pieces, one tensor of the last is still there when those of the next are made.
+    """
+    tensors = _LOSS_TENSORS + (voxels > _LOSS_PIECE)
+    return tensors * min(voxels, _LOSS_PIECE) * classes
 
 
 def _convolution_floats(sides: Triple, inputs: list[int], width: int, threads: int) -> tuple[int, int]:

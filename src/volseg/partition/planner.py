@@ -272,9 +272,13 @@ def fewest_ranks(
 
 
 def parse_memory(text: str, option: str = "--memory") -> int:
-    """``24GiB``, ``512 MiB`` or ``24`` (GiB) in bytes. Raises ConfigError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB|G|M)?", text.strip(), re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    """``24GiB``, ``512 MiB``, ``24`` (GiB) or ``24g`` (GiB) in bytes. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib|b|)", text.strip(), re.IGNORECASE)
+    size = 0
+    if match:
+        prefix, end = match[2].lower(), match[3].lower()
+        power = "kmgt".index(prefix) + 1 if prefix else 0 if end else 3
+        size = int(float(match[1]) * (1000 if end == "b" and prefix else 1024) ** power)
+    if not match or size < 1 or (not match[2] and match[3].lower() == "ib"):
         raise ConfigError(f"{option} {text}: give an amount such as 24GiB or 512MiB")
-    units = {"g": 2**30, "gib": 2**30, "m": 2**20, "mib": 2**20, "gb": 10**9, "mb": 10**6}
-    return int(float(match[1]) * units[(match[2] or "GiB").lower()])
+    return size

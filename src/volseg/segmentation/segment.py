@@ -138,6 +138,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     if state is not None:
         state.remove()
     seconds = time.monotonic() - started
+    communication = communication_facts(communicator, seconds)
     phases: dict[str, Any] = {phase: round(taken, 3) for phase, taken in meter.by_phase().items()}
     phases["network_by_layer"] = {label: round(taken, 3) for label, taken in result.seconds.items()}
     account = account_of_time(communicator)
@@ -161,7 +162,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         phases,
         scan.channels[0].audit,
         placement_facts(communicator, torch.get_num_threads()),
-        communication_facts(communicator, seconds),
+        communication,
         account,
         network,
         (planned, machine),

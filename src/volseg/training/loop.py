@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.meter import communication_facts
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
@@ -75,8 +76,8 @@ def _train(
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
 
     meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
-    meter.reset()
     started = time.monotonic()
+    meter.reset()
     stopping.begin()
     stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
@@ -136,9 +137,11 @@ def _train(
         if stop:
             break
     stopped = stop if card.step < steps else None
+    # Of the same time: the others wait for the root's last picture, which is no work of theirs.
     seconds = time.monotonic() - started
+    communication = communication_facts(communicator, seconds)
     record.finish()
-    return make_report(job, setup, card.step, seconds, loss, dice, record.last, inputs, stopped)
+    return make_report(job, setup, card.step, seconds, communication, loss, dice, record.last, inputs, stopped)
 
 
 def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) -> TrainingReport:
@@ -160,15 +163,18 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
             open_run_folder(job, setup.config, lock, step, log)
     record = Record(job, setup, listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
-    communicator.meter.reset()
     started = time.monotonic()
+    communicator.meter.reset()
     if setup.held_out:
         communicator.meter.enter("validation")
         record.found(_validate(setup, setup.finest, record), int(last["epoch"]))
         communicator.meter.enter("")
-    record.finish()
     seconds = time.monotonic() - started
-    return make_report(job, setup, step, seconds, float(last["loss"]), float(last["dice"]), record.last, inputs)
+    communication = communication_facts(communicator, seconds)
+    record.finish()
+    return make_report(
+        job, setup, step, seconds, communication, float(last["loss"]), float(last["dice"]), record.last, inputs
+    )
 
 
 def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:

@@ -15,7 +15,6 @@ import torch
 from volseg.config import config_tables
 from volseg.config.stored_run import REPORT
 from volseg.distributed.communicator import Communicator
-from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
@@ -69,15 +68,17 @@ class TrainingReport:
 
 
 def make_report(
-    job: TrainingJob, setup: Setup, steps: int, seconds: float, loss: float, dice: float,
-    validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
+    job: TrainingJob, setup: Setup, steps: int, seconds: float, communication: Mapping[str, Any], loss: float,
+    dice: float, validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
-    """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective."""
+    """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective.
+
+    communication  as `communication_facts` has it, of the same `seconds`
+    """
     communicator, finest = setup.world, setup.finest
     peaks = gather_peaks(communicator)
     cached = sum(resolution.blocks.cached_bytes for resolution in setup.resolutions)
     planned = setup.planned.peak + max(communicator.gather_all(cached))
-    communication = communication_facts(communicator, seconds)
     waited = communication["share_of_time"]
     account = account_of_time(communicator, "step")
     time, shares = time_facts(account, communicator), account.shares()

@@ -12,7 +12,7 @@ import tomli_w
 
 from volseg import __version__
 from volseg.config import Config, config_tables
-from volseg.config.stored_run import CONFIG, REPORT, read_run_config
+from volseg.config.stored_run import CONFIG, DATA, REPORT, OwnData, read_run_config
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError, VolsegError
 from volseg.files import is_leftover, remove_leftovers, write_text
@@ -106,8 +106,18 @@ def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int, 
         for name in MADE:
             with suppress(OSError):  # is not there, is a link, or holds what is not ours
                 (job.run / name).rmdir()
+    names = None if job.label_names is None else str(job.label_names.absolute())
+    own = OwnData(str(job.dataset.absolute()), _labels(job), names, job.channel_names)
+    write_text(job.run / DATA, own.as_json())
     write_text(job.run / CONFIG, tomli_w.dumps(config_tables(config)))
     log.begin(f"volseg {__version__}: {job.command or f'train {job.dataset} -o {job.run}'}", anew=not job.proceed)
+
+
+def _labels(job: TrainingJob) -> str | None:
+    """Of one scan its file of labels, wherever the run is gone on with; of others the name of a label image."""
+    if job.labels is not None and Path(job.labels).exists():
+        return str(Path(job.labels).absolute())
+    return job.labels
 
 
 def _made(run: Path) -> Iterator[Path]:

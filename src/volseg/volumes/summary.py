@@ -12,6 +12,8 @@ from volseg.volumes.canonical import nearest_axes
 from volseg.volumes.volume import Volume
 
 MOST_LABELS = 256
+FEW_LABELS = 16
+"""No image has so few values."""
 LETTERS = ("LR", "PA", "IS")
 
 
@@ -40,14 +42,17 @@ def header_facts(volume: Volume) -> dict[str, Any]:
     }
 
 
-def value_facts(volume: Volume) -> dict[str, Any]:
+def value_facts(volume: Volume, is_mask: bool = False) -> dict[str, Any]:
     """Smallest and largest finite value, how many are not finite, and for a mask the voxels of each label.
 
-    The volume is read once, a few slices at a time. It counts as a mask where its values are whole, not negative and
-    at most `MOST_LABELS` different ones below 65536. Raises VolumeError where it cannot be read.
+    is_mask  it is known to be one, by the names of its labels
+
+    The volume is read once, a few slices at a time. Else it counts as a mask where its values are whole, not negative,
+    at most `MOST_LABELS` different ones below 65536, and lie as labels do (`_Labels.are_labels`): an image of 8 bits
+    has few values too. Raises VolumeError where it cannot be read.
     """
     low, high, bad = np.inf, -np.inf, 0
-    counts: dict[int, int] | None = {} if volume.dtype.kind in "iu" else None
+    labels: _Labels | None = _Labels() if volume.dtype.kind in "iu" else None
     for _, values in volume.slabs(_depth(volume.shape)):
         if values.dtype.kind == "f":
             finite = values[np.isfinite(values)]
@@ -56,19 +61,37 @@ def value_facts(volume: Volume) -> dict[str, Any]:
             finite = values
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-        counts = None if counts is None or low < 0 or high > 65535 else _count(values, counts)
+        if labels is not None and (low < 0 or high > 65535 or not labels.add(values)):
+            labels = None
     facts: dict[str, Any] = {"minimum": None, "maximum": None} if low > high else {"minimum": low, "maximum": high}
     facts["not_finite"] = bad
-    if counts is not None:
-        facts["labels"] = {str(label): counts[label] for label in sorted(counts)}
+    if labels is not None and (is_mask or labels.are_labels):
+        facts["labels"] = {str(label): labels.counts[label] for label in sorted(labels.counts)}
     return facts
 
 
-def _count(values: np.ndarray, counts: dict[int, int]) -> dict[int, int] | None:
-    tally = np.bincount(values.ravel().astype(np.int64))
-    for label in np.flatnonzero(tally).tolist():
-        counts[label] = counts.get(label, 0) + int(tally[label])
-    return counts if len(counts) <= MOST_LABELS else None
+class _Labels:
+    """Voxels of each value, and how often neighbours along W are alike."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self._alike = self._pairs = 0
+
+    def add(self, values: np.ndarray) -> bool:
+        """Take in [d, h, w] values, 0 to 65535; whether they may still be labels."""
+        tally = np.bincount(values.ravel().astype(np.int64))
+        for label in np.flatnonzero(tally).tolist():
+            self.counts[label] = self.counts.get(label, 0) + int(tally[label])
+        before, after = values[..., :-1], values[..., 1:]
+        foreground = (before != 0) & (after != 0)
+        self._pairs += int(np.count_nonzero(foreground))
+        self._alike += int(np.count_nonzero(foreground & (before == after)))
+        return len(self.counts) <= MOST_LABELS
+
+    @property
+    def are_labels(self) -> bool:
+        """Whether there are few values, or two in three neighbours in the foreground are alike: noise leaves few so."""
+        return len(self.counts) <= FEW_LABELS or 3 * self._alike > 2 * self._pairs
 
 
 def _depth(shape: Triple) -> int:

@@ -41,7 +41,8 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
     if path.exists() and (source.labels is not None or path.is_file() or is_zarr_store(path)):
         return survey_pair(source)
     if not path.is_dir():
-        raise VolumeError(f"{path}: no such data set folder; `volseg generate {path}` makes a synthetic one")
+        makes = f"; `volseg generate {path}` makes a synthetic one" if str(path) == "ellipsoids" else ""
+        raise VolumeError(f"{path}: no such data set folder{makes or '; look for it, or name another'}")
     raise VolumeError(
         f"{path}: no {DESCRIPTION} in it; a data set is a folder with {DESCRIPTION}, {IMAGES}/ and {LABELS}/, or a "
         "folder of volumes that volseg ingest --labels wrote"
