@@ -17,7 +17,7 @@ def test_a_folder_of_scans_names_the_loop(tmp_path, ending):
         save(folder / f"{name}{ending}", image(0)[:2])
         if ending.startswith("_"):
             save(folder / f"{name}_0001.nii.gz", image(0)[:2])
-    with pytest.raises(VolumeError, match="a folder of [24] volumes, such as a_?0?0?0?0?.nii.gz") as raised:
+    with pytest.raises(VolumeError, match=r"a folder of [24] volumes, such as a_?0?0?0?0?.nii.gz") as raised:
         open_volume(folder)
     loop = str(raised.value).split("after the other: ")[1]
     script = f'volseg() {{ [ "$1" = segment ] && echo "$2"; }}; {loop}'
