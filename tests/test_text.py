@@ -33,6 +33,13 @@ def test_what_is_no_such_text_is_named_by_its_line(tmp_path):
         read_text(path)
 
 
+def test_utf_16_without_its_mark_is_named(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_bytes(TEXT.encode("utf-16-le"))
+    with pytest.raises(ValueError, match="UTF-16 without its byte order mark; save it as UTF-8"):
+        read_text(path)
+
+
 def test_a_configuration_of_powershell_is_read(tmp_path):
     path = tmp_path / "config.toml"
     path.write_bytes("[training]\nepochs = 7\n".encode("utf-16"))  # with its mark

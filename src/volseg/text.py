@@ -18,6 +18,8 @@ def read_text(path: Path) -> str:
     Raises OSError where it cannot be read, ValueError (a UnicodeDecodeError is one) where it is not such text.
     """
     content = path.read_bytes()
+    if b"\0" in content[:4] and not content.startswith(tuple(mark for mark, _ in MARKS)):
+        raise ValueError("no text, or UTF-16 without its byte order mark; save it as UTF-8")
     encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)

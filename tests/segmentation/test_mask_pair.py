@@ -126,3 +126,13 @@ def test_slices_of_both_are_joined():
     assert space.shape == (8, 4, 4)
     np.testing.assert_allclose(space.affine, affine)
     assert joined(Space((5, 4, 4), above), Space((5, 4, 3), affine)).shape == (5, 4, 4)
+
+
+def test_a_seg_of_another_scan_says_what_brings_it_there(tmp_path):
+    datasets = full_datasets(series_datasets(stored_values(SHAPE)))
+    true, found = masks()
+    reference = nifti(tmp_path / "ref.nii.gz", true, datasets)
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE[::-1], np.uint8), np.diag([3.0, 3.0, 3.0, 1.0])), reference)
+    prediction = seg(tmp_path / "pred.dcm", found, datasets)
+    with pytest.raises(VolumeError, match=r"compare masks of one scan.*ingest SCAN .*--labels .*--resample-labels$"):
+        compared(prediction, reference)

@@ -360,3 +360,15 @@ def test_names_that_differ_in_case_alone_are_told(tmp_path):
     _, faults = survey_dataset(DataSource(folder))
     assert [fault.kind for fault in faults] == ["missing image"]
     assert "Case_0_0000.nii.gz differs in upper and lower case alone" in faults[0].message
+
+
+@pytest.mark.parametrize("name", ["dataset.json.txt", "Dataset.JSON"])
+def test_what_is_called_alike_is_named(tmp_path, name):
+    folder = nnunet_folder(tmp_path / "set", cases=1)
+    (folder / "dataset.json").rename(folder / name)
+    with pytest.raises(VolumeError, match=f"there is {name}: rename it to dataset.json"):
+        read_dataset(folder)
+    (folder / name).rename(folder / "dataset.json")
+    (folder / "labelsTr").rename(folder / "LabelsTr")
+    with pytest.raises(VolumeError, match="there is LabelsTr: rename it to labelsTr"):
+        read_dataset(folder)

@@ -21,6 +21,7 @@ from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Space, Volume
 
 NAMED = 4
+RESAMPLE = "--resample-labels"
 
 
 def open_pair(
@@ -40,10 +41,24 @@ def open_pair(
         return _both_dicom(prediction, reference, names)
     plain, labelled = (reference, prediction) if dicom[0] else (prediction, reference)
     mask = with_whole_labels(open_volume(plain))
-    volume, table = open_labels(labelled, mask)
+    volume, table = _labels_on(labelled, mask)
     wanted = names if names is not None else _names_of(label_table_of(plain))
     renamed, notes = by_names(volume, table, wanted)
     return (renamed, mask, notes) if dicom[0] else (mask, renamed, notes)
+
+
+def _labels_on(path: Path, image: Volume) -> tuple[Volume, LabelTable | None]:
+    """The labels of a DICOM file on a grid; nothing is resampled here, so its error says what does."""
+    try:
+        return open_labels(path, image)
+    except VolumeError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        if RESAMPLE not in remedy:
+            raise
+        raise VolumeError(
+            f"{what}; compare masks of one scan, or bring both onto it first: volseg ingest SCAN -o NEW.nii.gz "
+            f"--labels {path} {RESAMPLE}"
+        ) from None
 
 
 def _both_dicom(
@@ -51,8 +66,8 @@ def _both_dicom(
 ) -> tuple[Volume, Volume, tuple[str, ...]]:  # fmt: skip
     """Both on the grid that their frames form together; a structure set has none of its own."""
     grid = _Grid(reference, _common_grid(prediction, reference))
-    true, true_table = open_labels(reference, grid)
-    mask, table = open_labels(prediction, grid)
+    true, true_table = _labels_on(reference, grid)
+    mask, table = _labels_on(prediction, grid)
     wanted = names if names is not None else _names_of(true_table)
     true, said_of_true = by_names(true, true_table, wanted)
     mask, said = by_names(mask, table, wanted)

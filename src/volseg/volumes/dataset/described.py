@@ -24,7 +24,7 @@ from volseg.volumes.dataset.description import (
     parse_labels,
 )
 from volseg.volumes.dataset.json_file import load_json
-from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, is_own_output, nested_text
+from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_text, is_own_output, nested_text
 from volseg.volumes.dataset.listed import follow_list, listed_files
 from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names_in, volumes_in
 from volseg.volumes.image_file import ImageFile, channels_of_file
@@ -92,7 +92,7 @@ def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fa
     for part in (IMAGES, LABELS):
         if not (folder / part).is_dir():
             raise VolumeError(f"{folder}: no {part}/ in it; nnU-Net's layout is {IMAGES}/CASE_0000{ending} and "
-                              f"{LABELS}/CASE{ending}{nested_text(folder)}")  # fmt: skip
+                              f"{LABELS}/CASE{ending}{alike_text(folder, part)}{nested_text(folder)}")  # fmt: skip
     images, labels = names_in(folder / IMAGES, (ending,)), names_in(folder / LABELS, (ending,))
     if not labels:
         raise VolumeError(f"{folder / LABELS}: no case, no file ends in {ending}; check file_ending in {DESCRIPTION}"

@@ -189,7 +189,10 @@ def outside_message(outside: Sequence[float], labels: Mapping[str, int], path: s
             f"{path}: holds values such as {', '.join(f'{value:g}' for value in outside[:3])}; labels are 0 to "
             f"{max(labels.values())}: is this an image? Correct the file"
         )
+    top = max(labels.values())
+    alone = len(outside) == 1 and outside[0] > top
+    remedy = f', or "ignore": {outside[0]:g} where nobody has labelled' if alone else ""
     return (
         f"{path}: holds the label value(s) {', '.join(f'{value:g}' for value in outside[:5])}; the labels named are 0 "
-        f"to {max(labels.values())}: add them to that list, or correct the file"
+        f"to {top}: add them to that list{remedy}, or correct the file"
     )

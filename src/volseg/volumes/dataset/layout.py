@@ -26,6 +26,14 @@ def set_of_part(path: Path) -> Path | None:
     return whole if path.name in PARTS and (whole / DESCRIPTION).is_file() else None
 
 
+def alike_text(folder: Path, name: str) -> str:
+    """What to add where `name` is not in a folder, but something called alike is: Windows hides a second ending."""
+    for path in sorted(folder.iterdir()):
+        if path.name.lower() in (name.lower(), f"{name.lower()}.txt"):
+            return f"; there is {path.name}: rename it to {name}"
+    return ""
+
+
 def nested_text(folder: Path) -> str:
     """What to add where a folder is no data set, but folders in it are."""
     inside = [path for path in sorted(folder.iterdir()) if (path / DESCRIPTION).is_file()] if folder.is_dir() else []

@@ -10,7 +10,7 @@ from volseg.errors import VolumeError
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
 from volseg.volumes.dataset.described import survey_described
 from volseg.volumes.dataset.description import DESCRIPTION
-from volseg.volumes.dataset.layout import IMAGES, LABELS, nested_text, set_of_part
+from volseg.volumes.dataset.layout import IMAGES, LABELS, alike_text, nested_text, set_of_part
 from volseg.volumes.dataset.undescribed import holds_volumes, survey_ingested, survey_pair
 from volseg.volumes.file_names import foreign_in, foreign_text
 from volseg.volumes.reading import is_zarr_store
@@ -72,7 +72,7 @@ def _survey(source: DataSource) -> tuple[Dataset, list[Fault]]:
 
 def _no_set(path: Path) -> str:
     """What is said of a folder that is no data set."""
-    nested = nested_text(path)
+    nested = alike_text(path, DESCRIPTION) or nested_text(path)
     if nested:
         return f"{path}: no {DESCRIPTION} in it{nested}"
     if (path / IMAGES).is_dir() and (path / LABELS).is_dir():
