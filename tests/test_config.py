@@ -98,7 +98,9 @@ def test_whole_numbers_are_taken_for_floats():
     assert config.training.learning_rate == 1.0
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"[model", "is not TOML"), (b"\xff\xfe", "is not TOML")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"[model", "is not TOML"), (b"#\n#\x80", "is not TOML: no UTF-8 at line 2")]
+)
 def test_a_file_that_is_not_toml(tmp_path, content, message):
     path = tmp_path / "broken.toml"
     path.write_bytes(content)

@@ -46,9 +46,10 @@ def made(tmp_path_factory):
 def test_a_mask_against_itself(made, capsys):
     reference = str(made / "data" / "labelsTr" / "ellipsoids_000.nii.gz")
     assert exit_code(["evaluate", reference, reference, "--no-progress"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("1.0000") == 6  # Dice and IoU of two labels and the mean
-    assert "label 1" in shown
+    shown = capsys.readouterr()
+    assert shown.out.count("1.0000") == 6  # Dice and IoU of two labels and the mean
+    assert "class_1" in shown.out  # by the dataset.json of the set that it belongs to
+    assert "1 of 1 masks are compared with themselves" in shown.err
 
 
 def test_folders_with_names_and_a_summary(made, tmp_path, capsys):

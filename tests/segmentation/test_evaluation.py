@@ -8,7 +8,8 @@ import pytest
 
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
-from volseg.segmentation.evaluation import compare, foreground_labels, pair_masks, summarise, write_summary
+from volseg.segmentation.evaluation import compare, foreground_labels, summarise, write_summary
+from volseg.segmentation.pairing import pair_masks
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
@@ -180,3 +181,25 @@ def test_a_folder_without_masks_is_named(tmp_path, folders):
     (tmp_path / "empty").mkdir()
     with pytest.raises(VolumeError, match="holds no mask"):
         pair_masks(tmp_path / "empty", folders[1])
+
+
+def test_voxels_that_nobody_labelled_do_not_count(tmp_path):
+    true, found = (np.random.default_rng(seed).integers(0, 3, SHAPE).astype(np.uint8) for seed in (0, 1))
+    true[:, 4:] = 9
+    case = compare(
+        open_volume(save(tmp_path / "pred.nii.gz", found)), open_volume(save(tmp_path / "ref.nii.gz", true)), 9
+    )
+    assert case.found_labels == {0, 1, 2}
+    tp = ((true == 1) & (found == 1)).sum()
+    n_pred, n_ref = (found[:, :4] == 1).sum(), (true == 1).sum()
+    assert case.metrics(1)["Dice"] == pytest.approx(2 * tp / (n_pred + n_ref))
+    assert case.confusion.sum() == (true != 9).sum()
+
+
+def test_masks_in_different_voxel_orders_are_compared(masks):
+    folder, prediction, _ = masks
+    flipped = AFFINE.copy()
+    flipped[1, 1], flipped[1, 3] = -2.0, 2.0 * (SHAPE[1] - 1)
+    save(folder / "turned.nii.gz", np.ascontiguousarray(prediction[:, ::-1]), flipped)
+    expected = compare_files(folder / "pred.nii.gz", folder / "ref.nii.gz").confusion
+    np.testing.assert_array_equal(compare_files(folder / "turned.nii.gz", folder / "ref.nii.gz").confusion, expected)

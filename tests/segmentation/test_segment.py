@@ -18,7 +18,7 @@ import torch
 from tiny import SERIAL, SHAPE, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.errors import PartitionError, VolumeError
 from volseg.events import Caution
-from volseg.segmentation.job import SegmentationJob, channel_files, plan_outputs
+from volseg.segmentation.job import SegmentationJob, channel_files, mask_path, plan_outputs
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.report import write_report
 from volseg.segmentation.segment import segment
@@ -464,3 +464,11 @@ def test_more_ranks_than_the_scan_can_hold_are_refused(tmp_path, run):
 
     with pytest.raises(PartitionError, match="largest grid is 4x5x4; 80 ranks would work"):
         choose_grid(SHAPE, 83, 4)
+
+
+def test_names_in_capitals_are_read_as_what_they_are(tmp_path):
+    for channel in range(2):
+        (tmp_path / f"case_000{channel}.NII.GZ").touch()
+    scan = tmp_path / "case_0000.NII.GZ"
+    assert channel_files(scan, 2) == [ImageFile(tmp_path / f"case_000{channel}.NII.GZ") for channel in range(2)]
+    assert mask_path(SegmentationJob(scan, tmp_path)) == tmp_path / "case_0000_mask.nii.gz"

@@ -97,7 +97,12 @@ def test_decathlon_layout(tmp_path):
         ({"labels": {"background": 0, "liver": "x"}}, "whole number"),
         ({"labels": {"background": 0, "liver": 2}}, "without a gap"),
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, "repeat"),
-        ({"labels": LABELS | {"ignore": 3}}, "ignore"),
+        ({"labels": LABELS | {"ignore": 1}}, "ignore.*above all others; it has 1, the others go up to 2"),
+        ({"labels": {"background": 0, "liver": 1.5}}, "whole number"),
+        (
+            {"channel_names": {"1": "CT", "2": "PET"}},
+            'as their files are: {"0": "CT", "1": "PET"}',
+        ),
         ({"channel_names": None}, "channel_names"),
         ({"channel_names": {"1": "CT"}}, "channel_names"),
         ({"channel_names": {"0": "CT"}}, "belongs to no case"),

@@ -1,6 +1,7 @@
 """`check`: each planted fault is found, all of them in one go, the same on any number of ranks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -36,6 +37,12 @@ def describe_again(folder, **changes):
     describe(folder, **(json.loads((folder / "dataset.json").read_text()) | changes))
 
 
+def exchange(one, other):
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
 PLANTED = {  # name: what is done to a sound folder; then case, kind, and words of the message
     "image without labels": (lambda f: label_of(f).unlink(), "case_1", "missing labels", "belongs to no case"),
     "labels without image": (lambda f: image_of(f).unlink(), "case_1", "missing image", "_0000.nii.gz is missing"),
@@ -58,6 +65,17 @@ PLANTED = {  # name: what is done to a sound folder; then case, kind, and words 
     "empty labels": (lambda f: change(label_of(f), lambda a: a * 0), "case_1", "empty labels", "background alone"),
     "truncated file": (lambda f: cut_short(image_of(f)), "case_1", "unreadable", "truncated"),
     "no NIfTI": (lambda f: label_of(f).write_bytes(b"text"), "case_1", "unreadable", "not a readable NIfTI"),
+    "an image for labels": (
+        lambda f: shutil.copy(image_of(f), label_of(f)), "case_1", "outside the list", "is this an image?",
+    ),
+    "image and labels exchanged": (
+        lambda f: exchange(image_of(f), label_of(f)), "case_1", "outside the list",
+        "_0000.nii.gz holds nothing but whole numbers from 0 to 2: image and labels are exchanged",
+    ),
+    "a link to nowhere": (
+        lambda f: (label_of(f).unlink(), label_of(f).symlink_to("/annex/objects/x.nii.gz")), "case_1", "unreadable",
+        "a link to /annex/objects/x.nii.gz, which is not there",
+    ),
     "numTraining": (lambda f: describe_again(f, numTraining=5), "", "numTraining", "numTraining 5, labelsTr/ holds 3"),
     "one image twice": (
         lambda f: (copy_case(f, "case_1", "twin"), describe_again(f, numTraining=4)), "twin", "duplicate",
@@ -203,3 +221,61 @@ def test_a_copy_in_another_format_is_the_same_image(tmp_path):
         nib.save(nib.load(file), str(file).removesuffix(".gz"))
     describe_again(folder, file_ending=".nii")
     assert examine(read_dataset(folder), SERIAL).fingerprint == first
+
+
+def test_a_label_that_rounding_made_a_fraction_is_that_label(tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    change(label_of(folder), lambda a: a.astype(np.float32) * np.float32(1.0000001) + np.float32(1e-4) * (a > 0))
+    report = check_dataset(DataSource(folder), SERIAL)
+    assert report.faults == ()
+    sound = nnunet_folder(tmp_path / "sound")
+    assert report.fingerprint == check_dataset(DataSource(sound), SERIAL).fingerprint
+
+
+def test_voxels_that_nobody_labelled_are_counted_apart(tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    before = check_dataset(DataSource(folder), SERIAL).fingerprint
+
+    def forget(array):
+        array[0, 0, 0] = 3  # of the background
+
+    change(label_of(folder), forget)
+    describe_again(folder, labels=NAMES | {"ignore": 3})
+    report = check_dataset(DataSource(folder), SERIAL)
+    assert report.faults == ()
+    assert report.dataset.labels == NAMES
+    assert [case.ignored for case in report.fingerprint.cases] == [0, 1, 0]
+    assert sum(report.fingerprint.voxels) == sum(before.voxels) - 1
+    assert report.fingerprint.intensities == before.intensities
+
+
+def test_labels_of_another_case_are_told_by_their_grid(tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    for path in (image_of(folder, 2), label_of(folder, 2)):
+        change(path, lambda a: a[:, :, :-1])
+    exchange(label_of(folder, 1), label_of(folder, 2))
+    messages = {fault.case: fault.message for fault in check_dataset(DataSource(folder), SERIAL).faults}
+    assert "they lie on the grid of case case_1: are they its labels?" not in messages["case_1"]
+    assert messages["case_1"].endswith("they lie on the grid of case case_2: are they its labels?")
+    assert "they lie on the grid" not in messages["case_2"]  # two cases have that grid
+
+
+def test_the_very_labels_of_another_case_are_a_warning(tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    shutil.copy(label_of(folder, 0), label_of(folder, 2))
+    report = check_dataset(DataSource(folder), SERIAL)
+    assert [(fault.kind, fault.serious) for fault in report.faults] == [("same labels", False)]
+    assert "case_2 those of case_0" in report.faults[0].message
+
+
+def test_more_labels_than_can_be_trained_are_a_fault_and_train_says_the_same(tmp_path):
+    folder = nnunet_folder(tmp_path / "set")
+    names = {"background": 0} | {f"r{n}": n for n in range(1, 254)}
+    describe_again(folder, labels=names)
+    assert check_dataset(DataSource(folder), SERIAL).is_sound  # 254 of them: unused labels are a warning
+    describe_again(folder, labels=names | {"r254": 254})
+    (fault,) = [fault for fault in check_dataset(DataSource(folder), SERIAL).faults if fault.serious]
+    assert fault.kind == "too many labels"
+    assert "255 labels with the background; volseg trains 254 at most" in fault.message
+    with pytest.raises(VolumeError, match="255 labels with the background; volseg trains 254 at most"):
+        read_dataset(folder)

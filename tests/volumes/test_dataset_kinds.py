@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from data_sets import SIDES, decathlon_folder, describe, image, labels, nnunet_folder, save
+from data_sets import NAMES, SIDES, copy_case, decathlon_folder, describe, image, labels, nnunet_folder, save
 from tiny import SERIAL
 from volseg.errors import VolumeError
 from volseg.geometry import Box
@@ -248,3 +249,126 @@ def test_files_of_another_ending_are_a_warning(tmp_path):
     report = check_dataset(DataSource(folder), SERIAL)
     assert report.is_sound
     assert "ignored" in [fault.kind for fault in report.faults]
+
+
+def test_endings_in_capitals_are_read_as_what_they_are(tmp_path):
+    folder = nnunet_folder(tmp_path / "set", cases=2)
+    for path in list(folder.glob("*Tr/case_1*")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+    dataset = read_dataset(folder)
+    assert [case.name for case in dataset.cases] == ["case_0", "case_1"]
+    assert dataset.cases[1].images[0].path.name == "case_1_0000.NII.GZ"
+    assert dataset.cases[1].images[0].open().shape == labels(1).shape
+    describe(folder, channel_names={"0": "CT"}, labels=NAMES, file_ending=".NII.GZ")
+    assert len(read_dataset(folder).cases) == 2
+    copy_case(folder, "case_0", "case_1")  # beside the capitals: two files of one case
+    with pytest.raises(VolumeError, match=r"case_1_0000.nii.gz are both volume case_1_0000; keep one"):
+        read_dataset(folder)
+
+
+def test_a_folder_of_volumes_in_capitals_and_of_other_formats(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii.gz", image(1))
+        save(tmp_path / f"{name}_labels.nii.gz", labels(1))
+    for end in ("", "_labels"):
+        (tmp_path / f"b{end}.nii.gz").rename(tmp_path / f"b{end}.NII.GZ")
+    (tmp_path / "c.mha").touch()
+    dataset, faults = survey_dataset(DataSource(tmp_path))
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert [(fault.kind, fault.serious) for fault in faults] == [("ignored", False)]
+    assert "c.mha" in faults[0].message
+    assert read_dataset(tmp_path).warnings == (faults[0].message,)  # which train says too
+
+
+@pytest.mark.parametrize("end", ["_seg", "-labels", "_label", "_Segmentation", "_gt"])
+def test_labels_by_other_names_are_taken_and_it_is_said(tmp_path, end):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii.gz", image(1))
+        save(tmp_path / f"{name}{end}.nii.gz", labels(1))
+    dataset = read_dataset(tmp_path)
+    assert [case.label.name for case in dataset.cases] == [f"a{end}.nii.gz", f"b{end}.nii.gz"]
+    assert any(f"labels are taken from CASE{end.lower()}" in note for note in dataset.notes)
+
+
+def test_of_several_labels_the_one_called_labels_wins_else_none_does(tmp_path):
+    save(tmp_path / "a.nii.gz", image(1))
+    save(tmp_path / "a_seg.nii.gz", labels(1))
+    save(tmp_path / "a_gt.nii.gz", labels(2))
+    with pytest.raises(VolumeError, match=r"several labels \(.*\); rename the right one to a_labels.nii.gz"):
+        read_dataset(tmp_path)
+    (tmp_path / "a_gt.nii.gz").rename(tmp_path / "a_labels.nii.gz")
+    dataset = read_dataset(tmp_path)
+    assert [case.label.name for case in dataset.cases] == ["a_labels.nii.gz"]
+    assert "a_seg.nii.gz passed over" in dataset.warnings[0]
+
+
+def test_a_mask_is_never_taken_for_labels_and_the_remedy_works(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.nii.gz", image(1))
+        save(tmp_path / f"{name}_mask.nii.gz", labels(1))
+    with pytest.raises(VolumeError, match=r"a_mask.nii.gz is called as volseg segment calls its masks") as raised:
+        read_dataset(tmp_path)
+    command = str(raised.value).split("all of them: ")[1]
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [case.label.name for case in read_dataset(tmp_path).cases] == ["a_labels.nii.gz", "b_labels.nii.gz"]
+
+
+@pytest.mark.parametrize("folder_of", ["/nas/x/", "C:\\data\\"])
+def test_a_list_of_another_machine_is_followed_by_name(tmp_path, folder_of):
+    folder = nnunet_folder(tmp_path / "set", cases=3)
+    rows = [
+        {"image": f"{folder_of}imagesTr/case_{n}_0000.nii.gz", "label": f"{folder_of}labelsTr/case_{n}.nii.gz"}
+        for n in range(3)
+    ]
+    described = json.loads((folder / "dataset.json").read_text()) | {"training": rows, "numTraining": "3"}
+    describe(folder, **described)
+    dataset = read_dataset(folder)
+    assert [case.images[0].path for case in dataset.cases] == [
+        folder / "imagesTr" / f"case_{n}_0000.nii.gz" for n in range(3)
+    ]
+    assert [case.label.name for case in dataset.cases] == [f"case_{n}.nii.gz" for n in range(3)]
+    assert "those of that name in imagesTr/ and labelsTr/ are taken" in dataset.notes[0]
+    (folder / "imagesTr" / "case_1_0000.nii.gz").unlink()
+    (folder / "labelsTr" / "case_2.nii.gz").unlink()
+    _, faults = survey_dataset(DataSource(folder))
+    assert [(fault.case, fault.kind) for fault in faults] == [("case_1", "missing image"), ("case_2", "missing labels")]
+
+
+def test_dataset_json_stands_for_its_folder_and_a_part_names_it(tmp_path):
+    folder = nnunet_folder(tmp_path / "set", cases=1)
+    assert read_dataset(folder / "dataset.json") == read_dataset(folder)
+    for part in ("imagesTr", "labelsTr"):
+        with pytest.raises(VolumeError, match=f"{part}: a part of the data set {folder}; give that"):
+            read_dataset(folder / part)
+
+
+def test_a_set_in_a_folder_is_named(tmp_path):
+    folder = nnunet_folder(tmp_path / "outer" / "set", cases=1)
+    with pytest.raises(VolumeError, match=f"there is a data set in it: give {folder}"):
+        read_dataset(tmp_path / "outer")
+    describe(tmp_path / "outer", channel_names={"0": "CT"}, labels=NAMES)
+    with pytest.raises(VolumeError, match=f"no imagesTr/ in it.*give {folder}"):
+        read_dataset(tmp_path / "outer")
+    (folder / "dataset.json").unlink()
+    with pytest.raises(VolumeError, match=r"imagesTr/ and labelsTr/, but no dataset.json; write one, such as"):
+        read_dataset(folder)
+
+
+def test_names_that_differ_in_case_alone_are_told(tmp_path):
+    folder = nnunet_folder(tmp_path / "set", cases=1)
+    (folder / "imagesTr" / "case_0_0000.nii.gz").rename(folder / "imagesTr" / "Case_0_0000.nii.gz")
+    _, faults = survey_dataset(DataSource(folder))
+    assert [fault.kind for fault in faults] == ["missing image"]
+    assert "Case_0_0000.nii.gz differs in upper and lower case alone" in faults[0].message
+
+
+@pytest.mark.parametrize("name", ["dataset.json.txt", "Dataset.JSON"])
+def test_what_is_called_alike_is_named(tmp_path, name):
+    folder = nnunet_folder(tmp_path / "set", cases=1)
+    (folder / "dataset.json").rename(folder / name)
+    with pytest.raises(VolumeError, match=f"there is {name}: rename it to dataset.json"):
+        read_dataset(folder)
+    (folder / name).rename(folder / "dataset.json")
+    (folder / "labelsTr").rename(folder / "LabelsTr")
+    with pytest.raises(VolumeError, match="there is LabelsTr: rename it to labelsTr"):
+        read_dataset(folder)

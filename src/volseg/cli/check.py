@@ -114,11 +114,16 @@ def _class_table(fingerprint: Fingerprint) -> Any:
     from volseg.cli.render import table
 
     total = sum(fingerprint.voxels)
-    rows = []
+    rows: list[tuple[str, int | str, str, str, str]] = []
     for name, value in fingerprint.labels.items():
         count = fingerprint.voxels[value]
         present = sum(case.voxels[value] > 0 for case in fingerprint.cases)
         rows.append((name, value, f"{count:,}", f"{count / total:.3%}", f"{present} of {len(fingerprint.cases)}"))
+    ignored = [case.ignored for case in fingerprint.cases]
+    if any(ignored):
+        share = f"{sum(ignored) / (total + sum(ignored)):.3%} of all"
+        with_it = f"{sum(count > 0 for count in ignored)} of {len(ignored)}"
+        rows.append(("ignore (not counted)", "", f"{sum(ignored):,}", share, with_it))
     return table("labels", ["label", "value", "voxels", "share", "cases with it"], rows)
 
 

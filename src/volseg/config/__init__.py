@@ -2,12 +2,12 @@
 
 from volseg.config.augmentation import PRESETS, AugmentationConfig, preset
 from volseg.config.data import DataConfig
-from volseg.config.model import MAX_CHANNELS, ModelConfig
+from volseg.config.model import MAX_CHANNELS, MOST_CLASSES, ModelConfig
 from volseg.config.multigrid import MultigridConfig
 from volseg.config.toml import Config, config_tables, override, parse_config, read_config
 from volseg.config.training import TrainingConfig
 
 __all__ = [
-    "MAX_CHANNELS", "PRESETS", "AugmentationConfig", "Config", "DataConfig", "ModelConfig", "MultigridConfig",
-    "TrainingConfig", "config_tables", "override", "parse_config", "preset", "read_config",
+    "MAX_CHANNELS", "MOST_CLASSES", "PRESETS", "AugmentationConfig", "Config", "DataConfig", "ModelConfig",
+    "MultigridConfig", "TrainingConfig", "config_tables", "override", "parse_config", "preset", "read_config",
 ]  # fmt: skip

@@ -10,6 +10,8 @@ from volseg.config.ranges import check_range
 from volseg.errors import ConfigError
 
 MAX_CHANNELS = 320
+MOST_CLASSES = 254
+"""With the background: masks and targets have 8 bits a voxel, of which 255 says that a voxel does not count."""
 
 _RESENC_BLOCKS = (1, 3, 4, 6)
 """Residual blocks of each level of nnU-Net's ResEnc presets, finest first; deeper levels have as many as the last."""
@@ -86,7 +88,9 @@ class ModelConfig:
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""
-        check_range("model", self, in_channels=(0, 64), classes=(0, 254), base_channels=(1, 320), levels=(0, 8))
+        check_range(
+            "model", self, in_channels=(0, 64), classes=(0, MOST_CLASSES), base_channels=(1, 320), levels=(0, 8)
+        )
         check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99))
         if self.blocks and self.encoder == "plain":
             raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 from volseg.config.data import DataConfig
 from volseg.config.toml import Config, read_config
 from volseg.errors import ConfigError
+from volseg.text import read_text
 
 CONFIG = "config.toml"
 REPORT = "report.json"
@@ -79,11 +80,11 @@ def run_facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"path": str(folder)}
     report = folder / REPORT
     try:
-        facts["config"] = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        facts["config"] = tomllib.loads(read_text(folder / CONFIG))
+    except ValueError as error:
         raise ConfigError(f"{folder / CONFIG}: damaged ({error})") from error
     try:
-        facts["report"] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        facts["report"] = json.loads(read_text(report)) if report.is_file() else None
+    except ValueError as error:
         raise ConfigError(f"{report}: damaged ({error})") from error
     return facts

@@ -15,6 +15,7 @@ from volseg.config.model import ModelConfig
 from volseg.config.multigrid import MultigridConfig
 from volseg.config.training import TrainingConfig
 from volseg.errors import ConfigError
+from volseg.text import read_text
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def read_config(path: Path, base: Config | None = None) -> Config:
     the wrong type or range.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     return parse_config(tables, str(path), base)
 

@@ -16,6 +16,7 @@ from typing import Any
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.partition.operations import Family, Operation, flops
+from volseg.text import read_text
 
 FORMAT = 1
 FILE = "volseg-profile.json"
@@ -208,8 +209,8 @@ def save_profile(profile: Profile, path: Path) -> None:
 def read_profile(path: Path) -> Profile:
     """A profile that `save_profile` wrote. Raises ConfigError where there is none, or another format."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not text"
         raise ConfigError(f"{path}: cannot be read ({why}); make a profile with volseg calibrate") from None
     return parse_profile(text, str(path))

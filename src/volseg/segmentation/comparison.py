@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from volseg.segmentation.evaluation import (
     CaseResult,
     compare,
     foreground_labels,
-    pair_masks,
     summarise,
     write_summary,
 )
-from volseg.volumes.dataset import DESCRIPTION, read_label_names
-from volseg.volumes.reading import open_volume
+from volseg.segmentation.mask_pair import open_pair
+from volseg.segmentation.pairing import pair_masks, passed_over
+from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names
 from volseg.volumes.writing import check_small_output
 
 
@@ -28,8 +28,8 @@ class EvaluationJob:
     """What to compare.
 
     prediction, reference  a mask each, or a folder of masks each, which are paired by name; or a data set as reference
-    labels   names of the labels: a dataset.json, or JSON such as {"liver": 1}; None: those of the data set, or what is
-             found
+    labels   names of the labels: a dataset.json, or JSON such as {"liver": 1}; None: those of the data set that the
+             reference (or else the prediction) belongs to, or what is found
     output   also nnU-Net's summary.json here
     partial  whether references may have no prediction
     """
@@ -75,12 +75,17 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     with communicator.together():
         if job.output is not None and communicator.is_root:
             check_small_output(job.output, job.overwrite)
-    names = job.labels
-    if names is None and (job.reference / DESCRIPTION).is_file():
-        names = job.reference / DESCRIPTION
-    given = None if names is None else read_label_names(names)
+    given, ignore = _names(job, listen)
     pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
-    results = _compare_all(pairs, communicator, listen)
+    for folder in (job.prediction, job.reference):
+        for text in passed_over(folder):
+            listen(Caution(text))
+    results = _compare_all(pairs, given, ignore, communicator, listen)
+    for text in dict.fromkeys(note for result in results for note in result.notes):
+        listen(Caution(text))
+    same = sum(prediction.samefile(reference) for prediction, reference in pairs)
+    if same:
+        listen(Caution(f"{same} of {len(pairs)} masks are compared with themselves, which says nothing"))
     found = foreground_labels(results)
     labels = given if given is not None else {f"label {value}": value for value in found}
     values = sorted(value for value in labels.values() if value != 0)
@@ -97,12 +102,30 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     return Evaluation(tuple(results), labels, summary)
 
 
-def _compare_all(pairs: Sequence[tuple[Path, Path]], communicator: Communicator, listen: Listener) -> list[CaseResult]:
+def _names(job: EvaluationJob, listen: Listener) -> tuple[dict[str, int] | None, int | None]:
+    """Names and values of the labels, and nnU-Net's value of what is ignored; None each where nothing says so."""
+    if job.labels is not None:
+        return read_label_names(job.labels), read_ignored_value(job.labels)
+    path = description_near(job.reference) or description_near(job.prediction)
+    if path is None:
+        return None, None
+    try:
+        return read_label_names(path), read_ignored_value(path)
+    except VolumeError as error:  # regions, perhaps: masks can be compared all the same
+        listen(Caution(f"{error} (here the labels found are compared; --labels FILE names them)"))
+        return None, None
+
+
+def _compare_all(
+    pairs: Sequence[tuple[Path, Path]], names: Mapping[str, int] | None, ignore: int | None,
+    communicator: Communicator, listen: Listener,
+) -> list[CaseResult]:  # fmt: skip
     """Every pair's result, on every rank; rank r compares pairs r, r + size, ..."""
     mine: dict[int, CaseResult] = {}
     with communicator.together():
         for number in range(communicator.rank, len(pairs), communicator.size):
-            mine[number] = compare(open_volume(pairs[number][0]), open_volume(pairs[number][1]))
+            prediction, reference, notes = open_pair(*pairs[number], names)
+            mine[number] = replace(compare(prediction, reference, ignore), notes=notes)
             listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))
     merged: dict[int, CaseResult] = {}
     for part in communicator.gather_all(mine):

@@ -17,8 +17,8 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.files import write_text
+from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
-from volseg.volumes.dataset import DESCRIPTION, FILE_ENDINGS, read_dataset
 from volseg.volumes.volume import Volume
 
 LABEL_LIMIT = 1024  # a value beyond it is an image's, not a mask's
@@ -32,12 +32,14 @@ class CaseResult:
 
     confusion   int64 [N, N]: voxels by reference label (row) and predicted label (column)
     voxel_ml    one voxel's volume in millilitres
+    notes       what was assumed, for the user
     """
 
     prediction: Path
     reference: Path
     confusion: np.ndarray
     voxel_ml: float
+    notes: tuple[str, ...] = ()
 
     @property
     def found_labels(self) -> set[int]:
@@ -65,60 +67,26 @@ class CaseResult:
         }
 
 
-def compare(prediction: Volume, reference: Volume) -> CaseResult:
-    """Count how the labels of two masks on one grid meet.
+def compare(prediction: Volume, reference: Volume, ignore: int | None = None) -> CaseResult:
+    """Count how the labels of two masks on one grid meet; their voxels may be stored in different orders.
+
+    ignore  value of the reference where nobody has labelled: these voxels do not count, as in nnU-Net
 
     Raises VolumeError where the grids differ or a volume is no mask (fractions, values outside 0..1023).
     """
+    prediction = in_order_of(prediction, reference.space)
     check_same_grid(reference, prediction, "a prediction", "compare masks of the same scan")
     confusion = np.zeros((1, 1), dtype=np.int64)
-    for (_, predicted), (_, true) in zip(prediction.slabs(SLAB), reference.slabs(SLAB), strict=True):
-        p, t = _as_labels(predicted, prediction.path), _as_labels(true, reference.path)
-        n = max(len(confusion), int(p.max()) + 1, int(t.max()) + 1)
+    for box, values in reference.slabs(SLAB):
+        counted = slice(None) if ignore is None else values.ravel() != ignore
+        p = _as_labels(prediction.read(box).ravel()[counted], prediction.path)
+        t = _as_labels(values.ravel()[counted], reference.path)
+        n = max(len(confusion), int(p.max(initial=0)) + 1, int(t.max(initial=0)) + 1)
         if n > len(confusion):
             confusion = np.pad(confusion, (0, n - len(confusion)))
-        confusion += np.bincount((t * n + p).ravel(), minlength=n * n).reshape(n, n)
+        confusion += np.bincount(t * n + p, minlength=n * n).reshape(n, n)
+    prediction.close()
     return CaseResult(prediction.path, reference.path, confusion, reference.space.voxel_ml)
-
-
-def pair_masks(
-    prediction: str | Path, reference: str | Path, *, partial: bool = False
-) -> list[tuple[Path, Path]]:  # fmt: skip
-    """(prediction, reference) paths: of two files, or of two folders by name.
-
-    In folders a prediction belongs to the reference of the same name, file ending aside; ``_mask`` and a channel
-    suffix ``_0000`` at its end are passed over, so that volseg's default names fit nnU-Net's labelsTr. A reference
-    folder with dataset.json stands for the labels of its cases.
-
-    Raises VolumeError where a path is missing, one is a file and the other a folder, a prediction has no reference,
-    or (unless `partial`) a reference has no prediction.
-    """
-    prediction, reference = Path(prediction), Path(reference)
-    for path in (prediction, reference):
-        if not path.exists():
-            raise VolumeError(f"{path}: no such file or folder")
-    if not (_is_folder_of_masks(prediction) and _is_folder_of_masks(reference)):
-        if _is_folder_of_masks(prediction) or _is_folder_of_masks(reference):
-            raise VolumeError(f"{prediction} and {reference}: give two masks or two folders of masks")
-        return [(prediction, reference)]
-    references = _references(reference)
-    pairs: dict[str, Path] = {}
-    for stem, path in sorted(_masks(prediction).items()):
-        name = next((n for n in _names_for(stem) if n in references), None)
-        if name is None:
-            raise VolumeError(f"{path}: no reference of that name in {reference}")
-        if name in pairs:
-            raise VolumeError(f"{path} and {pairs[name]}: both belong to {references[name]}; keep one")
-        pairs[name] = path
-    missing = sorted(set(references) - set(pairs))
-    if not pairs:
-        raise VolumeError(f"{prediction}: holds no mask ({', '.join(FILE_ENDINGS)})")
-    if missing and not partial:
-        raise VolumeError(
-            f"{prediction}: no prediction for {len(missing)} of {len(references)} references, the first is "
-            f"{missing[0]}; add them, or give --partial to evaluate what is there"
-        )
-    return [(path, references[name]) for name, path in sorted(pairs.items())]
 
 
 def foreground_labels(cases: Sequence[CaseResult]) -> list[int]:
@@ -166,6 +134,8 @@ def _mean(values: Sequence[float]) -> float:
 
 def _as_labels(slab: np.ndarray, path: Path) -> np.ndarray:
     """The slab as int64 labels, once it is sure that it holds nothing else."""
+    if not slab.size:
+        return slab.astype(np.int64)
     low, high = slab.min(), slab.max()
     if not (low >= 0 and high < LABEL_LIMIT):
         raise VolumeError(
@@ -175,35 +145,3 @@ def _as_labels(slab: np.ndarray, path: Path) -> np.ndarray:
     if slab.dtype.kind == "f" and not np.array_equal(labels, slab):
         raise VolumeError(f"{path}: holds fractions; a mask holds whole numbers. Is this an image or a probability?")
     return labels
-
-
-def _is_folder_of_masks(path: Path) -> bool:
-    return path.is_dir() and path.suffix != ".zarr"
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-    """Masks of a folder by name without ending."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((e for e in FILE_ENDINGS if path.name.endswith(e)), None)
-        if ending is None or path.name.startswith("."):
-            continue
-        stem = path.name.removesuffix(ending)
-        if stem.endswith("_probabilities"):
-            continue
-        if stem in found:
-            raise VolumeError(f"{path} and {found[stem]}: two masks of one name; keep one")
-        found[stem] = path
-    return found
-
-
-def _references(folder: Path) -> dict[str, Path]:
-    if not (folder / DESCRIPTION).is_file():
-        return _masks(folder)
-    return {case.name: case.label for case in read_dataset(folder).cases if case.label is not None}
-
-
-def _names_for(stem: str) -> list[str]:
-    """The reference names a prediction may go by, the likeliest first."""
-    bare = stem.removesuffix("_mask")
-    return [stem, bare, bare.removesuffix("_0000")]

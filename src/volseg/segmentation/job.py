@@ -19,6 +19,7 @@ from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.resampling import mask_type
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.file_names import ending_of, stem_of
 from volseg.volumes.image_file import ImageFile, channels_of_file, count_channels
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone, beside, split_paths
@@ -31,7 +32,7 @@ from volseg.volumes.zarr.label_image import store_of
 
 VOLUMES = ("mask", "probabilities")
 OPTIONS = {"report": "--report", "trace": "--trace"}
-OTHER_SUFFIXES = (".hdr", ".img", ".zip", ".dcm")
+OTHER_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz", ".zip", ".dcm")
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ def channel_files(path: Path, channels: int) -> list[ImageFile]:
 
     Raises VolumeError where the header of a file that may be 4-D cannot be read.
     """
-    for suffix in SUFFIXES:
-        if channels > 1 and path.name.endswith(f"_0000{suffix}"):
-            case = path.name.removesuffix(f"_0000{suffix}")
-            files = [path.with_name(image_name(case, channel, suffix)) for channel in range(channels)]
-            if all(file.exists() for file in files):
-                return [ImageFile(file) for file in files]
+    ending = ending_of(path.name, SUFFIXES)
+    if channels > 1 and ending and path.name.endswith(f"_0000{ending}"):
+        case = path.name.removesuffix(f"_0000{ending}")
+        files = [path.with_name(image_name(case, channel, ending)) for channel in range(channels)]
+        if all(file.exists() for file in files):
+            return [ImageFile(file) for file in files]
     if channels > 1 and count_channels(path) == channels:
         return list(channels_of_file(path, channels))
     return [ImageFile(path)]
@@ -108,10 +109,7 @@ def mask_path(job: SegmentationJob) -> Path:
     folder of the scan.
     """
     scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
-    stem = scan.name
-    for suffix in (*SUFFIXES, *OTHER_SUFFIXES):
-        if stem.lower().endswith(suffix):
-            stem = stem[: -len(suffix)]
+    stem = stem_of(scan.name, (*SUFFIXES, *OTHER_SUFFIXES))
     if job.output is None:
         return scan.with_name(f"{stem}_mask.nii.gz")
     if not _is_plain_folder(job.output):

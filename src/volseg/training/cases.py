@@ -15,6 +15,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, ConfigError, VolumeError
 from volseg.events import Caution, Listener
 from volseg.files import write_text
+from volseg.text import read_text
 from volseg.training.inputs import MOST_NAMES, names_of
 from volseg.training.job import TrainingJob
 from volseg.volumes.canonical import canonical
@@ -92,7 +93,7 @@ def split_cases(dataset: Dataset, config: TrainingConfig) -> Split:
 def _split_of_file(dataset: Dataset, path: Path, fold: int) -> Split:
     cases = {case.name: case for case in dataset.cases}
     try:
-        splits: Any = json.loads(path.read_text(encoding="utf-8"))
+        splits: Any = json.loads(read_text(path))
         folds = [{part: [str(name) for name in split[part]] for part in ("train", "val")} for split in splits]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VolumeError(
@@ -130,7 +131,7 @@ def check_same_split(run: Path, split: Split) -> None:
     if not path.is_file():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove it to go on with the cases there are") from None
     now = split.as_json()
@@ -195,7 +196,7 @@ def fingerprint_of_run(
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
     for fault in found.faults:
-        if fault.kind in ("unused label", "constant image"):
+        if fault.kind in ("unused label", "constant image", "same labels"):
             listen(Caution(fault.message))
     doubtful = [fault.message for fault in found.faults if fault.kind == "doubtful labels"]
     for message in doubtful[:MOST_NAMES]:

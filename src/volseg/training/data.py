@@ -36,7 +36,7 @@ class Sample:
     """One case, ready to train on: this rank's block of it.
 
     image   [1, C, d, h, w] float32, channels-last
-    target  [1, d, h, w] uint8, IGNORE in the padding
+    target  [1, d, h, w] uint8, IGNORE in the padding and where nobody has labelled
     voxels  of the whole padded volume
     """
 
@@ -153,15 +153,19 @@ class CaseBlocks:
         return found[:-1], found[-1]
 
     def read_labels(self, case: Case, box: Box) -> np.ndarray:
-        """Labels of a box, uint8: of this rank's own block from memory if it is kept there, else from the file."""
+        """Labels of a box, uint8, IGNORE where nobody has labelled.
+
+        Of this rank's own block from memory if it is kept there, else from the file.
+        """
         scan = self._scans[case.name]
         if case.name in self._cache and scan.inside.contains(box):
             return self._cache[case.name][1][box.relative_to(scan.inside).slices]
         labels = self._labels[case.name]
         with self.reading(case):
             stored = labels.read(box)
-        check_labels(stored, self.dataset.labels, labels.path)
-        return stored.astype(np.uint8)
+        ignore = self.dataset.ignore
+        check_labels(stored, self.dataset.labels, labels.path, ignore)
+        return (stored if ignore is None else np.where(stored == ignore, IGNORE, stored)).astype(np.uint8)
 
     def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:
         """Keep what was read, if it fits."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from volseg.config import Config
+from volseg.config import MOST_CLASSES, Config
 from volseg.geometry import Box, Triple
 from volseg.nn.losses import IGNORE
 from volseg.partition.layout import Layout, padded_shape
@@ -22,6 +22,9 @@ from volseg.volumes.augmentation.interpolating import in_parallel, interpolate, 
 from volseg.volumes.crops import count_by_plane, crop_around, crop_shape, find_voxel, random_crop
 from volseg.volumes.dataset import Case
 from volseg.volumes.intensity import occurring_values
+
+OUTSIDE = MOST_CLASSES
+"""Among the labels of a view: outside of the volume, where its image is 0 too. No class has this value."""
 
 _CROP, _CHANGE = 1, 2
 """Streams of random numbers: where a crop lies, and how it is changed."""
@@ -135,12 +138,12 @@ class Samples:
             tensor = torch.zeros((1, len(image), *block.shape), dtype=torch.float32)
             if inside.size:
                 kept = labels[inside.relative_to(held).slices]
-                target.numpy()[(0, *place)] = kept
+                target.numpy()[(0, *place)] = np.where(kept == OUTSIDE, np.uint8(IGNORE), kept)
                 made = tensor.numpy()[(0, slice(None), *place)]
                 for number, (channel, values) in enumerate(zip(drawn.channels, known, strict=True)):
                     self._change(image[number], held, inside, view.box.shape, channel, values, made[number])
                 # What lies outside of the volume is what padding is, whatever noise and contrast made of it.
-                made[:, kept == IGNORE] = 0
+                made[:, kept == OUTSIDE] = 0
         d, h, w = view.layout.shape
         return Sample(tensor.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)
 
@@ -168,7 +171,7 @@ class Samples:
             normalized = [rule.apply(values) for rule, values in zip(rules, images, strict=True)]
             cut = box.relative_to(held).slices
             into = image[(slice(None), *cut)], labels[cut]
-            interpolate(normalized, names, source, drawn.space, box, into, IGNORE, self.threads)
+            interpolate(normalized, names, source, drawn.space, box, into, OUTSIDE, self.threads)
         return image, labels, held
 
     def _change(

@@ -127,6 +127,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     assert dataset is not None
     for note in dataset.notes:
         listen(Message(note))
+    for warning in dataset.warnings:
+        listen(Caution(warning))
     model_config = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
     config = dataclasses.replace(job.config, model=model_config)
     config.check()

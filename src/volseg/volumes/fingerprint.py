@@ -16,6 +16,7 @@ from typing import Any
 from volseg.errors import CheckpointError
 from volseg.files import write_text
 from volseg.geometry import Triple
+from volseg.text import read_text
 from volseg.volumes.intensity import ChannelScheme, Intensities, is_ct
 
 FINGERPRINT = "fingerprint.json"
@@ -30,6 +31,7 @@ class CaseFingerprint:
     spacing  their sides in mm
     voxels   of each class, background first
     digest   of the voxels of its image channels (BLAKE2b, 128 bits); copies of an image have the same, of any format
+    ignored  voxels that nobody has labelled (nnU-Net's ``ignore``)
     """
 
     name: str
@@ -37,6 +39,7 @@ class CaseFingerprint:
     spacing: tuple[float, float, float]
     voxels: tuple[int, ...]
     digest: str
+    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         if values["schema"] != SCHEMA:
             raise ValueError(f"schema {values['schema']}, this volseg reads {SCHEMA}")
         cases = []
@@ -91,7 +94,8 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
             (d, h, w), (z, y, x) = case["shape"], case["spacing"]
             spacing = float(z), float(y), float(x)
             voxels = tuple(int(count) for count in case["voxels"])
-            cases.append(CaseFingerprint(str(case["name"]), (int(d), int(h), int(w)), spacing, voxels, case["digest"]))
+            shape, ignored = (int(d), int(h), int(w)), int(case.get("ignored", 0))
+            cases.append(CaseFingerprint(str(case["name"]), shape, spacing, voxels, case["digest"], ignored))
         found = [None if one is None else Intensities(**one) for one in values["foreground_intensities"]]
         labels = {str(name): int(value) for name, value in values["labels"].items()}
         return Fingerprint(labels, tuple(values["channel_names"]), tuple(cases), tuple(found))

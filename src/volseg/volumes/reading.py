@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from volseg.config.stored_run import is_run_folder
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.file_names import ending_of, names_in, stem_of
 from volseg.volumes.volume import Volume
 
 
@@ -46,7 +48,13 @@ def open_volume(
         _refuse_volseg_folder(path)
         from volseg.volumes.dicom.volume import open_dicom
 
-        return open_dicom(path, dicom)
+        try:
+            return open_dicom(path, dicom)
+        except VolumeError:
+            scans = sorted(names_in(path).values())
+            if scans and not _holds_dicom(path):
+                raise VolumeError(_one_at_a_time(path, scans)) from None
+            raise
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -92,6 +100,27 @@ def is_zarr_store(path: Path) -> bool:
 def _refuse_options(path: Path, dicom: DicomOptions) -> None:
     if dicom != DicomOptions():
         raise VolumeError(f"{path}: no DICOM; --series, --fix-tilt and --resample-gaps are for DICOM series")
+
+
+def _holds_dicom(folder: Path) -> bool:
+    from volseg.volumes.dicom.finding.marks import looks_like_dicom
+
+    for path in folder.iterdir():
+        if path.is_file() and not ending_of(path.name):
+            with path.open("rb") as file:
+                if looks_like_dicom(file.read(512)):
+                    return True
+    return False
+
+
+def _one_at_a_time(folder: Path, scans: Sequence[Path]) -> str:
+    """What is said of a folder of scans, such as imagesTs, where one is wanted; the loop is for a shell."""
+    first = [path for path in scans if stem_of(path.name).endswith("_0000")]
+    files = f"{folder}/*{'_0000' if len(first) > 1 else ''}{ending_of(scans[0].name)}"
+    return (
+        f"{folder}: a folder of {len(scans)} volumes, such as {scans[0].name}; give one, or one after the other: "
+        f'for f in {files}; do volseg segment "$f" --model RUN; done'
+    )
 
 
 def _refuse_volseg_folder(path: Path) -> None:

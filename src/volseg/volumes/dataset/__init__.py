@@ -1,17 +1,21 @@
 """Data sets as people have them: which files are a case, which channels and labels there are."""
 
-from volseg.volumes.dataset.case import FILE_ENDINGS, Case, Dataset, DataSource, Fault
-from volseg.volumes.dataset.described import IMAGES, LABELS
+from volseg.volumes.dataset.case import Case, Dataset, DataSource, Fault
 from volseg.volumes.dataset.description import (
     DESCRIPTION,
     check_labels,
     image_name,
+    read_ignored_value,
     read_label_names,
     write_dataset_json,
 )
+from volseg.volumes.dataset.layout import IMAGES, LABELS
 from volseg.volumes.dataset.reading import read_dataset, survey_dataset
+from volseg.volumes.dataset.references import description_near, reference_labels
+from volseg.volumes.file_names import FILE_ENDINGS
 
 __all__ = [
     "DESCRIPTION", "FILE_ENDINGS", "IMAGES", "LABELS", "Case", "DataSource", "Dataset", "Fault", "check_labels",
-    "image_name", "read_dataset", "read_label_names", "survey_dataset", "write_dataset_json",
+    "description_near", "image_name", "read_dataset", "read_ignored_value", "read_label_names", "reference_labels",
+    "survey_dataset", "write_dataset_json",
 ]  # fmt: skip

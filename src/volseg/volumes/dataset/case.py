@@ -8,12 +8,10 @@ from typing import Literal
 
 from volseg.volumes.image_file import ImageFile
 
-FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
-
 Kind = Literal[
     "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
-    "outside the list", "no whole numbers", "not finite", "constant image", "empty labels", "unused label", "ignored",
-    "doubtful labels",
+    "too many labels", "outside the list", "no whole numbers", "not finite", "constant image", "empty labels",
+    "unused label", "same labels", "ignored", "doubtful labels",
 ]  # fmt: skip
 """What can be wrong with a data set."""
 
@@ -35,6 +33,9 @@ class Dataset:
     channel_names   by channel
     labels          name -> value; ``background`` is 0 and the values run 0..K without a gap
     notes           what was assumed where the files do not say it, for the user
+    ignore          value of the voxels that nobody has labelled (nnU-Net's label ``ignore``), above K; None: there are
+                    none. They count neither in training nor in any figure
+    warnings        what lies there and is passed over
     """
 
     folder: Path
@@ -43,6 +44,8 @@ class Dataset:
     file_ending: str
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
+    ignore: int | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -3,26 +3,31 @@
     nnU-Net     imagesTr/CASE_0000.nii.gz, one file for each channel; labelsTr/CASE.nii.gz
     Decathlon   imagesTr/CASE.nii.gz, 4-D where there are several channels; listed under "training"
 
-A dataset.json that lists files (the Decathlon's "training", nnU-Net's "dataset") is followed; else files are paired by
-name.
+A dataset.json that lists files (the Decathlon's "training", nnU-Net's "dataset") is followed (see `listed`); else files
+are paired by name.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from volseg.errors import VolumeError
-from volseg.volumes.dataset.case import FILE_ENDINGS, Case, Dataset, Fault
-from volseg.volumes.dataset.description import DESCRIPTION, image_name, load_json, parse_channel_names, parse_labels
+from volseg.volumes.dataset.case import Case, Dataset, Fault
+from volseg.volumes.dataset.description import (
+    DESCRIPTION,
+    as_whole,
+    ignored_value,
+    image_name,
+    parse_channel_names,
+    parse_labels,
+)
+from volseg.volumes.dataset.json_file import load_json
+from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_text, is_own_output, nested_text
+from volseg.volumes.dataset.listed import follow_list, listed_files
+from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names_in, volumes_in
 from volseg.volumes.image_file import ImageFile, channels_of_file
-
-IMAGES, LABELS = "imagesTr", "labelsTr"
-CHANNEL_END = re.compile(r"_\d{4}$")
-OUTPUT_ENDS = ("_mask", "_mask_probabilities")
 
 
 def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
@@ -33,57 +38,85 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
     description = load_json(folder / DESCRIPTION)
     channels = parse_channel_names(description, folder / DESCRIPTION)
     labels = parse_labels(description, folder / DESCRIPTION)
+    ignore = ignored_value(description, folder / DESCRIPTION)
+    ending = file_ending(description, folder)
+    rows = listed_files(folder, description)
+    notes: list[str] = []
+    if rows is None:
+        cases, faults = _find(folder, len(channels), ending)
+    else:
+        cases, faults = follow_list(folder, rows, len(channels), notes)
+    faults += _wrong_number(folder, description, cases, faults, None if rows is None else len(rows))
+    faults += [
+        fault for part in (IMAGES, LABELS) for fault in _ignored(folder / part, None if rows is not None else ending)
+    ]
+    ordered = tuple(sorted(cases, key=lambda case: case.name))
+    return Dataset(folder, channels, labels, ending, ordered, tuple(notes), ignore), faults
+
+
+def file_ending(description: Mapping[str, Any], folder: Path) -> str:
+    """The ``file_ending`` of a dataset.json in lower case. Raises VolumeError where volseg reads no such files."""
     ending = str(description.get("file_ending", ".nii.gz"))
-    if ending not in FILE_ENDINGS:
+    if ending.lower() not in FILE_ENDINGS:
         raise VolumeError(
-            f"{folder / DESCRIPTION}: file_ending {ending!r} is not one volseg reads: {', '.join(FILE_ENDINGS)}"
+            f"{folder / DESCRIPTION}: file_ending {ending!r} is not one volseg reads: {', '.join(FILE_ENDINGS)}; "
+            "convert the files, or correct it"
         )
-    listed = _listed(folder, description)
-    cases, faults = _find(folder, len(channels), ending) if listed is None else _follow(folder, listed, len(channels))
-    if listed is not None:
-        there = complete = len(listed)
+    return ending.lower()
+
+
+def _wrong_number(
+    folder: Path, description: Mapping[str, Any], cases: list[Case], faults: list[Fault], rows: int | None
+) -> list[Fault]:
+    """A fault where ``numTraining`` is not the number of cases.
+
+    rows  that dataset.json lists, None where it does not
+    """
+    if rows is not None:
+        there = complete = rows
     else:
         names = {case.name for case in cases} | {fault.case for fault in faults if fault.kind == "missing image"}
         there, complete = len(names), len(names | {fault.case for fault in faults})
-    expected = description.get("numTraining", there)
-    if expected not in (there, complete):  # a case without labels is a fault of its own
-        faults.append(
-            Fault(
-                "",
-                "numTraining",
-                f"{folder}: dataset.json says numTraining {expected}, {LABELS}/ holds {there} cases; "
-                "the copy may be incomplete, or correct numTraining",
-            )
-        )
-    if listed is None:
-        faults += [fault for name in (IMAGES, LABELS) for fault in _ignored(folder / name, ending)]
-    return Dataset(folder, channels, labels, ending, tuple(sorted(cases, key=lambda case: case.name))), faults
+    written = description.get("numTraining", there)
+    if as_whole(written) in (there, complete):  # a case without labels is a fault of its own
+        return []
+    message = (
+        f"{folder}: {DESCRIPTION} says numTraining {written}, {LABELS}/ holds {there} cases; "
+        "the copy may be incomplete, or correct numTraining"
+    )
+    return [Fault("", "numTraining", message)]
 
 
 def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fault]]:
     """Every label with its images; an image without labels is a fault too, as it would be left out unseen."""
-    for name in (IMAGES, LABELS):
-        if not (folder / name).is_dir():
-            raise VolumeError(f"{folder}: no {name}/ in it; nnU-Net's layout is {IMAGES}/CASE_0000{ending} and "
-                              f"{LABELS}/CASE{ending}")  # fmt: skip
+    for part in (IMAGES, LABELS):
+        if not (folder / part).is_dir():
+            raise VolumeError(f"{folder}: no {part}/ in it; nnU-Net's layout is {IMAGES}/CASE_0000{ending} and "
+                              f"{LABELS}/CASE{ending}{alike_text(folder, part)}{nested_text(folder)}")  # fmt: skip
     images, labels = names_in(folder / IMAGES, (ending,)), names_in(folder / LABELS, (ending,))
     if not labels:
-        raise VolumeError(f"{folder / LABELS}: no case, no file ends in {ending}; check file_ending in {DESCRIPTION}")
-    cases, faults, unused = [], [], set(images)
+        raise VolumeError(f"{folder / LABELS}: no case, no file ends in {ending}; check file_ending in {DESCRIPTION}"
+                          f"{_other_endings(folder / LABELS)}")  # fmt: skip
+    cases, unused = [], set(images)
+    faults = [fault for part in (IMAGES, LABELS) for fault in twins_in(folder / part, (ending,))]
+    alike = {file.casefold(): file for file in images}
     for name in sorted(labels):
         files = [image_name(name, channel, "") for channel in range(channels)]
         if files[0] not in images and name in images:
-            found = channels_of_file(images[name], channels)
             files = [name]
-        else:
-            found = tuple(ImageFile(folder / IMAGES / (file + ending)) for file in files)
-        unused -= set(files)
         missing = [file for file in files if file not in images]
+        unused -= set(files)
         if missing:
             message = f"{folder}: case {name} has labels, but {IMAGES}/{missing[0]}{ending} is missing"
+            other = alike.get(missing[0].casefold(), alike.get(name.casefold()))
+            if other is not None:
+                unused -= {other, *(alike.get(file.casefold(), "") for file in files)}
+                message += f"; {images[other].name} differs in upper and lower case alone: give both one name"
             faults.append(Fault(name, "missing image", message))
+        elif len(files) == 1:
+            cases.append(Case(name, channels_of_file(images[files[0]], channels), labels[name]))
         else:
-            cases.append(Case(name, found, labels[name]))
+            cases.append(Case(name, tuple(ImageFile(images[file]) for file in files), labels[name]))
     orphans: dict[str, Path] = {}
     for file in sorted(name for name in unused if not is_own_output(name, images)):
         orphans.setdefault(CHANNEL_END.sub("", file), images[file])
@@ -93,118 +126,34 @@ def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fa
     return cases, faults
 
 
-def _listed(folder: Path, description: Mapping[str, Any]) -> list[tuple[str, list[str], str]] | None:
-    """(name, image files, label file) as dataset.json lists them; None where it does not."""
-    training, dataset = description.get("training"), description.get("dataset")
-    path = folder / DESCRIPTION
-    rows: list[tuple[str, list[str], str]] = []
-    try:
-        if isinstance(dataset, dict) and dataset:
-            for name, entry in dataset.items():
-                rows.append((str(name), [str(file) for file in entry["images"]], str(entry["label"])))
-        elif isinstance(training, list) and training:
-            for entry in training:
-                image = entry["image"]
-                files = [str(file) for file in image] if isinstance(image, list) else [str(image)]
-                rows.append((_stem(str(entry["label"])), files, str(entry["label"])))
-    except (KeyError, TypeError) as error:
-        raise VolumeError(
-            f'{path}: its list of cases is malformed ({error!r}); an entry is {{"image": "./{IMAGES}/CASE.nii.gz", '
-            f'"label": "./{LABELS}/CASE.nii.gz"}}'
-        ) from None
-    return rows or None
+def _other_endings(folder: Path) -> str:
+    there = volumes_in(folder, FILE_ENDINGS)
+    endings = sorted({ending_of(path.name).lower() for paths in there.values() for path in paths})
+    return f": those there end in {', '.join(endings)}" if endings else ""
 
 
-def _follow(
-    folder: Path, listed: list[tuple[str, list[str], str]], channels: int
-) -> tuple[list[Case], list[Fault]]:  # fmt: skip
-    cases: dict[str, Case] = {}
-    faults: list[Fault] = []
-    often = Counter(name for name, _, _ in listed)
-    used: set[Path] = set()
-    for name, files, label in listed:
-        paths, label_path = [folder / file for file in files], folder / label
-        if name in cases:
-            continue
-        if often[name] > 1:
-            faults.append(Fault(name, "duplicate", f"{folder / DESCRIPTION}: lists case {name} {often[name]} times"))
-        if len(paths) == 1 and not paths[0].exists():  # nnU-Net's names beside the Decathlon's list
-            paths = _numbered(paths[0], channels) or paths
-        used |= {path.resolve() for path in paths}
-        missing = [path for path in paths if not path.exists()]
-        if missing:
-            faults.append(Fault(name, "missing image", f"{missing[0]}: missing, but {DESCRIPTION} lists it"))
-        elif len(paths) not in (1, channels):
-            message = f"{folder / DESCRIPTION}: case {name} has {len(paths)} image files for {channels} channel(s)"
-            faults.append(Fault(name, "missing image", message))
-        elif not label_path.exists():
-            message = f"{label_path}: missing, but {DESCRIPTION} lists it as the labels of {name}"
-            faults.append(Fault(name, "missing labels", message))
-        else:
-            images = channels_of_file(paths[0], channels) if len(paths) == 1 else tuple(ImageFile(p) for p in paths)
-            cases[name] = Case(name, images, label_path)
-    images_there = names_in(folder / IMAGES, FILE_ENDINGS)
-    for name, path in sorted(images_there.items()):
-        if path.resolve() not in used and not is_own_output(name, images_there):
-            message = f"{path}: {DESCRIPTION} does not list it as a case; list it there or move it away"
-            faults.append(Fault(name, "missing labels", message))
-    if not cases and not faults:
-        raise VolumeError(f"{folder / DESCRIPTION}: lists no case")
-    return list(cases.values()), faults
+def _ignored(folder: Path, ending: str | None) -> list[Fault]:
+    """A warning of images or labels that lie there and are of no use.
 
-
-def _numbered(path: Path, channels: int) -> list[Path] | None:
-    ending = _ending(path.name)
-    stem = path.name.removesuffix(ending)
-    paths = [path.with_name(image_name(stem, channel, ending)) for channel in range(channels)]
-    return paths if all(path.exists() for path in paths) else None
-
-
-def _stem(file: str) -> str:
-    name = PurePosixPath(file).name
-    return name.removesuffix(_ending(name))
-
-
-def _ending(name: str) -> str:
-    return next((ending for ending in FILE_ENDINGS if name.endswith(ending)), "")
-
-
-def is_own_output(name: str, images: Iterable[str]) -> bool:
-    """Whether `volseg segment` wrote this beside an image: CASE_0000_mask, CASE_0000_mask_probabilities."""
-    return any(name.endswith(end) and name.removesuffix(end) in images for end in OUTPUT_ENDS)
-
-
-def _ignored(folder: Path, ending: str) -> list[Fault]:
-    """A warning of what lies there and has another ending than that of the set, if anything does."""
-    others = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    others = [path for path in others if not path.name.endswith(ending)]
+    ending  the only one that is taken; None: any that volseg reads
+    """
+    others = foreign_in(folder)
+    if ending is not None and folder.is_dir():
+        there = [path for paths in volumes_in(folder, FILE_ENDINGS).values() for path in paths]
+        others = sorted(others + [path for path in there if ending_of(path.name).lower() != ending])
     if not others:
         return []
-    message = (
-        f"{folder}: {len(others)} files do not end in {ending}, the file_ending of {DESCRIPTION}, and are ignored, "
-        f"such as {others[0].name}"
-    )
+    wanted = f"end in {ending}, the file_ending of {DESCRIPTION}," if ending else "have an ending that volseg reads"
+    message = f"{folder}: {len(others)} files do not {wanted} and are ignored, such as {others[0].name}"
     return [Fault("", "ignored", message, serious=False)]
 
 
 def twins_in(folder: Path, endings: tuple[str, ...]) -> list[Fault]:
-    """A fault for each name that several files of different endings have: only one of them would be seen."""
-    found = [names_in(folder, (ending,)) for ending in endings]
-    for number, ending in enumerate(endings):  # a .nii.gz is no .nii
-        found[number] = {n: path for n, path in found[number].items() if _ending(path.name) == ending}
-    often = Counter(name for files in found for name in files)
+    """A fault for each name that several files have: only one of them would be seen."""
     faults = []
-    for name in sorted(name for name, count in often.items() if count > 1):
-        files = " and ".join(files[name].name for files in found if name in files)
-        faults.append(Fault(name, "duplicate", f"{folder}: {files} are both volume {name}; keep one of them"))
+    for name, paths in sorted(volumes_in(folder, endings).items()):
+        if len(paths) > 1:
+            ordered = sorted(paths, key=lambda path: endings.index(ending_of(path.name).lower()))
+            files = " and ".join(path.name for path in ordered)
+            faults.append(Fault(name, "duplicate", f"{folder}: {files} are both volume {name}; keep one of them"))
     return faults
-
-
-def names_in(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Files by name without ending; hidden files (as macOS leaves beside each) are no cases. Of no folder: none."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        ending = next((e for e in endings if path.name.endswith(e)), None)
-        if ending is not None and not path.name.startswith("."):
-            found[path.name.removesuffix(ending)] = path
-    return found

@@ -9,6 +9,7 @@ Source: nnU-Net v2, documentation/dataset_format.md; http://medicaldecathlon.com
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import numpy as np
 
 from volseg.errors import VolumeError
 from volseg.files import write_text
+from volseg.volumes.dataset.json_file import load_json
 
 DESCRIPTION = "dataset.json"
+IGNORE_LABEL = "ignore"
 
 
 def read_label_names(path: str | Path) -> dict[str, int]:
@@ -26,46 +29,115 @@ def read_label_names(path: str | Path) -> dict[str, int]:
 
     Raises VolumeError where the file is missing, is not JSON, or holds no labels.
     """
-    path = Path(path)
+    return parse_labels(_described(Path(path)), Path(path))
+
+
+def read_ignored_value(path: str | Path) -> int | None:
+    """The value of nnU-Net's ``ignore`` in such a file; see `ignored_value`."""
+    return ignored_value(_described(Path(path)), Path(path))
+
+
+def _described(path: Path) -> dict[str, Any]:
     description = load_json(path)
-    return parse_labels(description if "labels" in description else {"labels": description}, path)
+    return description if "labels" in description else {"labels": description}
 
 
 def parse_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
     """The ``labels`` of a dataset.json as name -> value, background first. `path` is for messages.
 
-    Accepts the Decathlon's ``{"0": "background", "1": "liver"}`` too. Raises VolumeError where they are missing, are
-    regions (lists of values), carry nnU-Net's ``ignore``, or leave a gap.
+    Accepts the Decathlon's ``{"0": "background", "1": "liver"}`` too. nnU-Net's ``ignore`` is no label: see
+    `ignored_value`. Raises VolumeError where there are none, where they are regions (lists of values), or leave a gap.
     """
-    given = description.get("labels")
-    if not isinstance(given, dict) or not given:
-        raise VolumeError(f'{path}: no "labels"; give them as {{"background": 0, "liver": 1}}')
-    if all(isinstance(value, str) for value in given.values()) and all(key.isdigit() for key in given):
-        given = {name: int(value) for value, name in given.items()}
-    labels: dict[str, int] = {}
-    for name, value in given.items():
-        if isinstance(value, list):
-            raise VolumeError(f"{path}: label {name!r} is a region {value}; volseg takes one value for each label")
-        try:
-            labels[name] = int(value)
-        except (TypeError, ValueError):
-            raise VolumeError(f"{path}: label {name!r} has the value {value!r}; give a whole number") from None
-    if "ignore" in labels:
-        raise VolumeError(f'{path}: the label "ignore" is not supported; relabel those voxels as background')
+    labels = _values(description, path)
+    for name in [name for name in labels if _is_ignore(name)]:
+        del labels[name]
     if 0 not in labels.values():
         labels["background"] = 0
     values = sorted(labels.values())
     if values != list(range(len(values))):
-        raise VolumeError(f"{path}: label values {values} must run 0, 1, 2, ... without a gap or a repeat")
+        shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
+        raise VolumeError(f"{path}: label values {shown} must run 0, 1, 2, ... without a gap or a repeat")
     return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
+def ignored_value(description: Mapping[str, Any], path: Path) -> int | None:
+    """The value of nnU-Net's label ``ignore``, whose voxels nobody has labelled; None where there is none.
+
+    Raises VolumeError where it is not above all others, as nnU-Net asks.
+    """
+    values = _values(description, path)
+    ignored = [value for name, value in values.items() if _is_ignore(name)]
+    others = [value for name, value in values.items() if not _is_ignore(name)]
+    if not ignored:
+        return None
+    if len(ignored) > 1 or ignored[0] <= max(others, default=0):
+        raise VolumeError(
+            f'{path}: the label "ignore" must be one value above all others; it has {ignored[-1]}, the others go up to '
+            f"{max(others, default=0)}"
+        )
+    return ignored[0]
+
+
+def _is_ignore(name: str) -> bool:
+    return name.lower() == IGNORE_LABEL
+
+
+def _values(description: Mapping[str, Any], path: Path) -> dict[str, int]:
+    """All labels as name -> value, ``ignore`` too."""
+    written = description.get("labels")
+    if not isinstance(written, dict) or not written:
+        raise VolumeError(f'{path}: no "labels"; give them as {{"background": 0, "liver": 1}}')
+    if all(isinstance(value, str) for value in written.values()) and all(key.strip().isdecimal() for key in written):
+        twice = [name for name, count in Counter(written.values()).items() if count > 1]
+        if twice:
+            raise VolumeError(f"{path}: two labels are called {twice[0]!r}; give each a name of its own")
+        written = {name: int(value) for value, name in written.items()}
+    return {str(name): _value(str(name), value, path) for name, value in written.items()}
+
+
+def _value(name: str, value: Any, path: Path) -> int:
+    if isinstance(value, list):
+        raise VolumeError(
+            f"{path}: label {name!r} is a region {value}; volseg learns one label a voxel: name each value by itself, "
+            'such as {"edema": 1, "core": 2}, and unite the masks of a region afterwards'
+        )
+    number = as_whole(value)
+    if number is None:
+        raise VolumeError(f"{path}: label {name!r} has the value {value!r}; give a whole number")
+    return number
+
+
+def as_whole(value: Any) -> int | None:
+    """A number of a dataset.json, which may stand there as text; None where it is no whole number."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() else None
+    except (TypeError, ValueError):
+        return None
+
+
 def parse_channel_names(description: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """``channel_names`` (nnU-Net) or ``modality`` (Decathlon), by channel. Raises VolumeError where there are none."""
-    given = description.get("channel_names", description.get("modality"))
-    if not isinstance(given, dict) or sorted(given) != sorted(str(c) for c in range(len(given))) or not given:
+    """``channel_names`` (nnU-Net) or ``modality`` (Decathlon), by channel: an object by number, or a list.
+
+    Numbers may have zeros before them, as the files' have (``"0000"``). Raises VolumeError where there are none, or
+    they are not numbered from 0.
+    """
+    key = "channel_names" if "channel_names" in description else "modality"
+    written = description.get(key)
+    if isinstance(written, list) and written and all(isinstance(name, str) for name in written):
+        return tuple(written)
+    if not isinstance(written, dict) or not written:
         raise VolumeError(f'{path}: no "channel_names"; give them as {{"0": "CT"}}, numbered from 0')
-    return tuple(str(given[str(c)]) for c in range(len(given)))
+    numbers = {as_whole(number): str(name) for number, name in written.items()}
+    if sorted(numbers, key=lambda n: -1 if n is None else n) != list(range(len(written))):
+        right = json.dumps({str(n): str(name) for n, name in enumerate(written.values())})
+        raise VolumeError(
+            f"{path}: {key} is numbered {', '.join(map(str, written))}; number its channels from 0 without a gap, as "
+            f"their files are: {right}"
+        )
+    return tuple(numbers[number] for number in range(len(numbers)))
 
 
 def write_dataset_json(
@@ -91,8 +163,15 @@ def image_name(case: str, channel: int, file_ending: str) -> str:
     return f"{case}_{channel:04d}{file_ending}"
 
 
-def check_labels(array: np.ndarray, labels: Mapping[str, int], path: str | Path) -> None:
-    """Raises VolumeError where `array` holds a value that is not one of `labels` (NaN and fractions included)."""
+def check_labels(
+    array: np.ndarray, labels: Mapping[str, int], path: str | Path, ignore: int | None = None
+) -> None:  # fmt: skip
+    """Raises VolumeError where `array` holds a value that is not one of `labels` (NaN and fractions included).
+
+    ignore  a value that is none of them and is allowed all the same
+    """
+    if ignore is not None:
+        array = array[array != ignore]
     if array.size == 0:
         return
     low, high = array.min(), array.max()
@@ -105,20 +184,15 @@ def check_labels(array: np.ndarray, labels: Mapping[str, int], path: str | Path)
 
 def outside_message(outside: Sequence[float], labels: Mapping[str, int], path: str | Path) -> str:
     """What is said of label values that are not in the list."""
+    if any(value < -1 for value in outside):  # -1 alone is somebody's label
+        return (
+            f"{path}: holds values such as {', '.join(f'{value:g}' for value in outside[:3])}; labels are 0 to "
+            f"{max(labels.values())}: is this an image? Correct the file"
+        )
+    top = max(labels.values())
+    alone = len(outside) == 1 and outside[0] > top
+    remedy = f', or "ignore": {outside[0]:g} where nobody has labelled' if alone else ""
     return (
         f"{path}: holds the label value(s) {', '.join(f'{value:g}' for value in outside[:5])}; the labels named are 0 "
-        f"to {max(labels.values())}: add them to that list, or correct the file"
+        f"to {top}: add them to that list{remedy}, or correct the file"
     )
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises VolumeError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise VolumeError(f"{path}: is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise VolumeError(f"{path}: holds no JSON object; expected {{...}}")
-    return content

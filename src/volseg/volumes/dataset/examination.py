@@ -22,12 +22,13 @@ from volseg.volumes.canonical import canonical, in_order_of
 from volseg.volumes.checks import check_same_grid, not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
+from volseg.volumes.dataset.mixed_up import exchanged_text, is_mask, same_labels, with_owners
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
 from volseg.volumes.mask_source import open_mask
 from volseg.volumes.mask_values import together
 from volseg.volumes.tally import Close, Packed, Tally, has_any_of
-from volseg.volumes.volume import Volume
+from volseg.volumes.volume import Space, Volume
 
 PIECE_VOXELS = 2**20
 ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
@@ -71,14 +72,16 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
     )
     by_case = [[f for f in gathered if f.number == number] for number in range(len(dataset.cases))]
     faults = [_faults_of(dataset, case, found) for case, found in zip(dataset.cases, by_case, strict=True)]
-    faults = _with_copies(dataset, by_case, faults)
+    faults = with_owners(dataset, [found[0].spaces for found in by_case], _with_copies(dataset, by_case, faults))
     sound = {number for number, found in enumerate(faults) if not any(fault.serious for fault in found)}
     intensities = _intensities(dataset, [look for look in looks if look.findings.number in sound], parts, communicator)
     cases = tuple(_fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
     fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities)
-    return Examination(
-        (*(fault for some in faults for fault in some), *_faults_of_set(dataset, fingerprint)), fingerprint
-    )
+    digests = {
+        number: _label_digest(by_case[number]) for number in sorted(sound) if any(_labels_of_case(by_case[number]))
+    }
+    of_set = [*_faults_of_set(dataset, fingerprint), *same_labels(dataset, digests)]
+    return Examination((*(fault for some in faults for fault in some), *of_set), fingerprint)
 
 
 @dataclass
@@ -87,9 +90,12 @@ class _Findings:
 
     not_finite  by channel: how many voxels, and the first
     constant    by channel: the value of all its voxels so far; None where they differ
-    voxels      by label value of the list; `outside` those that are not
+    voxels      by label value of the list; `outside` those that are not, `ignored` those that nobody has labelled
+    image_is_mask  whether the image channels hold nothing but values of the list
     remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
-    digest      of the image channels in this part: digests of runs of rows, added up, so in any order
+    digest      of the image channels in this part: digests of runs of rows, added up, so in any order; `label_digest`
+                of the labels
+    spaces      canonical grids of the first image and of the labels
     """
 
     number: int
@@ -99,6 +105,10 @@ class _Findings:
     constant: dict[int, float | None] = field(default_factory=dict)
     voxels: Counter[int] = field(default_factory=Counter)
     outside: set[float] = field(default_factory=set)
+    ignored: int = 0
+    image_is_mask: bool = True
+    label_digest: int = 0
+    spaces: tuple[Space, ...] = ()
     fractions: set[float] = field(default_factory=set)
     remarks: set[str] = field(default_factory=set)
     digest: int = 0
@@ -121,25 +131,27 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     if opened is None:
         return look
     images, label = opened
-    found.shape, found.spacing = canonical(images[0]).shape, canonical(images[0]).space.spacing
+    found.spaces = canonical(images[0]).space, canonical(label).space
+    found.shape, found.spacing = found.spaces[0].shape, found.spaces[0].spacing
     tallies = [Tally() for _ in images]
     if any(kind == "geometry" for kind, _ in found.faults):  # what can be said without each other
         for channel, image in enumerate(images):
             for box, values in _pieces(image, _boxes([image], part, parts), found):
-                _look_at_image(found, channel, values, box)
+                _look_at_image(found, channel, values, box, dataset)
         for _, values in _pieces(label, _boxes([label], part, parts), found):
-            _look_at_labels(found, values, dataset.labels)
+            _look_at_labels(found, values, dataset)
         return look
     boxes = _boxes([*images, label], part, parts)
     readers = [_pieces(volume, boxes, found) for volume in (*images, label)]
     for pieces in zip(*readers, strict=False):  # one that cannot be read on ends all
         box, labels = pieces[-1]
-        _look_at_labels(found, labels, dataset.labels)
-        foreground = labels > 0
+        _look_at_labels(found, labels, dataset)
+        foreground = _foreground_of(labels, dataset.ignore)
         for channel, (_, values) in enumerate(pieces[:-1]):
-            _look_at_image(found, channel, values, box)
+            _look_at_image(found, channel, values, box, dataset)
             tallies[channel].add(values[foreground])
         found.digest += _digest_of(box, [values for _, values in pieces[:-1]])
+        found.label_digest += _digest_of(box, [labels])
     look.foreground = [tally.packed() for tally in tallies]
     return look
 
@@ -194,7 +206,14 @@ def _pieces(volume: Volume, boxes: Sequence[Box], found: _Findings) -> Iterator[
     volume.close()
 
 
-def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box) -> None:
+def _foreground_of(labels: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Where a label is that is neither background nor nobody's."""
+    foreground: np.ndarray = labels > 0
+    return foreground if ignore is None else foreground & (labels != ignore)
+
+
+def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box, dataset: Dataset) -> None:
+    found.image_is_mask = found.image_is_mask and is_mask(values, dataset)
     value = found.constant.setdefault(channel, float(values.flat[0]))
     if value is not None and (values != value).any():
         found.constant[channel] = None
@@ -209,7 +228,7 @@ def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box)
     found.not_finite[channel] = count + int(bad.sum()), min(known, (d, h, w))
 
 
-def _look_at_labels(found: _Findings, values: np.ndarray, labels: dict[str, int]) -> None:
+def _look_at_labels(found: _Findings, values: np.ndarray, dataset: Dataset) -> None:
     low, high = values.min(), values.max()
     if values.dtype.kind in "iu" and low >= 0 and high < 2**16:
         counts = np.bincount(values.ravel())
@@ -220,7 +239,9 @@ def _look_at_labels(found: _Findings, values: np.ndarray, labels: dict[str, int]
     for value, count in zip(some.tolist(), counts.tolist(), strict=True):
         if value != value or value != np.floor(value):
             found.fractions = _smallest(found.fractions, value)
-        elif not 0 <= value <= max(labels.values()):
+        elif value == dataset.ignore:
+            found.ignored += count
+        elif not 0 <= value <= max(dataset.labels.values()):
             found.outside = _smallest(found.outside, value)
         else:
             found.voxels[int(value)] += count
@@ -280,7 +301,7 @@ def _foreground(
         boxes = _boxes([*images, label], before.part, parts)
         readers = [_pieces(volume, boxes, found) for volume in (*(images[channel] for channel in channels), label)]
         for pieces in zip(*readers, strict=False):
-            foreground = pieces[-1][1] > 0
+            foreground = _foreground_of(pieces[-1][1], dataset.ignore)
             for channel, (_, values) in zip(channels, pieces[:-1], strict=True):
                 yield channel, values[foreground]
     for _, message in found.faults:
@@ -307,6 +328,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     assert case.label is not None
     remarks = together(set().union(*(part.remarks for part in found)))
     faults += [Fault(case.name, "doubtful labels", f"{case.label}: {remark}", serious=False) for remark in remarks]
+    if _are_exchanged(found):
+        return [*faults, Fault(case.name, "outside the list", exchanged_text(case, dataset))]
     fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
     if fractions:
         shown = ", ".join(f"{value:g}" for value in fractions[:5])
@@ -358,6 +381,25 @@ def _faults_of_set(dataset: Dataset, fingerprint: Fingerprint) -> list[Fault]:
     return [Fault("", "unused label", message, serious=False)]
 
 
+def _are_exchanged(found: Sequence[_Findings]) -> bool:
+    """Whether the labels are none, and the image holds nothing but labels, and not one alone."""
+    seen = {part.constant.get(0) for part in found}
+    return (
+        any(part.outside or part.fractions for part in found)
+        and all(part.image_is_mask for part in found)
+        and (len(seen) > 1 or None in seen)
+    )
+
+
+def _labels_of_case(found: Sequence[_Findings]) -> list[int]:
+    """Labels but the background that a case has."""
+    return [value for value, count in _voxels(found).items() if value and count]
+
+
+def _label_digest(found: Sequence[_Findings]) -> tuple[Triple, int]:
+    return found[0].shape, sum(part.label_digest for part in found) % 2 ** (8 * DIGEST_BYTES)
+
+
 def _voxels(found: Sequence[_Findings]) -> Counter[int]:
     return sum((part.voxels for part in found), Counter[int]())
 
@@ -372,4 +414,6 @@ def _digest(found: Sequence[_Findings]) -> str:
 def _fingerprint_of(dataset: Dataset, number: int, found: Sequence[_Findings]) -> CaseFingerprint:
     voxels = _voxels(found)
     counts = tuple(voxels[value] for value in range(len(dataset.labels)))
-    return CaseFingerprint(dataset.cases[number].name, found[0].shape, found[0].spacing, counts, _digest(found))
+    ignored = sum(part.ignored for part in found)
+    name = dataset.cases[number].name
+    return CaseFingerprint(name, found[0].shape, found[0].spacing, counts, _digest(found), ignored)

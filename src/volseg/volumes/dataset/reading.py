@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from volseg.config import MOST_CLASSES
 from volseg.errors import VolumeError
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
-from volseg.volumes.dataset.described import IMAGES, LABELS, survey_described
+from volseg.volumes.dataset.described import survey_described
 from volseg.volumes.dataset.description import DESCRIPTION
+from volseg.volumes.dataset.layout import IMAGES, LABELS, alike_text, nested_text, set_of_part
 from volseg.volumes.dataset.undescribed import holds_volumes, survey_ingested, survey_pair
+from volseg.volumes.file_names import foreign_in, foreign_text
 from volseg.volumes.reading import is_zarr_store
 
 
@@ -29,6 +33,24 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
 
     Raises VolumeError where there is no data set at all.
     """
+    dataset, faults = _survey(_of_folder(source))
+    if len(dataset.labels) > MOST_CLASSES:
+        message = (
+            f"{dataset.folder}: {len(dataset.labels)} labels with the background; volseg trains {MOST_CLASSES} at "
+            "most: merge some, or train on some of them"
+        )
+        faults.append(Fault("", "too many labels", message))
+    warnings = tuple(fault.message for fault in faults if not fault.serious)
+    return dataclasses.replace(dataset, warnings=warnings), faults
+
+
+def _of_folder(source: DataSource) -> DataSource:
+    """The same source, by its folder where its dataset.json was named."""
+    named = source.path.name == DESCRIPTION and source.path.is_file()
+    return dataclasses.replace(source, path=source.path.parent) if named else source
+
+
+def _survey(source: DataSource) -> tuple[Dataset, list[Fault]]:
     path = source.path
     if (path / DESCRIPTION).is_file():
         for option, value in (("--labels", source.labels), ("--label-names", source.label_names),
@@ -36,6 +58,9 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
             if value:
                 raise VolumeError(f"{path}: has a {DESCRIPTION}, which says what {option} would; leave {option} out")
         return survey_described(path)
+    whole = set_of_part(path)
+    if whole is not None and source.labels is None:
+        raise VolumeError(f"{path}: a part of the data set {whole}; give that")
     if path.is_dir() and not is_zarr_store(path) and holds_volumes(path):
         return survey_ingested(source)
     if path.exists() and (source.labels is not None or path.is_file() or is_zarr_store(path)):
@@ -43,7 +68,22 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
     if not path.is_dir():
         makes = f"; `volseg generate {path}` makes a synthetic one" if str(path) == "ellipsoids" else ""
         raise VolumeError(f"{path}: no such data set folder{makes or '; look for it, or name another'}")
-    raise VolumeError(
+    raise VolumeError(_no_set(path))
+
+
+def _no_set(path: Path) -> str:
+    """What is said of a folder that is no data set."""
+    nested = alike_text(path, DESCRIPTION) or nested_text(path)
+    if nested:
+        return f"{path}: no {DESCRIPTION} in it{nested}"
+    if (path / IMAGES).is_dir() and (path / LABELS).is_dir():
+        return (
+            f"{path}: {IMAGES}/ and {LABELS}/, but no {DESCRIPTION}; write one, such as "
+            '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}'
+        )
+    foreign = foreign_in(path)
+    more = f"; {foreign_text(path, foreign)}" if foreign else ""
+    return (
         f"{path}: no {DESCRIPTION} in it; a data set is a folder with {DESCRIPTION}, {IMAGES}/ and {LABELS}/, or a "
-        "folder of volumes that volseg ingest --labels wrote"
+        f"folder of volumes that volseg ingest --labels wrote{more}"
     )
