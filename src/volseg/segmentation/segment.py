@@ -44,6 +44,7 @@ from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import clean
 from volseg.segmentation.report import SegmentationReport, write_report
 from volseg.segmentation.resampling import mask_type
+from volseg.segmentation.scale import strange_values
 from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
@@ -91,7 +92,11 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     choice = _choose(job, outputs["mask"], scan, card, stages, communicator, looked_at)
     with communicator.together():
         _check_against_scan(outputs, scan)
+    with meter.doing(Kind.FILES):
+        strange = strange_values(scan, card, communicator)
     _tell(job, scan, card, grid, stages, choice, listen)
+    for line in strange:
+        listen(Caution(line))
 
     meter.enter("network")
     compiled_before = compile_seconds()
@@ -164,6 +169,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         (planned, machine),
         str(stages),
         is_ct(card.schemes[0].name),
+        strange,
     )
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", grid)
@@ -172,6 +178,8 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     with communicator.together():
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
+    for line in strange:  # once more, where whoever comes back to the finished work looks
+        listen(Caution(line))
     return report
 
 
