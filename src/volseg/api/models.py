@@ -62,7 +62,8 @@ def train(
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
     augment      "none", "light" or "full"
-    flip         how often D, H and W are mirrored, 0 to 1; or which are half of the time: "dh", "none"
+    flip         how often D, H and W are mirrored, 0 to 1; or which are half of the time: "dh", "none". Without it W
+                 is not mirrored where labels differ by side (left and right)
     crop         (D, H, W) voxels, or "256x256x256", of a random crop of each volume a step
     spacing      "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
@@ -128,7 +129,7 @@ def train(
             Path(dataset or DATASET), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps,
             replicas, agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
-            command=command,
+            command=command, flip_asked=flip is not None,
         )  # fmt: skip
         return run_training(job, every, heard)
 

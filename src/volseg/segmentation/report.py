@@ -36,6 +36,7 @@ class SegmentationReport:
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
                      and from what machine
     is_ct    whether the statistics' intensities, those of the first channel, are HU
+    warnings  of values that are far from those the model learned
     """
 
     files: tuple[Path, ...]
@@ -57,6 +58,7 @@ class SegmentationReport:
     network_planned: tuple[TimePlan | None, Machine | None]
     agglomeration: str = "none"
     is_ct: bool = True
+    warnings: tuple[str, ...] = ()
 
     @property
     def planned(self) -> int:
@@ -93,6 +95,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "off_plan": off_plan(report.planned / max(report.peaks), time["planned_over_measured"]),
         "labels": [row.record() for row in report.statistics],
         "removed": [vars(row) for row in report.removed],
+        "warnings": list(report.warnings),
         "scan": report.audit.as_json(),
     }
     write_text(path, json.dumps(content, indent=2) + "\n")

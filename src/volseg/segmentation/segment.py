@@ -44,6 +44,7 @@ from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import clean
 from volseg.segmentation.report import SegmentationReport, write_report
 from volseg.segmentation.resampling import mask_type
+from volseg.segmentation.scale import strange_values
 from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
@@ -92,8 +93,10 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     with communicator.together():
         if communicator.is_root:
             remarks = rehearse_outputs(job, outputs, labels, scan, model_config)
+    with meter.doing(Kind.FILES):
+        strange = strange_values(scan, card, communicator)
     _tell(job, scan, card, grid, stages, choice, listen)
-    for line in remarks:
+    for line in (*remarks, *strange):
         listen(Caution(line))
 
     meter.enter("network")
@@ -168,6 +171,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
         (planned, machine),
         str(stages),
         is_ct(card.schemes[0].name),
+        strange,
     )
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", grid)
@@ -176,6 +180,8 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     with communicator.together():
         if job.report is not None and communicator.is_root:
             write_report(job.report, report)
+    for line in strange:  # once more, where whoever comes back to the finished work looks
+        listen(Caution(line))
     return report
 
 

@@ -196,7 +196,7 @@ def fingerprint_of_run(
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
     for fault in found.faults:
-        if fault.kind in ("unused label", "constant image", "same labels"):
+        if fault.kind in ("unused label", "constant image", "same labels", "intensities"):
             listen(Caution(fault.message))
     doubtful = [fault.message for fault in found.faults if fault.kind == "doubtful labels"]
     for message in doubtful[:MOST_NAMES]:

@@ -25,6 +25,7 @@ class TrainingJob:
     previews   so many of the held-out cases are drawn after each validation
     tensorboard  whether event files are written too, which needs that package
     command    how the program was started, for the report; None where it was not by a command
+    flip_asked  whether the axes to mirror were named for this run, and not by a recipe or a file of settings
     """
 
     dataset: Path
@@ -44,6 +45,7 @@ class TrainingJob:
     previews: int = 1
     tensorboard: bool = False
     command: str | None = None
+    flip_asked: bool = False
 
     @property
     def source(self) -> DataSource:

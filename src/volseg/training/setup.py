@@ -37,6 +37,7 @@ from volseg.training.multigrid import Stage, stages
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
 from volseg.training.run_folder import check_run_folder
+from volseg.training.sides import without_mirrored_sides
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.scan import space_at
@@ -131,10 +132,13 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         listen(Caution(warning))
     model_config = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
     config = dataclasses.replace(job.config, model=model_config)
+    config, of_sides = without_mirrored_sides(config, dataset.labels, job)
     config.check()
     with communicator.together():
         if communicator.is_root:
             check_run_folder(job)
+    if of_sides is not None:
+        listen(Caution(of_sides))
     split = split_cases(dataset, config.training)
     cases, held_out = split.training, split.validation
     spaces = canonical_spaces(dataset)

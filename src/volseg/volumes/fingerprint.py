@@ -18,6 +18,7 @@ from volseg.files import write_text
 from volseg.geometry import Triple
 from volseg.text import read_text
 from volseg.volumes.intensity import ChannelScheme, Intensities, is_ct
+from volseg.volumes.portrait import Portrait
 
 FINGERPRINT = "fingerprint.json"
 SCHEMA = 1
@@ -44,12 +45,16 @@ class CaseFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All cases of a data set, and the intensities of their foreground by channel (None where there is none)."""
+    """All cases of a data set, and by channel the intensities of their foreground (None where there is none).
+
+    images  by channel: what whole images look like, most of them; empty in a fingerprint of an earlier version
+    """
 
     labels: dict[str, int]
     channel_names: tuple[str, ...]
     cases: tuple[CaseFingerprint, ...]
     intensities: tuple[Intensities | None, ...]
+    images: tuple[Portrait, ...] = ()
 
     @property
     def voxels(self) -> tuple[int, ...]:
@@ -58,9 +63,10 @@ class Fingerprint:
 
     def schemes(self) -> tuple[ChannelScheme, ...]:
         """How each channel is to be normalised."""
+        images = self.images or (None,) * len(self.channel_names)
         return tuple(
-            ChannelScheme(name, found.normalization if is_ct(name) and found is not None else None)
-            for name, found in zip(self.channel_names, self.intensities, strict=True)
+            ChannelScheme(name, found.normalization, image) if is_ct(name) and found else ChannelScheme(name, None)
+            for name, found, image in zip(self.channel_names, self.intensities, images, strict=True)
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +76,7 @@ class Fingerprint:
             "labels": self.labels,
             "channel_names": list(self.channel_names),
             "foreground_intensities": [None if found is None else vars(found) for found in self.intensities],
+            "image_intensities": [image.as_json() for image in self.images],
             "voxels": list(self.voxels),
             "cases": [dataclasses.asdict(case) for case in self.cases],
         }
@@ -98,6 +105,7 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
             cases.append(CaseFingerprint(str(case["name"]), shape, spacing, voxels, case["digest"], ignored))
         found = [None if one is None else Intensities(**one) for one in values["foreground_intensities"]]
         labels = {str(name): int(value) for name, value in values["labels"].items()}
-        return Fingerprint(labels, tuple(values["channel_names"]), tuple(cases), tuple(found))
+        images = tuple(image for value in values.get("image_intensities", ()) if (image := Portrait.from_json(value)))
+        return Fingerprint(labels, tuple(values["channel_names"]), tuple(cases), tuple(found), images)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); remove it, and it is made again") from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, VolumeError
+from volseg.volumes.portrait import Portrait
 from volseg.volumes.tally import Close, Occurring, Tally
 
 QUANTILES = (0.0, 0.005, 0.5, 0.995, 1.0)
@@ -50,25 +51,39 @@ class ChannelScheme:
     """How one image channel is normalised: with numbers from training, or (None) with each volume's own.
 
     name  the channel's name in dataset.json: "CT" is what chooses the first way
+    learned  what the whole images of the training set look like; None in models of earlier versions
     """
 
     name: str
     fixed: Normalization | None
+    learned: Portrait | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {"name": self.name, "fixed": None if self.fixed is None else vars(self.fixed)}
+        learned = None if self.learned is None else self.learned.as_json()
+        return {"name": self.name, "fixed": None if self.fixed is None else vars(self.fixed), "learned": learned}
 
     @classmethod
     def from_json(cls, value: Any) -> ChannelScheme:
         """The inverse of `as_json`. Raises CheckpointError where something is missing."""
         try:
             fixed = value["fixed"]
-            return cls(
-                str(value["name"]), None if fixed is None else Normalization(**{k: float(v) for k, v in fixed.items()})
-            )
+            rule = None if fixed is None else Normalization(**{k: float(v) for k, v in fixed.items()})
+            return cls(str(value["name"]), rule, Portrait.from_json(value.get("learned")))
         except (TypeError, KeyError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint's normalization is malformed: {value!r}; train again") from None
+
+
+def expected_of(scheme: ChannelScheme) -> Portrait | None:
+    """What a scan has to look like to be of the scale that a model learned; None where any scale will do.
+
+    A model of an earlier version knows its foreground alone: whether that can have been Hounsfield units.
+    """
+    rule = scheme.fixed
+    if rule is None or scheme.learned is not None:
+        return None if rule is None else scheme.learned
+    plausible = -1100 <= rule.low < 0 and rule.high <= 4000 and rule.high - rule.low >= 40
+    return Portrait(rule.low, rule.mean, rule.high, "" if plausible else "not those of its foreground")
 
 
 def is_ct(channel_name: str) -> bool:

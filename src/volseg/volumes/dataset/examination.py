@@ -23,6 +23,7 @@ from volseg.volumes.checks import check_same_grid, not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
 from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.dataset.mixed_up import exchanged_text, is_mask, same_labels, with_owners
+from volseg.volumes.dataset.unlike import portraits_of, typical_images, unlike_cases
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
 from volseg.volumes.mask_source import open_mask
@@ -32,6 +33,7 @@ from volseg.volumes.volume import Space, Volume
 
 PIECE_VOXELS = 2**20
 ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
+SAMPLED_ROWS = 4  # one in so many rows says what an image looks like; pieces begin at multiples of it
 DIGEST_BYTES = 16
 MOST_VALUES = 8  # of those outside the list that are kept, and of unused labels that are named
 
@@ -76,7 +78,12 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
     sound = {number for number, found in enumerate(faults) if not any(fault.serious for fault in found)}
     intensities = _intensities(dataset, [look for look in looks if look.findings.number in sound], parts, communicator)
     cases = tuple(_fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
-    fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities)
+    portraits = portraits_of([(look.findings.number, look.image) for look in looks], parts == 1, communicator)
+    portraits = {number: portraits[number] for number in sorted(sound & portraits.keys())}
+    for number, fault in unlike_cases(dataset, portraits).items():
+        faults[number].append(fault)
+    images = typical_images(dataset, portraits)
+    fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities, images)
     digests = {
         number: _label_digest(by_case[number]) for number in sorted(sound) if any(_labels_of_case(by_case[number]))
     }
@@ -118,10 +125,11 @@ class _Findings:
 
 @dataclass
 class _Look:
-    """The findings, and what stays on the rank that found it: the foreground's values, by channel."""
+    """The findings, and what stays on the rank that found it, by channel: the foreground's values, and the image's."""
 
     findings: _Findings
     foreground: list[Packed] = field(default_factory=list)
+    image: list[Packed] = field(default_factory=list)
 
 
 def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
@@ -133,7 +141,7 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     images, label = opened
     found.spaces = canonical(images[0]).space, canonical(label).space
     found.shape, found.spacing = found.spaces[0].shape, found.spaces[0].spacing
-    tallies = [Tally() for _ in images]
+    tallies, of_images = [Tally() for _ in images], [Tally() for _ in images]
     if any(kind == "geometry" for kind, _ in found.faults):  # what can be said without each other
         for channel, image in enumerate(images):
             for box, values in _pieces(image, _boxes([image], part, parts), found):
@@ -150,9 +158,11 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
         for channel, (_, values) in enumerate(pieces[:-1]):
             _look_at_image(found, channel, values, box, dataset)
             tallies[channel].add(values[foreground])
+            of_images[channel].add(values[:, ::SAMPLED_ROWS])
         found.digest += _digest_of(box, [values for _, values in pieces[:-1]])
         found.label_digest += _digest_of(box, [labels])
     look.foreground = [tally.packed() for tally in tallies]
+    look.image = [tally.packed() for tally in of_images]
     return look
 
 
