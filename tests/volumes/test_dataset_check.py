@@ -7,12 +7,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import dicom_files
 from data_sets import NAMES, change, copy_case, cut_short, describe, move, nnunet_folder, save
+from dicom_files import series_datasets, stored_values
 from tiny import SERIAL
 from volseg.errors import VolumeError
 from volseg.volumes.dataset import DataSource, read_dataset
 from volseg.volumes.dataset.check import check_dataset
 from volseg.volumes.dataset.examination import examine
+from volseg.volumes.reading import open_volume
 
 
 def image_of(folder, case=1, channel=0):
@@ -203,3 +206,18 @@ def test_a_copy_in_another_format_is_the_same_image(tmp_path):
         nib.save(nib.load(file), str(file).removesuffix(".gz"))
     describe_again(folder, file_ending=".nii")
     assert examine(read_dataset(folder), SERIAL).fingerprint == first
+
+
+def test_what_a_dicom_scan_leaves_out_is_a_warning(tmp_path):
+    datasets = series_datasets(stored_values((6, 8, 8)))
+    for ds in datasets:
+        ds.SliceThickness = 2
+    datasets[-1].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scan = open_volume(dicom_files.save(datasets, tmp_path / "scan"))
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[2, 3, 4] = 1
+    nib.save(nib.Nifti1Image(labels.T, scan.space.affine), tmp_path / "labels.nii.gz")
+    report = check_dataset(DataSource(tmp_path / "scan", str(tmp_path / "labels.nii.gz")), SERIAL)
+    (fault,) = report.faults
+    assert (fault.kind, fault.serious, report.sound) == ("doubtful image", False, True)
+    assert "1 image, perhaps a slice of it, was left out: localizer (scout) (05.dcm)" in fault.message

@@ -195,7 +195,7 @@ def fingerprint_of_run(
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
     for fault in found.faults:
-        if fault.kind in ("unused label", "constant image"):
+        if fault.kind in ("unused label", "constant image", "doubtful image"):
             listen(Caution(fault.message))
     return found.fingerprint
 

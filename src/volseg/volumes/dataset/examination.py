@@ -86,6 +86,7 @@ class _Findings:
 
     not_finite  by channel: how many voxels, and the first
     constant    by channel: the value of all its voxels so far; None where they differ
+    doubts      what a reader of DICOM should know, one line each
     voxels      by label value of the list; `outside` those that are not
     digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     """
@@ -93,6 +94,7 @@ class _Findings:
     number: int
     part: int
     faults: list[tuple[Kind, str]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     not_finite: dict[int, tuple[int, Triple]] = field(default_factory=dict)
     constant: dict[int, float | None] = field(default_factory=dict)
     voxels: Counter[int] = field(default_factory=Counter)
@@ -157,6 +159,9 @@ def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
             images.append(file.open())
     with _noting(found, "unreadable"):
         label = open_volume(case.label)
+    found.doubts += [
+        f"{image.path}: {line}" for image in images if image.format == "DICOM" for line in image.audit.warnings
+    ]
     if len(images) < len(case.images) or label is None:
         return None
     label = in_order_of(label, images[0].space)
@@ -325,6 +330,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     """What the parts of a case say together."""
     said = dict.fromkeys(fault for part in found for fault in part.faults)
     faults = [Fault(case.name, kind, message) for kind, message in said]
+    doubts = dict.fromkeys(line for part in found for line in part.doubts)
+    doubtful = [Fault(case.name, "doubtful image", line, serious=False) for line in doubts]
     for channel, image in enumerate(case.images):
         seen = [part.not_finite[channel] for part in found if channel in part.not_finite]
         if seen:
@@ -352,7 +359,7 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     if voxels and not any(count for value, count in voxels.items() if value) and not faults:
         message = f"{case.label}: no voxel of it carries a label; it holds background alone"
         faults.append(Fault(case.name, "empty labels", message, serious=False))
-    return faults
+    return faults + doubtful
 
 
 def _with_copies(

@@ -62,7 +62,10 @@ def _which(survey: Survey, series: str | None, matching: int) -> str:
     """That not one of several was chosen, and how to."""
     count = len(survey.candidates)
     first = survey.candidates[0].label
-    how = f"choose one with --series, by its number or an ending of its UID (--series {first})"
+    how = (
+        f"choose one with --series, by its number or an ending of its UID (--series {first}; where a command has no "
+        "--series, ingest it first)"
+    )
     if series is not None:
         return f"--series {shown(series)} is {matching or 'none'} of its {count} CT volumes; {how}"
     parts = [candidate for candidate in survey.candidates if candidate.part is not None]
