@@ -219,5 +219,5 @@ def test_what_a_dicom_scan_leaves_out_is_a_warning(tmp_path):
     nib.save(nib.Nifti1Image(labels.T, scan.space.affine), tmp_path / "labels.nii.gz")
     report = check_dataset(DataSource(tmp_path / "scan", str(tmp_path / "labels.nii.gz")), SERIAL)
     (fault,) = report.faults
-    assert (fault.kind, fault.serious, report.sound) == ("doubtful image", False, True)
+    assert (fault.kind, fault.serious, report.is_sound) == ("doubtful image", False, True)
     assert "1 image, perhaps a slice of it, was left out: localizer (scout) (05.dcm)" in fault.message

@@ -102,6 +102,8 @@ def _nothing(path: Path, dropped: tuple[Dropped, ...]) -> str:
     more = f"; and {len(counted) - REASONS_LISTED} other reasons" if len(counted) > REASONS_LISTED else ""
     files = "its only file" if len(dropped) == 1 else f"its {len(dropped)} files"
     remedy = "give a whole CT series, or a .nii.gz file"
+    if "unpack" in counted[0][0]:
+        remedy = "then give the folder"
     if counted[0][0].startswith("gzip-compressed") and path.is_dir():
         remedy = f"gunzip -r {shlex.quote(str(path))} unpacks them all"
     return f"{path}: no CT volume of two or more slices in {files}: {listed}{more}; {remedy}"
