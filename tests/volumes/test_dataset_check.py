@@ -8,12 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import dicom_files
 from data_sets import NAMES, change, copy_case, cut_short, describe, move, nnunet_folder, save
+from dicom_files import series_datasets, stored_values
 from tiny import SERIAL
 from volseg.errors import VolumeError
 from volseg.volumes.dataset import DataSource, read_dataset
 from volseg.volumes.dataset.check import check_dataset
 from volseg.volumes.dataset.examination import examine
+from volseg.volumes.reading import open_volume
 
 
 def image_of(folder, case=1, channel=0):
@@ -227,7 +230,7 @@ def test_a_label_that_rounding_made_a_fraction_is_that_label(tmp_path):
     folder = nnunet_folder(tmp_path / "set")
     change(label_of(folder), lambda a: a.astype(np.float32) * np.float32(1.0000001) + np.float32(1e-4) * (a > 0))
     report = check_dataset(DataSource(folder), SERIAL)
-    assert report.faults == ()
+    assert [(fault.kind, fault.serious) for fault in report.faults] == [("doubtful labels", False)]
     sound = nnunet_folder(tmp_path / "sound")
     assert report.fingerprint == check_dataset(DataSource(sound), SERIAL).fingerprint
 
@@ -279,3 +282,18 @@ def test_more_labels_than_can_be_trained_are_a_fault_and_train_says_the_same(tmp
     assert "255 labels with the background; volseg trains 254 at most" in fault.message
     with pytest.raises(VolumeError, match="255 labels with the background; volseg trains 254 at most"):
         read_dataset(folder)
+
+
+def test_what_a_dicom_scan_leaves_out_is_a_warning(tmp_path):
+    datasets = series_datasets(stored_values((6, 8, 8)))
+    for ds in datasets:
+        ds.SliceThickness = 2
+    datasets[-1].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scan = open_volume(dicom_files.save(datasets, tmp_path / "scan"))
+    labels = np.zeros(scan.shape, np.uint8)
+    labels[2, 3, 4] = 1
+    nib.save(nib.Nifti1Image(labels.T, scan.space.affine), tmp_path / "labels.nii.gz")
+    report = check_dataset(DataSource(tmp_path / "scan", str(tmp_path / "labels.nii.gz")), SERIAL)
+    (fault,) = report.faults
+    assert (fault.kind, fault.serious, report.is_sound) == ("doubtful image", False, True)
+    assert "1 image, perhaps a slice of it, was left out: localizer (scout) (05.dcm)" in fault.message

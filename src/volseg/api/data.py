@@ -79,7 +79,7 @@ def ingest(
     output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
     labels           also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
                      becomes OUT's name + _labels
-    series           which DICOM series: its number in the list, its UID, or the end of that
+    series           which DICOM series: its number in the list ("2.1": a part of series 2), its UID, or the end of that
     spacing          mm along D, H, W to resample to; None keeps the scan's own
     fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices
     resample_labels  bring a mask that lies on another grid onto the image's

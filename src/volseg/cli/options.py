@@ -24,7 +24,10 @@ Agglomerate = Annotated[
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Series = Annotated[
     str | None,
-    typer.Option(help="Which DICOM series: its number in the list, its UID, or the end of that.", show_default=False),
+    typer.Option(
+        help="Which DICOM series: its number in the list (2.1 is a part of series 2), its UID, or the end of that.",
+        show_default=False,
+    ),
 ]
 FixTilt = Annotated[bool, typer.Option("--fix-tilt", help="Shear the slices of a tilted gantry back (DICOM).")]
 ResampleGaps = Annotated[

@@ -195,15 +195,14 @@ def fingerprint_of_run(
     if empty:
         of = f"{len(empty)} of {len(dataset.cases)} cases"
         listen(Caution(f"{dataset.folder}: {of} hold background alone, such as {empty[0]}"))
-    for fault in found.faults:
-        if fault.kind in ("unused label", "constant image", "same labels", "intensities"):
-            listen(Caution(fault.message))
-    doubtful = [fault.message for fault in found.faults if fault.kind == "doubtful labels"]
-    for message in doubtful[:MOST_NAMES]:
-        listen(Caution(message))
-    if len(doubtful) > MOST_NAMES:
-        more = f"{len(doubtful) - MOST_NAMES} more cases"
-        listen(Caution(f"{dataset.folder}: so it is with {more}; `volseg check {dataset.folder}` lists all"))
+    warned = [fault for fault in found.faults if not fault.serious and fault.kind != "empty labels"]
+    for kind in dict.fromkeys(fault.kind for fault in warned):
+        alike = [fault.message for fault in warned if fault.kind == kind]
+        for message in alike[:MOST_NAMES]:
+            listen(Caution(message))
+        if len(alike) > MOST_NAMES:
+            more = f"{len(alike) - MOST_NAMES} more of {kind}"
+            listen(Caution(f"{dataset.folder}: {more}; `volseg check {dataset.folder}` lists all"))
     return found.fingerprint
 
 

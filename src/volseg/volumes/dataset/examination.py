@@ -97,6 +97,7 @@ class _Findings:
 
     not_finite  by channel: how many voxels, and the first
     constant    by channel: the value of all its voxels so far; None where they differ
+    doubts      what a reader of DICOM should know, one line each
     voxels      by label value of the list; `outside` those that are not, `ignored` those that nobody has labelled
     image_is_mask  whether the image channels hold nothing but values of the list
     remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
@@ -108,6 +109,7 @@ class _Findings:
     number: int
     part: int
     faults: list[tuple[Kind, str]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     not_finite: dict[int, tuple[int, Triple]] = field(default_factory=dict)
     constant: dict[int, float | None] = field(default_factory=dict)
     voxels: Counter[int] = field(default_factory=Counter)
@@ -176,6 +178,9 @@ def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
             images.append(file.open())
     with _noting(found, "unreadable"):
         label = open_mask(case.label, found.remarks.add)
+    found.doubts += [
+        f"{image.path}: {line}" for image in images if image.format == "DICOM" for line in image.audit.warnings
+    ]
     if len(images) < len(case.images) or label is None:
         return None
     label = in_order_of(label, images[0].space)
@@ -322,6 +327,8 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     """What the parts of a case say together."""
     said = dict.fromkeys(fault for part in found for fault in part.faults)
     faults = [Fault(case.name, kind, message) for kind, message in said]
+    doubts = dict.fromkeys(line for part in found for line in part.doubts)
+    doubtful = [Fault(case.name, "doubtful image", line, serious=False) for line in doubts]
     for channel, image in enumerate(case.images):
         seen = [part.not_finite[channel] for part in found if channel in part.not_finite]
         if seen:
@@ -357,7 +364,7 @@ def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list
     ):
         message = f"{case.label}: no voxel of it carries a label; it holds background alone"
         faults.append(Fault(case.name, "empty labels", message, serious=False))
-    return faults
+    return faults + doubtful
 
 
 def _with_copies(

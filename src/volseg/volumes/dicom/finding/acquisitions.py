@@ -21,11 +21,13 @@ from volseg.volumes.dicom.finding.keys import (
     IDENTITY,
     IN_ORDER,
     OTHERS,
+    SCANNER,
     SERIES,
     TIMES,
     Key,
     dimension_keys,
     listed_values,
+    night_between,
 )
 from volseg.volumes.dicom.finding.stacks import Stacks
 from volseg.volumes.dicom.image import Image, name_some
@@ -33,6 +35,7 @@ from volseg.volumes.dicom.image import Image, name_some
 FEWEST_SLICES = 3  # of a part that lesser evidence makes
 FEWEST_AT_A_TIME = 4  # of a part of what would be one regular stack, told apart by time alone
 PAIRS_COMPARED = 3
+SAID_AT_MOST = 3
 TOLD_BY = 2  # elements that are shown
 BLOCKS = ("AcquisitionNumber", "StackID")  # whose stretches may lie apart
 
@@ -61,15 +64,23 @@ def divide(
     named  whether the series has a UID; without, its number and description stand for one
     """
     series = _Series(images, Stacks(images, orientation, pixel))
-    groups, misfits, warnings = series.by_identity(IDENTITY if named else (*IDENTITY, *SERIES))
+    groups, misfits, warnings = series.by_identity(IDENTITY if named else (*IDENTITY, *SERIES, *SCANNER))
     parts, said = [], {}
     for group in groups:
         for part, key in series.by_acquisition(group):
             parts.append(series.with_copies(part))
             said[len(parts) - 1] = key
-    keys = [*dict.fromkeys(key for key in said.values() if key is not None), *IDENTITY, *SERIES, *ACQUISITION, *OTHERS]
+    keys = [
+        *dict.fromkeys(key for key in said.values() if key is not None),
+        *IDENTITY,
+        *SERIES,
+        *ACQUISITION,
+        *SCANNER,
+        *OTHERS,
+    ]
     texts = _differences([[images[n] for n in part] for part in parts], keys)
     warnings += [line for part in parts for line in _merged([images[n] for n in part], series.stacks, part)]
+    warnings += [line for part in parts for line in series.doubtful_runs(part)]
     return Division(
         tuple((tuple(images[n] for n in sorted(part)), text) for part, text in zip(parts, texts, strict=True)),
         tuple(misfits),
@@ -105,7 +116,7 @@ class _Series:
                 classes = self._classes(key, group, missing_is_any=True)
                 several = [part for part in classes if len(part) > 1]
                 lone = [part[0] for part in classes if len(part) == 1]
-                if len(classes) == 1:
+                if len(classes) == 1 or night_between(key, (self.images[n] for n in group)):
                     divided.append(group)
                 elif 2 * len(lone) >= len(group) or self._jittered(group, several):
                     count = len(classes)
@@ -141,6 +152,20 @@ class _Series:
             if parts is not None:
                 return [(part, first) for part in parts]
         return [(group, None)]
+
+    def doubtful_runs(self, part: Part) -> Iterator[str]:
+        """Whether the slices of a regular stack are numbered as two passes would be, one between the other's slices."""
+        if not self.stacks.even(part):
+            return
+        number, files = IN_ORDER
+        repeated = len({number.value(self.images[n]) for n in part}) <= len(part) // 2
+        key = files if repeated else number
+        runs = self.stacks.passes(self._classes(key, part), len(part) // FEWEST_AT_A_TIME)
+        if runs is None or len(runs) < 2 or min(map(len, runs)) < FEWEST_AT_A_TIME or not self.stacks.overlap(runs):
+            return
+        if all(self.stacks.even(run) for run in runs):
+            listed = " | ".join(f"{key.shown_of([self.images[n] for n in run])}" for run in runs[:SAID_AT_MOST])
+            yield f"its slices alternate between runs of {key.name} ({listed}): perhaps {len(runs)} scans in one"
 
     def _parts(self, key: Key, group: Part, regular: bool) -> list[Part] | None:
         """The volumes that a key divides `group` into; None where it does not divide it into volumes."""

@@ -62,7 +62,10 @@ def _which(survey: Survey, series: str | None, matching: int) -> str:
     """That not one of several was chosen, and how to."""
     count = len(survey.candidates)
     first = survey.candidates[0].label
-    how = f"choose one with --series, by its number or an ending of its UID (--series {first})"
+    how = (
+        f"choose one with --series, by its number or an ending of its UID (--series {first}; where a command has no "
+        "--series, ingest it first)"
+    )
     if series is not None:
         return f"--series {shown(series)} is {matching or 'none'} of its {count} CT volumes; {how}"
     parts = [candidate for candidate in survey.candidates if candidate.part is not None]
@@ -99,6 +102,8 @@ def _nothing(path: Path, dropped: tuple[Dropped, ...]) -> str:
     more = f"; and {len(counted) - REASONS_LISTED} other reasons" if len(counted) > REASONS_LISTED else ""
     files = "its only file" if len(dropped) == 1 else f"its {len(dropped)} files"
     remedy = "give a whole CT series, or a .nii.gz file"
+    if "unpack" in counted[0][0]:
+        remedy = "then give the folder"
     if counted[0][0].startswith("gzip-compressed") and path.is_dir():
         remedy = f"gunzip -r {shlex.quote(str(path))} unpacks them all"
     return f"{path}: no CT volume of two or more slices in {files}: {listed}{more}; {remedy}"

@@ -6,6 +6,7 @@ the pixel data before anything is sized by them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,12 +29,14 @@ KEYWORDS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", "GantryDetectorTilt", "SliceLocationVector", "GridFrameOffsetVector",
     # whose it is, and of which acquisition (see `acquisitions`)
-    "PatientID", "PatientName", "PatientBirthDate", "StudyDate", "AccessionNumber", "SeriesTime", "AcquisitionDate",
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight",
+    "StudyDate", "AccessionNumber", "SeriesDate", "SeriesTime", "AcquisitionDate",
     "AcquisitionTime", "AcquisitionDateTime", "ContentDate", "ContentTime", "TemporalPositionIdentifier",
     "TemporalPositionIndex", "NominalPercentageOfCardiacPhase", "NominalCardiacTriggerDelayTime", "TriggerTime",
     "CardiacCyclePosition", "RespiratoryCyclePosition", "NominalPercentageOfRespiratoryPhase", "StackID", "KVP",
     "MonoenergeticEnergyEquivalent", "FilterType", "ReconstructionDiameter", "ContrastBolusAgent", "ProtocolName",
-    "ImageComments", "StationName",
+    "ImageComments", "ScanOptions", "EchoNumbers", "StationName", "DeviceSerialNumber", "ManufacturerModelName",
+    "InstitutionName",
     # how its pixels are stored
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -47,6 +50,7 @@ KEYWORDS = (
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # the second: converted from plain slices
+MODALITY = re.compile("[A-Z]{2,16}")
 LONGEST_REASON = 160
 
 
@@ -113,9 +117,10 @@ def _judge(entry: Entry, parsed: Parsed) -> Image | Dropped:
 
 
 def is_ct(image: Image) -> bool:
-    """Whether an image is of CT: by its modality, or where that was lost, by its SOP class."""
+    """Whether an image is of CT: by its modality, or where that was lost or damaged, by its SOP class."""
     modality = str(image.get("Modality", "")).strip(" \0").upper()
-    return modality == "CT" or (not modality and str(image.get("SOPClassUID")) in (CT_IMAGE, *ENHANCED_CT))
+    lost = not MODALITY.fullmatch(modality)
+    return modality == "CT" or (lost and str(image.get("SOPClassUID")) in (CT_IMAGE, *ENHANCED_CT))
 
 
 def _damaged(image: Image, fault: str) -> Damaged:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from typing import Any
 
@@ -79,20 +80,31 @@ def _key(keyword: str, *, ordered: bool = False, remarkable: bool = False) -> Ke
     return Key(keyword, (keyword,), ordered=ordered, remarkable=remarkable)
 
 
+ACQUISITION_DATE = "AcquisitionDate"
 FILES, FOLDER = "files", "folder"
 
 IDENTITY = (
     Key("PatientID", ("PatientID",), private=True),
     Key("PatientName", ("PatientName",), private=True),
-    Key("PatientBirthDate", ("PatientBirthDate",), private=True),
+    *(
+        Key(name, (name,), private=True)
+        for name in ("PatientBirthDate", "PatientSex", "PatientAge", "PatientSize", "PatientWeight", "AccessionNumber")
+    ),
     _key("StudyInstanceUID"),
     _key("StudyDate"),
-    Key("AccessionNumber", ("AccessionNumber",), private=True),
+    _key(ACQUISITION_DATE),
     _key("FrameOfReferenceUID"),
 )
 """Never merged. A frame of reference is where positions are counted from."""
 
 SERIES = (_key("SeriesNumber"), _key("SeriesDescription"))
+SCANNER = tuple(
+    _key(name)
+    for name in (
+        "SeriesDate", "StationName", "DeviceSerialNumber", "Manufacturer", "ManufacturerModelName", "InstitutionName",
+    )
+)  # fmt: skip
+"""Never merged either in images without SeriesInstanceUID: one series has one scanner."""
 
 TIMES = (
     _key("AcquisitionDateTime", ordered=True),
@@ -127,8 +139,9 @@ OTHERS = (
     _key("FilterType"),
     _key("ProtocolName"),
     _key("ImageComments"),
+    _key("ScanOptions"),
+    _key("EchoNumbers"),
     _key("StationName"),
-    _key("AcquisitionDate", ordered=True),
     _key("ContentDate", ordered=True),
     Key(FOLDER, ()),
 )
@@ -145,6 +158,17 @@ def dimension_keys(images: Sequence[Image]) -> list[Key]:
         Key(f"DimensionIndexValues {number + 1}", ("DimensionIndexValues",), index=number)
         for number in range(max(counts, default=0))
     ]
+
+
+def night_between(key: Key, images: Iterable[Image]) -> bool:
+    """Whether the values of a key are the dates of two days that follow each other: a scan at midnight."""
+    if key.name != ACQUISITION_DATE:
+        return False
+    try:
+        days = [date.fromisoformat(str(image.get(ACQUISITION_DATE))) for image in images if image.get(ACQUISITION_DATE)]
+    except ValueError:
+        return False
+    return bool(days) and (max(days) - min(days)).days <= 1
 
 
 def interleaved(images: Sequence[Image]) -> str | None:

@@ -256,9 +256,11 @@ def _listed(numbers: Iterable[float]) -> str:
 
 
 def _warnings(images: Sequence[Image]) -> Iterator[str]:
-    lost = [image for image in images if not str(image.get("Modality", "")).strip()]
+    lost = [image for image in images if str(image.get("Modality", "")).strip(" \0").upper() != "CT"]
     if lost:
-        yield f"{len(lost)} of {len(images)} images have no Modality; taken for CT by their SOP class"
+        modality = shown(lost[0].get("Modality", ""))
+        what = f"a damaged Modality ({modality})" if modality.strip() else "no Modality"
+        yield f"{len(lost)} of {len(images)} images have {what}; taken for CT by their SOP class"
     unknown = [image for image in images if not is_known_class(image)]
     if unknown:
         uid = str(unknown[0].get("SOPClassUID", "(absent)"))

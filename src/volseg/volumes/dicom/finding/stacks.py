@@ -132,7 +132,10 @@ class _End:
         gap = float(max(above, below))
         if gap < stacks.same_place:
             return None
-        step = self.step or _End.of(stacks, order).step
+        own = _End.of(stacks, order).step
+        if own and self.step and abs(own - self.step) > _tolerance(self.step):
+            return None
+        step = self.step or own
         if step:
             steps = round(gap / step)
             if not 1 <= steps <= MISSING_STEPS or abs(gap - steps * step) > _tolerance(step) * steps:

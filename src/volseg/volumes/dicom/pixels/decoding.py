@@ -14,6 +14,7 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.pixels.decoder_process import DecoderProcess
 from volseg.volumes.dicom.pixels.stream import PixelStream
+from volseg.volumes.dicom.pixels.syntaxes import what_it_is
 
 OPENJPEG, JPEGLS, GDCM = "pylibjpeg-openjpeg", "pyjpegls", "python-gdcm"
 RLE = "1.2.840.10008.1.2.5"
@@ -51,9 +52,7 @@ def require_decoder(syntax: str, name: str) -> None:
         return
     what = f"transfer syntax {uid.name} ({uid})" if uid.name != uid else f"transfer syntax {uid}"
     if syntax not in NEEDS:
-        raise VolumeError(
-            f"{name}: {what} has no decoder here; store the series uncompressed, for instance with gdcmconv --raw"
-        )
+        raise VolumeError(f"{name}: {what} has no decoder here: {what_it_is(syntax)}")
     if not _available(syntax):
         raise VolumeError(f"{name}: {what} has no decoder here; pip install {' or '.join(NEEDS[syntax])}")
 
