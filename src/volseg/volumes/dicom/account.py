@@ -9,7 +9,7 @@ import numpy as np
 
 from volseg.volumes.audit import Audit, Dropped
 from volseg.volumes.dicom.finding.screening import shown
-from volseg.volumes.dicom.geometry import Placement
+from volseg.volumes.dicom.geometry import Placement, describe_rounding
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.pixels.hounsfield import is_inverted
 
@@ -55,6 +55,9 @@ def _warnings(placement: Placement) -> Iterator[str]:
     for note, count in Counter(note for image in images for note in image.notes).items():
         yield f"{count} slices: {note}"
     thickness, spacing = _number(images[0].get("SliceThickness")), float(np.median(placement.gaps))
+    if placement.is_rounded:
+        yield describe_rounding(placement)
+        spacing = float(np.mean(placement.gaps))
     if thickness is not None and abs(thickness - spacing) > THICKNESS_TOLERANCE * spacing:
         yield f"SliceThickness is {thickness:g} mm, but slices lie {spacing:.4g} mm apart; their positions were used"
     reversed_for_display = [image for image in images if image.get("PhotometricInterpretation") == "MONOCHROME1"]

@@ -22,7 +22,7 @@ from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.labels.objects import NAMES, check_bounds, damage, frame_of_reference_warning
 from volseg.volumes.dicom.labels.segment_frames import BACKGROUND, SegmentFrames
 from volseg.volumes.label_table import Colour, LabelTable, table_of
-from volseg.volumes.tolerance import OFF_GRID, SAME_HEIGHT
+from volseg.volumes.tolerance import OFF_GRID, OFF_SLICE, SAME_HEIGHT
 from volseg.volumes.volume import Space, Volume
 
 MOST_BYTES = 16 << 30
@@ -185,8 +185,9 @@ def _place(
     for frame in frames:
         lies = (to_grid @ frame.affine @ corners)[:3]
         first = np.rint(lies[:, 0])
-        off = float(np.abs(lies - first[:, None] - corners[:3]).max())
-        if not off <= OFF_GRID:
+        apart = np.abs(lies - first[:, None] - corners[:3]).max(axis=1)
+        off = float(apart.max())
+        if not (apart[:2].max() <= OFF_GRID and apart[2] <= OFF_SLICE):
             raise VolumeError(_elsewhere(path, frame, rows, columns, image, f"is {off:.3g} voxels off its grid"))
         column, row, index = (int(n) for n in first)
         d, h, w = space.shape
