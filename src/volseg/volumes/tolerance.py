@@ -14,5 +14,8 @@ SAME_PLACE = 0.02
 SAME_HEIGHT = 0.01
 """Slices that planes at one height may differ in."""
 
+OFF_SLICE = 0.25
+"""Slices that one may lie off its place on an even grid where positions are rounded, and a frame of labels off it."""
+
 OFF_GRID = 0.1
 """Voxels that a frame of labels may lie off the slice it belongs to, and two descriptions of one grid may differ."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dicom_files import dcm2niix, save, series_datasets
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes.dicom.corrections import _neighbours, even_grid, interpolated_slices, plan_corrections
+from volseg.volumes.dicom.corrections import GAP_SNAP, _neighbours, even_grid, interpolated_slices, plan_corrections
 from volseg.volumes.dicom.finding.choice import choose
 from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import open_source
@@ -270,7 +270,7 @@ def test_dcm2niix_shears_and_interpolates_alike(data, tmp_path):
     placement = place(folder, choose(folder, survey(open_source(folder)), None).images)
     plan = plan_corrections(folder, placement, tilt=True, gaps=True)
     spacing = placement.heights[-1] / 55  # the spacing that doubles the number of slices
-    lower, weights = _neighbours(placement.heights, spacing * np.arange(56))
+    lower, weights = _neighbours(placement.heights, spacing * np.arange(56), GAP_SNAP)
     origin = plan.space.affine[:3, 3] * [-1, -1, 1]
     plan = replace(plan, space=placement.grid((56, 611, 512), spacing, origin), lower=lower, weights=weights)
     flip = np.array([[1, 0, 0, 0], [0, -1, 0, 610], [0, 0, 1, 0], [0, 0, 0, 1]])  # dcm2niix turns the rows over

@@ -11,7 +11,7 @@ from volseg.volumes.audit import Audit, Dropped
 from volseg.volumes.dicom.finding.candidates import Candidate
 from volseg.volumes.dicom.finding.screening import shown
 from volseg.volumes.dicom.frames import LAID_OUT_BY
-from volseg.volumes.dicom.geometry import Placement
+from volseg.volumes.dicom.geometry import Placement, describe_rounding
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.pixels.hounsfield import is_inverted
 
@@ -62,6 +62,9 @@ def _warnings(placement: Placement) -> Iterator[str]:
     if laid_out:
         yield f"its frames do not say where they lie: laid out by {laid_out}, from the first along the normal"
     thickness, spacing = _number(images[0].get("SliceThickness")), float(np.median(placement.gaps))
+    if placement.is_rounded:
+        yield describe_rounding(placement)
+        spacing = float(np.mean(placement.gaps))
     if thickness is not None and abs(thickness - spacing) > THICKNESS_TOLERANCE * spacing:
         yield f"SliceThickness is {thickness:g} mm, but slices lie {spacing:.4g} mm apart; their positions were used"
     reversed_for_display = [image for image in images if image.get("PhotometricInterpretation") == "MONOCHROME1"]

@@ -24,6 +24,7 @@ from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.geometry import EVENNESS_TOLERANCE, Placement
 from volseg.volumes.dicom.pixels.hounsfield import AIR_HU
 from volseg.volumes.dicom.pixels.stack import SliceStack
+from volseg.volumes.tolerance import OFF_SLICE
 from volseg.volumes.volume import Space
 
 MAX_TILT_DEGREES = 45.0
@@ -82,8 +83,9 @@ def plan_corrections(path: Path, placement: Placement, *, tilt: bool, gaps: bool
     lower, weights = np.arange(count), np.zeros(count)
     if gaps:
         _require_bridgeable(path, placement)
-        count, spacing = even_grid(placement.gaps)
-        lower, weights = _neighbours(placement.heights, spacing * np.arange(count))
+        count, spacing = even_grid(placement.gaps, placement.rounding)
+        snap = _snap(placement, spacing)
+        lower, weights = _neighbours(placement.heights, spacing * np.arange(count), snap)
         fixes.append(
             f"uneven slices interpolated (linear): {len(placement.images)} slices {placement.gaps.min():.4g} to "
             f"{placement.gaps.max():.4g} mm apart became {count} slices {spacing:.4g} mm apart, "
@@ -98,14 +100,18 @@ def plan_corrections(path: Path, placement: Placement, *, tilt: bool, gaps: bool
     return Plan(space, corner, shifts, lower, weights, tuple(fixes))
 
 
-def even_grid(gaps: np.ndarray) -> tuple[int, float]:
+def even_grid(gaps: np.ndarray, rounding: float = 0.0) -> tuple[int, float]:
     """(slices, spacing in mm) of the even grid from the first slice to the last.
 
     Its spacing is the finest that a tenth of the gaps have, so that no detail of any stretch is thinned out, stretched
     to end on the last slice. Where slices are missing that is the usual spacing, and all others stay as they are.
+
+    rounding  mm by which decimals may have changed a gap; those that differ by no more have one spacing, their mean
     """
     fine = np.quantile(gaps, USUAL_SHARE, method="higher")
     usual = float(np.median(gaps[np.abs(gaps / fine - 1) <= EVENNESS_TOLERANCE]))
+    if EVENNESS_TOLERANCE * fine < rounding <= OFF_SLICE * fine:
+        usual = float(np.mean(gaps[np.abs(gaps - fine) <= rounding * (1 + 1e-6)]))
     length = float(gaps.sum())
     count = max(1, round(length / usual))
     return count + 1, length / count
@@ -184,9 +190,18 @@ def _require_bridgeable(path: Path, placement: Placement) -> None:
         )
 
 
-def _neighbours(heights: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _snap(placement: Placement, spacing: float) -> float:
+    """Slices that one may lie off the grid and stay as it is: more where nothing but rounding puts it there."""
+    numbers = placement.heights / spacing
+    rounding = placement.rounding / spacing
+    rounded = rounding <= OFF_SLICE and np.abs(numbers - np.rint(numbers)).max() <= rounding * (1 + 1e-6)
+    return max(GAP_SNAP, rounding * (1 + 1e-6)) if rounded else GAP_SNAP
+
+
+def _neighbours(heights: np.ndarray, wanted: np.ndarray, snap: float) -> tuple[np.ndarray, np.ndarray]:
     """For each wanted height the slice at or below it, and the weight of the next."""
     lower = np.clip(np.searchsorted(heights, wanted, side="right") - 1, 0, len(heights) - 2)
     weights = np.clip((wanted - heights[lower]) / np.diff(heights)[lower], 0, 1)
-    above = weights > 1 - GAP_SNAP
-    return np.where(above, lower + 1, lower), np.where(above | (weights < GAP_SNAP), 0.0, weights)
+    near = np.minimum(0.5, snap * np.median(np.diff(heights)) / np.diff(heights)[lower])
+    above = weights > 1 - near
+    return np.where(above, lower + 1, lower), np.where(above | (weights < near), 0.0, weights)

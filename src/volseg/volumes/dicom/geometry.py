@@ -19,14 +19,17 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.image import Image, name_some
 from volseg.volumes.dicom.numbers import as_written, numbers
-from volseg.volumes.tolerance import SAME_PLACE
+from volseg.volumes.tolerance import OFF_SLICE, SAME_PLACE
 from volseg.volumes.volume import Space
 
 DIRECTION_TOLERANCE = 1e-3
 PIXEL_TOLERANCE = 1e-3
 DRIFT_TOLERANCE_PIXELS = 0.1
+MOST_SLACK_PIXELS = 0.25
 EVENNESS_TOLERANCE = 0.05
+FEWEST_DECIMALS, MOST_DECIMALS = 0, 6
 FARTHEST_MM = 1e6
+FINE_PIXEL_MM = 0.1  # below which messages need more digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +90,45 @@ class Placement:
     @property
     def is_tilted(self) -> bool:
         """Whether the slices drift off their normal, over the whole stack, by more than the tolerance."""
-        return bool(np.abs(self.shifts[-1]).max() > DRIFT_TOLERANCE_PIXELS)
+        return bool((np.abs(self.shifts[-1]) > DRIFT_TOLERANCE_PIXELS + self.slack).any())
+
+    @property
+    def decimals(self) -> np.ndarray:
+        """[3] mm: the power of ten that all positions are multiples of, along each axis; 0 where they do not differ."""
+        return np.array([_decimal(places) for places in self.positions.T])
+
+    @property
+    def rounding(self) -> float:
+        """How far apart (mm), along the normal, rounded decimals may bring two slices, or push them."""
+        return float(np.abs(self.normal) @ self.decimals)
+
+    @property
+    def slack(self) -> np.ndarray:
+        """[2] (rows, columns) in pixels: the same in plane; 0 where it is too much to be told from a tilt."""
+        slack = np.abs([self.down, self.across]) @ self.decimals / self.pixel
+        return np.where(slack <= MOST_SLACK_PIXELS, slack, 0.0)
 
     @property
     def is_even(self) -> bool:
-        """Whether every slice lies near its place on an even grid from the first to the last."""
+        """Whether every slice lies near its place on an even grid from the first to the last, or is rounded off it."""
+        return self._off_even <= EVENNESS_TOLERANCE or self.is_rounded
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether slices lie off an even grid, and the decimals to which their positions are rounded explain it."""
+        if not EVENNESS_TOLERANCE < self._off_even <= OFF_SLICE:
+            return False
+        numbers = np.arange(len(self.images))
+        off = self.heights - np.polyval(np.polyfit(numbers, self.heights, 1), numbers)
+        # Of the straight lines the one by least squares is not quite the one with the least range.
+        return bool(np.ptp(off) <= 1.2 * self.rounding)
+
+    @property
+    def _off_even(self) -> float:
+        """How far the slices lie off an even grid from the first to the last, in slices."""
         heights, count = self.heights, len(self.images)
         spacing = heights[-1] / (count - 1)
-        return bool(np.abs(heights - spacing * np.arange(count)).max() <= EVENNESS_TOLERANCE * spacing)
+        return float(np.abs(heights / spacing - np.arange(count)).max()) if spacing > 0 else np.inf
 
     def space(self) -> Space:
         """The grid of slices that are neither tilted nor uneven."""
@@ -111,8 +145,10 @@ class Placement:
         return Space(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine + 0.0)  # LPS to RAS; + 0.0 turns -0.0 into 0.0
 
     def name(self, index: int) -> str:
-        """A slice for messages: its name and position."""
-        return f"{self.images[index].short_name} at ({', '.join(f'{n:.6g}' for n in self.positions[index])})"
+        """A slice for messages: its name and position, to digits in which neighbours differ."""
+        digits = 4 if min(self.pixel) > FINE_PIXEL_MM else 8
+        place = ", ".join(f"{n:.{digits}g}" for n in self.positions[index])
+        return f"{self.images[index].short_name} at ({place})"
 
 
 def place(path: Path, images: Sequence[Image]) -> Placement:
@@ -154,7 +190,7 @@ def irregularities(placement: Placement) -> list[str]:
         return [f"{same.size} slices lie at the height of another, as {pair}"]
     along = np.outer(placement.heights, placement.drift)
     wander = np.abs(placement.shifts - along).max(axis=1) * min(placement.pixel)
-    limit = DRIFT_TOLERANCE_PIXELS * min(placement.pixel)
+    limit = (DRIFT_TOLERANCE_PIXELS + float(placement.slack.max())) * min(placement.pixel)
     if wander.max() > limit:
         far = int(np.argmax(wander))
         return [f"slices are not in one line: {placement.name(far)} is {wander[far]:.3g} mm off, limit {limit:.2g} mm"]
@@ -174,7 +210,9 @@ def describe_gaps(placement: Placement, most: int = 3) -> str:
     """The uneven spacing in words, with the slices beside the gaps that are furthest from the usual one."""
     gaps = placement.gaps
     usual = float(np.median(gaps))
-    odd = np.flatnonzero(np.abs(gaps / usual - 1) > EVENNESS_TOLERANCE)
+    odd = np.flatnonzero(np.abs(gaps / usual - 1) > max(EVENNESS_TOLERANCE, placement.rounding / usual * (1 + 1e-6)))
+    if not odd.size:
+        odd = np.flatnonzero(np.abs(gaps / usual - 1) > EVENNESS_TOLERANCE)
     ranked = [int(n) for n in np.argsort(-np.abs(gaps / usual - 1).round(3), kind="stable") if n in odd]
     # The widest and the narrowest come first, so that both kinds are seen.
     ends = [n for n in (int(np.argmax((gaps / usual).round(3))), int(np.argmin((gaps / usual).round(3)))) if n in odd]
@@ -185,6 +223,26 @@ def describe_gaps(placement: Placement, most: int = 3) -> str:
     )
     more = f" and {odd.size - most} more" if odd.size > most else ""
     return f"uneven slices: {listed}{more}; mostly {usual:.4g} mm ({gaps.min():.4g} to {gaps.max():.4g})"
+
+
+def describe_rounding(placement: Placement) -> str:
+    """What rounded positions were read as, in words."""
+    spacing = placement.heights[-1] / (len(placement.images) - 1)
+    gaps = placement.gaps
+    return (
+        f"slice positions are rounded to {placement.decimals.max():g} mm (they lie {gaps.min():.4g} to "
+        f"{gaps.max():.4g} mm apart); read as evenly {spacing:.4g} mm apart"
+    )
+
+
+def _decimal(places: np.ndarray) -> float:
+    if np.ptp(places) == 0:
+        return 0.0
+    for digits in range(FEWEST_DECIMALS, MOST_DECIMALS + 1):
+        parts = places * 10.0**digits
+        if np.abs(parts - np.rint(parts)).max() < 1e-4:
+            return float(10.0**-digits)
+    return 0.0
 
 
 def _missing(gap: float, usual: float) -> str:

@@ -27,7 +27,7 @@ from volseg.volumes.dicom.labels.segment_overlaps import Placed, ordered, overla
 from volseg.volumes.dicom.labels.slices import EvenGrid, Slices, slices_of
 from volseg.volumes.label_table import Colour, LabelTable, same_name_warning, table_of
 from volseg.volumes.overlap import Overlap, overlap_warning
-from volseg.volumes.tolerance import OFF_GRID, SAME_HEIGHT
+from volseg.volumes.tolerance import OFF_GRID, OFF_SLICE, SAME_HEIGHT
 from volseg.volumes.volume import Space, Volume
 
 MOST_BYTES = 16 << 30
@@ -215,9 +215,9 @@ def _place(
     for frame in frames:
         lies = grid.voxels((frame.affine @ corners)[:3].T)
         first = np.rint(lies[0])
-        off = float(np.abs(lies - first - apart).max())
-        if not off <= OFF_GRID:
-            where = f"is {off:.3g} voxels off its grid"
+        off = np.abs(lies - first - apart).max(axis=0)
+        if not (off[0] <= OFF_SLICE and off[1:].max() <= OFF_GRID):
+            where = f"is {off.max():.3g} voxels off its grid"
             raise VolumeError(_elsewhere(path, frame, rows, columns, image, where, remedy))
         index, row, column = (int(n) for n in first)
         d, h, w = grid.space.shape

@@ -15,7 +15,7 @@ import numpy as np
 from volseg.errors import VolumeError, first_line
 from volseg.volumes.dicom.image import Image
 from volseg.volumes.dicom.seg.headers import Remarks, admissible, is_uid, parts_of
-from volseg.volumes.tolerance import OFF_GRID
+from volseg.volumes.tolerance import OFF_SLICE
 from volseg.volumes.volume import Space, Volume
 
 NEEDED = {"SOPClassUID": "MediaStorageSOPClassUID", "SOPInstanceUID": "MediaStorageSOPInstanceUID"}  # in the file meta
@@ -264,7 +264,7 @@ def _check_positions(path: Path, series: Series, space: Space) -> None:
     expected = (to_lps @ np.array([[0.0, 0.0, k, 1.0] for k in range(depth)]).T)[:3].T
     if len(series.positions) != depth or any(len(position) != 3 for position in series.positions):
         raise VolumeError(f"{path}: not every slice of the series has its position; write the mask as .nii.gz")
-    apart, limit = float(np.abs(np.array(series.positions) - expected).max()), OFF_GRID * space.spacing[0]
+    apart, limit = float(np.abs(np.array(series.positions) - expected).max()), OFF_SLICE * space.spacing[0]
     if not apart <= limit:
         raise VolumeError(
             f"{path}: slices lie up to {apart:.3g} mm from the mask's (limit {limit:.3g} mm); write it as .nii.gz"
