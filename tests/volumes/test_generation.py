@@ -77,9 +77,21 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path):
 def test_overwrite_spares_what_is_no_data_set(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("all of it")
-    with pytest.raises(VolumeError, match="not a data set"):
+    with pytest.raises(VolumeError, match=r"thesis\.txt, which `volseg generate` did not write"):
         generate_dataset(tmp_path / "home", SMALL, SerialCommunicator(), overwrite=True)
     assert (tmp_path / "home" / "thesis.txt").read_text() == "all of it"
+
+
+@pytest.mark.parametrize("mine", ["notes.txt", "masks/a.nii.gz", "labelsTr/patient_1.nii.gz", "dataset.json"])
+def test_overwrite_spares_what_lies_in_a_data_set_and_others_data_sets(tmp_path, mine):
+    out = tmp_path / "d"
+    generate_dataset(out, Recipe(shape=SMALL.shape, cases=1), SerialCommunicator())
+    (out / mine).parent.mkdir(exist_ok=True)
+    (out / mine).write_text('{"channel_names": {"0": "CT"}}')
+    before = digest(out)
+    with pytest.raises(VolumeError, match="--overwrite leaves it alone"):
+        generate_dataset(out, SMALL, SerialCommunicator(), overwrite=True)
+    assert digest(out) == before
 
 
 def test_nothing_is_left_when_it_fails_half_way(tmp_path, monkeypatch):
