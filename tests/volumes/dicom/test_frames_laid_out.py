@@ -85,12 +85,13 @@ LOST = {
     "modality in small letters": ({"Modality": "ct"}, None),
     "class": ({"SOPClassUID": None}, None),  # the meta header has it
     "private class": ({"SOPClassUID": "1.3.12.2.1107.5.9.1"}, "SOP class 1.3.12.2.1107.5.9.1; taken for CT"),
+    "damaged modality": ({"Modality": "C?"}, "6 of 6 images have a damaged Modality (C?); taken for CT"),
     "damaged class": ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.x"}, "SOP class 1.2.840.10008.5.1.4.1.1.x; taken for"),
 }
 
 
 @pytest.mark.parametrize("lost", LOST)
-@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_images_whose_kind_was_lost(tmp_path, lost):
     elements, warning = LOST[lost]
     datasets = series_datasets(STORED, spacing=99)

@@ -342,3 +342,39 @@ def test_numbers_of_parts(tmp_path):
         with pytest.raises(VolumeError, match=f"--series {asked} is none of its 3 CT volumes"):
             open_dicom(tmp_path, DicomOptions(asked))
     np.testing.assert_array_equal(hu(tmp_path, "2.2")[1], OTHER.astype(int) - 1024)
+
+
+def test_slices_of_a_wide_scan_and_of_a_thin_one_are_two_volumes(tmp_path):
+    first = scan(STORED, AcquisitionNumber=1)
+    save([*first, *scan(OTHER, first, 74.0, step=2.0, AcquisitionNumber=2)], tmp_path)
+    assert [where for _, _, where in parts(tmp_path)] == [heights(), heights(74.0, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "divided"),
+    [
+        ("PatientSex", "MF", True),
+        ("PatientAge", ["045Y", "061Y"], True),
+        ("AcquisitionDate", ["20201231", "20210301"], True),
+        ("AcquisitionDate", ["20201231", "20210101"], False),  # at midnight
+    ],
+)
+def test_scans_that_go_on_from_each_other_by_chance(tmp_path, keyword, values, divided):
+    save(scan(STORED, **{keyword: lambda n: values[n // 3]}), tmp_path)
+    assert len(parts(tmp_path)) == 1 + divided
+
+
+@pytest.mark.parametrize("keyword", ["StationName", "SeriesDate"])
+def test_images_without_series_of_two_scanners(tmp_path, keyword):
+    datasets = scan(STORED, **{keyword: lambda n: "20200101" if n < 3 else "20210101"})
+    for ds in datasets:
+        del ds.SeriesInstanceUID
+    save(datasets, tmp_path)
+    assert [where for _, _, where in parts(tmp_path)] == [heights(count=3), heights(62.0, count=3)]
+
+
+def test_slices_numbered_as_two_passes_are_doubted(tmp_path):
+    stored = stored_values((8, 4, 5))
+    save(scan(stored, InstanceNumber=lambda n: 1 + n // 2 + 4 * (n % 2)), tmp_path)
+    (warning, _) = open_dicom(tmp_path).audit.warnings
+    assert warning == "its slices alternate between runs of InstanceNumber (1 to 4 | 5 to 8): perhaps 2 scans in one"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from math import isqrt
 
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
@@ -65,19 +66,9 @@ def divide(
     """
     series = _Series(images, Stacks(images, orientation, pixel))
     groups, misfits, warnings = series.by_identity(IDENTITY if named else (*IDENTITY, *SERIES, *SCANNER))
-    parts, said = [], {}
-    for group in groups:
-        for part, key in series.by_acquisition(group):
-            parts.append(series.with_copies(part))
-            said[len(parts) - 1] = key
-    keys = [
-        *dict.fromkeys(key for key in said.values() if key is not None),
-        *IDENTITY,
-        *SERIES,
-        *ACQUISITION,
-        *SCANNER,
-        *OTHERS,
-    ]
+    divided = [pair for group in groups for pair in series.by_acquisition(group)]
+    parts = [series.with_copies(part) for part, _ in divided]
+    keys = [*(key for _, key in divided if key is not None), *IDENTITY, *SERIES, *ACQUISITION, *SCANNER, *OTHERS]
     texts = _differences([[images[n] for n in part] for part in parts], keys)
     warnings += [line for part in parts for line in _merged([images[n] for n in part], series.stacks, part)]
     warnings += [line for part in parts for line in series.doubtful_runs(part)]
@@ -91,6 +82,7 @@ def divide(
 class _Series:
     def __init__(self, images: Sequence[Image], stacks: Stacks) -> None:
         self.images, self.stacks = images, stacks
+        self._values: dict[Key, list[Hashable]] = {}
         self._copies: dict[int, list[int]] = {}  # by the first image of a SOPInstanceUID, its others
         known: dict[Hashable, int] = {}
         self.distinct: Part = []
@@ -102,6 +94,13 @@ class _Series:
                 self.distinct.append(number)
             else:
                 self._copies.setdefault(first, []).append(number)
+
+    def values(self, key: Key, group: Part) -> list[Hashable]:
+        """The values of a key in the images of a group."""
+        if key not in self._values:
+            self._values[key] = key.values(self.images)
+        every = self._values[key]
+        return [every[number] for number in group]
 
     def with_copies(self, part: Part) -> Part:
         """The images of a part, and the copies of them that were left aside."""
@@ -140,7 +139,7 @@ class _Series:
         if not regular:
             keys += [*OTHERS, *dimension_keys([self.images[n] for n in group]), *IN_ORDER]
         most = len(group) // 2
-        live = [key for key in keys if len({key.value(self.images[n]) for n in group}) > 1]
+        live = [key for key in keys if len(set(self.values(key, group))) > 1]
         for key in live:
             parts = self._parts(key, group, regular)
             if parts is not None:
@@ -158,9 +157,9 @@ class _Series:
         if not self.stacks.even(part):
             return
         number, files = IN_ORDER
-        repeated = len({number.value(self.images[n]) for n in part}) <= len(part) // 2
+        repeated = len(set(self.values(number, part))) <= len(part) // 2
         key = files if repeated else number
-        runs = self.stacks.passes(self._classes(key, part), len(part) // FEWEST_AT_A_TIME)
+        runs = self.stacks.passes(self._classes(key, part), _most(key, len(part)))
         if runs is None or len(runs) < 2 or min(map(len, runs)) < FEWEST_AT_A_TIME or not self.stacks.overlap(runs):
             return
         if all(self.stacks.even(run) for run in runs):
@@ -174,7 +173,7 @@ class _Series:
         if len(classes) < 2 or (len(classes) > most and not key.ordered):
             return None
         if key.ordered:
-            parts = self.stacks.passes(classes, most)
+            parts = self.stacks.passes(classes, _most(key, len(group)))
         else:
             parts = classes if all(self.stacks.lattice(part) for part in classes) else None
         if parts is None or len(parts) < 2 or min(map(len, parts)) < _fewest(key, regular):
@@ -195,8 +194,8 @@ class _Series:
     def _classes(self, key: Key, group: Part, missing_is_any: bool = False) -> list[Part]:
         """Images by the value of a key, in the order of the values where they have one, else as they come."""
         classes: dict[Hashable, Part] = {}
-        for number in group:
-            classes.setdefault(key.value(self.images[number]), []).append(number)
+        for number, value in zip(group, self.values(key, group), strict=True):
+            classes.setdefault(value, []).append(number)
         if missing_is_any and None in classes and len(classes) == 2:
             return [group]
         values: Iterable[Hashable] = classes
@@ -224,6 +223,11 @@ class _Series:
                 yield one, other
 
 
+def _most(key: Key, images: int) -> int:
+    """How many passes there may be; by time or order alone, four for each slice of one of them."""
+    return min(images // 2, 2 * isqrt(images)) if key in TIMES or key in IN_ORDER else images // 2
+
+
 def _fewest(key: Key, regular: bool) -> int:
     if key in TIMES:
         return FEWEST_AT_A_TIME if regular else FEWEST_SLICES
@@ -236,7 +240,7 @@ def _differences(parts: list[list[Image]], keys: Sequence[Key]) -> list[str]:
         return [""]
     telling = []
     for key in dict.fromkeys(keys):
-        values = [{key.value(image) for image in part} for part in parts]
+        values = [set(key.values(part)) for part in parts]
         together = set.union(*values)
         if len(together) > 1 and (sum(map(len, values)) == len(together) or all(len(some) == 1 for some in values)):
             telling.append(key)
@@ -255,6 +259,6 @@ def _merged(images: list[Image], stacks: Stacks, part: Part) -> Iterator[str]:
     if stacks.coincide(part):
         return
     for key in ACQUISITION:
-        values = dict.fromkeys(key.value(image) for image in images)
+        values = dict.fromkeys(key.values(images))
         if key.remarkable and 1 < len(values) <= len(images) // 2:
             yield f"slices of {key.name} {listed_values(values)} follow one another, and were taken as one volume"

@@ -59,15 +59,18 @@ def lost_slices(
     dropped   everything left out
     readable  names of the files that are DICOM
     """
+    faults: dict[int, list[Dropped]] = {}
+    doubtful: list[Dropped] = []
+    unreadable = [
+        item for item in dropped if isinstance(item, Foreign) or (isinstance(item, Damaged) and item.series_uid is None)
+    ]
+    if not unreadable:
+        return faults, doubtful
     owners: dict[str, int | None] = dict.fromkeys(readable)
     for index, candidate in enumerate(candidates):
         owners |= {image.entry.name: index for image in candidate.images}
     names = Names(owners)
-    faults: dict[int, list[Dropped]] = {}
-    doubtful: list[Dropped] = []
-    for item in dropped:
-        if not isinstance(item, Foreign | Damaged) or (isinstance(item, Damaged) and item.series_uid is not None):
-            continue
+    for item in unreadable:
         likeness = names.likeness(item.name)
         for owner in likeness.owners:
             faults.setdefault(owner, []).append(Dropped(item.name, why_unreadable(item)))

@@ -50,6 +50,14 @@ class Key:
         number = _number(values[0] or "")
         return (0, number, "") if number is not None else (1, 0.0, values[0] or "")
 
+    def values(self, images: Sequence[Image]) -> list[Hashable]:
+        """`value` of each image; of elements that are the same in all of them, converted once."""
+        if self.keywords and images:
+            first = [images[0].header.get(keyword) for keyword in self.keywords]
+            if all([image.header.get(keyword) for keyword in self.keywords] == first for image in images):
+                return [self.value(images[0])] * len(images)
+        return [self.value(image) for image in images]
+
     def shown(self, image: Image) -> str:
         """Its value for a message."""
         if self.name == FILES:
@@ -211,7 +219,7 @@ def _value_text(value: Hashable) -> str:
 def _plain(value: Any) -> str | None:
     """A value as one text, alike however it was padded."""
     texts = [str(part).strip() for part in _list(value)]
-    return printable("\\".join(texts)).rstrip("^ ") or None
+    return "\\".join(texts).rstrip("^ ") or None
 
 
 def _list(value: Any) -> list[Any]:
@@ -221,7 +229,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _short(name: str, value: str) -> str:
-    return f"...{value[-UID_SHOWN:]}" if name.endswith("UID") and len(value) > UID_SHOWN else shown(value)
+    return f"...{printable(value[-UID_SHOWN:])}" if name.endswith("UID") and len(value) > UID_SHOWN else shown(value)
 
 
 def _number(text: str) -> float | None:

@@ -62,9 +62,10 @@ class Names:
         for name, owner in owners.items():
             folder, base = _split(name)
             self._folders.add(folder)
+            place = natural_order(f"{folder}/{base}")
             for key in (folder, _pattern(base)), _one_each(folder, base):
                 row = self._rows.setdefault(key, _Row())
-                row.names.append((natural_order("/".join((folder, base))), owner))
+                row.names.append((place, owner))
                 row.folders.add(folder)
             if owner is not None:
                 self._endings.setdefault((folder, _ending(base)), set()).add(owner)
