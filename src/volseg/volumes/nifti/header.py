@@ -68,13 +68,15 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     """
     files = _pair(path)
     header_file, data_file = files[0], files[-1]
-    header, version = _parse(path, _head(header_file), pair=len(files) == 2)
+    header, sizes, version = _parse(path, _head(header_file), pair=len(files) == 2)
     _require(path, data_file)
     try:
         shape, channels = _sides(tuple(int(n) for n in header.get_data_shape()), path, channel)
         offset, dtype = int(header.get_data_offset()), np.dtype(header.get_data_dtype())
         slope, intercept = header.get_slope_inter()
+        doubts = _doubtful_sizes(path, sizes, _used(header))
         position, affine, warnings = _position(header, shape)
+        warnings += doubts
     except VolumeError:
         raise
     except Exception as error:  # nibabel reports a bad header by a dozen types
@@ -146,8 +148,8 @@ def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
     return 0, "<"
 
 
-def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
-    """nibabel's header object and the format's name."""
+def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, np.ndarray, str]:
+    """nibabel's header object; the voxel sizes as they stand, of which nibabel makes 1 where they are 0; the format."""
     import nibabel as nib
     from nibabel.imageglobals import LoggingOutputSuppressor
 
@@ -166,12 +168,14 @@ def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, str]:
     )
     try:
         with LoggingOutputSuppressor():
-            header: Any = (double if pair else single)(head[:size], endianness=order)
+            kind: Any = double if pair else single
+            header = kind(head[:size], endianness=order)
+            sizes = np.array(kind(head[:size], endianness=order, check=False)["pixdim"][1:4], dtype=np.float64)
     except Exception as error:
         raise _not_readable(path, error) from error
     if int(header["intent_code"]) in CIFTI_INTENTS:
         raise VolumeError(f"{path}: a CIFTI-2 file, which holds no volume; give a NIfTI image")
-    return header, f"NIfTI-{1 if one else 2}"
+    return header, sizes, f"NIfTI-{1 if one else 2}"
 
 
 def _sides(sides: tuple[int, ...], path: Path, channel: int | None) -> tuple[Triple, int]:
@@ -197,7 +201,7 @@ def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
     warnings: list[str] = []
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     zooms = np.asarray(header.get_zooms()[:3], dtype=np.float64)
-    used = "sform" if header["sform_code"] > 0 else "qform" if header["qform_code"] > 0 else "voxel sizes alone"
+    used = _used(header)
     if used == "voxel sizes alone":
         import nibabel as nib
 
@@ -220,6 +224,22 @@ def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
     elif code not in (0, 2):
         warnings.append(f"the header's unit of length has the unknown code {code}; taken to be mm")
     return used, affine, warnings
+
+
+def _used(header: Any) -> str:
+    return "sform" if header["sform_code"] > 0 else "qform" if header["qform_code"] > 0 else "voxel sizes alone"
+
+
+def _doubtful_sizes(path: Path, sizes: np.ndarray, used: str) -> list[str]:
+    """A warning of negative voxel sizes. Raises VolumeError where sizes that count are none."""
+    if used == "sform":
+        return []
+    if not np.isfinite(sizes).all() or (sizes == 0).any():
+        raise VolumeError(
+            f"{path}: voxels of {_mm(sizes)} mm (pixdim; i, j, k): no size; write the true ones into the header, for "
+            f"instance with fslchpixdim {path.name} I J K"
+        )
+    return [f"pixdim says voxels of {_mm(sizes)} mm (i, j, k); taken without the sign"] if (sizes < 0).any() else []
 
 
 def _contradiction(header: Any, sform: np.ndarray, shape: Triple) -> list[str]:
