@@ -78,6 +78,8 @@ def test_decimal_commas_are_read_and_said(tmp_path):
     assert volume.space.spacing == pytest.approx((2.0, 0.8, 0.7))
     assert volume.audit.warnings[0] == "6 slices: ImagePositionPatient has a decimal comma, read as a point"
     assert len([text for text in volume.audit.warnings if "comma" in text]) == 5
+    (first, *_) = volume.source_datasets()  # what a SEG refers to
+    assert [float(n) for n in (*first.PixelSpacing, *first.ImagePositionPatient)] == [0.8, 0.7, -100, -120, 50]
 
 
 def test_decimal_commas_in_functional_groups(tmp_path):

@@ -414,3 +414,26 @@ def test_a_gz_that_never_ends_is_left(tmp_path):
     (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(path.read_bytes() + bytes(200 << 20), 9))
     with pytest.raises(VolumeError, match="goes on for more than 16 MiB"):
         read(tmp_path / "bomb.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("form", ["qform", "none", "sform"])
+@pytest.mark.parametrize(("size", "refused"), [(0.0, True), (np.nan, True), (-2.5, False)])
+def test_voxel_sizes_that_are_none(tmp_path, kind, form, size, refused, capfd):
+    image = kind(values("i2").T, np.diag([0.7, 0.7, 2.5, 1.0]))
+    image.set_qform(image.affine, code=int(form == "qform"))
+    image.set_sform(image.affine, code=int(form == "sform"))
+    path = tmp_path / "scan.nii"
+    nib.save(image, path)
+    raw = bytearray(path.read_bytes())
+    at, number = (76 + 12, "<f4") if kind is nib.Nifti1Image else (104 + 24, "<f8")
+    raw[at : at + int(number[-1])] = np.array(size, number).tobytes()
+    path.write_bytes(raw)
+    if refused and form != "sform":
+        with pytest.raises(VolumeError, match=r"voxels of 0\.7x0\.7x(0|nan) mm \(pixdim.*fslchpixdim"):
+            open_volume(path)
+    else:
+        volume = open_volume(path)
+        assert volume.space.spacing == pytest.approx((2.5, 0.7, 0.7))
+        assert any("pixdim says voxels of 0.7x0.7x" in text for text in volume.audit.warnings) or form == "sform"
+    assert capfd.readouterr() == ("", "")

@@ -193,3 +193,23 @@ def test_a_store_without_its_last_written_file_is_refused(tmp_path):
 def test_another_program_s_volseg_attribute_is_refused(tmp_path, attribute):
     with pytest.raises(VolumeError, match="holds no affine"):
         open_volume(foreign(tmp_path / "a.zarr", ome() | {"volseg": attribute}))
+
+
+def test_what_a_store_does_not_say_is_a_warning(tmp_path):
+    assert open_volume(foreign(tmp_path / "whole.zarr", ome())).audit.warnings == ()
+    assert open_volume(write(tmp_path / "ours.zarr")).audit.warnings == ()
+    unsized = ome()
+    del unsized["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    cases = {
+        "how large its voxels are; taken to be 1 mm": [
+            open_volume(foreign(tmp_path / "unsized.zarr", unsized)),
+            open_volume(foreign(tmp_path / "plain.zarr", {}) / "s0"),
+        ],
+        "no unit of length": [open_volume(foreign(tmp_path / "unit.zarr", ome(unit="")))],
+        r"negative scale (-2x1x1)": [open_volume(foreign(tmp_path / "back.zarr", ome(scale=(-2, 1, 1))))],
+    }  # fmt: skip
+    for words, volumes in cases.items():
+        for volume in volumes:
+            assert [words in text for text in volume.audit.warnings] == [True], words
+    with pytest.raises(VolumeError, match=r"maps no voxel grid"):
+        open_volume(foreign(tmp_path / "zero.zarr", ome(scale=(0, 1, 1))))

@@ -20,6 +20,7 @@ from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import open_source
 from volseg.volumes.dicom.geometry import Placement, describe_gaps, describe_tilt, irregularities, place
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.dicom.numbers import with_points
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.dicom.pixels.decoding import require_decoder
 from volseg.volumes.dicom.pixels.stack import SliceStack
@@ -27,6 +28,8 @@ from volseg.volumes.volume import Space, Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 
 
 def open_dicom(path: str | Path, options: DicomOptions = DicomOptions()) -> DicomVolume:  # noqa: B008  (frozen)
@@ -103,7 +106,10 @@ def _header(entry: Any) -> Dataset:
     try:
         with entry.open() as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about values that volseg does not use
-            return dcmread(file, stop_before_pixels=True, force=True)
+            dataset = dcmread(file, stop_before_pixels=True, force=True)
+            for keyword, number in with_points({key: dataset.get(key) for key in PLACE if key in dataset})[0].items():
+                dataset[keyword].value = number
+            return dataset
     except VolumeError:
         raise
     except Exception as error:  # pydicom reports damage by many types

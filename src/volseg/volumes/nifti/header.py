@@ -76,6 +76,7 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     header_file, data_file = files[0], files[-1]
     head, packed = _head(header_file)
     header, forms = _parse(path, head, pair=len(files) == 2)
+    sizes = np.array(forms.pixdim[1:4], dtype=np.float64)  # as they stand: of 0 nibabel makes 1
     version = f"NIfTI-{forms.version}"
     _require(path, data_file)
     if data_file != header_file:
@@ -84,7 +85,9 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
         shape, channels = _sides(tuple(int(n) for n in header.get_data_shape()), path, channel)
         offset, dtype = int(header.get_data_offset()), np.dtype(header.get_data_dtype())
         slope, intercept = header.get_slope_inter()
+        doubts = _doubtful_sizes(path, sizes, _used(header))
         position, affine, warnings = _position(header, shape)
+        warnings += doubts
     except VolumeError:
         raise
     except Exception as error:  # nibabel reports a bad header by a dozen types
@@ -227,7 +230,7 @@ def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
     warnings: list[str] = []
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     zooms = np.asarray(header.get_zooms()[:3], dtype=np.float64)
-    used = "sform" if header["sform_code"] > 0 else "qform" if header["qform_code"] > 0 else "voxel sizes alone"
+    used = _used(header)
     if used == "voxel sizes alone":
         import nibabel as nib
 
@@ -250,6 +253,22 @@ def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
     elif code not in (0, 2):
         warnings.append(f"the header's unit of length has the unknown code {code}; taken to be mm")
     return used, affine, warnings
+
+
+def _used(header: Any) -> str:
+    return "sform" if header["sform_code"] > 0 else "qform" if header["qform_code"] > 0 else "voxel sizes alone"
+
+
+def _doubtful_sizes(path: Path, sizes: np.ndarray, used: str) -> list[str]:
+    """A warning of negative voxel sizes. Raises VolumeError where sizes that count are none."""
+    if used == "sform":
+        return []
+    if not np.isfinite(sizes).all() or (sizes == 0).any():
+        raise VolumeError(
+            f"{path}: voxels of {_mm(sizes)} mm (pixdim; i, j, k): no size; write the true ones into the header, for "
+            f"instance with fslchpixdim {path.name} I J K"
+        )
+    return [f"pixdim says voxels of {_mm(sizes)} mm (i, j, k); taken without the sign"] if (sizes < 0).any() else []
 
 
 def _contradiction(header: Any, sform: np.ndarray, shape: Triple) -> list[str]:

@@ -10,10 +10,12 @@ import numpy as np
 
 from volseg.errors import VolumeError, first_line
 from volseg.geometry import Box, format_triple
+from volseg.volumes.audit import Audit
 from volseg.volumes.checks import check_affine
 from volseg.volumes.volume import Space, Volume
 
 MILLIMETRES = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter": 1000.0}
+NO_SCALE = "nothing says how large its voxels are; taken to be 1 mm"
 MOST_CHUNKS = 1 << 22  # 4096 x 4096 x 4096 voxels in chunks of 32 x 32 x 16; each chunk read costs some 0.1 ms
 
 
@@ -45,20 +47,20 @@ def open_zarr(path: Path) -> Volume:
     if min(d, h, w) < 1:
         raise VolumeError(f"{path}: an empty array, {format_triple((d, h, w))}; is its metadata damaged?")
     try:
-        affine = _affine(attributes, ndim, path)
+        affine, warnings = _affine(attributes, ndim, path)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {first_line(error)}"
         raise VolumeError(f"{path}: its OME-Zarr metadata is malformed ({what}); write the store again") from error
     check_affine(affine, path)
     complete = bool(attributes.get("volseg", {}).get("every_shard_is_stored", False))
-    return _ZarrVolume(path, Space((d, h, w), affine), array, complete)
+    return _ZarrVolume(path, Space((d, h, w), affine), array, complete, Audit(warnings=tuple(warnings)))
 
 
 class _ZarrVolume(Volume):
     format = "zarr"
 
-    def __init__(self, path: Path, space: Space, array: Any, complete: bool) -> None:
-        self.path, self.space, self._array = path, space, array
+    def __init__(self, path: Path, space: Space, array: Any, complete: bool, audit: Audit) -> None:
+        self.path, self.space, self.audit, self._array = path, space, audit, array
         self.format = "OME-Zarr" if complete else "zarr"
         self._stored = np.dtype(array.dtype)
         kind = self._stored.kind
@@ -102,24 +104,26 @@ def _full_resolution(node: Any, path: Path) -> tuple[Any, dict[str, Any]]:
     return node[multiscales[0]["datasets"][0]["path"]], attributes
 
 
-def _affine(attributes: dict[str, Any], ndim: int, path: Path) -> np.ndarray:
+def _affine(attributes: dict[str, Any], ndim: int, path: Path) -> tuple[np.ndarray, list[str]]:
+    """The affine, and warnings of what it is taken from in want of better."""
     if "volseg" in attributes:
         try:
-            return np.asarray(attributes["volseg"]["affine"], dtype=np.float64).reshape(4, 4)
+            return np.asarray(attributes["volseg"]["affine"], dtype=np.float64).reshape(4, 4), []
         except (KeyError, TypeError, ValueError) as error:
             raise VolumeError(
                 f"{path}: its attribute volseg holds no affine of 4 x 4 numbers; remove the attribute"
             ) from error
     multiscales = attributes.get("ome", attributes).get("multiscales")
     if not multiscales:
-        return np.eye(4)
+        return np.eye(4), [NO_SCALE]
     multiscale = multiscales[0]
     axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale.get("axes", ())]
     if axes and [axis["name"] for axis in axes][-3:] != ["z", "y", "x"]:
         raise VolumeError(f"{path}: axes {', '.join(a['name'] for a in axes)}; volseg reads axes that end in z, y, x")
     scale, translation = np.ones(ndim), np.zeros(ndim)
-    steps = multiscale["datasets"][0].get("coordinateTransformations", [])
-    for step in [*steps, *multiscale.get("coordinateTransformations", [])]:
+    steps = [*multiscale["datasets"][0].get("coordinateTransformations", [])]
+    steps += multiscale.get("coordinateTransformations", [])
+    for step in steps:
         if step["type"] == "scale":
             factor = np.asarray(step["scale"], dtype=np.float64)
             scale, translation = scale * factor, translation * factor
@@ -131,11 +135,20 @@ def _affine(attributes: dict[str, Any], ndim: int, path: Path) -> np.ndarray:
     affine = np.eye(4)
     affine[[0, 1, 2], [0, 1, 2]] = (scale[-3:] * units)[::-1]
     affine[:3, 3] = (translation[-3:] * units)[::-1]
-    return affine
+    return affine, _doubts(axes[-3:], scale[-3:], [step["type"] for step in steps])
+
+
+def _doubts(axes: list[dict[str, str]], scale: np.ndarray, steps: list[str]) -> list[str]:
+    doubts = [] if "scale" in steps else [NO_SCALE]
+    if "scale" in steps and not (axes and all(axis.get("unit") for axis in axes)):
+        doubts.append("its axes have no unit of length; taken to be in millimetres")
+    if (scale < 0).any():
+        doubts.append(f"a negative scale ({format_triple(tuple(f'{n:.4g}' for n in scale))}): the axis runs backwards")
+    return doubts
 
 
 def _millimetres(axis: dict[str, str], path: Path) -> float:
-    unit = axis.get("unit", "millimeter")
+    unit = axis.get("unit") or "millimeter"
     if unit not in MILLIMETRES:
         raise VolumeError(f"{path}: axis {axis['name']} is in {unit}; volseg reads {', '.join(MILLIMETRES)}")
     return MILLIMETRES[unit]
