@@ -41,8 +41,8 @@ def pair_masks(
     one_of_cases = len(folders) == 1 and _is_folder_of_masks(folders[0])
     if one_of_cases and not _is_by_structure(reference, prediction):
         raise VolumeError(
-            f"{prediction} and {reference}: give two masks or two folders of masks; a folder of one mask a structure is "
-            "a reference where its files have the names of the prediction's labels"
+            f"{prediction} and {reference}: give two masks or two folders of masks; a folder of one mask a structure "
+            "is a reference where its files have the names of the prediction's labels"
         )
     if len(folders) < 2:
         return [(prediction, reference)]
