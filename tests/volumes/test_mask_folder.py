@@ -157,3 +157,38 @@ def test_ingest_and_check_take_the_folder(tmp_path):
     assert checked.is_sound
     assert checked.dataset.labels == {"background": 0} | NAMES
     assert [fault.message for fault in checked.faults if fault.kind == "doubtful labels"] == [f"{folder}: {line}"]
+
+
+def test_evaluate_takes_the_folder_as_reference_by_names(tmp_path):
+    """A prediction whose labels have other values; without names nothing says which is which."""
+    folder = folder_of(tmp_path, organs())
+    scan = saved(tmp_path / "ct.nii.gz", np.random.default_rng(1).integers(-900, 900, SHAPE).astype("i2"))
+    for name in ("aorta", "spleen"):
+        (folder / f"{name}.nii.gz").rename(tmp_path / f"{name}.nii.gz")
+    prediction = api.ingest(scan, tmp_path / "p.nii.gz", labels=folder).labels  # kidney_left is 1, liver 2
+    for name in ("aorta", "spleen"):
+        (tmp_path / f"{name}.nii.gz").rename(folder / f"{name}.nii.gz")
+    result = api.evaluate(prediction, folder)
+    assert result.dice["kidney_left"] == result.dice["liver"] == 1
+    nameless = saved(tmp_path / "n.nii.gz", organs())
+    with pytest.raises(
+        VolumeError, match="give two masks or two folders of masks; a folder of one mask a structure is"
+    ):
+        api.evaluate(nameless, folder)
+    holes = organs().astype("f4")
+    holes[0] = np.nan
+    heard = []
+    api.evaluate(saved(tmp_path / "h.nii.gz", holes), nameless, listen=heard.append)
+    texts = [event.text for event in heard if type(event).__name__ == "Caution"]
+    assert texts == [f"{tmp_path / 'h.nii.gz'}: voxels that are NaN are taken as background"]
+
+
+def test_a_set_of_such_folders_is_told_how_to_be_brought_in(tmp_path):
+    for case in ("s0001", "s0002"):
+        (tmp_path / case).mkdir()
+        folder_of(tmp_path / case, organs())
+    words = (
+        r"2 folders with segmentations/, .*; bring each in, and give NEW: .* volseg ingest \$c/ct\.nii\.gz --labels "
+    )
+    with pytest.raises(VolumeError, match=words):
+        api.check(tmp_path)

@@ -20,6 +20,9 @@ from volseg.segmentation.evaluation import (
 from volseg.segmentation.mask_pair import open_pair
 from volseg.segmentation.pairing import pair_masks, passed_over
 from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names
+from volseg.volumes.label_files import label_table_of
+from volseg.volumes.mask_folder import is_mask_folder
+from volseg.volumes.mask_values import together
 from volseg.volumes.writing import check_small_output
 
 
@@ -108,7 +111,8 @@ def _names(job: EvaluationJob, listen: Listener) -> tuple[dict[str, int] | None,
         return read_label_names(job.labels), read_ignored_value(job.labels)
     path = description_near(job.reference) or description_near(job.prediction)
     if path is None:
-        return None, None
+        table = label_table_of(job.prediction) if is_mask_folder(job.reference) and job.prediction.is_file() else None
+        return (dict(table.names) if table is not None else None), None
     try:
         return read_label_names(path), read_ignored_value(path)
     except VolumeError as error:  # regions, perhaps: masks can be compared all the same
@@ -124,8 +128,10 @@ def _compare_all(
     mine: dict[int, CaseResult] = {}
     with communicator.together():
         for number in range(communicator.rank, len(pairs), communicator.size):
-            prediction, reference, notes = open_pair(*pairs[number], names)
-            mine[number] = replace(compare(prediction, reference, ignore), notes=notes)
+            remarks: set[str] = set()
+            prediction, reference, notes = open_pair(*pairs[number], names, remarks.add)
+            mine[number] = compare(prediction, reference, ignore)
+            mine[number] = replace(mine[number], notes=(*notes, *together(remarks)))
             listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))
     merged: dict[int, CaseResult] = {}
     for part in communicator.gather_all(mine):

@@ -1,6 +1,7 @@
 """Two masks opened for comparison, of any format: a DICOM SEG or RTSTRUCT comes onto the other mask's grid.
 
-The labels of DICOM files are numbered within their file; where both sides have names, these say which is which.
+The labels of DICOM files and of a folder of one mask a structure are numbered within them; where both sides have names,
+these say which is which.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from volseg.volumes.canonical import in_order_of
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels, open_mask
+from volseg.volumes.mask_values import Remark, no_remark
 from volseg.volumes.reading import format_of
 from volseg.volumes.volume import Space, Volume
 
@@ -24,32 +26,33 @@ RESAMPLE = "--resample-labels"
 
 
 def open_pair(
-    prediction: Path, reference: Path, names: Mapping[str, int] | None = None
+    prediction: Path, reference: Path, names: Mapping[str, int] | None = None, remark: Remark = no_remark
 ) -> tuple[Volume, Volume, tuple[str, ...]]:  # fmt: skip
     """Prediction and reference on one grid, and what is to be said of it.
 
-    names  name -> value of the labels that are compared, where these are known
+    names   name -> value of the labels that are compared, where these are known
+    remark  takes what only reading them brings up (see `mask_values`)
 
     Raises VolumeError where one of them cannot be read, or a DICOM file does not fit the other's grid.
     """
     dicom = [format_of(path) == "dicom" for path in (prediction, reference)]
     if not any(dicom):
-        true = open_mask(reference)
-        return in_order_of(open_mask(prediction), true.space), true, ()
+        true = open_mask(reference, _about(reference, remark))
+        return in_order_of(open_mask(prediction, _about(prediction, remark)), true.space), true, ()
     if all(dicom):
-        return _both_dicom(prediction, reference, names)
+        return _both_dicom(prediction, reference, names, remark)
     plain, labelled = (reference, prediction) if dicom[0] else (prediction, reference)
-    mask = open_mask(plain)
-    volume, table = _labels_on(labelled, mask)
+    mask = open_mask(plain, _about(plain, remark))
+    volume, table = _labels_on(labelled, mask, _about(labelled, remark))
     wanted = names if names is not None else _names_of(label_table_of(plain))
     renamed, notes = by_names(volume, table, wanted)
     return (renamed, mask, notes) if dicom[0] else (mask, renamed, notes)
 
 
-def _labels_on(path: Path, image: Volume) -> tuple[Volume, LabelTable | None]:
+def _labels_on(path: Path, image: Volume, remark: Remark = no_remark) -> tuple[Volume, LabelTable | None]:
     """The labels of a DICOM file on a grid; nothing is resampled here, so its error says what does."""
     try:
-        return open_labels(path, image)
+        labels, table = open_labels(path, image, remark=remark)
     except VolumeError as error:
         what, _, remedy = str(error).rpartition("; ")
         if RESAMPLE not in remedy:
@@ -58,15 +61,22 @@ def _labels_on(path: Path, image: Volume) -> tuple[Volume, LabelTable | None]:
             f"{what}; compare masks of one scan, or bring both onto it first: volseg ingest SCAN -o NEW.nii.gz "
             f"--labels {path} {RESAMPLE}"
         ) from None
+    for warning in labels.audit.warnings:
+        remark(warning)
+    return labels, table
+
+
+def _about(path: Path, remark: Remark) -> Remark:
+    return lambda text: remark(f"{path}: {text}")
 
 
 def _both_dicom(
-    prediction: Path, reference: Path, names: Mapping[str, int] | None
+    prediction: Path, reference: Path, names: Mapping[str, int] | None, remark: Remark
 ) -> tuple[Volume, Volume, tuple[str, ...]]:  # fmt: skip
     """Both on the grid that their frames form together; a structure set has none of its own."""
     grid = _Grid(reference, _common_grid(prediction, reference))
-    true, true_table = _labels_on(reference, grid)
-    mask, table = _labels_on(prediction, grid)
+    true, true_table = _labels_on(reference, grid, _about(reference, remark))
+    mask, table = _labels_on(prediction, grid, _about(prediction, remark))
     wanted = names if names is not None else _names_of(true_table)
     true, said_of_true = by_names(true, true_table, wanted)
     mask, said = by_names(mask, table, wanted)

@@ -10,6 +10,8 @@ from volseg.errors import VolumeError
 from volseg.volumes.dataset import LABELS, reference_labels
 from volseg.volumes.dataset.undescribed import INGESTED, LABEL_ENDS, MASK, labels_beside
 from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, foreign_text, stem_of
+from volseg.volumes.label_files import label_table_of
+from volseg.volumes.mask_folder import is_mask_folder
 
 DICOM = ".dcm"
 MASK_ENDINGS = (*FILE_ENDINGS, DICOM)
@@ -24,7 +26,8 @@ def pair_masks(
 
     In folders a prediction belongs to the reference of the same name, file ending aside. Where there is none,
     ``_mask``, ``_seg`` and the like and a channel suffix ``_0000`` at the end of either are passed over, and upper and
-    lower case, so that volseg's default names fit nnU-Net's labelsTr. A data set stands for its labels; no image of it
+    lower case, so that volseg's default names fit nnU-Net's labelsTr. A folder of one mask a structure may be the
+    reference of a file whose labels have these names. A data set stands for its labels; no image of it
     is needed.
 
     Raises VolumeError where a path is missing, one is a file and the other a folder, a prediction has no reference,
@@ -35,8 +38,12 @@ def pair_masks(
         if not path.exists():
             raise VolumeError(f"{path}: no such file or folder")
     folders = [path for path in (prediction, reference) if _is_folder(path)]
-    if len(folders) == 1 and _is_folder_of_masks(folders[0]):
-        raise VolumeError(f"{prediction} and {reference}: give two masks or two folders of masks")
+    one_of_cases = len(folders) == 1 and _is_folder_of_masks(folders[0])
+    if one_of_cases and not _is_by_structure(reference, prediction):
+        raise VolumeError(
+            f"{prediction} and {reference}: give two masks or two folders of masks; a folder of one mask a structure "
+            "is a reference where its files have the names of the prediction's labels"
+        )
     if len(folders) < 2:
         return [(prediction, reference)]
     references = _references(reference)
@@ -76,6 +83,15 @@ def _is_folder(path: Path) -> bool:
 def _is_folder_of_masks(path: Path) -> bool:
     """A folder without any volume may be one with a DICOM file of labels."""
     return bool(_masks(path, FILE_ENDINGS)) or (path / LABELS).is_dir() or not _masks(path)
+
+
+def _is_by_structure(reference: Path, prediction: Path) -> bool:
+    """Whether the files of a folder are structures of one scan, not cases: the prediction has labels of their names."""
+    if not is_mask_folder(reference) or not prediction.is_file():
+        return False
+    tables = [label_table_of(path) for path in (reference, prediction)]
+    first, second = ({name.casefold() for name in (table.names if table is not None else ())} for table in tables)
+    return bool(first & second)
 
 
 def _no_mask(folder: Path) -> str:

@@ -76,6 +76,13 @@ def _no_set(path: Path) -> str:
     nested = alike_text(path, DESCRIPTION) or nested_text(path)
     if nested:
         return f"{path}: no {DESCRIPTION} in it{nested}"
+    by_structure = sorted(path.glob("*/segmentations"))
+    if by_structure:
+        return (
+            f"{path}: no {DESCRIPTION} in it, but {len(by_structure)} folders with segmentations/, as TotalSegmentator "
+            f"has them; bring each in, and give NEW: mkdir NEW; for c in {path}/*/; do volseg ingest $c/ct.nii.gz "
+            "--labels $c/segmentations -o NEW/$(basename $c).nii.gz; done"
+        )
     if (path / IMAGES).is_dir() and (path / LABELS).is_dir():
         return (
             f"{path}: {IMAGES}/ and {LABELS}/, but no {DESCRIPTION}; write one, such as "
