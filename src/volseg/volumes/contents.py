@@ -23,12 +23,14 @@ class Kind(NamedTuple):
 
     is_nifti  it is NIfTI after all
     archive   it is a zip or DICOM, in which a series may be
+    vague     its first bytes say little, and its name may say more
     """
 
     what: str
     remedy: str
     is_nifti: bool = False
     archive: bool = False
+    vague: bool = False
 
     def __str__(self) -> str:
         return f"{self.what}; {self.remedy}"
@@ -154,7 +156,7 @@ def _is_mgh(head: bytes) -> bool:
 
 def _text(path: Path, head: bytes) -> Kind:
     line = head.decode("ascii", "replace").strip().splitlines()[0][:60]
-    return Kind(f"text, which begins {line!r}", ANOTHER)
+    return Kind(f"text, which begins {line!r}", ANOTHER, vague=True)
 
 
 def _is_text(head: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -22,11 +23,13 @@ from volseg.geometry import Box, Triple
 from volseg.volumes.dataset import DESCRIPTION, IMAGES, LABELS, image_name, write_dataset_json
 from volseg.volumes.output import Unit
 from volseg.volumes.synthetic import Scene
+from volseg.volumes.trial import check_room
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
 from volseg.volumes.zarr.label_image import foreign_entries, label_images
 
 Format = Literal["nifti", "zarr"]
+VOXEL_BYTES = 2  # at least, compressed: noise in float32, and labels
 FILE_ENDING: dict[str, str] = {"nifti": ".nii.gz", "zarr": ".zarr"}
 CHANNEL = "synthetic"
 _CASE = re.compile(r"ellipsoids_\d{3,}(_0000)?(\.nii\.gz|\.zarr)")
@@ -96,7 +99,7 @@ def generate_dataset(
     if recipe.cases < 1:
         raise ConfigError(f"cases {recipe.cases}: give 1 or more")
     scenes = [recipe.scene(case) for case in range(recipe.cases)]  # every argument is checked before a file is made
-    partial = _begin(out, communicator, overwrite)
+    partial = _begin(out, recipe, communicator, overwrite)
     try:
         _write_cases(partial, recipe, scenes, FILE_ENDING[format], communicator, listen)
         _on_root(communicator, lambda: _finish(partial, out))
@@ -141,12 +144,14 @@ def _producer(
     return produce
 
 
-def _begin(out: Path, communicator: Communicator, overwrite: bool) -> Path:
+def _begin(out: Path, recipe: Recipe, communicator: Communicator, overwrite: bool) -> Path:
     """The hidden folder to write into, made by the root."""
     partial = out.with_name(communicator.broadcast(f".{out.name}.{secrets.token_hex(4)}.partial"))
 
     def make() -> None:
         _check_target(out, overwrite)
+        there = next(parent for parent in out.absolute().parents if parent.is_dir())
+        check_room({there / out.name: recipe.cases * math.prod(recipe.shape) * VOXEL_BYTES})
         try:
             for folder in (IMAGES, LABELS):
                 (partial / folder).mkdir(parents=True)

@@ -84,7 +84,7 @@ def format_of(path: Path) -> Literal["zarr", "nifti", "dicom"]:
     from volseg.volumes.contents import kind_of
 
     kind = kind_of(path)
-    if kind is not None and not kind.is_nifti and not kind.archive:
+    if kind is not None and not (kind.is_nifti or kind.archive or kind.vague):
         raise VolumeError(f"{path}: {kind}")
     return "nifti" if kind is not None and kind.is_nifti else "dicom"
 
