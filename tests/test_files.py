@@ -22,7 +22,7 @@ def test_a_full_or_failing_disk_is_no_fault_of_the_user(tmp_path, monkeypatch, n
 
 
 def test_a_missing_folder_is(tmp_path):
-    with pytest.raises(VolsegError, match="there is no folder .*; make it first"):
+    with pytest.raises(VolsegError, match=r"there is no folder .*; make it first"):
         write_text(tmp_path / "none" / "report.json", "{}")
 
 
@@ -52,26 +52,28 @@ def test_a_file_can_be_read_by_whom_the_umask_lets_read(tmp_path):
     assert [path.stat().st_mode & 0o777 for path in sorted(tmp_path.iterdir())] == [0o640, 0o640]
 
 
+def wrap(first, second):
+    """Raise `second` while `first` is handled, as libraries do."""
+    try:
+        raise first
+    except OSError:
+        raise second  # noqa: B904
+
+
 def test_a_library_s_own_error_is_the_system_s(tmp_path):
     """As safetensors has it, which is written in Rust; and a library that makes another error of it."""
     with pytest.raises(OSError, match=r"weights\.bin") as caught, replacing(tmp_path / "weights.bin"):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert caught.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match=r"mask\.nii") as caught, replacing(tmp_path / "mask.nii"):
-        try:
-            raise OSError(errno.EDQUOT, "Disk quota exceeded")
-        except OSError:
-            raise ValueError("could not write the header")  # noqa: B904  (as libraries do)
+        wrap(OSError(errno.EDQUOT, "Disk quota exceeded"), ValueError("could not write the header"))
     assert caught.value.errno == errno.EDQUOT
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_of_ours_stays_one(tmp_path):
     with pytest.raises(KeyError, match="colour"), replacing(tmp_path / "a.png"):
-        try:
-            open(tmp_path / "cache").close()
-        except FileNotFoundError:
-            raise KeyError("colour")  # noqa: B904
+        wrap(FileNotFoundError(errno.ENOENT, "No such file", "cache"), KeyError("colour"))
     assert system_error(None) is None
 
 
