@@ -15,7 +15,7 @@ from rich.console import Console
 
 from volseg import messages
 from volseg.cli import render
-from volseg.cli.render import Lines, Screen, table, time_text
+from volseg.cli.render import Lines, Screen, step_time_text, table, time_text
 from volseg.events import Caution, Message, Progress
 from volseg.machine import gibibytes
 from volseg.messages import duration
@@ -183,9 +183,15 @@ def test_time_is_shown_as_far_as_it_is_seen_in_whole_per_cents():
     assert time_text(shares, 0.1234) == f"{line}; a rank waited for the others 12.3% of the time at most"
 
 
-@pytest.mark.parametrize(("measured", "planned", "said"), [(0.05, 0.1, 0), (1.0, 1.5, 1), (0.1, 0.3, 1), (1.0, 1.0, 0)])
+@pytest.mark.parametrize(("measured", "planned", "said"), [(0.05, 0.1, 0), (1.0, 1.5, 1), (0.1, 0.3, 0), (1.0, 1.0, 0)])
 def test_times_off_plan_are_said_where_they_are_long_enough(measured, planned, said):
     heard = []
     render.warn_of_time(measured, planned, heard.append)
     assert len(heard) == said
     assert all("`volseg calibrate`" in event.text for event in heard)
+
+
+def test_a_plan_of_a_moment_is_not_held_against_what_took_long():
+    assert step_time_text("a step took", 1.42, 0.03) == "a step took 1.42 s"
+    assert step_time_text("a step took", 1.42, None) == "a step took 1.42 s"
+    assert step_time_text("a step took", 2.0, 1.5) == "a step took 2 s; planned 1.5 s, 0.75 of the measured"

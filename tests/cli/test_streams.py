@@ -86,7 +86,7 @@ def test_letters_that_an_encoding_lacks_stay_legible(encoding, written):
 
 @pytest.mark.parametrize(
     "redirected",
-    ["2>/dev/full", ">/dev/full 2>/dev/full", "2>&- >&-", "<&- 2>&- >&-", "2>&1 | head -1", "2>&1 >/dev/null | true"],
+    [">/dev/full 2>/dev/full", "<&- 2>&- >&-", "2>&1 | head -1"],
 )
 def test_a_job_outlives_its_streams(tmp_path, redirected):
     ended = shell(f"job out {redirected}", tmp_path)
@@ -94,7 +94,7 @@ def test_a_job_outlives_its_streams(tmp_path, redirected):
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize("redirected", ["2>/dev/full", "slowly 2>&1 | head -2", ">/dev/full"])
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "slowly 2>&1 | head -2"])
 def test_two_ranks_outlive_what_their_launcher_writes_to(tmp_path, redirected):
     """It ends the job where it cannot write, so it is handed nothing then."""
     ended = shell(f"mpijob out {redirected}", tmp_path)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from oracles import GRIDS, serial_grid
+from tiny import SERIAL
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
+from volseg.nn.losses import LossSums
 from volseg.partition.agglomeration import parse_agglomeration
-from volseg.partition.fused_memory import FusedWalk
+from volseg.partition.fused_memory import FLOAT, FusedWalk, _loss_floats
 from volseg.partition.layout import Layout
 from volseg.partition.memory import training_memory
 from volseg.partition.share import busy_shares, share_of
@@ -111,3 +114,24 @@ def test_a_slab_has_room_for_the_largest_from_the_first_one_on() -> None:
     first = buffers.slab("up", (1, 1, 1), 8, 64)
     assert buffers.slab("up", (2, 2, 2), 8, 64).address == first.address
     assert buffers.total == 64
+
+
+@pytest.mark.parametrize(("classes", "voxels"), [(3, 2304), (3, 2**16 + 500), (60, 1024)])
+def test_the_loss_holds_what_is_planned_for_a_slab(classes: int, voxels: int) -> None:
+    """Its tensors of one value a voxel and class: those there are at once, counted as torch makes them."""
+    logits = torch.randn(voxels, classes)
+    target = torch.randint(0, classes, (voxels,), dtype=torch.uint8)
+    sums = LossSums(classes)
+    most = 0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        sums.add(logits, target)
+        sums.finish(SERIAL)
+        sums.gradient(logits, target, 1.0, logits)
+    total = 0
+    for event in measured.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            most = max(most, total)
+    planned = _loss_floats(voxels, classes) * FLOAT
+    assert most <= 1.05 * planned + 2**20
+    assert most >= 0.6 * planned

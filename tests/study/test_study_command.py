@@ -65,6 +65,17 @@ def test_a_table_that_is_none_is_refused(study, tmp_path):
     assert "is no table of volseg study" in err
 
 
+@pytest.mark.parametrize("option", ["--continue", "--overwrite"])
+def test_a_folder_that_is_no_study_is_left_alone(study, tmp_path, option):
+    for name in ("work/plan.txt", "report.html", "measurements.csv"):
+        (tmp_path / "study" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "study" / name).write_text("mine")
+    code, _, err = study("channels", option)
+    assert code == 2
+    assert "is no study of volseg" in err
+    assert sum(path.read_text() == "mine" for path in (tmp_path / "study").rglob("*") if path.is_file()) == 3
+
+
 def test_it_is_refused_on_several_ranks(mpirun, tmp_path):
     ended = mpirun(2, ["-m", "volseg", "study", "-o", tmp_path / "study"])
     assert ended.returncode == 2

@@ -74,3 +74,19 @@ def test_a_class_has_its_labels_value_although_one_before_it_has_no_dice():
     row = {"step": "1", f"{CLASS}liver": "", f"{CLASS}spleen": "0.5"}
     assert class_columns([row]) == [f"{CLASS}spleen"]
     assert label_values([row])[f"{CLASS}spleen"] == 2
+
+
+def test_rows_that_could_not_be_written_are_kept_and_written_later(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    log = TrainingLog(run, 0)
+    log.add({"step": 1, "epoch": 1, "loss": 3.0})
+    run.rename(tmp_path / "away")
+    with pytest.raises(OSError, match="No such file"):
+        log.add({"step": 2, "epoch": 1, "loss": 2.0})
+    log.add({"step": 3, "epoch": 1, "loss": 1.0})  # said once, and not tried at every step
+    (tmp_path / "away").rename(run)
+    assert [row["step"] for row in read_log(run)] == ["1"]
+    log.mend()
+    log.add({"step": 4, "epoch": 1, "loss": 0.5})
+    assert [row["step"] for row in read_log(run)] == ["1", "2", "3", "4"]

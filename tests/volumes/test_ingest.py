@@ -146,6 +146,18 @@ def test_a_file_may_replace_itself(tmp_path):
     np.testing.assert_array_equal(everything(image), scan())
 
 
+@pytest.mark.parametrize("mine", ["notes.txt", "results/dice.csv"])
+def test_a_store_with_what_is_no_part_of_it_is_not_overwritten(tmp_path, mine):
+    store, image = tmp_path / "scan.zarr", nifti(tmp_path, scan())
+    ingest(image, store, SERIAL)
+    ingest(image, store, SERIAL, overwrite=True)
+    (store / mine).parent.mkdir(exist_ok=True)
+    (store / mine).write_text("mine")
+    with pytest.raises(VolumeError, match=r"holds (notes\.txt|results), which is no part of a zarr store"):
+        ingest(image, store, SERIAL, overwrite=True)
+    assert (store / mine).read_text() == "mine"
+
+
 def test_a_store_with_labels_is_not_overwritten(tmp_path):
     store = tmp_path / "scan.zarr"
     ingest(nifti(tmp_path, scan()), store, SERIAL)

@@ -52,6 +52,21 @@ def test_images_have_no_labels(tmp_path, array):
     assert (facts["minimum"], facts["maximum"]) == (array.min(), array.max())
 
 
+def test_an_image_of_8_bits_is_no_mask_of_many_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    image = np.clip(rng.normal(120, 25, (20, 40, 40)), 1, 255).astype("u1")
+    image[:, :20] = 0  # air, outside of the window
+    facts = value_facts(volume(tmp_path, image))
+    assert "labels" not in facts
+    assert (facts["minimum"], facts["maximum"]) == (0, image.max())
+    assert len(value_facts(volume(tmp_path, image), is_mask=True)["labels"]) > 100  # where names of labels say so
+
+
+def test_a_mask_of_many_structures_is_one(tmp_path):
+    mask = np.kron(np.arange(1, 118).reshape(13, 9, 1), np.ones((2, 5, 30))).astype("u1")
+    assert len(value_facts(volume(tmp_path, mask))["labels"]) == 117
+
+
 def test_values_that_are_no_numbers(tmp_path):
     array = np.full((2, 3, 4), np.nan, "f4")
     assert value_facts(volume(tmp_path, array)) == {"minimum": None, "maximum": None, "not_finite": 24}
