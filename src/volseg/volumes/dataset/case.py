@@ -13,7 +13,7 @@ FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
 Kind = Literal[
     "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
     "outside the list", "no whole numbers", "not finite", "constant image", "empty labels", "unused label", "ignored",
-    "intensities",
+    "intensities", "lost label",
 ]  # fmt: skip
 """What can be wrong with a data set."""
 
