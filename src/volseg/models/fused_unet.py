@@ -21,6 +21,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
+from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
 from volseg.models.layers import as_batch, context_of, layer_of, output_of, sit_out
 from volseg.models.merged_levels import MergedLevels
@@ -181,6 +182,17 @@ class FusedUNet(nn.Module):
                 yield start, self.twin.head(features[:, :, start : start + planes])
             return
         yield from self.streamed().logit_slabs(*self._streamed_input(x))
+
+    def feature_slabs(self, x: Tensor, layout: Layout) -> Iterator[tuple[Range, Tensor]]:
+        """What the head reads, for ranges of planes in turn, with a voxel more where the volume goes on. Collective.
+
+        Forward only: gradients are off.
+        """
+        if self.covers(x):
+            image = TensorImage(x, layout, self.grid, image_width(IN_PLACE, 1))
+            yield from self.streamed().feature_slabs(image, layout)
+        else:
+            yield (0, x.shape[2]), with_far_ghosts(self.twin(x, features_only=True), layout, self.grid)
 
     def streamed(
         self, schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
