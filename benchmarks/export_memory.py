@@ -19,7 +19,7 @@ import time
 import numpy as np
 import torch
 
-from volseg.segmentation.resampling import bring_back
+from volseg.models.bringing_back import bring_back
 from volseg.volumes.interpolation import AxisMap
 
 MIB = 2**20

@@ -12,7 +12,7 @@ from oracles import GRIDS, relative_error
 from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.nn.blocks import gather_blocks, take_block
-from volseg.nn.losses import IGNORE, dice_cross_entropy, dice_from_counts
+from volseg.nn.losses import IGNORE, DiceOfBatch, LossSums, dice_cross_entropy, dice_from_counts
 
 SHAPE = (6, 9, 7)
 
@@ -93,6 +93,62 @@ def test_class_weights_are_those_of_torch(name: str, communicator: Communicator)
             assert abs(float(loss.detach()) / float(expected.detach()) - 1) <= tolerance
             gathered = gather_blocks(block.grad, grid)
             assert relative_error(gathered, logits.grad, floor=1e-12) <= 10 * tolerance
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_dice_of_a_batch_equals_plain_torch(dtype: torch.dtype, communicator: Communicator) -> None:
+    """Cases that hold other classes: mean cross-entropy, and one Dice of all voxels together."""
+    cases = []
+    for number, name in enumerate(("all classes", "an absent class", "ignored voxels")):
+        logits, target = case(name, dtype)
+        cases.append((logits[:1] + number, target[:1]))
+    whole = torch.cat([logits for logits, _ in cases]).requires_grad_()
+    targets = torch.cat([target for _, target in cases])
+    _, dice = plain(whole, targets)
+    entropy = torch.stack([
+        F.cross_entropy(whole[n : n + 1], targets[n : n + 1].long(), ignore_index=IGNORE) for n in range(3)
+    ]).mean()  # fmt: skip
+    expected = entropy + 1 - dice[1:].mean()
+    expected.backward()
+    assert whole.grad is not None
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(SHAPE)
+    blocks = [
+        (take_block(logits, grid, layout).requires_grad_(), take_block(target.unsqueeze(1), grid, layout).squeeze(1))
+        for logits, target in cases
+    ]
+    sums = []
+    for block, part in blocks:
+        some = LossSums(4)
+        some.add(block.detach().movedim(1, -1), part)
+        some.finish(communicator)
+        sums.append(some.overlaps)
+    batch = DiceOfBatch(torch.stack(sums).sum(0), len(sums))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    total = 0.0
+    for number, (block, part) in enumerate(blocks):
+        loss, _ = dice_cross_entropy(block, part, communicator, batch=batch)
+        (loss / len(blocks)).backward()
+        total += float(loss.detach()) / len(blocks)
+        assert block.grad is not None
+        gathered = gather_blocks(block.grad, grid)
+        assert relative_error(gathered, whole.grad[number : number + 1], floor=1e-12) <= 10 * tolerance
+    assert abs(total / float(expected.detach()) - 1) <= tolerance
+
+
+@pytest.mark.parallel([1, 2])
+def test_a_class_in_neither_reference_nor_prediction_has_no_dice(communicator: Communicator) -> None:
+    logits, target = case("an absent class")
+    logits[:, 2] = -9
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(SHAPE)
+    part = take_block(target.unsqueeze(1), grid, layout).squeeze(1)
+    _, dice = dice_cross_entropy(take_block(logits, grid, layout), part, communicator)
+    assert torch.isnan(dice).tolist() == [False, False, True, False]
+    logits[0, 2, 0, 0, 0] = 99  # one voxel predicted: that is wrong, and counts
+    _, dice = dice_cross_entropy(take_block(logits, grid, layout), part, communicator)
+    assert 0 <= dice[2] < 0.01
 
 
 def test_weights_of_one_change_no_bit() -> None:

@@ -15,12 +15,12 @@ from tiny import SERIAL, ct_like, root_listings, save_nifti, untrained_run
 from volseg.distributed.grid import ProcessGrid
 from volseg.events import Caution
 from volseg.geometry import Box
+from volseg.models.bringing_back import bring_back, mask_type
 from volseg.models.stored import load_model
 from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout, padded_shape
 from volseg.segmentation.inference import segment_block, softmax
 from volseg.segmentation.job import SegmentationJob
-from volseg.segmentation.resampling import bring_back, mask_type
 from volseg.segmentation.scan_image import ScanImage
 from volseg.segmentation.segment import open_scan, segment
 from volseg.segmentation.verification import verify_partition

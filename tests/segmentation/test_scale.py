@@ -27,7 +27,7 @@ def test_both_figures_are_named_before_and_after(tmp_path, communicator):
     assert any(isinstance(event, Message) for event in events[: cautions[0]])
     text = events[cautions[0]].text
     assert "scan.nii.gz: its values do not look like Hounsfield units: " in text
-    assert "the model learned with 0.5 % -200, 99.5 % 300 in its labels" in text
+    assert "the model learned with 0.5 % -200 to 99.5 % 300 in labels" in text
     assert report.warnings == (text,)
     if communicator.is_root:
         assert json.loads((folder / "report.json").read_text())["warnings"] == [text]

@@ -70,6 +70,7 @@ def assert_same_run(one, other):
 SETTINGS = {
     "adamw": ({"learning_rate": 3e-4}, {}),
     "sgd, clipped": ({"learning_rate": 1e-3, "optimizer": "sgd", "clip": 0.5}, {}),
+    "batch Dice": ({"learning_rate": 3e-4, "batch_dice": True}, {"norm": "batch", "dropout": 0.2}),
     "batch norm, dropout": ({"learning_rate": 3e-4}, {"norm": "batch", "dropout": 0.2}),
 }
 

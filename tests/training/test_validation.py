@@ -1,23 +1,31 @@
 """Whole-volume validation: Dice per class as counted by hand, when it is due, and what a look at each case gets."""
 
 import csv
+import json
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from data_sets import change, nnunet_folder
 from tiny import MODEL, SERIAL
-from volseg.config import Config, TrainingConfig
+from volseg.config import Config, DataConfig, TrainingConfig
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
+from volseg.segmentation.evaluation import compare
+from volseg.segmentation.job import SegmentationJob
+from volseg.segmentation.segment import segment
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.validation import Validation, is_validation_due, validate
+from volseg.volumes.canonical import in_order_of
 from volseg.volumes.dataset import read_dataset
 from volseg.volumes.intensity import ChannelScheme
+from volseg.volumes.reading import open_volume
 
 
 def test_dice_by_class_is_the_mean_over_the_cases_that_have_it(tmp_path):
@@ -69,3 +77,33 @@ def test_the_log_has_dice_by_class(tmp_path):
     assert float(validated[-1]["validation_dice"]) == pytest.approx(report.validation_dice, abs=1e-6)
     dice = [float(validated[-1][f"validation_dice_{name}"]) for name in ("liver", "spleen")]
     assert np.mean(dice) == pytest.approx(report.validation_dice, abs=1e-6)
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_dice_is_counted_on_the_scans_own_grid(tmp_path, communicator, flipped):
+    """As `segment` and then `evaluate` would: the same mask, and so the same Dice, to the last voxel."""
+    folder = Path(communicator.broadcast(str(tmp_path)))
+    with communicator.together():
+        if communicator.is_root:
+            nnunet_folder(folder / "set", cases=3)
+            if flipped:  # stored along other axes, so that planes are no slices of the file
+                for path in sorted((folder / "set").glob("*Tr/*.nii.gz")):
+                    stored = nib.load(path)
+                    turned = nib.orientations.apply_orientation(
+                        np.asarray(stored.dataobj), [[2, -1], [0, 1], [1, 1]]
+                    )  # fmt: skip
+                    there = stored.affine @ nib.orientations.inv_ornt_aff(
+                        np.array([[2, -1], [0, 1], [1, 1]]), stored.shape
+                    )
+                    nib.save(nib.Nifti1Image(turned, there), path)
+    config = Config(MODEL, TrainingConfig(epochs=1, validation=1), DataConfig(spacing="3x2.5x2"))
+    report = train(TrainingJob(folder / "set", folder / "run", config), communicator)
+    (name,) = json.loads((folder / "run" / "split.json").read_text())["val"]
+    job = SegmentationJob(folder / "set" / f"imagesTr/{name}_0000.nii.gz", folder / "run", folder / "mask.nii.gz")
+    segment(job, communicator)
+    reference = folder / "set" / f"labelsTr/{name}.nii.gz"
+    mask = open_volume(folder / "mask.nii.gz")
+    case = compare(mask, in_order_of(open_volume(reference), mask.space))
+    dice = [case.metrics(label)["Dice"] for label in (1, 2)]
+    assert report.validation_dice == pytest.approx(np.nanmean(dice), abs=1e-9)

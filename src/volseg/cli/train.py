@@ -63,6 +63,9 @@ def train(
     deep_supervision: Annotated[
         bool | None, typer.Option("--deep-supervision/--no-deep-supervision", help="The loss at coarser levels too.")
     ] = None,
+    batch_dice: Annotated[
+        bool | None, typer.Option("--batch-dice/--no-batch-dice", help="The loss's Dice over all cases of a step.")
+    ] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
@@ -148,10 +151,10 @@ def train(
             recipe=recipe, partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
-            deep_supervision=deep_supervision, base_channels=base_channels, levels=levels, norm=norm,
-            checkpoint_levels=checkpoint_levels, augment=augment,
-            flip=flip, crop=crop, validation=validation,
-            validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed, proceed=proceed,
+            deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
+            norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip, crop=crop,
+            validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed,
+            proceed=proceed,
             keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
             tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),
@@ -160,7 +163,8 @@ def train(
             return
         work.log_to(MessageLog.going_on(report.run))
         work.tell(
-            f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}, soft Dice {report.dice:.3f}"
+            f"{report.steps} steps in {duration(report.seconds)}: loss {report.loss:.4f}"
+            + (", no foreground" if report.dice is None else f", soft Dice {report.dice:.3f}")
             + ("" if report.validation_dice is None else f", held-out Dice {report.validation_dice:.3f}")
             + (f" at level {report.validation_level}, coarser than the volumes" if report.validation_level else "")
         )

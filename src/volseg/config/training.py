@@ -29,6 +29,9 @@ class TrainingConfig:
     class_weights  weights of the classes in the cross-entropy, the background first; empty: all 1
     deep_supervision  the loss is taken at coarser levels of the decoder too (all but the two coarsest resolutions, each
                    with half the weight of the one above it, as nnU-Net)
+    batch_dice     the Dice of the loss is that of all cases of a step together, as with nnU-Net's batch_dice, and not
+                   the mean of each case's: a class that a case lacks then counts by those that have it. Each case goes
+                   forward once more; of use where replicas x accumulate is above 1
     seed           decides the initial weights and the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
@@ -53,6 +56,7 @@ class TrainingConfig:
     ema: float = 0.0
     class_weights: tuple[float, ...] = ()
     deep_supervision: bool = False
+    batch_dice: bool = False
     seed: int = 0
     validation: int = -1
     validate_every: int = 1

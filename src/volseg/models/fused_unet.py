@@ -21,6 +21,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
+from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
 from volseg.models.layers import as_batch, context_of, layer_of, output_of, sit_out
 from volseg.models.merged_levels import MergedLevels
@@ -36,7 +37,7 @@ from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.up import Up, bias_sums
 from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
-from volseg.nn.losses import LossSums, dice_cross_entropy
+from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.deep_supervision import check_not_agglomerated, deep_slab_planes, loss_weights
 from volseg.partition.fused_memory import made_again
@@ -112,28 +113,60 @@ class FusedUNet(nn.Module):
             parts = [part for _, part in self.logit_slabs(x)]
         return torch.cat(parts, 2)
 
-    def loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`dice_cross_entropy` of the logits, which are made slab by slab and never held. Collective.
 
         Where the model has heads at coarser levels, the weighted mean of that of all of them; at level i of the target
         at every 2^i-th voxel.
 
         target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
+        batch   of each level with a head, where the Dice is that of all cases of a step
         out     loss [], soft Dice per class [K] at full resolution (float64, no gradient)
         """
         if not self.covers(x):
-            return self._loss_of_layers(x, target)
+            return self._loss_of_layers(x, target, batch)
         parameters = [p for p in self.twin.parameters() if p.requires_grad]
-        loss, dice = _Loss.apply(self, x, target, *parameters)  # type: ignore[no-untyped-call]
+        loss, dice = _Loss.apply(self, x, target, batch, *parameters)  # type: ignore[no-untyped-call]
         return loss, dice
 
-    def _loss_of_layers(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def overlaps(self, x: Tensor, target: Tensor) -> list[Tensor]:
+        """`LossSums.overlaps` of each level with a head, [3 K] each, for the Dice of several cases. Collective."""
+        sums = {level: LossSums(self.config.classes) for level in self.supervised}
+        if self.covers(x):
+            with self._layouts(x) as layouts:
+                tape = self._encode_decode(x, layouts)
+                self._add_up(tape, target, sums)
+        else:
+            deep: dict[int, Tensor] = {}
+            for level, logits in ({0: self.twin(x, deep_logits=deep)} | deep).items():
+                sums[level].add(logits.movedim(1, -1), coarse(target, level))
+        for some in sums.values():
+            some.finish(self.grid.communicator)
+        return [some.overlaps for some in sums.values()]
+
+    def _with_batch(self, batch: Sequence[DiceOfBatch] | None) -> list[tuple[int, DiceOfBatch | None]]:
+        """The levels with a head, each with its Dice of all cases, if there is one."""
+        return [(level, None if batch is None else batch[n]) for n, level in enumerate(self.supervised)]
+
+    def _add_up(self, tape: Tape, target: Tensor, sums: Mapping[int, LossSums]) -> None:
+        for level, some in sums.items():
+            here = coarse(target, level)[0]
+            for (first, last), rows in self._logits(tape, level):
+                with tape.works[0].meter.doing(Kind.HEAD):
+                    some.add(rows.own[..., : self.config.classes], here[first:last])
+
+    def _loss_of_layers(
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         deep: dict[int, Tensor] = {}
         logits = {0: self.twin(x, deep_logits=deep)} | deep
         losses, scores = zip(
             *(
-                dice_cross_entropy(logits[n], coarse(target, n), self.grid.communicator, self.class_weights)
-                for n in self.supervised
+                dice_cross_entropy(logits[n], coarse(target, n), self.grid.communicator, self.class_weights, dice)
+                for n, dice in self._with_batch(batch)
             ),
             strict=True,
         )
@@ -149,6 +182,17 @@ class FusedUNet(nn.Module):
                 yield start, self.twin.head(features[:, :, start : start + planes])
             return
         yield from self.streamed().logit_slabs(*self._streamed_input(x))
+
+    def feature_slabs(self, x: Tensor, layout: Layout) -> Iterator[tuple[Range, Tensor]]:
+        """What the head reads, for ranges of planes in turn, with a voxel more where the volume goes on. Collective.
+
+        Forward only: gradients are off.
+        """
+        if self.covers(x):
+            image = TensorImage(x, layout, self.grid, image_width(IN_PLACE, 1))
+            yield from self.streamed().feature_slabs(image, layout)
+        else:
+            yield (0, x.shape[2]), with_far_ghosts(self.twin(x, features_only=True), layout, self.grid)
 
     def streamed(
         self, schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
@@ -478,16 +522,16 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, network: FusedUNet, x: Tensor, target: Tensor, *parameters: nn.Parameter
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, network: FusedUNet, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None,
+        *parameters: nn.Parameter,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         with network._layouts(x) as layouts:
             ctx.tape = network._encode_decode(x, layouts)
-            ctx.sums = {level: LossSums(network.config.classes, network.class_weights) for level in network.supervised}
-            for level, sums in ctx.sums.items():
-                here = coarse(target, level)[0]
-                for (first, last), rows in network._logits(ctx.tape, level):
-                    with ctx.tape.works[0].meter.doing(Kind.HEAD):
-                        sums.add(rows.own[..., : network.config.classes], here[first:last])
+            ctx.sums = {
+                level: LossSums(network.config.classes, network.class_weights, dice)
+                for level, dice in network._with_batch(batch)
+            }
+            network._add_up(ctx.tape, target, ctx.sums)
         with ctx.tape.works[0].meter.doing(Kind.HEAD):
             losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
         loss = sum(share * one for share, one in zip(network.shares, losses, strict=True))
@@ -505,7 +549,7 @@ class _Loss(torch.autograd.Function):
             for share, (level, sums) in zip(network.shares, ctx.sums.items(), strict=True)
         }
         found = network._backward_from_logits(tape, slabs)
-        return None, None, None, *(found.get(p) for p in ctx.parameters)
+        return None, None, None, None, *(found.get(p) for p in ctx.parameters)
 
 
 def _logit_gradients(

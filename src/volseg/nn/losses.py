@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,27 @@ _PIECE = 2**16
 """Voxels taken at a time, so that their probabilities stay in the cache and are never held for the volume."""
 
 
+@dataclass(frozen=True)
+class DiceOfBatch:
+    """What the soft Dice of all cases of a step together is made of: nnU-Net's batch Dice.
+
+    A class that one case lacks counts by the cases that have it. The loss of a case is then its own cross-entropy plus
+    one minus that Dice; the step's is the mean of those, as ever.
+
+    overlaps  [3 K] float64, `LossSums.overlaps` of all cases, added up
+    cases     how many
+    """
+
+    overlaps: Tensor
+    cases: int
+
+
+def _soft_dice(overlaps: Tensor) -> Tensor:
+    predicted, true, common = overlaps.view(3, -1)
+    dice: Tensor = (2 * common + _SMOOTH) / (predicted + true + _SMOOTH)
+    return dice
+
+
 class LossSums:
     """The sums over the volume that Dice and cross-entropy are made of, and the gradient that follows from them.
 
@@ -30,15 +52,16 @@ class LossSums:
 
     weights  of the classes in the cross-entropy, which is then sum w_y ce / sum w_y over the voxels, as with
              nn.CrossEntropyLoss(weight=...); none: all 1
+    batch    the Dice of the loss is that of all cases of a step; None: of this one
     """
 
-    def __init__(self, classes: int, weights: Sequence[float] = ()) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, weights: Sequence[float] = (), batch: DiceOfBatch | None = None) -> None:
+        self.classes, self._batch = classes, batch
         self._weights: Tensor | None = None
         if weights:
             self._weights = torch.zeros(IGNORE + 1, dtype=torch.float64)
             self._weights[:classes] = torch.tensor(weights, dtype=torch.float64)
-        self._sums = torch.zeros(2 + 3 * classes, dtype=torch.float64)
+        self._sums = torch.zeros(2 + 4 * classes, dtype=torch.float64)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in some voxels."""
@@ -55,6 +78,7 @@ class LossSums:
             new = torch.zeros_like(self._sums, device=piece.device)
             for c in range(k):
                 here = labels == c
+                new[2 + 3 * k + c] = ((piece[c] == largest) & valid).sum()
                 entropy -= piece[c] * here
                 new[2 + c] = powers[c].sum()
                 new[2 + k + c] = here.sum()
@@ -64,18 +88,33 @@ class LossSums:
             self._sums += new.cpu()
 
     def finish(self, communicator: Communicator) -> tuple[Tensor, Tensor]:
-        """Loss [] and soft Dice per class [K], float64, of the whole volume. Collective."""
+        """Loss [] and soft Dice per class [K], float64, of the whole volume. Collective.
+
+        The Dice is NaN of a class that the volume does not hold, and that is nowhere the most probable one: of such a
+        class the mask is right, whatever is left of its probability. The loss counts it all the same.
+        """
         sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
-        predicted, true, common = sums[2:].split(self.classes)
-        dice = (2 * common + _SMOOTH) / (predicted + true + _SMOOTH)
-        loss = sums[0] / self._total + 1 - dice[1:].mean()
-        return loss, dice
+        of_loss, dice = _soft_dice(self._dice_sums), _soft_dice(self.overlaps)
+        absent = (sums[2 + self.classes : 2 + 2 * self.classes] == 0) & (sums[2 + 3 * self.classes :] == 0)
+        loss = sums[0] / self._total + 1 - of_loss[1:].mean()
+        return loss, torch.where(absent, torch.nan, dice)
+
+    @property
+    def overlaps(self) -> Tensor:
+        """[3 K] float64: of each class its probability, its voxels, and its probability in those, summed."""
+        return self._sums[2 : 2 + 3 * self.classes]
+
+    @property
+    def _dice_sums(self) -> Tensor:
+        return self.overlaps if self._batch is None else self._batch.overlaps
 
     def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
         """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
-        predicted, true, common = self._sums[2:].split(self.classes)
+        predicted, true, common = self._dice_sums.split(self.classes)
         bottom = predicted + true + _SMOOTH
-        weight = torch.full((self.classes,), -factor / max(1, self.classes - 1), dtype=torch.float64)
+        # The mean over the cases of a step is taken afterwards, but the Dice of them all is no mean.
+        times = 1 if self._batch is None else self._batch.cases
+        weight = torch.full((self.classes,), -factor * times / max(1, self.classes - 1), dtype=torch.float64)
         weight[0] = 0  # the background has no Dice term
         # The gradient in a probability: `everywhere`, and `hit` where it is the true class.
         hit = (weight * 2 / bottom).tolist()
@@ -124,9 +163,10 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float]
-    ) -> tuple[Tensor, Tensor]:
-        sums = LossSums(logits.shape[1], weights)
+        ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float],
+        batch: DiceOfBatch | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        sums = LossSums(logits.shape[1], weights, batch)
         with communicator.meter.doing(Kind.HEAD):
             sums.add(logits.movedim(1, -1), target)
             loss, dice = sums.finish(communicator)
@@ -136,18 +176,19 @@ class _DiceCrossEntropy(torch.autograd.Function):
         return loss.to(logits), dice
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits, target = ctx.saved_tensors
         rows = logits.movedim(1, -1)
         out = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)
         with ctx.meter.doing(Kind.HEAD):
             ctx.sums.gradient(rows, target, float(grad), out)
-        return out.movedim(-1, 1), None, None, None
+        return out.movedim(-1, 1), None, None, None, None
 
 
 def dice_cross_entropy(
-    logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float] = ()
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float] = (),
+    batch: DiceOfBatch | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Mean cross-entropy plus one minus the mean soft Dice of the foreground classes, over the whole volume.
 
     Collective. The loss is the same number on every rank; its backward gives each rank the gradient of its own block,
@@ -155,12 +196,12 @@ def dice_cross_entropy(
 
     logits  [N, K, d, h, w]  this rank's block, class 0 the background
     target  [N, d, h, w]     class per voxel, IGNORE where it does not count
-    weights  of the classes in the cross-entropy (`LossSums`)
-    out     loss [], soft Dice per class [K] (float64, no gradient)
+    weights  of the classes in the cross-entropy, and `batch` for the Dice (`LossSums`)
+    out     loss [], soft Dice per class [K] (float64, no gradient), NaN where there is none (`LossSums.finish`)
 
     Soft Dice as in Milletari et al., V-Net (3DV 2016), with the sums taken over the batch, smoothed by 1e-5.
     """
-    loss, dice = _DiceCrossEntropy.apply(logits, target, communicator, weights)
+    loss, dice = _DiceCrossEntropy.apply(logits, target, communicator, weights, batch)
     return loss, dice
 
 

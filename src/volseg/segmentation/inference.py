@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
+from volseg.models.bringing_back import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.journal import Journal
 from volseg.models.stored import ModelCard
@@ -21,7 +22,6 @@ from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.operations import Kind
 from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.partition.window import Range
-from volseg.segmentation.resampling import bring_back, maps_of_box, mask_type, with_far_ghosts
 from volseg.segmentation.scan_image import ScanImage
 from volseg.volumes.scan import Scan
 
@@ -75,7 +75,7 @@ class BlockNetwork:
         if self.streamed is not None:
             yield from self.streamed.feature_slabs(self.image, self.scan.layout)
         else:
-            features = with_far_ghosts(self.twin(self._whole_image(), features_only=True), self.scan, self.grid)
+            features = with_far_ghosts(self.twin(self._whole_image(), features_only=True), self.scan.layout, self.grid)
             yield (0, self.scan.block.shape[0]), features
 
     @property

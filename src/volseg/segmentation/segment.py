@@ -19,6 +19,7 @@ from volseg.distributed.trace import Trace
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Box, format_triple
 from volseg.machine import gibibytes, peak_memory
+from volseg.models.bringing_back import mask_type
 from volseg.models.forecast import agglomeration_of_run, this_machine
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
@@ -43,7 +44,6 @@ from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import clean
 from volseg.segmentation.report import SegmentationReport, write_report
-from volseg.segmentation.resampling import mask_type
 from volseg.segmentation.scale import strange_values
 from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics

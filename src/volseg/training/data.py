@@ -92,6 +92,19 @@ class CaseBlocks:
         self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
         self._labels[case.name] = coarsened(resampled(label, space, "labels"), self.level, "labels")
 
+    def on_own_grid(self, case: Case) -> tuple[Scan, Volume] | None:
+        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in canonical order.
+
+        None where the network sees that very grid, or one that is halved.
+        """
+        if self.level or case.label is None or self.spacing is None:
+            return None
+        channels = open_channels(case.images)
+        scan = lay_out(channels, self.grid, self.multiple, self.spacing)
+        if scan.back is None:
+            return None
+        return scan, in_order_of(open_volume(case.label), scan.mask_space)
+
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""
         return self._scans[case.name]

@@ -81,7 +81,8 @@ def _train(
     stopping.begin()
     stop: Reason | None = None
     in_epoch = steps_per_epoch(len(cases), card.batch)
-    loss = dice = float("nan")
+    loss = float("nan")
+    dice: float | None = None
     listen(Progress("train", card.step, steps, "steps", work=setup.work(card.step)))
     before = setup.resolution(card.step)
     for step in range(card.step, steps):
@@ -126,7 +127,11 @@ def _train(
                 if checkpoints.due or stop or step + 1 == steps:
                     record.before_checkpoint()
                     checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
-        shown = {"epoch": f"{epoch + 1}/{settings.epochs}", "loss": f"{loss:.4f}", "Dice": f"{dice:.3f}"}
+        shown = {
+            "epoch": f"{epoch + 1}/{settings.epochs}",
+            "loss": f"{loss:.4f}",
+            "Dice": "none" if dice is None else f"{dice:.3f}",
+        }
         if record.last is not None and record.last.mean is not None:
             at = f" at level {record.last.level}" if record.last.level else ""
             shown["held out"] = f"{record.last.mean:.3f}{at}"
@@ -172,9 +177,8 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
     record.finish()
-    return make_report(
-        job, setup, step, seconds, communication, float(last["loss"]), float(last["dice"]), record.last, inputs
-    )
+    dice = float(last["dice"]) if last["dice"] else None
+    return make_report(job, setup, step, seconds, communication, float(last["loss"]), dice, record.last, inputs)
 
 
 def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:

@@ -42,7 +42,7 @@ class TrainingReport:
     waited            largest share of the time that a rank waited for others, 0 to 1
     time              share of each kind of work in the time of the steps, largest first
     step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
-    loss, dice        of the last step; None where no step was left to take
+    loss, dice        of the last step; None where no step was left to take, and a Dice where no case holds a class
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
     validation_level  of a multigrid run, at which it was measured; 0 is the finest
@@ -69,7 +69,7 @@ class TrainingReport:
 
 def make_report(
     job: TrainingJob, setup: Setup, steps: int, seconds: float, communication: Mapping[str, Any], loss: float,
-    dice: float, validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
+    dice: float | None, validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective.
 

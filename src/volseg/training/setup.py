@@ -39,6 +39,7 @@ from volseg.training.resolution import Hierarchy, Resolution
 from volseg.training.run_folder import check_run_folder
 from volseg.training.sides import without_mirrored_sides
 from volseg.volumes.dataset import Case, Dataset, read_dataset
+from volseg.volumes.dataset.at_spacing import lost_labels
 from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.scan import space_at
 
@@ -157,6 +158,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         resolutions.append(hierarchy.coarse(level, resolutions))
     fingerprint = fingerprint_of_run(job, dataset, spaces, communicator, listen)
 
+    if not job.proceed:
+        for fault in lost_labels(dataset, fingerprint, spacing, communicator, listen):
+            listen(Caution(fault.message))
     card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
     said: list[str] = []
     if job.proceed:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from volseg.nn.gradients import clip_gradients, sum_gradients
+from volseg.nn.losses import DiceOfBatch
 from volseg.partition.operations import Kind
 from volseg.training.setup import Setup
 from volseg.volumes.dataset import Case
@@ -20,11 +21,12 @@ from volseg.volumes.dataset import Case
 class StepFigures:
     """Of a batch before its step: mean loss, mean soft foreground Dice, voxels of the padded volumes together.
 
+    dice    over the classes that a case or its prediction holds, and the cases that hold any; None where none does
     faulty  cases with a loss that is not finite; all of them where only gradients are not
     """
 
     loss: float
-    dice: float
+    dice: float | None
     voxels: int
     faulty: tuple[Case, ...] = ()
 
@@ -37,22 +39,26 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
     resolution, settings, parameters = setup.resolution(step), setup.config.training, list(setup.model.parameters())
     replicas, twin = resolution.replicas, resolution.twin
     meter = replicas.world.meter
-    scores = np.zeros((len(cases), 3))  # loss, Dice and voxels of each case
+    scores = np.zeros((len(cases), 4))  # loss, Dice, whether there is one, and voxels of each case
     running = RunningStatistics(setup.model)
     twin.train()
     setup.optimizer.zero_grad(set_to_none=True)
+    batch = _dice_of_batch(setup, cases, step, running) if settings.batch_dice and len(cases) > 1 else None
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
-            loss, dice = twin.loss(sample.image, sample.target)
+            loss, soft = twin.loss(sample.image, sample.target, batch)
         (loss / len(cases)).backward()
-        scores[place] = float(loss.detach()), float(dice[1:].mean()), sample.voxels
+        there = soft[1:][~soft[1:].isnan()]
+        mean = float(there.sum()) / max(1, len(there))
+        scores[place] = float(loss.detach()), mean, len(there) > 0, sample.voxels
     with meter.during("gradients of the weights"), meter.doing(Kind.OPTIMIZER):
         sum_gradients(parameters, replicas.world)
         scores = replicas.across.reduce_all(scores)  # one replica has a case, the others zeros: any order, same bits
         running.leave_mean(replicas.across.reduce_all(running.total), len(cases))
-    loss, dice = scores[:, :2].mean(0)
+    mean_loss, measured = float(scores[:, 0].mean()), scores[:, 2].sum()
+    mean_dice = float(scores[:, 1].sum() / measured) if measured else None
     finite = np.isfinite(scores[:, 0])
     if not finite.all() or not all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None):
         faulty = [case for case, good in zip(cases, finite, strict=True) if not good]
@@ -62,7 +68,28 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
             clip_gradients(parameters, settings.clip, replicas.world)
         setup.optimizer.step()
         setup.averaged.update(step)
-    return StepFigures(float(loss), float(dice), int(scores[:, 2].sum()))
+    return StepFigures(mean_loss, mean_dice, int(scores[:, 3].sum()))
+
+
+def _dice_of_batch(
+    setup: Setup, cases: Sequence[Case], step: int, running: RunningStatistics
+) -> list[DiceOfBatch]:  # fmt: skip
+    """The Dice of all cases together, at each level with a head, from a forward of each. Collective.
+
+    The gradient of each case needs the sums over all of them before its backward, and the activations of one case are
+    all that fits into memory. Sums are added in the order of the cases, whoever had them.
+    """
+    resolution, settings = setup.resolution(step), setup.config.training
+    replicas, twin, meter = resolution.replicas, resolution.twin, resolution.replicas.world.meter
+    levels, classes = len(twin.supervised), twin.config.classes
+    overlaps = np.zeros((len(cases), levels, 3 * classes))
+    for place, case in replicas.share(cases):
+        with meter.doing(Kind.FILES):
+            sample = resolution.samples.load(case, step, place)
+        with running.undone(), random_state(settings.seed, step, place):
+            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target)).numpy()
+    total = torch.from_numpy(replicas.across.reduce_all(overlaps).sum(0))
+    return [DiceOfBatch(some, len(cases)) for some in total]
 
 
 class RunningStatistics:
@@ -85,6 +112,12 @@ class RunningStatistics:
         yield
         if self._buffers:
             self.total += torch.cat([buffer.double().reshape(-1) for buffer in self._buffers]).numpy()
+        self._put(self._before)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A forward that leaves nothing behind."""
+        yield
         self._put(self._before)
 
     def leave_mean(self, total: np.ndarray, cases: int) -> None:

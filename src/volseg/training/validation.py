@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from volseg.config import TrainingConfig
+from volseg.geometry import Box
+from volseg.models.bringing_back import bring_back, maps_of_box
 from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.partition.operations import Kind
 from volseg.training.data import CaseBlocks, Sample
-from volseg.volumes.dataset import Case
+from volseg.volumes.dataset import Case, check_labels
+from volseg.volumes.scan import Scan
+from volseg.volumes.volume import Volume
 
 Dice = float | None  # None where neither mask nor labels hold the class
 
@@ -24,7 +28,8 @@ Look = Callable[[Case, Sample, Tensor], None]
 
 @dataclass(frozen=True)
 class Validation:
-    """Dice of whole-volume masks, on the grid that the network sees.
+    """Dice of whole-volume masks, on the scans' own grids as `volseg evaluate` takes it; at coarser levels of a
+    multigrid run, on the grid that the network sees.
 
     mean      over the classes; None where there is no foreground at all
     by_class  of each foreground class, by value from 1 on: the mean over the cases that have it
@@ -70,16 +75,18 @@ def validate(
     for place, case in blocks.replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = blocks.load(case)
+        with blocks.grid.communicator.together():
+            own = blocks.on_own_grid(case)
         mask = torch.empty(sample.target.shape, dtype=torch.uint8)
-        for start, logits in twin.logit_slabs(sample.image):
-            with meter.doing(Kind.HEAD):
-                mask[:, start : start + logits.shape[2]] = logits.argmax(1)
-        with meter.doing(Kind.LABELS):
+        if own is None:
+            for start, logits in twin.logit_slabs(sample.image):
+                with meter.doing(Kind.HEAD):
+                    mask[:, start : start + logits.shape[2]] = logits.argmax(1)
             valid = sample.target != IGNORE
-            true, found = sample.target[valid].long(), mask[valid].long()
-            counts = torch.stack(
-                [torch.bincount(part, minlength=classes) for part in (found, true, true[true == found])]
-            ).numpy()
+            with meter.doing(Kind.LABELS):
+                counts = _counts(mask[valid].numpy(), sample.target[valid].numpy(), classes)
+        else:
+            counts = _counts_on_own_grid(twin, blocks, sample, *own, mask)
         counts = blocks.grid.communicator.reduce_all(counts)
         dice = dice_from_counts(*counts)[1:]
         scores[:, place] = np.nan_to_num(dice), ~np.isnan(dice)
@@ -93,6 +100,57 @@ def validate(
     by_class = tuple(_mean([row[number] for row in rows]) for number in range(classes - 1))
     by_case = {case.name: row for case, row in zip(cases, rows, strict=True)}
     return Validation(_mean(by_class), by_class, by_case, blocks.level)
+
+
+def _counts(found: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
+    """[3, classes]: voxels of each class in a mask, in the labels, and in both."""
+    parts = (found, true, true[true == found])
+    return np.stack([np.bincount(part.reshape(-1), minlength=classes)[:classes] for part in parts])
+
+
+def _counts_on_own_grid(
+    twin: FusedUNet, blocks: CaseBlocks, sample: Sample, scan: Scan, labels: Volume, mask: Tensor
+) -> np.ndarray:
+    """Of this rank's box of the mask that `segment` would write; a few planes of it exist at a time. Collective.
+
+    mask  filled: on the grid that the network sees, for pictures
+    """
+    head, classes, meter = twin.twin.head, twin.config.classes, blocks.grid.communicator.meter
+    assert scan.back is not None
+    box, shape = scan.mask_box, mask.shape[1:]
+    far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
+    sides = (shape[0] + far[0], shape[1] + far[1], shape[2] + far[2])
+    on_d, on_h, on_w = maps_of_box(scan.back, box, scan.block, sides)
+    counts = np.zeros((3, classes), dtype=np.int64)
+    error: Exception | None = None
+    whole: np.ndarray | None = None
+    if labels.whole_slices and not labels.rising_slices:  # each run of planes would cost as much as the file
+        with blocks.grid.communicator.together():
+            whole = labels.read(box)
+    for (first, last), features in twin.feature_slabs(sample.image, scan.layout):
+        with meter.doing(Kind.HEAD):
+            inside = features[:, :, : last - first, : shape[1], : shape[2]]
+            mask[0, first:last] = head(inside)[0].argmax(0)
+        start, stop = (int(n) for n in np.searchsorted(on_d.low, (first, last)))
+        planes = Box((box.start[0] + start, *box.start[1:]), (box.start[0] + stop, *box.stop[1:]))
+        if not planes.size or error is not None:
+            continue
+        found = np.empty(planes.shape, dtype=np.uint8)
+        with meter.doing(Kind.HEAD):
+            maps = [on_d[start:stop].relative_to(first, features.shape[2]), on_h, on_w]
+            bring_back(features, head.weight, head.bias, maps, found)
+        try:
+            with meter.doing(Kind.FILES):
+                true = labels.read(planes) if whole is None else whole[planes.relative_to(box).slices]
+                check_labels(true, blocks.dataset.labels, labels.path)
+        except Exception as caught:  # the other ranks' next exchange waits for this rank
+            error = caught
+            continue
+        with meter.doing(Kind.LABELS):
+            counts += _counts(found, true.astype(np.uint8), classes)
+    labels.close()
+    blocks.grid.communicator.raise_together(error)
+    return counts
 
 
 def _mean(values: Sequence[Dice]) -> Dice:

@@ -6,8 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Message, ignore
+from volseg.volumes.dataset.at_spacing import lost_labels
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
 from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.examination import examine
@@ -60,13 +63,18 @@ def check_dataset(
     for note in dataset.notes:
         listen(Message(note))
     found = examine(dataset, communicator, listen)
+    spacings = [case.spacing for case in found.fingerprint.cases]
+    lost: list[Fault] = []
+    if spacings:  # what `train` sees them at unless it is told otherwise
+        d, h, w = np.median(spacings, axis=0).tolist()
+        lost = lost_labels(dataset, found.fingerprint, (d, h, w), communicator, listen)
     of_voxels = [
         dataclasses.replace(fault, serious=True)
         if fault.kind == "constant image" or (fault.kind == "empty labels" and not allow_empty)
         else fault
         for fault in found.faults
     ]
-    faults = [*of_files, *of_voxels]
+    faults = [*of_files, *of_voxels, *lost]
     if len(faults) > 1 and not dataset.cases and all(fault.kind == "missing image" for fault in faults):
         listen(Caution(
             f"{dataset.folder}: every case lacks a file of the {len(dataset.channel_names)} channels "

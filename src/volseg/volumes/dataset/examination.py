@@ -79,7 +79,8 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
     intensities = _intensities(dataset, [look for look in looks if look.findings.number in sound], parts, communicator)
     cases = tuple(_fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
     portraits = portraits_of([(look.findings.number, look.image) for look in looks], parts == 1, communicator)
-    portraits = {number: portraits[number] for number in sorted(sound & portraits.keys())}
+    constant = {n for n, some in enumerate(faults) if any(fault.kind == "constant image" for fault in some)}  # said
+    portraits = {number: portraits[number] for number in sorted((sound - constant) & portraits.keys())}
     for number, fault in unlike_cases(dataset, portraits).items():
         faults[number].append(fault)
     images = typical_images(dataset, portraits)

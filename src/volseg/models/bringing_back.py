@@ -20,9 +20,9 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
 from volseg.geometry import Box, Triple
 from volseg.nn.kernels.convolution import convolve
+from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
 from volseg.volumes.interpolation import AxisMap, between
-from volseg.volumes.scan import Scan
 
 _ONE = (1, 1, 1)
 _CLASSES_AT_ONCE = 8  # fixed, so that a class's logits come from one and the same product whatever the slab
@@ -35,7 +35,7 @@ def mask_type(classes: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
     return np.dtype(np.uint8) if classes <= 256 else np.dtype(np.uint16)
 
 
-def with_far_ghosts(features: Tensor, scan: Scan, grid: ProcessGrid) -> Tensor:
+def with_far_ghosts(features: Tensor, layout: Layout, grid: ProcessGrid) -> Tensor:
     """This rank's features with one more plane at the far end of each axis where there is one. Collective.
 
     features  [1, C, d, h, w]     of this rank's block
@@ -43,9 +43,9 @@ def with_far_ghosts(features: Tensor, scan: Scan, grid: ProcessGrid) -> Tensor:
     """
 
     def needs(axis: int, own: Range) -> Range:
-        return own[0], min(own[1] + 1, scan.layout.shape[axis])
+        return own[0], min(own[1] + 1, layout.shape[axis])
 
-    return exchange_window(features, plan_window(scan.layout, grid.coords, needs, scan.layout), grid)
+    return exchange_window(features, plan_window(layout, grid.coords, needs, layout), grid)
 
 
 def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, sides: Triple) -> list[AxisMap]:
