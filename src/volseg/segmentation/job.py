@@ -14,9 +14,9 @@ import numpy as np
 from volseg.config import ModelConfig
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
+from volseg.models.bringing_back import mask_type
 from volseg.partition.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
-from volseg.segmentation.resampling import mask_type
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, stem_of

@@ -103,7 +103,7 @@ class CaseBlocks:
         scan = lay_out(channels, self.grid, self.multiple, self.spacing)
         if scan.back is None:
             return None
-        return scan, in_order_of(open_volume(case.label), scan.mask_space)
+        return scan, in_order_of(open_mask(case.label), scan.mask_space)
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""

@@ -69,7 +69,8 @@ class TrainingReport:
 
 def make_report(
     job: TrainingJob, setup: Setup, steps: int, seconds: float, communication: Mapping[str, Any], loss: float,
-    dice: float | None, validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]], stopped: Reason | None = None,
+    dice: float | None, validation: Validation | None, inputs: Mapping[str, Mapping[str, Any]],
+    stopped: Reason | None = None,
 ) -> TrainingReport:  # fmt: skip
     """Gather the ranks' peaks; the root writes report.json, and report.html from the run folder. Collective.
 
