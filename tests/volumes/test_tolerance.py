@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 from dicom_files import save, series_datasets, stored_values
+from label_sources import full_datasets
+from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.checks import check_affine
 from volseg.volumes.dicom.volume import open_dicom
+from volseg.volumes.label_table import table_of
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.nifti.output import header_bytes
 from volseg.volumes.nifti.reading import open_nifti
 from volseg.volumes.output import Content
 from volseg.volumes.summary import header_facts
 from volseg.volumes.volume import Space
+from volseg.volumes.writing import write_volume
 
 SHAPE = (6, 16, 20)
 SIDES = [0.0005, 0.002, 0.009, 0.3, 1.0, 5.0]  # mm
@@ -98,3 +102,18 @@ def test_a_grid_that_24_bits_cannot_place_is_written_with_64(tmp_path):
 def test_a_message_does_not_round_small_voxels_away():
     with pytest.raises(VolumeError, match=r"\[\[0\.0005, 0, 0, 0\], \[0, 0\.0005, 0, 0\], \[0, 0, 0, 0\]\] maps no"):
         check_affine(np.diag([0.0005, 0.0005, 0.0, 1.0]), "v.nii")
+
+
+@pytest.mark.parametrize(("step", "digits"), [(0.625, 1), (0.0005, 7)])
+def test_a_seg_of_rounded_or_tiny_slices_comes_back(tmp_path, step, digits):
+    datasets = full_datasets(series_datasets(stored_values((12, 16, 20)), pixel=(step, step)))
+    for number, ds in enumerate(datasets):
+        ds.ImagePositionPatient = [0, 0, f"{number * step:.{digits}f}"]
+    series = open_dicom(save(datasets, tmp_path / "ct"))
+    mask = (np.random.default_rng(0).random(series.shape) < 0.3).astype(np.uint8)
+    write_volume(
+        tmp_path / "mask.dcm", series.space, mask.dtype, lambda units: mask[units[0].box.slices], SerialCommunicator(),
+        source=series, labels=table_of([(1, "liver", None)]),
+    )  # fmt: skip
+    labels, _ = open_labels(tmp_path / "mask.dcm", series)
+    np.testing.assert_array_equal(labels.read(Box.whole(mask.shape)), mask)

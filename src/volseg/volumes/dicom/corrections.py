@@ -31,9 +31,9 @@ MAX_TILT_DEGREES = 45.0
 """Gantries tilt by 30 degrees at most; beyond this the positions are wrong."""
 
 MAX_GAP_SPACINGS, MAX_GAP_MM = 3.0, 15.0
-HARMLESS_GAP_MM, HARMLESS_GAP_PIXELS = 5.0, 10.0
+HARMLESS_GAP_MM, HARMLESS_GAP_PIXELS = 5.0, 16.0
 """Two slices in a row may be missing, not more, unless the gap is within 5 mm, the thickness of an ordinary slice, and
-within ten pixels, for in a scan of a tooth 5 mm are all there is; and none above 15 mm: what is interpolated across is
+within 16 pixels, for in a scan of a tooth 5 mm are all there is; and none above 15 mm: what is interpolated across is
 made up, and findings of a centimetre would be lost in it."""
 
 USUAL_SHARE = 0.1
