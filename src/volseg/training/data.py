@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -176,8 +177,15 @@ class CaseBlocks:
         labels = self._labels[case.name]
         with self.reading(case):
             stored = labels.read(box)
+        return self.target_of(stored, labels.path)
+
+    def target_of(self, stored: np.ndarray, path: Path) -> np.ndarray:
+        """Labels as a file holds them, of any type, as uint8, IGNORE where nobody has labelled.
+
+        Raises VolumeError where a value is none of the data set's labels.
+        """
         ignore = self.dataset.ignore
-        check_labels(stored, self.dataset.labels, labels.path, ignore)
+        check_labels(stored, self.dataset.labels, path, ignore)
         return (stored if ignore is None else np.where(stored == ignore, IGNORE, stored)).astype(np.uint8)
 
     def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:

@@ -16,7 +16,7 @@ from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.partition.operations import Kind
 from volseg.training.data import CaseBlocks, Sample
-from volseg.volumes.dataset import Case, check_labels
+from volseg.volumes.dataset import Case
 from volseg.volumes.scan import Scan
 from volseg.volumes.volume import Volume
 
@@ -141,13 +141,14 @@ def _counts_on_own_grid(
             bring_back(features, head.weight, head.bias, maps, found)
         try:
             with meter.doing(Kind.FILES):
-                true = labels.read(planes) if whole is None else whole[planes.relative_to(box).slices]
-                check_labels(true, blocks.dataset.labels, labels.path)
+                stored = labels.read(planes) if whole is None else whole[planes.relative_to(box).slices]
+                true = blocks.target_of(stored, labels.path)
         except Exception as caught:  # the other ranks' next exchange waits for this rank
             error = caught
             continue
         with meter.doing(Kind.LABELS):
-            counts += _counts(found, true.astype(np.uint8), classes)
+            valid = true != IGNORE
+            counts += _counts(found[valid], true[valid], classes)
     labels.close()
     blocks.grid.communicator.raise_together(error)
     return counts
