@@ -186,7 +186,7 @@ class _Series:
             if not even and (regular or not (certain or self.stacks.coincide(group))):
                 return None
             return None if self._are_copies(parts) else parts
-        if regular or not even:
+        if regular or not even or min(map(len, parts)) < FEWEST_SLICES:  # two slices are even whatever lies between
             return None
         blocks = (key in SERIES or key.name in BLOCKS) and len(classes) <= most
         return parts if blocks or not self.stacks.straight(group) else None
