@@ -119,7 +119,8 @@ def test_another_grid_is_an_error_that_names_both(tmp_path):
     moved = AFFINE.copy()
     moved[2, 3] += 2.5
     with pytest.raises(
-        VolumeError, match=r"up to 2\.5 mm off, with the same spacing: it begins at .*, or --resample-labels"
+        VolumeError,
+        match=r"up to 2\.5 mm off \(1 voxel\), with the same spacing: it begins at .*, or --resample-labels",
     ):
         open_labels(saved(tmp_path, mask(), moved), image())
 
