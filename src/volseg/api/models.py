@@ -202,7 +202,8 @@ def segment(
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
     scan          NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file
-    output        mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm; None: SCAN_mask.nii.gz beside the scan
+    output        mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm; a folder: CASE.nii.gz in it; None:
+                  SCAN_mask.nii.gz beside the scan
     model         run folder, or a weights file
     spacing       how the network sees the scan: the model's, "native", or mm along the patient's z, y, x
     keep_largest  of each label only the largest connected component; min_volume: mm³ of those that stay

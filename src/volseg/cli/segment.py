@@ -41,7 +41,8 @@ def segment(
         typer.Option(
             "--output",
             "-o",
-            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm (DICOM SEG).  [default: SCAN_mask.nii.gz]",
+            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, .dcm (DICOM SEG), or a folder.  "
+            "[default: SCAN_mask.nii.gz]",
         ),
     ] = None,
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),

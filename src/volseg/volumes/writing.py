@@ -264,7 +264,11 @@ def volume_suffix(path: Path, *, mask: bool = False) -> str:
     for suffix in (*SUFFIXES, SEGMENTATION_SUFFIX) if mask else SUFFIXES:
         if name.endswith(suffix) and len(name) > len(suffix):
             return suffix
-    more = ", or a mask's in .dcm, or be that of a label, SCAN.zarr/labels/NAME" if mask else ""
+    more = (
+        ", or a mask's in .dcm, or be that of a label, SCAN.zarr/labels/NAME, or of a folder that is there"
+        if mask
+        else ""
+    )
     raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr{more}")
 
 

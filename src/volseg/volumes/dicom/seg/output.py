@@ -18,6 +18,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -69,6 +70,7 @@ class SegOutput(SharedFile):
         planes[:, 0, 0] = np.arange(len(positions)) % len(segments) + 1
         trial = _built(planes, positions, segments, self._labels, series, self._path)
         _save(trial, io.BytesIO(), self._path)
+        _PROVEN.add(self._source)
         bits = math.prod(self._space.shape) * len(segments)
         if bits // 8 <= MOST_BYTES:
             return series.remarks
@@ -76,7 +78,8 @@ class SegOutput(SharedFile):
         return (*series.remarks, f"a DICOM SEG holds 4 GiB, and this one may need {most}; .nii.gz has no such limit")
 
     def create(self, temporary: Path) -> None:
-        self.rehearse()
+        if self._source not in _PROVEN:
+            self.rehearse()
         temporary.touch(exist_ok=False)
 
     def encode(self, unit: Unit, voxels: np.ndarray) -> memoryview:
@@ -123,6 +126,8 @@ class SegOutput(SharedFile):
         return kept
 
 
+_PROVEN: WeakSet[Volume] = WeakSet()
+"""Scans of whose headers a Segmentation has been built."""
 SUFFIX = ".dcm"
 MOST_BYTES = 2**32 - 2  # of one element's value
 
