@@ -229,7 +229,7 @@ def check_output(path: str | Path, overwrite: bool = False, *, mask: bool = Fals
     if foreign:
         some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise VolumeError(
-            f"{path}: holds {some}, which belongs to no zarr store, so it is not overwritten; move it away"
+            f"{path}: holds {some}, which is no part of a zarr store, so it is not overwritten; move it away"
         )
     if not folder and path.is_dir():
         raise VolumeError(f"{path}: exists and is a folder; give another name")
