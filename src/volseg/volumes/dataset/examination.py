@@ -7,7 +7,6 @@ the pieces of one. What is found does not depend on that.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,25 +16,32 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Listener, Progress, ignore
-from volseg.geometry import Box, Triple, format_triple
+from volseg.geometry import Box
 from volseg.volumes.canonical import canonical, in_order_of
-from volseg.volumes.checks import check_same_grid, not_finite_text
+from volseg.volumes.checks import check_same_grid
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
-from volseg.volumes.dataset.description import outside_message
-from volseg.volumes.dataset.mixed_up import exchanged_text, is_mask, same_labels, with_owners
+from volseg.volumes.dataset.findings import (
+    DIGEST_BYTES,
+    MOST_VALUES,
+    Findings,
+    faults_of,
+    faults_of_set,
+    fingerprint_of,
+    label_digest,
+    labels_of_case,
+    with_copies,
+)  # fmt: skip
+from volseg.volumes.dataset.mixed_up import is_mask, same_labels, with_owners
 from volseg.volumes.dataset.unlike import portraits_of, typical_images, unlike_cases
-from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
+from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
 from volseg.volumes.mask_source import open_mask
-from volseg.volumes.mask_values import together
 from volseg.volumes.tally import Close, Packed, Tally, has_any_of
-from volseg.volumes.volume import Space, Volume
+from volseg.volumes.volume import Volume
 
 PIECE_VOXELS = 2**20
 ROWS = 32  # and slices, of which pieces are made: the side of a zarr chunk
 SAMPLED_ROWS = 4  # one in so many rows says what an image looks like; pieces begin at multiples of it
-DIGEST_BYTES = 16
-MOST_VALUES = 8  # of those outside the list that are kept, and of unused labels that are named
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,11 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
         key=lambda findings: (findings.number, findings.part),
     )
     by_case = [[f for f in gathered if f.number == number] for number in range(len(dataset.cases))]
-    faults = [_faults_of(dataset, case, found) for case, found in zip(dataset.cases, by_case, strict=True)]
-    faults = with_owners(dataset, [found[0].spaces for found in by_case], _with_copies(dataset, by_case, faults))
+    faults = [faults_of(dataset, case, found) for case, found in zip(dataset.cases, by_case, strict=True)]
+    faults = with_owners(dataset, [found[0].spaces for found in by_case], with_copies(dataset, by_case, faults))
     sound = {number for number, found in enumerate(faults) if not any(fault.serious for fault in found)}
     intensities = _intensities(dataset, [look for look in looks if look.findings.number in sound], parts, communicator)
-    cases = tuple(_fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
+    cases = tuple(fingerprint_of(dataset, number, by_case[number]) for number in sorted(sound))
     portraits = portraits_of([(look.findings.number, look.image) for look in looks], parts == 1, communicator)
     constant = {n for n, some in enumerate(faults) if any(fault.kind == "constant image" for fault in some)}  # said
     portraits = {number: portraits[number] for number in sorted((sound - constant) & portraits.keys())}
@@ -86,57 +92,23 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
     images = typical_images(dataset, portraits)
     fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities, images)
     digests = {
-        number: _label_digest(by_case[number]) for number in sorted(sound) if any(_labels_of_case(by_case[number]))
+        number: label_digest(by_case[number]) for number in sorted(sound) if any(labels_of_case(by_case[number]))
     }
-    of_set = [*_faults_of_set(dataset, fingerprint), *same_labels(dataset, digests)]
+    of_set = [*faults_of_set(dataset, fingerprint), *same_labels(dataset, digests)]
     return Examination((*(fault for some in faults for fault in some), *of_set), fingerprint)
-
-
-@dataclass
-class _Findings:
-    """What a rank saw in its part of a case; small, for all ranks get it.
-
-    not_finite  by channel: how many voxels, and the first
-    constant    by channel: the value of all its voxels so far; None where they differ
-    doubts      what a reader of DICOM should know, one line each
-    voxels      by label value of the list; `outside` those that are not, `ignored` those that nobody has labelled
-    image_is_mask  whether the image channels hold nothing but values of the list
-    remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
-    digest      of the image channels in this part: digests of runs of rows, added up, so in any order; `label_digest`
-                of the labels
-    spaces      canonical grids of the first image and of the labels
-    """
-
-    number: int
-    part: int
-    faults: list[tuple[Kind, str]] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    not_finite: dict[int, tuple[int, Triple]] = field(default_factory=dict)
-    constant: dict[int, float | None] = field(default_factory=dict)
-    voxels: Counter[int] = field(default_factory=Counter)
-    outside: set[float] = field(default_factory=set)
-    ignored: int = 0
-    image_is_mask: bool = True
-    label_digest: int = 0
-    spaces: tuple[Space, ...] = ()
-    fractions: set[float] = field(default_factory=set)
-    remarks: set[str] = field(default_factory=set)
-    digest: int = 0
-    shape: Triple = (0, 0, 0)
-    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass
 class _Look:
     """The findings, and what stays on the rank that found it, by channel: the foreground's values, and the image's."""
 
-    findings: _Findings
+    findings: Findings
     foreground: list[Packed] = field(default_factory=list)
     image: list[Packed] = field(default_factory=list)
 
 
 def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
-    case, found = dataset.cases[number], _Findings(number, part)
+    case, found = dataset.cases[number], Findings(number, part)
     look = _Look(found)
     opened = _open(case, found)
     if opened is None:
@@ -169,7 +141,7 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     return look
 
 
-def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
+def _open(case: Case, found: Findings) -> tuple[list[Volume], Volume] | None:
     """The case's volumes, with a note of each that cannot be opened or lies on another grid than the first."""
     images: list[Volume] = []
     label: Volume | None = None
@@ -194,7 +166,7 @@ def _open(case: Case, found: _Findings) -> tuple[list[Volume], Volume] | None:
 
 
 @contextmanager
-def _noting(found: _Findings, kind: Kind) -> Iterator[None]:
+def _noting(found: Findings, kind: Kind) -> Iterator[None]:
     """Notes what goes wrong in the body as a fault of `kind`, and goes on after it."""
     try:
         yield
@@ -214,7 +186,7 @@ def _boxes(volumes: Sequence[Volume], part: int, parts: int) -> list[Box]:
     return boxes[len(boxes) * part // parts : len(boxes) * (part + 1) // parts]
 
 
-def _pieces(volume: Volume, boxes: Sequence[Box], found: _Findings) -> Iterator[tuple[Box, np.ndarray]]:
+def _pieces(volume: Volume, boxes: Sequence[Box], found: Findings) -> Iterator[tuple[Box, np.ndarray]]:
     """The voxels of each box; what cannot be read is noted, and ends them."""
     with _noting(found, "unreadable"):
         for box in boxes:
@@ -228,7 +200,7 @@ def _foreground_of(labels: np.ndarray, ignore: int | None) -> np.ndarray:
     return foreground if ignore is None else foreground & (labels != ignore)
 
 
-def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box, dataset: Dataset) -> None:
+def _look_at_image(found: Findings, channel: int, values: np.ndarray, box: Box, dataset: Dataset) -> None:
     found.image_is_mask = found.image_is_mask and is_mask(values, dataset)
     value = found.constant.setdefault(channel, float(values.flat[0]))
     if value is not None and (values != value).any():
@@ -244,7 +216,7 @@ def _look_at_image(found: _Findings, channel: int, values: np.ndarray, box: Box,
     found.not_finite[channel] = count + int(bad.sum()), min(known, (d, h, w))
 
 
-def _look_at_labels(found: _Findings, values: np.ndarray, dataset: Dataset) -> None:
+def _look_at_labels(found: Findings, values: np.ndarray, dataset: Dataset) -> None:
     low, high = values.min(), values.max()
     if values.dtype.kind in "iu" and low >= 0 and high < 2**16:
         counts = np.bincount(values.ravel())
@@ -308,9 +280,9 @@ def _intensities(
 
 
 def _foreground(
-    dataset: Dataset, before: _Findings, parts: int, channels: Sequence[int]
+    dataset: Dataset, before: Findings, parts: int, channels: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    case, found = dataset.cases[before.number], _Findings(before.number, before.part)
+    case, found = dataset.cases[before.number], Findings(before.number, before.part)
     opened = _open(case, found)
     if opened is not None:
         images, label = opened
@@ -322,116 +294,3 @@ def _foreground(
                 yield channel, values[foreground]
     for _, message in found.faults:
         raise VolumeError(message)
-
-
-def _faults_of(dataset: Dataset, case: Case, found: Sequence[_Findings]) -> list[Fault]:
-    """What the parts of a case say together."""
-    said = dict.fromkeys(fault for part in found for fault in part.faults)
-    faults = [Fault(case.name, kind, message) for kind, message in said]
-    doubts = dict.fromkeys(line for part in found for line in part.doubts)
-    doubtful = [Fault(case.name, "doubtful image", line, serious=False) for line in doubts]
-    for channel, image in enumerate(case.images):
-        seen = [part.not_finite[channel] for part in found if channel in part.not_finite]
-        if seen:
-            count, first = sum(number for number, _ in seen), format_triple(min(voxel for _, voxel in seen))
-            message = (
-                f"{image}: {not_finite_text(count)}, the first at D x H x W {first}; replace them, with "
-                "-1024 for air in CT"
-            )
-            faults.append(Fault(case.name, "not finite", message))
-        constants = {part.constant[channel] for part in found if channel in part.constant}
-        if len(constants) == 1 and None not in constants and not said:
-            message = f"{image}: every voxel is {constants.pop():g}, a constant image; there is nothing to see in it"
-            faults.append(Fault(case.name, "constant image", message, serious=False))
-    assert case.label is not None
-    remarks = together(set().union(*(part.remarks for part in found)))
-    faults += [Fault(case.name, "doubtful labels", f"{case.label}: {remark}", serious=False) for remark in remarks]
-    if _are_exchanged(found):
-        return [*faults, Fault(case.name, "outside the list", exchanged_text(case, dataset))]
-    fractions = sorted(set().union(*(part.fractions for part in found)), key=lambda one: (one != one, one))
-    if fractions:
-        shown = ", ".join(f"{value:g}" for value in fractions[:5])
-        message = f"{case.label}: labels must be whole numbers, it holds {shown}; is this an image or a probability?"
-        faults.append(Fault(case.name, "no whole numbers", message))
-    outside = sorted(set().union(*(part.outside for part in found)))
-    if outside:
-        message = outside_message(outside, dataset.labels, case.label)
-        faults.append(Fault(case.name, "outside the list", message))
-    voxels = _voxels(found)
-    if (
-        voxels
-        and not any(count for value, count in voxels.items() if value)
-        and not any(fault.serious for fault in faults)
-    ):
-        message = f"{case.label}: no voxel of it carries a label; it holds background alone"
-        faults.append(Fault(case.name, "empty labels", message, serious=False))
-    return faults + doubtful
-
-
-def _with_copies(
-    dataset: Dataset, by_case: Sequence[Sequence[_Findings]], faults: list[list[Fault]]
-) -> list[list[Fault]]:
-    """Also a fault for each case with the same image as one before: it may come to lie on both sides of a split."""
-    first: dict[str, str] = {}
-    for number, found in enumerate(by_case):
-        digest, case = _digest(found), dataset.cases[number]
-        if any(kind in ("unreadable", "geometry") for part in found for kind, _ in part.faults):
-            continue
-        if digest in first:
-            message = f"{case.images[0]}: the same image as case {first[digest]}; keep one of them"
-            faults[number].append(Fault(case.name, "duplicate", message))
-        first.setdefault(digest, case.name)
-    return faults
-
-
-def _faults_of_set(dataset: Dataset, fingerprint: Fingerprint) -> list[Fault]:
-    if not fingerprint.cases:
-        return []
-    voxels = fingerprint.voxels
-    if not any(voxels[1:]):
-        message = f"{dataset.folder}: no voxel carries a label; there is nothing to learn from: check the label files"
-        return [Fault("", "empty labels", message)]
-    unused = [f"{name} ({value})" for name, value in dataset.labels.items() if value and not voxels[value]]
-    if not unused:
-        return []
-    more = f" and {len(unused) - MOST_VALUES} more" if len(unused) > MOST_VALUES else ""
-    message = f"{dataset.folder}: in no case occur the labels {', '.join(unused[:MOST_VALUES])}{more}"
-    return [Fault("", "unused label", message, serious=False)]
-
-
-def _are_exchanged(found: Sequence[_Findings]) -> bool:
-    """Whether the labels are none, and the image holds nothing but labels, and not one alone."""
-    seen = {part.constant.get(0) for part in found}
-    return (
-        any(part.outside or part.fractions for part in found)
-        and all(part.image_is_mask for part in found)
-        and (len(seen) > 1 or None in seen)
-    )
-
-
-def _labels_of_case(found: Sequence[_Findings]) -> list[int]:
-    """Labels but the background that a case has."""
-    return [value for value, count in _voxels(found).items() if value and count]
-
-
-def _label_digest(found: Sequence[_Findings]) -> tuple[Triple, int]:
-    return found[0].shape, sum(part.label_digest for part in found) % 2 ** (8 * DIGEST_BYTES)
-
-
-def _voxels(found: Sequence[_Findings]) -> Counter[int]:
-    return sum((part.voxels for part in found), Counter[int]())
-
-
-def _digest(found: Sequence[_Findings]) -> str:
-    total = sum(part.digest for part in found) % 2 ** (8 * DIGEST_BYTES)
-    shape = hashlib.blake2b(repr(found[0].shape).encode(), digest_size=DIGEST_BYTES)
-    shape.update(total.to_bytes(DIGEST_BYTES))
-    return shape.hexdigest()
-
-
-def _fingerprint_of(dataset: Dataset, number: int, found: Sequence[_Findings]) -> CaseFingerprint:
-    voxels = _voxels(found)
-    counts = tuple(voxels[value] for value in range(len(dataset.labels)))
-    ignored = sum(part.ignored for part in found)
-    name = dataset.cases[number].name
-    return CaseFingerprint(name, found[0].shape, found[0].spacing, counts, _digest(found), ignored)
