@@ -5,11 +5,18 @@ import csv
 import pytest
 from matplotlib.image import imread
 
-from volseg.training.log import CLASS, COLUMNS, TrainingLog, read_log
+from volseg.training.log import CLASS, COLUMNS, TrainingLog, dice_of_last_epoch, read_log
 from volseg.training.progress import best_at_finest, class_columns, draw_progress, label_values
 from volseg.training.run_page import _classes
 
 OLD = "step,epoch,loss,dice,learning_rate,seconds,voxels_per_second,case,validation_dice,mood\n"
+
+
+def test_the_dice_at_the_end_is_the_last_epochs(tmp_path):
+    rows = [{"epoch": epoch, "dice": dice} for epoch, dice in (("1", "0.1"), ("2", "0.4"), ("2", ""), ("2", "0.8"))]
+    assert dice_of_last_epoch(rows) == pytest.approx(0.6)
+    assert dice_of_last_epoch(rows[2:3]) is None
+    assert dice_of_last_epoch([]) is None
 
 
 def test_a_log_of_other_columns_goes_on_with_those_of_both(tmp_path):

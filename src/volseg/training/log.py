@@ -93,6 +93,12 @@ def read_log(run: Path) -> Rows:
     return [row for row in rows if row.get("step", "").isdecimal()]
 
 
+def dice_of_last_epoch(rows: Rows) -> float | None:
+    """The mean soft Dice of its steps; None where none of them has one. One step says as much as its cases alone."""
+    steps = [float(row["dice"]) for row in rows if row["epoch"] == rows[-1]["epoch"] and row.get("dice")]
+    return sum(steps) / len(steps) if steps else None
+
+
 def finest(rows: Rows) -> Rows:
     """Those of steps at the finest resolution; a validation Dice of a coarser one is another measure."""
     return [row for row in rows if not int(row.get("level") or 0)]

@@ -146,6 +146,7 @@ def _train(
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
     record.finish()
+    dice = record.dice_of_last_epoch()
     return make_report(job, setup, card.step, seconds, communication, loss, dice, record.last, inputs, stopped)
 
 
@@ -177,7 +178,7 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
     record.finish()
-    dice = float(last["dice"]) if last["dice"] else None
+    dice = record.dice_of_last_epoch()
     return make_report(job, setup, step, seconds, communication, float(last["loss"]), dice, record.last, inputs)
 
 

@@ -13,7 +13,7 @@ from volseg.files import flush_to_disk, what_is_wrong
 from volseg.training import previews, tensorboard
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
-from volseg.training.log import CLASS, TrainingLog
+from volseg.training.log import CLASS, TrainingLog, dice_of_last_epoch
 from volseg.training.previews import Previews
 from volseg.training.progress import PICTURE, draw_progress
 from volseg.training.setup import Setup
@@ -80,6 +80,12 @@ class Record:
         if failure is not None:
             self._complain(self._job.run / previews.FOLDER, failure, NO_PICTURE)
         return pictures
+
+    def dice_of_last_epoch(self) -> float | None:
+        """The mean soft Dice of the steps of the last epoch, those before an interruption too. Collective."""
+        dice: float | None = None if self._log is None else dice_of_last_epoch(self._log.rows)
+        dice = self._world.broadcast(dice)
+        return dice
 
     def before_checkpoint(self) -> None:
         """A checkpoint is about to be written: the log is not to be behind it, if that can be."""

@@ -42,7 +42,8 @@ class TrainingReport:
     waited            largest share of the time that a rank waited for others, 0 to 1
     time              share of each kind of work in the time of the steps, largest first
     step_seconds      measured, the median of the steps; step_planned as it was foretold, None where it was not
-    loss, dice        of the last step; None where no step was left to take, and a Dice where no case holds a class
+    loss              of the last step; None where no step was left to take
+    dice              soft Dice, the mean over the steps of the last epoch; None where no case holds a class
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
     validation_level  of a multigrid run, at which it was measured; 0 is the finest

@@ -73,7 +73,7 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
         "time": f"{_duration(report['seconds'])} in this session",
         "job": f"{job}, {_count(report['threads_per_rank'], 'thread')} a rank",
         "loss": f"{report['loss']:.4f} in the last step",
-        "soft Dice": "none in the last step" if report["dice"] is None else f"{report['dice']:.4f} in the last step",
+        "soft Dice": "none in the last epoch" if report["dice"] is None else f"{report['dice']:.4f} in the last epoch",
     }
     if report["validation_dice"] is not None:
         level = report["validation"]["level"]
