@@ -148,7 +148,7 @@ def test_a_commands_texts_are_taken_as_values_are(tmp_path):
         ({"flip": 0.5}, r"augmentation.flip = 0.5 must be a list of numbers, such as \[0.5"),
         ({"crop": "64"}, "--crop 64: give three sizes"),
         ({"crop": 64}, "data.crop = 64 must be a list of whole numbers"),
-        ({"spacing": 2.0}, "data.spacing = 2.0 must be a text"),
+        ({"spacing": "fine"}, "--spacing fine: give own"),
         ({"max_time": "soon"}, "--max-time soon: give a time"),
         ({"max_time": (1, 2)}, "max_time = .*: give seconds"),
         ({"epochs": "ten"}, "training.epochs = 'ten' must be a whole number"),

@@ -225,14 +225,17 @@ def test_options_of_train(refused, options, said):
     assert said in refused("train", "-o", "new", *options)
 
 
-def test_run_folders(refused, here):
+def test_run_folders(refused, here, capsys):
+    assert "weights.safetensors and is no run of volseg" in refused("train", *TRAIN, "--overwrite")
+    assert run(["init-config", "-o", "volseg-run/config.toml"]) == 0
+    capsys.readouterr()
     assert "exists already; go on with --continue" in refused("train", *TRAIN)
     (here / "file").touch()
     assert "file: is a file" in refused("train", "-o", "file", *TRAIN)
     assert "is a file" in refused("train", "-o", "file/run", *TRAIN)
     (here / "half").mkdir()
     (here / "half/config.toml").write_text("[model]\nlevels = 2\n")
-    assert "nothing in checkpoints/ to continue from" in refused("train", "-o", "half", "--continue")
+    assert "nothing in checkpoints/ to continue from" in refused("train", "ellipsoids", "-o", "half", "--continue")
     assert "weights.safetensors: no such file" in refused("segment", "scan.nii", "--model", "half")
 
 

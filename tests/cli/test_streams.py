@@ -1,5 +1,6 @@
 """Whatever becomes of what is printed, the job goes on; only a result that is lost is a failure."""
 
+import contextlib
 import io
 import os
 import signal
@@ -29,6 +30,7 @@ with job() as work:
     if work.communicator.is_root:
         Path(sys.argv[1]).write_text("done")
 """
+from volseg.cli import streams
 
 
 def shell(command, folder, **environment):
@@ -132,3 +134,23 @@ def test_a_job_outlives_its_terminal(tmp_path):
     os.close(main)
     assert job.wait(timeout=60) == 0
     assert (tmp_path / "out").read_text() == "done"
+
+
+def test_a_reader_who_does_not_read_is_waited_for_once(monkeypatch):
+    """Of a stream that does not wait, as asyncio's and node's; not at each of a run's messages."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    waited = []
+    monkeypatch.setattr(streams.select, "select", lambda *arguments: waited.append(arguments[3]) or ([], [], []))
+    outlet = streams.Outlet(writing)
+    for _ in range(3):
+        assert outlet.write(b"message\n") == 8
+    assert waited == [streams._PATIENCE_SECONDS, 0.0, 0.0]
+    os.read(reading, 65536)
+    outlet.write(b"message\n")
+    assert outlet._patience == streams._PATIENCE_SECONDS
+    os.close(reading)
+    os.close(writing)

@@ -22,7 +22,7 @@ from volseg.cli.launcher import Reached, reached
 
 OUTPUT = "standard output"
 _LEFT = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # nobody is there to read: a pipe's reader, a terminal
-_BUSY_SECONDS = 60.0  # for the reader of a stream that does not wait (O_NONBLOCK)
+_PATIENCE_SECONDS = 5.0  # for the reader of a stream that does not wait (O_NONBLOCK), until it reads again
 _ERRORS = "volseg.legible"
 _PLAIN = {"³": "3", "²": "2", "×": "x", "…": "...", "–": "-", "—": "-", "µ": "u", "±": "+-", "≤": "<=", "≥": ">="}
 
@@ -37,6 +37,7 @@ class Outlet(io.RawIOBase):
     def __init__(self, descriptor: int, where: Reached | None = None) -> None:
         super().__init__()
         self._descriptor, self._where = descriptor, where or Reached()
+        self._patience = _PATIENCE_SECONDS
         self.lost: OSError | None = None
         self.forgiving = False
 
@@ -57,20 +58,22 @@ class Outlet(io.RawIOBase):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             target = self._descriptor if self._where.descriptor is None else self._where.descriptor
             while rest:
-                rest = rest[_write(target, rest) :]
+                rest = rest[self._write(target, rest) :]
         except OSError as error:
             if not self.forgiving and error.errno not in _LEFT:
                 self.lost = self.lost or error
         return size
 
-
-def _write(descriptor: int, data: memoryview) -> int:
-    try:
-        return os.write(descriptor, data)
-    except BlockingIOError:
-        if not select.select([], [descriptor], [], _BUSY_SECONDS)[1]:
-            raise
-        return 0
+    def _write(self, descriptor: int, data: memoryview) -> int:
+        try:
+            written = os.write(descriptor, data)
+        except BlockingIOError:
+            if not select.select([], [descriptor], [], self._patience)[1]:
+                self._patience = 0.0  # a run does not wait at each message for somebody who does not read
+                raise
+            return 0
+        self._patience = _PATIENCE_SECONDS
+        return written
 
 
 def secure_streams() -> None:

@@ -83,8 +83,8 @@ class Record:
 
     def dice_of_last_epoch(self) -> float | None:
         """The mean soft Dice of the steps of the last epoch, those before an interruption too. Collective."""
-        dice: float | None = None if self._log is None else dice_of_last_epoch(self._log.rows)
-        dice = self._world.broadcast(dice)
+        own = None if self._log is None else dice_of_last_epoch(self._log.rows)
+        dice: float | None = self._world.broadcast(own)
         return dice
 
     def before_checkpoint(self) -> None:

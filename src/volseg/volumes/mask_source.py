@@ -62,7 +62,8 @@ def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
     """
     path = Path(path)
     if not is_mask_folder(path):
-        return Tidied(open_volume(path), remark)
+        mask = open_volume(path)
+        return mask if mask.dtype.kind in "iu" else Tidied(mask, remark)
     masks = open_mask_folder(path, remark=remark)
     for warning in masks.audit.warnings:
         remark(warning)

@@ -8,7 +8,7 @@ decimals in DICOM, 24 bits in NIfTI, which places a voxel of 9 micrometres half 
 SAME_GRID = 0.02
 """Voxels, along each axis, that a voxel of one grid may lie off its twin, anywhere in the volume."""
 
-SAME_PLACE = 0.02
+SAME_PLACE = 0.01
 """Pixel sides (of the shorter one) that two slices of one position may lie apart."""
 
 SAME_HEIGHT = 0.01
