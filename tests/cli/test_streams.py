@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from conftest import clean_environment
+from volseg.cli import streams
 from volseg.cli.streams import Outlet, secure_streams
 
 JOB = """
@@ -30,7 +31,6 @@ with job() as work:
     if work.communicator.is_root:
         Path(sys.argv[1]).write_text("done")
 """
-from volseg.cli import streams
 
 
 def shell(command, folder, **environment):
