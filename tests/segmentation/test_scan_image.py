@@ -83,7 +83,8 @@ AXIAL, SAGITTAL = np.eye(4), np.array([[0, 0, 1.0, 0], [1, 0, 0, 0], [0, 1, 0, 0
 @pytest.mark.parametrize("channel", ["CT", "MR"])
 @pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
 @pytest.mark.parametrize("affine", [AXIAL, SAGITTAL], ids=["axial", "sagittal"])
-def test_a_compressed_file_is_inflated_once(affine, schedule, channel, tmp_path, monkeypatch) -> None:
+def test_a_compressed_file_is_inflated_once_by_the_network(affine, schedule, channel, tmp_path, monkeypatch) -> None:
+    """And of CT once before it, for slices that lie all over the file: are its values Hounsfield units?"""
     from volseg.volumes.nifti import inflate
 
     monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
@@ -100,6 +101,7 @@ def test_a_compressed_file_is_inflated_once(affine, schedule, channel, tmp_path,
     voxels = ct_like((40, 36, 44))
     scan = save_nifti(tmp_path / "scan.nii.gz", voxels, affine)
     report = segment(SegmentationJob(scan, run, schedule=schedule), SERIAL)
-    assert voxels.nbytes <= sum(counted) <= 1.1 * voxels.nbytes + 2**16
+    times = 2 if channel == "CT" else 1
+    assert voxels.nbytes <= sum(counted) <= times * (1.1 * voxels.nbytes + 2**16)
     other = segment(SegmentationJob(scan, run, tmp_path / "other.nii.gz", schedule=SPILL), SERIAL)
     assert digest(report.files[0]) == digest(other.files[0])

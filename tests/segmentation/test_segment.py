@@ -21,6 +21,7 @@ from volseg.events import Caution
 from volseg.segmentation.job import SegmentationJob, channel_files, mask_path, plan_outputs
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.report import write_report
+from volseg.segmentation.scale import SLICES
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
 from volseg.volumes.image_file import ImageFile
@@ -126,6 +127,9 @@ def test_each_rank_reads_its_block_and_a_voxel_around_it_slab_by_slab(shared, co
 
     monkeypatch.setattr(nifti._PlainNifti, "read", read)
     segment(SegmentationJob(shared / "scan.nii", shared / "run", partition=f"1x{communicator.size}x1"), communicator)
+    sampled, boxes = boxes[:-2], boxes[-2:]  # before the network, whether values are Hounsfield units
+    assert {box.shape[0] for box in sampled} <= {1}
+    assert sum(communicator.gather_all(len(sampled))) == min(SLICES, SHAPE[0])
     assert [box.shape[0] for box in boxes] == [9, 4]  # planes of a slab and one behind it; no plane twice
     assert [box.start[0] for box in boxes] == [0, 9]
     own = {(box.start[1:], box.stop[1:]) for box in boxes}
