@@ -25,6 +25,7 @@ from volseg.volumes.dicom.finding.headers import Damaged, read_image
 from volseg.volumes.dicom.finding.series import survey
 from volseg.volumes.dicom.finding.sources import FileEntry, open_source
 from volseg.volumes.dicom.image import Image
+from volseg.volumes.dicom.volume import open_dicom
 
 PYDICOM_FILES = Path(get_testdata_file("CT_small.dcm")).parent
 STORED = stored_values()
@@ -371,6 +372,24 @@ def test_a_dicomdir_in_a_folder_does_not_limit_it(tmp_path):
     found = survey(open_source(tmp_path))
     assert found.candidates[0].slices == 6
     assert reasons(found.dropped) == {"DICOMDIR": "a DICOMDIR, which only lists files"}
+
+
+def test_slices_that_the_dicomdir_does_not_name_are_a_warning(tmp_path):
+    """A DICOMDIR that was written before the transfer ended."""
+    datasets = series_datasets(stored_values((8, 6, 5)))
+    save(datasets, tmp_path / "IMAGES")
+    names = sorted(path.name for path in (tmp_path / "IMAGES").iterdir())
+    (tmp_path / "IMAGES" / "notes.txt").write_text("of the ward")
+    directory = make_directory(tmp_path / "DICOMDIR", [["IMAGES", name] for name in names[:6]])
+    volume = open_dicom(directory)
+    assert volume.shape[0] == 6
+    (said,) = [line for line in volume.audit.warnings if "DICOMDIR" in line]
+    assert said.startswith("2 images, perhaps slices of it, were left out: the DICOMDIR does not name it")
+    assert all(name in said for name in names[6:])
+    whole = open_dicom(make_directory(tmp_path / "DICOMDIR", [["IMAGES", name] for name in names]))
+    assert whole.shape[0] == 8
+    assert not [line for line in whole.audit.warnings if "DICOMDIR" in line]
+    assert open_dicom(tmp_path).shape[0] == 8  # the remedy
 
 
 def test_a_damaged_dicomdir(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,15 @@ def referenced_files(path: Path) -> tuple[list[Path], list[Dropped]]:
             found[target] = None
     _listing.cache_clear()
     return list(found), list(dropped)
+
+
+def unlisted_beside(path: Path, listed: Iterable[Path]) -> list[Path]:
+    """Files in the folders of those that the DICOMDIR at `path` names which it does not name itself, by their names."""
+    named = [path, *listed]
+    folders = sorted({file.parent for file in named[1:]})
+    known = {(file.parent, file.name) for file in named}
+    beside = (file for folder in folders for file in sorted(folder.iterdir()))
+    return [file for file in beside if (file.parent, file.name) not in known and file.is_file()][: limits.MAX_FILES]
 
 
 def _references(path: Path) -> list[list[str]]:

@@ -38,6 +38,7 @@ from volseg.volumes.dicom.image import Image, printable
 from volseg.volumes.tolerance import SAME_PLACE
 
 NO_UID = "no SeriesInstanceUID"
+NOT_NAMED = "the DICOMDIR does not name it; give the folder in place of the DICOMDIR to have it"
 BESIDE_ORIGINALS = "DERIVED\\SECONDARY, beside the originals of its series"
 
 
@@ -98,6 +99,10 @@ def _images(source: Source) -> Iterator[Image | Aside | Dropped]:
         for image in _frames(item):
             reason = why_not_a_slice(image) if isinstance(image, Image) else None
             yield image if reason is None or not isinstance(image, Image) else Aside(image, reason)
+    for entry in source.beside:
+        item = read_image(entry)
+        if isinstance(item, Image):
+            yield Aside(item, NOT_NAMED)
 
 
 def _frames(image: Image) -> Iterator[Image | Aside | Dropped]:

@@ -45,12 +45,14 @@ class Source:
     kind     "folder", "zip", "DICOMDIR" or "file"
     entries  files that may be images, in the order of their names (of a DICOMDIR: in its own)
     dropped  what was passed over unopened, and why
+    beside   files that a DICOMDIR does not name, in the folders of those that it does
     """
 
     path: Path
     kind: str
     entries: tuple[Entry, ...]
     dropped: tuple[Dropped, ...] = ()
+    beside: tuple[Entry, ...] = ()
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -114,11 +116,12 @@ def _file(path: Path) -> Source:
     with path.open("rb") as file:
         start = file.read(LOOKED_AT)
         if looks_like_dicom(start):
-            from volseg.volumes.dicom.finding.directory import is_directory, referenced_files
+            from volseg.volumes.dicom.finding.directory import is_directory, referenced_files, unlisted_beside
 
             if start[DICOM_MARK_AT : DICOM_MARK_AT + 4] == DICOM_MARK and is_directory(file):
                 found, lost = referenced_files(path)
-                return Source(path, "DICOMDIR", tuple(FileEntry(name) for name in found), tuple(lost))
+                beside = tuple(FileEntry(name) for name in unlisted_beside(path, found))
+                return Source(path, "DICOMDIR", tuple(FileEntry(name) for name in found), tuple(lost), beside)
             return Source(path, "file", (FileEntry(path),))
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"):
         from volseg.volumes.dicom.finding.archive import read_archive
