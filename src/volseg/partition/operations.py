@@ -284,7 +284,7 @@ def training_work(
         _decode(walk, level)
     for level in (0, *(deep_levels(top) if deep else ())):
         walk.add("other", Kind.HEAD, Family.HEAD, level, walk.widths[level], walk.classes)
-        walk.reduce("other", level, (2 + 3 * walk.classes) * DOUBLE)
+        walk.reduce("other", level, (2 + 4 * walk.classes) * DOUBLE)
     for level in range(top):
         _decode_backward(walk, level, checkpoint_levels)
     for level in reversed(range(top + 1)):

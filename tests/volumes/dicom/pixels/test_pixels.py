@@ -262,6 +262,12 @@ def test_a_header_that_says_too_few_bits_is_a_fault(tmp_path, kind):
         read(save(series_datasets(stored), tmp_path))
 
 
+def test_words_in_the_other_byte_order_are_a_fault(tmp_path):
+    smooth = np.add.outer(np.arange(6) * 40, np.add.outer(np.arange(16) * 31, np.arange(20) * 17)).astype(np.uint16)
+    with pytest.raises(VolumeError, match=r"dcm: pixels from \d+ to \d+ do not fit its 12 bits"):
+        read(save(series_datasets(smooth.byteswap()), tmp_path))
+
+
 @pytest.mark.parametrize(("bits", "what"), [(12, 0x8000), (12, 0xF000), (12, 0x1000), (10, 0x0400), (12, None)])
 @pytest.mark.parametrize("syntax", [None, "RLELossless", "JPEG2000Lossless"])
 def test_refuse_above_the_bits_stored_is_no_value(tmp_path, bits, what, syntax):

@@ -80,8 +80,9 @@ def stored_bits(stream: PixelStream, cells: np.ndarray, padded: np.ndarray | Non
     """The bits stored, of a frame's cells [rows, columns] (PS3.5 8.1.1); the others may hold anything.
 
     Where cells reach beyond them, either those bits are refuse (or overlays, or a sign that was not carried on), or the
-    header says too few. An image is smooth, so whichever way it is smoother is right; in the second case the cells stay
-    as they are, for `hounsfield` to refuse. Cells `padded` are not looked at.
+    header says too few, or the cells are in the other byte order. An image is smooth, so whichever way it is smoother
+    is right; but in the first case the cells stay as they are, for `hounsfield` to refuse. Cells `padded` are not
+    looked at.
     """
     header, width = stream.header, 8 * cells.dtype.itemsize
     stored, high = int(header.BitsStored), int(header.HighBit)
@@ -94,7 +95,8 @@ def stored_bits(stream: PixelStream, cells: np.ndarray, padded: np.ndarray | Non
     beyond = kept != cells if padded is None else (kept != cells) & ~padded
     if not beyond.any():
         return cells
-    return kept if stream.overlays or _roughness(kept, padded) <= _roughness(cells, padded) else cells
+    others = min(_roughness(cells, padded), _roughness(cells.byteswap(), padded))
+    return kept if stream.overlays or _roughness(kept, padded) <= others else cells
 
 
 def _roughness(values: np.ndarray, padded: np.ndarray | None) -> float:
