@@ -7,7 +7,7 @@ import pytest
 
 from tiny import SERIAL, listing, losses, tiny_config, tiny_dataset
 from volseg.cli.failure import describe
-from volseg.errors import ConfigError, VolsegError
+from volseg.errors import ConfigError, VolsegError, VolumeError
 from volseg.events import Caution
 from volseg.messages import MESSAGES
 from volseg.training.job import TrainingJob
@@ -96,6 +96,18 @@ def test_a_log_and_pictures_that_cannot_be_written_end_no_run(tmp_path, data, mo
     assert any("progress.png: No space left on device" in text for text in said)
     assert len(losses(tmp_path / "run")) == 2
     assert "log.csv: No space left" in (tmp_path / "run" / MESSAGES).read_text()
+
+
+def test_a_disk_without_room_for_a_checkpoint_refuses_before_the_first_step(tmp_path, data, monkeypatch):
+    disk = type("Disk", (), {"free": 20_000})
+    monkeypatch.setattr("volseg.volumes.trial.shutil.disk_usage", lambda folder: disk)
+    steps, config = [], tiny_config()
+    with pytest.raises(VolumeError, match=r"checkpoints and 1 more: about .* needed, and the disk of .* has 19.5 KiB"):
+        train(
+            TrainingJob(data, tmp_path / "new" / "run", config), SERIAL, after_step(1, lambda: steps.append(1))
+        )
+    assert not steps
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path, data):

@@ -23,7 +23,7 @@ from volseg.training.optimization import batch_of, set_learning_rate, steps_per_
 from volseg.training.record import Record
 from volseg.training.report import TrainingReport, gather_peaks, is_reported, largest_resident, make_report
 from volseg.training.resolution import Resolution
-from volseg.training.run_folder import open_run_folder
+from volseg.training.run_folder import check_room_of_run, open_run_folder
 from volseg.training.run_lock import RunLock
 from volseg.training.setup import Setup, prepare
 from volseg.training.step import training_step
@@ -68,6 +68,7 @@ def _train(
     checkpoints: Checkpoints | None = None
     with communicator.together():
         if communicator.is_root:
+            check_room_of_run(job.run, setup.model, settings)
             open_run_folder(job, setup.config, lock, card.step, log)
             write_fingerprint(job.run, setup.fingerprint)
             write_split(job.run, setup.split)

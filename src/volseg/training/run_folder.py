@@ -9,14 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import tomli_w
+import torch
 
 from volseg import __version__
-from volseg.config import Config, config_tables
+from volseg.config import Config, TrainingConfig, config_tables
 from volseg.config.stored_run import CONFIG, DATA, REPORT, OwnData, read_run_config
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import ConfigError, VolsegError
 from volseg.files import is_leftover, remove_leftovers, write_text
 from volseg.messages import MessageLog
+from volseg.models.stored import WEIGHTS
 from volseg.training import previews, tensorboard
 from volseg.training.inputs import INPUTS
 from volseg.training.job import HTML, TrainingJob
@@ -24,6 +26,7 @@ from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
 from volseg.training.progress import PICTURE
 from volseg.training.run_lock import LOCK, RunLock
 from volseg.training.tensorboard import check_tensorboard
+from volseg.volumes.trial import check_room
 from volseg.volumes.writing import check_small_output
 
 MADE = {
@@ -83,6 +86,13 @@ def _check_trace(job: TrainingJob) -> None:
         check_trace_path(job.trace)
         if job.trace.parent != job.run or job.run.exists():  # the run folder will be made
             check_small_output(job.trace, job.overwrite)
+
+
+def check_room_of_run(run: Path, model: torch.nn.Module, config: TrainingConfig) -> None:
+    """Raise VolumeError unless the disk has room for the least that a run leaves: its weights, and a checkpoint."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    moments = 2 if config.optimizer == "adamw" else int(config.momentum > 0)
+    check_room({run / CHECKPOINTS: weights * (1 + moments + (config.ema > 0)), run / WEIGHTS: weights})
 
 
 def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int, log: MessageLog) -> None:

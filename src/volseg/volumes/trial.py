@@ -42,13 +42,13 @@ def try_place(path: Path, size: int = 0) -> None:
 
 
 def check_room(needs: Mapping[Path, int]) -> None:
-    """Raise VolumeError unless the disks have room for these files of so many bytes, in folders that are there."""
+    """Raise VolumeError unless the disks have room for these files of so many bytes; folders may still be made."""
     disks: dict[int, list[Path]] = {}
     for path in needs:
         with suppress(OSError):
-            disks.setdefault(path.parent.stat().st_dev, []).append(path)
+            disks.setdefault(_folder_there(path).stat().st_dev, []).append(path)
     for paths in disks.values():
-        total, folder = sum(needs[path] for path in paths), paths[0].parent
+        total, folder = sum(needs[path] for path in paths), _folder_there(paths[0])
         free = shutil.disk_usage(folder).free
         if total > free:
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
@@ -56,6 +56,11 @@ def check_room(needs: Mapping[Path, int]) -> None:
                 f"{paths[0]}{more}: about {size_text(total)} will be needed, and the disk of {folder} has "
                 f"{size_text(free)} free; free some space, or give another folder"
             )
+
+
+def _folder_there(path: Path) -> Path:
+    """The nearest folder above `path` that is there."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def size_text(count: float) -> str:
