@@ -103,9 +103,7 @@ def test_a_disk_without_room_for_a_checkpoint_refuses_before_the_first_step(tmp_
     monkeypatch.setattr("volseg.volumes.trial.shutil.disk_usage", lambda folder: disk)
     steps, config = [], tiny_config()
     with pytest.raises(VolumeError, match=r"checkpoints and 1 more: about .* needed, and the disk of .* has 19.5 KiB"):
-        train(
-            TrainingJob(data, tmp_path / "new" / "run", config), SERIAL, after_step(1, lambda: steps.append(1))
-        )
+        train(TrainingJob(data, tmp_path / "new" / "run", config), SERIAL, after_step(1, lambda: steps.append(1)))
     assert not steps
     assert not (tmp_path / "new").exists()
 
