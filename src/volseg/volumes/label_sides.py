@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 _SIDES = (
     ("left", "right"), ("l", "r"), ("lt", "rt"), ("lft", "rgt"), ("lh", "rh"), ("lhs", "rhs"),
-    ("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes"),
+    ("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes"), ("li", "re"),
     ("gauche", "droite"), ("gauche", "droit"),
     ("izquierda", "derecha"), ("izquierdo", "derecho"), ("izq", "der"),
     ("esquerda", "direita"), ("esquerdo", "direito"), ("esq", "dir"),

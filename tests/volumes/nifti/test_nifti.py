@@ -437,3 +437,26 @@ def test_voxel_sizes_that_are_none(tmp_path, kind, form, size, refused, capfd):
         assert volume.space.spacing == pytest.approx((2.5, 0.7, 0.7))
         assert any("pixdim says voxels of 0.7x0.7x" in text for text in volume.audit.warnings) or form == "sform"
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+@pytest.mark.parametrize("offset", [0, 8, 348, 350])
+def test_voxels_do_not_begin_within_the_header(tmp_path, name, offset, capfd):
+    """As nifti1_io reads it: behind the header, whatever vox_offset says."""
+    voxels = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+    image = bytearray(nib.Nifti1Image(voxels.T, np.diag([2, 3, 4, 1])).to_bytes())
+    image[108:112] = np.float32(offset).tobytes()
+    (tmp_path / name).write_bytes(gzip.compress(image) if name.endswith(".gz") else image)
+    volume = open_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.read(Box((0, 0, 0), volume.shape)), voxels)
+    assert any(f"vox_offset is {offset}, within the header" in line for line in volume.audit.warnings)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_vox_offset_that_is_no_number_is_refused(tmp_path, capfd):
+    image = bytearray(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)).to_bytes())
+    image[108:112] = np.float32(np.nan).tobytes()
+    (tmp_path / "v.nii").write_bytes(image)
+    with pytest.raises(VolumeError, match="vox_offset"):
+        open_volume(tmp_path / "v.nii")
+    assert capfd.readouterr() == ("", "")

@@ -10,6 +10,8 @@ warns where the parts of a header contradict each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
 
 NIFTI1_BYTES, NIFTI2_BYTES = 348, 540
+EXTENSION_FLAGS = 4  # bytes, behind the header of a single file
 MILLIMETRES = {1: ("metres", 1000.0), 3: ("microns", 1e-3)}
 ZOOM_TOLERANCE = 1e-3  # relative
 CIFTI_INTENTS = range(3000, 3100)
@@ -75,7 +78,7 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     files = _pair(path)
     header_file, data_file = files[0], files[-1]
     head, packed = _head(header_file)
-    header, forms = _parse(path, head, pair=len(files) == 2)
+    header, forms, moved = _parse(path, head, pair=len(files) == 2)
     sizes = np.array(forms.pixdim[1:4], dtype=np.float64)  # as they stand: of 0 nibabel makes 1
     version = f"NIfTI-{forms.version}"
     _require(path, data_file)
@@ -87,7 +90,7 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
         slope, intercept = header.get_slope_inter()
         doubts = _doubtful_sizes(path, sizes, _used(header))
         position, affine, warnings = _position(header, shape)
-        warnings += doubts
+        warnings += [*doubts, *moved]
     except VolumeError:
         raise
     except Exception as error:  # nibabel reports a bad header by a dozen types
@@ -177,10 +180,9 @@ def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
     return 0, "<"
 
 
-def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, Forms]:
-    """nibabel's header object, mended where nibabel mends it, and the header's forms as they are stored."""
+def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, Forms, list[str]]:
+    """nibabel's header object, mended where nibabel mends it, its forms as they are stored, and what is doubtful."""
     import nibabel as nib
-    from nibabel.imageglobals import LoggingOutputSuppressor
 
     size, order = _sizeof_header(head)
     magic = head[4:7] if size == NIFTI2_BYTES else head[344:347]
@@ -196,15 +198,45 @@ def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, Forms]:
         (nib.Nifti1Header, nib.nifti1.Nifti1PairHeader) if one else (nib.Nifti2Header, nib.nifti2.Nifti2PairHeader)
     )
     try:
-        with LoggingOutputSuppressor():
+        with _silent_nibabel():
             kind = double if pair else single
-            header: Any = kind(head[:size], endianness=order)
-            forms = forms_of(kind(head[:size], endianness=order, check=False), 1 if one else 2)
+            stored = kind(head[:size], endianness=order, check=False)
+            forms = forms_of(stored, 1 if one else 2)
+            doubts = _clamped_offset(path, stored, 0 if pair else size + EXTENSION_FLAGS)
+            header: Any = kind(stored.binaryblock, endianness=order)
+    except VolumeError:
+        raise
     except Exception as error:
         raise _not_readable(path, error) from error
     if int(header["intent_code"]) in CIFTI_INTENTS:
         raise VolumeError(f"{path}: a CIFTI-2 file, which holds no volume; give a NIfTI image")
-    return header, forms
+    return header, forms, doubts
+
+
+def _clamped_offset(path: Path, header: Any, least: int) -> list[str]:
+    """Move the voxels behind the header where they would begin within it, as the reference library nifti1_io does.
+
+    A warning then. Raises VolumeError where the header says no place.
+    """
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < np.inf:
+        raise VolumeError(f"{path}: its voxels would begin at byte {offset:g} (vox_offset); repair the header")
+    if offset >= least:
+        return []
+    header["vox_offset"] = least
+    return [f"vox_offset is {offset:g}, within the header; its voxels were read from byte {least} on"]
+
+
+@contextmanager
+def _silent_nibabel() -> Iterator[None]:
+    """What nibabel mends it tells its log; a log without a handler prints on the screen."""
+    from nibabel.imageglobals import logger
+
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _sides(sides: tuple[int, ...], path: Path, channel: int | None) -> tuple[Triple, int]:

@@ -22,6 +22,7 @@ from volseg.volumes.label_table import Colour
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 FARTHEST_MM = 1e9  # and NaN is none below it
+NAMED = 3  # ROIs, in a warning
 LINE = 1e-4  # width of a contour, by its length, that counts as none
 
 
@@ -31,14 +32,14 @@ class Drawn:
 
     parts  its closed contours, float64 [points, 3] in RAS mm, by item of ROIContourSequence: most ROIs have one item
     empty  how many contours enclose nothing, by the reason in words
-    kinds  geometric types of its other contours
+    kinds  how many contours of other geometric types, by these
     """
 
     name: str = ""
     colour: Colour | None = None
     parts: list[list[np.ndarray]] = field(default_factory=list)
     empty: Counter[str] = field(default_factory=Counter)
-    kinds: set[str] = field(default_factory=set)
+    kinds: Counter[str] = field(default_factory=Counter)
 
 
 def read_rois(header: Any, path: Path) -> tuple[list[Drawn], list[Dropped], list[str]]:
@@ -68,8 +69,14 @@ def read_rois(header: Any, path: Path) -> tuple[list[Drawn], list[Dropped], list
             notes.append(f"ROI {number}: contours of an ROI that the structure set does not list; taken by that name")
             rois.append(roi)
     kept = [roi for roi in rois if any(roi.parts)]
+    lines = [roi.name for roi in rois if roi.kinds and not any(roi.parts)]
+    if lines and kept:
+        more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+        notes.append(f"ROIs of points or lines, which enclose no voxel, left out: {', '.join(lines[:NAMED])}{more}")
     for roi in rois:
         dropped += _left_out(roi)
+        if any(roi.parts):
+            roi.empty.update(f"of type {kind}" for kind in roi.kinds.elements())
         if roi.empty:
             notes.append(f"ROI {roi.name}: {contours_left_out(roi.empty)}{'' if any(roi.parts) else ', all it has'}")
     if not kept:
@@ -95,7 +102,7 @@ def _contours_by_number(header: Any, commas: dict[str, None]) -> dict[int, Drawn
         for contour in item.get("ContourSequence") or []:
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in CLOSED:
-                roi.kinds.add(kind or "unnamed")
+                roi.kinds[kind or "unnamed"] += 1
                 continue
             points, fault = _points(contour, commas)
             if points is None:

@@ -32,7 +32,7 @@ from volseg.volumes.dicom.labels.raster import area, fill
 from volseg.volumes.dicom.labels.slices import Slices, slices_of
 from volseg.volumes.label_table import LabelTable, same_name_warning, table_of
 from volseg.volumes.overlap import Overlap, overlap_warning, painting_order
-from volseg.volumes.tolerance import OFF_GRID, SAME_HEIGHT
+from volseg.volumes.tolerance import OFF_GRID, OFF_SLICE, SAME_HEIGHT
 from volseg.volumes.volume import Volume
 
 MOST_BYTES = 256 << 20
@@ -106,6 +106,7 @@ def open_structures(path: Path, image: Volume, overlap: Overlap = "smallest") ->
     laid = [(part, part.by_slice(count, reach)) for part in parts]
     sides = (image.shape[others[0]], image.shape[others[1]])
     _check_extent(path, laid, image, count, sides, notes)
+    notes += _between_slices(parts)
     laid = _ordered(laid, overlap)
     notes += overlap_warning(path, _overlaps(laid, sides), overlap, "ROIs")
     if slices is not None:
@@ -273,6 +274,22 @@ def _check_extent(
         raise VolumeError(
             f"{path}: no contour meets {image.path} ({format_triple(image.shape)} voxels); is it of another series?"
         )
+
+
+def _between_slices(parts: list[Part]) -> list[str]:
+    """A warning for each ROI with contours well off the slices, where most contours of the set lie on them."""
+    off = {id(part): np.abs(part.heights - np.rint(part.heights)) for part in parts}
+    if np.mean(np.concatenate(list(off.values())) > OFF_SLICE) > 0.5:  # drawn on another series
+        return []
+    between: dict[str, list[float]] = {}
+    for part in parts:
+        between.setdefault(part.name, []).extend(off[id(part)][off[id(part)] > OFF_SLICE].tolist())
+    return [
+        f"ROI {name}: {len(some)} contour plane{'s lie' if len(some) > 1 else ' lies'} between the slices, "
+        f"{max(some):.2g} of their distance off; the nearest slices take them"
+        for name, some in between.items()
+        if some
+    ]
 
 
 def _has_voxel(parts: list[tuple[Part, BySlice]], sides: tuple[int, int]) -> bool:
