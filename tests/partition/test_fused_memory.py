@@ -96,7 +96,7 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
     most = max(walked(share).tensors for share in busy_shares(layout, 3, stages))
     assert most == max(communicator.gather_all(walk.tensors))
     planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
-    assert planned.activations >= most
+    assert planned.activations + planned.work >= most  # of the rank that needs most in all
 
 
 AGGLOMERATED = {

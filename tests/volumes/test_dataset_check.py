@@ -265,14 +265,6 @@ def test_labels_of_another_case_are_told_by_their_grid(tmp_path):
     assert "they lie on the grid" not in messages["case_2"]  # two cases have that grid
 
 
-def test_the_very_labels_of_another_case_are_a_warning(tmp_path):
-    folder = nnunet_folder(tmp_path / "set")
-    shutil.copy(label_of(folder, 0), label_of(folder, 2))
-    report = check_dataset(DataSource(folder), SERIAL)
-    assert [(fault.kind, fault.serious) for fault in report.faults] == [("same labels", False)]
-    assert "case_2 those of case_0" in report.faults[0].message
-
-
 def test_more_labels_than_can_be_trained_are_a_fault_and_train_says_the_same(tmp_path):
     folder = nnunet_folder(tmp_path / "set")
     names = {"background": 0} | {f"r{n}": n for n in range(1, 254)}

@@ -89,7 +89,7 @@ def test_overwrite_spares_what_lies_in_a_data_set_and_others_data_sets(tmp_path,
     (out / mine).parent.mkdir(exist_ok=True)
     (out / mine).write_text('{"channel_names": {"0": "CT"}}')
     before = digest(out)
-    with pytest.raises(VolumeError, match="--overwrite leaves it alone"):
+    with pytest.raises(VolumeError, match="it is left alone"):
         generate_dataset(out, SMALL, SerialCommunicator(), overwrite=True)
     assert digest(out) == before
 

@@ -165,17 +165,17 @@ def _begin(out: Path, recipe: Recipe, communicator: Communicator, overwrite: boo
 def _check_target(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
-    if not overwrite:
-        raise VolumeError(f"{out}: is there already; give another name, or --overwrite to replace it")
     if not out.is_dir() or ((out / DESCRIPTION).exists() and not (out / DESCRIPTION).is_file()):
-        raise VolumeError(f"{out}: is no folder, so --overwrite leaves it alone; give another name")
+        raise VolumeError(f"{out}: is there already and no folder of a data set: it is left alone; give another name")
     foreign = sorted(str(path.relative_to(out)) for path in _foreign(out))
     if foreign:
         some = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise VolumeError(
-            f"{out}: holds {some}, which `volseg generate` did not write, so --overwrite leaves it alone; give another "
-            "name, or move that away"
+            f"{out}: holds {some}, which `volseg generate` did not write, so it is left alone; give another name, or "
+            "move that away"
         )
+    if not overwrite:
+        raise VolumeError(f"{out}: is there already; give another name, or --overwrite to replace it")
 
 
 def _foreign(out: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from volseg.volumes.image_file import ImageFile
 Kind = Literal[
     "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
     "too many labels", "outside the list", "no whole numbers", "not finite", "constant image", "empty labels",
-    "unused label", "same labels", "ignored", "doubtful labels", "doubtful image", "intensities",
+    "unused label", "ignored", "doubtful labels", "doubtful image", "intensities",
     "lost label",
 ]  # fmt: skip
 """What can be wrong with a data set."""

@@ -27,11 +27,9 @@ from volseg.volumes.dataset.findings import (
     faults_of,
     faults_of_set,
     fingerprint_of,
-    label_digest,
-    labels_of_case,
     with_copies,
 )  # fmt: skip
-from volseg.volumes.dataset.mixed_up import is_mask, same_labels, with_owners
+from volseg.volumes.dataset.mixed_up import is_mask, with_owners
 from volseg.volumes.dataset.unlike import portraits_of, typical_images, unlike_cases
 from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
@@ -91,10 +89,7 @@ def examine(dataset: Dataset, communicator: Communicator, listen: Listener = ign
         faults[number].append(fault)
     images = typical_images(dataset, portraits)
     fingerprint = Fingerprint(dataset.labels, dataset.channel_names, cases, intensities, images)
-    digests = {
-        number: label_digest(by_case[number]) for number in sorted(sound) if any(labels_of_case(by_case[number]))
-    }
-    of_set = [*faults_of_set(dataset, fingerprint), *same_labels(dataset, digests)]
+    of_set = faults_of_set(dataset, fingerprint)
     return Examination((*(fault for some in faults for fault in some), *of_set), fingerprint)
 
 
@@ -135,7 +130,6 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
             tallies[channel].add(values[foreground])
             of_images[channel].add(values[:, ::SAMPLED_ROWS])
         found.digest += _digest_of(box, [values for _, values in pieces[:-1]])
-        found.label_digest += _digest_of(box, [labels])
     look.foreground = [tally.packed() for tally in tallies]
     look.image = [tally.packed() for tally in of_images]
     return look

@@ -30,8 +30,7 @@ class Findings:
     voxels      by label value of the list; `outside` those that are not, `ignored` those that nobody has labelled
     image_is_mask  whether the image channels hold nothing but values of the list
     remarks     what was mended of the labels, or is doubtful about them (see `mask_values`)
-    digest      of the image channels in this part: digests of runs of rows, added up, so in any order; `label_digest`
-                of the labels
+    digest      of the image channels in this part: digests of runs of rows, added up, so in any order
     spaces      canonical grids of the first image and of the labels
     """
 
@@ -45,7 +44,6 @@ class Findings:
     outside: set[float] = field(default_factory=set)
     ignored: int = 0
     image_is_mask: bool = True
-    label_digest: int = 0
     spaces: tuple[Space, ...] = ()
     fractions: set[float] = field(default_factory=set)
     remarks: set[str] = field(default_factory=set)
@@ -137,15 +135,6 @@ def _are_exchanged(found: Sequence[Findings]) -> bool:
         and all(part.image_is_mask for part in found)
         and (len(seen) > 1 or None in seen)
     )
-
-
-def labels_of_case(found: Sequence[Findings]) -> list[int]:
-    """Labels but the background that a case has."""
-    return [value for value, count in _voxels(found).items() if value and count]
-
-
-def label_digest(found: Sequence[Findings]) -> tuple[Triple, int]:
-    return found[0].shape, sum(part.label_digest for part in found) % 2 ** (8 * DIGEST_BYTES)
 
 
 def _voxels(found: Sequence[Findings]) -> Counter[int]:

@@ -56,27 +56,6 @@ def with_owners(
     ]
 
 
-def same_labels(dataset: Dataset, digests: Mapping[int, tuple[Triple, int]]) -> list[Fault]:
-    """A warning where cases with images of their own have the very same labels.
-
-    digests  of the labels of each case that has any, by its number
-    """
-    first: dict[tuple[Triple, int], int] = {}
-    twins = []
-    for number, digest in digests.items():
-        if digest in first:
-            twins.append(f"{dataset.cases[number].name} those of {dataset.cases[first[digest]].name}")
-        first.setdefault(digest, number)
-    if not twins:
-        return []
-    more = f" and {len(twins) - NAMED} more" if len(twins) > NAMED else ""
-    message = (
-        f"{dataset.folder}: {len(twins)} cases have the very labels of another case, though their images differ: "
-        f"{', '.join(twins[:NAMED])}{more}; is a label file in the wrong place?"
-    )
-    return [Fault("", "same labels", message, serious=False)]
-
-
 def _with_owner(
     dataset: Dataset, images: Mapping[Grid, list[int]], number: int, grids: Sequence[Space], fault: Fault
 ) -> Fault:  # fmt: skip

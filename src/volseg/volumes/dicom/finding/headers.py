@@ -19,6 +19,7 @@ from volseg.volumes.dicom.finding.foreign import NOT_DICOM, Foreign, foreign
 from volseg.volumes.dicom.finding.marks import DICOM_MARK, DICOM_MARK_AT, MEDIA_DIRECTORY, looks_like_dicom
 from volseg.volumes.dicom.finding.parsing import PIXEL_DATA, Parsed, Pixels, parse
 from volseg.volumes.dicom.image import Entry, Image, printable
+from volseg.volumes.dicom.pixels.syntaxes import known_kind
 
 KEYWORDS = (
     # what it is
@@ -100,7 +101,8 @@ def _judge(entry: Entry, parsed: Parsed) -> Image | Dropped:
         return Dropped(entry.name, "a DICOMDIR, which only lists files")
     if parsed.pixels is None or "Rows" not in parsed.values:
         if sop_class in (CT_IMAGE, *ENHANCED_CT):
-            return _damaged(image, "a CT image without pixels")
+            elsewhere = known_kind(parsed.transfer_syntax)
+            return _damaged(image, "a CT image without pixels") if elsewhere is None else _lost(image, elsewhere)
         if not (sop_class or modality or "SeriesInstanceUID" in header):
             return Damaged(entry.name, "damaged (a header that says nothing); copy the file again")
         contents = _name_contents(parsed.media_class or sop_class, modality)
@@ -124,8 +126,12 @@ def is_ct(image: Image) -> bool:
 
 
 def _damaged(image: Image, fault: str) -> Damaged:
+    return _lost(image, f"damaged ({fault}); copy the file again")
+
+
+def _lost(image: Image, reason: str) -> Damaged:
     uid = image.get("SeriesInstanceUID")
-    return Damaged(image.name, f"damaged ({fault}); copy the file again", None if uid is None else printable(str(uid)))
+    return Damaged(image.name, reason, None if uid is None else printable(str(uid)))
 
 
 def class_name(sop_class: str) -> str:

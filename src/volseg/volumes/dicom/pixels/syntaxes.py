@@ -20,9 +20,14 @@ KINDS = (  # (UIDs or their beginnings, what it is, what to do)
 )
 
 
+def known_kind(syntax: str) -> str | None:
+    """What a transfer syntax is, and what to do, for a message; None of one that is not among `KINDS`."""
+    return next((f"{what}; {remedy}" for beginnings, what, remedy in KINDS if syntax.startswith(beginnings)), None)
+
+
 def what_it_is(syntax: str) -> str:
     """What a transfer syntax without decoder is, and the way to one that is read, for a message."""
-    for beginnings, what, remedy in KINDS:
-        if syntax.startswith(beginnings):
-            return f"{what}; {remedy}"
+    kind = known_kind(syntax)
+    if kind is not None:
+        return kind
     return CONVERT if syntax.startswith("1.2.840.10008.1.2.4.") else AGAIN
