@@ -1,5 +1,10 @@
 """A folder of one mask a structure: TotalSegmentator's layout, as one volume of labels."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -184,11 +189,14 @@ def test_evaluate_takes_the_folder_as_reference_by_names(tmp_path):
 
 
 def test_a_set_of_such_folders_is_told_how_to_be_brought_in(tmp_path):
-    for case in ("s0001", "s0002"):
-        (tmp_path / case).mkdir()
-        folder_of(tmp_path / case, organs())
-    words = (
-        r"2 folders with segmentations/, .*; bring each in, and give NEW: .* volseg ingest \$c/ct\.nii\.gz --labels "
-    )
-    with pytest.raises(VolumeError, match=words):
-        api.check(tmp_path)
+    """By a loop for a shell, which is run here."""
+    case = tmp_path / "all cases" / "s0001"
+    case.mkdir(parents=True)
+    folder_of(case, organs())
+    saved(case / "ct.nii.gz", np.arange(organs().size, dtype="i2").reshape(organs().shape))
+    with pytest.raises(VolumeError, match=r"1 folders with segmentations/, .*; bring each in") as refusal:
+        api.check(tmp_path / "all cases")
+    loop = str(refusal.value).partition("and give NEW: ")[2]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", loop], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True, timeout=60)
+    assert {path.name for path in (tmp_path / "NEW").glob("*.nii.gz")} == {"s0001.nii.gz", "s0001_labels.nii.gz"}

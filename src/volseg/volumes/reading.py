@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -116,7 +117,7 @@ def _holds_dicom(folder: Path) -> bool:
 def _one_at_a_time(folder: Path, scans: Sequence[Path]) -> str:
     """What is said of a folder of scans, such as imagesTs, where one is wanted; the loop is for a shell."""
     first = [path for path in scans if stem_of(path.name).endswith("_0000")]
-    files = f"{folder}/*{'_0000' if len(first) > 1 else ''}{ending_of(scans[0].name)}"
+    files = f"{shlex.quote(str(folder))}/*{'_0000' if len(first) > 1 else ''}{ending_of(scans[0].name)}"
     return (
         f"{folder}: a folder of {len(scans)} volumes, such as {scans[0].name}; give one, or one after the other: "
         f'for f in {files}; do volseg segment "$f" --model RUN; done'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from volseg.config import MOST_CLASSES
@@ -80,8 +81,9 @@ def _no_set(path: Path) -> str:
     if by_structure:
         return (
             f"{path}: no {DESCRIPTION} in it, but {len(by_structure)} folders with segmentations/, as TotalSegmentator "
-            f"has them; bring each in, and give NEW: mkdir NEW; for c in {path}/*/; do volseg ingest $c/ct.nii.gz "
-            "--labels $c/segmentations -o NEW/$(basename $c).nii.gz; done"
+            f"has them; bring each in, and give NEW: mkdir NEW; for c in "
+            f'{shlex.quote(str(path))}/*/; do volseg ingest "$c"/ct.nii.gz --labels "$c"/segmentations '
+            '-o NEW/"$(basename "$c")".nii.gz; done'
         )
     if (path / IMAGES).is_dir() and (path / LABELS).is_dir():
         return (

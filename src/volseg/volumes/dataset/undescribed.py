@@ -6,6 +6,7 @@ CASE.zarr with CASE.zarr/labels/NAME  labels inside the image's store, as OME-Za
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def _no_case(folder: Path, faults: Sequence[Fault]) -> str:
     renamed = [fault for fault in serious if "rename it to" in fault.message]
     if len(renamed) < 2:
         return serious[0].message
-    more = f'all of them: for f in {folder}/*{MASK}.*; do mv "$f" "${{f/{MASK}./{INGESTED}.}}"; done'
+    more = f'all of them: for f in {shlex.quote(str(folder))}/*{MASK}.*; do mv "$f" "${{f/{MASK}./{INGESTED}.}}"; done'
     return f"{renamed[0].message}; {more}"
 
 
