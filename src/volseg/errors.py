@@ -4,6 +4,8 @@ Each message carries the value, the limit and the remedy, in one or two lines. T
 ``VolsegError`` into exit code 2 (the input is wrong) and anything else into exit code 1.
 """
 
+from collections.abc import Sequence
+
 LONGEST_LINE = 1000
 
 
@@ -51,3 +53,8 @@ class CheckpointError(VolsegError):
 
 class LaunchError(VolsegError):
     """The MPI launcher and the MPI library do not belong together."""
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """``a, b, c and 4 more``, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

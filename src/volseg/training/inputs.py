@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
-from volseg.errors import CheckpointError
+from volseg.errors import CheckpointError, first_few
 from volseg.files import sha256, write_text
 from volseg.volumes.dataset import DESCRIPTION, Dataset
 
@@ -162,5 +162,4 @@ def _name(path: Path, folder: Path) -> str:
 
 def names_of(names: Sequence[str]) -> str:
     """The first few, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+    return first_few(names, MOST_NAMES)

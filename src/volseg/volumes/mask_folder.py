@@ -8,12 +8,12 @@ needs of one mask after the other; where masks overlap, those are counted whole 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from volseg.errors import VolumeError
+from volseg.errors import VolumeError, first_few
 from volseg.geometry import Box
 from volseg.volumes.audit import Audit, Dropped
 from volseg.volumes.label_table import LabelTable
@@ -25,7 +25,6 @@ from volseg.volumes.volume import Volume
 ENDINGS = (".nii.gz", ".nii", ".zarr")
 INSIDE = (1, 255)
 BACKGROUND = "background"
-NAMED = 3
 Fit = Callable[[Volume], Volume]
 
 
@@ -93,7 +92,7 @@ def open_mask_folder(
                 text if len(masks) == 1 else f"{text} ({count} of {len(masks)} masks)"
                 for text, count in warnings.items()
             ),
-            *([f"left out, for they are no masks: {', '.join(strange[:NAMED])}{_more(strange)}"] if strange else []),
+            *([f"left out, for they are no masks: {first_few(strange)}"] if strange else []),
         ),
         facts=(("labels from", f"a folder of {len(masks)} masks"),),
     )
@@ -177,10 +176,6 @@ def _like(mask: Volume, first: Volume | None) -> Volume:
     mask = in_order_of(mask, first.space)
     check_same_grid(first, mask, "a mask", "masks of one folder must lie on one grid")
     return mask
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
 
 
 def _ending(file: Path) -> str:

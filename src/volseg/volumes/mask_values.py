@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from volseg.errors import VolumeError
+from volseg.errors import VolumeError, first_few
 from volseg.geometry import Box
 from volseg.volumes.volume import Volume
 
 NEAR = 1e-3
-NAMED = 3
 ROUNDED = f"labels that a scale factor left within {NEAR:g} of whole numbers are rounded"
 NOT_NUMBERS = "voxels that are NaN are taken as background"
 
@@ -63,8 +62,7 @@ def together(remarks: Iterable[str]) -> list[str]:
         by_start.setdefault(start + colon, []).append(name)
     lines = by_start.pop("", [])
     for start, names in by_start.items():
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        lines.append(f"{start}{', '.join(names[:NAMED])}{more}")
+        lines.append(f"{start}{first_few(names)}")
     return lines
 
 

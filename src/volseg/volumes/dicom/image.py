@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from volseg.errors import first_few
+
 
 class Entry(Protocol):
     """A file of a folder, or a member of an archive (see `sources`).
@@ -71,5 +73,4 @@ def without_folders(name: str) -> str:
 
 def name_some(images: Iterable[Image], most: int = 3) -> str:
     """The names of a few images, for messages."""
-    names = [image.short_name for image in images]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return first_few([image.short_name for image in images], most)

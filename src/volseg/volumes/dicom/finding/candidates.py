@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from volseg.errors import first_few
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom.finding.screening import image_type, shown
 from volseg.volumes.dicom.image import Image, without_folders
@@ -17,7 +18,6 @@ UID_TAIL = 12
 PLANES = ("sagittal", "coronal", "axial")  # by the patient's axis nearest their normal
 COLUMNS = ("#", "slices", "rows x columns", "spacing mm", "plane", "kind", "description", "series UID")
 TOLD_APART = "told apart by"
-NAMES_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def table_text(survey: Survey) -> str:
 def some_names(names: Iterable[str]) -> str:
     """A few files, without their folders, for a message."""
     short = [without_folders(name).rsplit("!", 1)[-1] for name in names]
-    more = f" and {len(short) - NAMES_LISTED} more" if len(short) > NAMES_LISTED else ""
-    return ", ".join(short[:NAMES_LISTED]) + more
+    return first_few(short)
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:

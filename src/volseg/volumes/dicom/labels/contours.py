@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from volseg.errors import VolumeError
+from volseg.errors import VolumeError, first_few
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom.labels.objects import decimals
 from volseg.volumes.label_table import Colour
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 FARTHEST_MM = 1e9  # and NaN is none below it
-NAMED = 3  # ROIs, in a warning
 LINE = 1e-4  # width of a contour, by its length, that counts as none
 
 
@@ -71,8 +70,7 @@ def read_rois(header: Any, path: Path) -> tuple[list[Drawn], list[Dropped], list
     kept = [roi for roi in rois if any(roi.parts)]
     lines = [roi.name for roi in rois if roi.kinds and not any(roi.parts)]
     if lines and kept:
-        more = f" and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
-        notes.append(f"ROIs of points or lines, which enclose no voxel, left out: {', '.join(lines[:NAMED])}{more}")
+        notes.append(f"ROIs of points or lines, which enclose no voxel, left out: {first_few(lines)}")
     for roi in rois:
         dropped += _left_out(roi)
         if any(roi.parts):
