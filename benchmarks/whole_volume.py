@@ -109,7 +109,7 @@ def ours(model, schedule: str) -> Callable:
 
     from volseg.nn.fused.scratch import ScratchStore
     from volseg.partition.layout import Layout
-    from volseg.partition.schedule import Schedule
+    from volseg.program.schedule import Schedule
 
     network = fused(model).eval()
     folder = tempfile.TemporaryDirectory(prefix="volseg-scratch-", dir=Path.cwd())

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from volseg.partition.profile import built_in_profile
+from volseg.planning.profile import built_in_profile
 from volseg.study.cases import PARTS, TRAIN, Case, Ranges, cases_of, cube
 from volseg.study.extrapolation import foretell
 from volseg.study.means import Means

@@ -107,3 +107,16 @@ def parse_spacing(text: str, option: str = "--spacing") -> tuple[float, float, f
 def parse_names(text: str | None) -> tuple[str, ...]:
     """``T1, T2`` as ("T1", "T2"); None as no names."""
     return () if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_memory(text: str, option: str = "--memory") -> int:
+    """``24GiB``, ``512 MiB``, ``24`` (GiB) or ``24g`` (GiB) in bytes. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib|b|)", text.strip(), re.IGNORECASE)
+    size = 0
+    if match:
+        prefix, end = match[2].lower(), match[3].lower()
+        power = "kmgt".index(prefix) + 1 if prefix else 0 if end else 3
+        size = int(float(match[1]) * (1000 if end == "b" and prefix else 1024) ** power)
+    if not match or size < 1 or (not match[2] and match[3].lower() == "ib"):
+        raise ConfigError(f"{option} {text}: give an amount such as 24GiB or 512MiB")
+    return size

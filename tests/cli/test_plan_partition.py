@@ -384,7 +384,7 @@ def test_what_fits_only_with_files_fits(plan):
 def test_where_the_ranks_lie_is_said(plan, tmp_path, more):
     from dataclasses import replace
 
-    from volseg.partition.profile import built_in_profile, save_profile
+    from volseg.planning.profile import built_in_profile, save_profile
 
     save_profile(replace(built_in_profile(), machine="other", cores=8), tmp_path / "p.json")
     arguments = ("--shape=128x128x128", "--ranks=64", "--profile", tmp_path / "p.json", *more)

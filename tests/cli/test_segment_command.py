@@ -4,9 +4,9 @@ import pytest
 
 from volseg.cli.app import run
 from volseg.distributed.time_account import TimeAccount
-from volseg.partition.memory import MemoryPlan
-from volseg.partition.operations import Kind
-from volseg.partition.schedule import Schedule
+from volseg.planning.memory import MemoryPlan
+from volseg.program.kinds import Kind
+from volseg.program.schedule import Schedule
 from volseg.segmentation import segment as segmentation
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.report import SegmentationReport

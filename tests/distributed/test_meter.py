@@ -4,7 +4,7 @@ import pytest
 
 from volseg.distributed.meter import Meter
 from volseg.distributed.spans import LAYER, PHASE
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 
 class FalseClock:

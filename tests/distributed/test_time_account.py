@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from volseg.distributed.time_account import IMBALANCE, TimeAccount, account_of_time, phase_facts
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 
 def account(**seconds):

@@ -11,7 +11,7 @@ import pytest
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.trace import Trace, check_trace_path, common_clock
 from volseg.errors import VolsegError
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 
 def events_by_rank(path):

@@ -27,7 +27,7 @@ from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import dice_cross_entropy
 from volseg.partition.agglomeration import Agglomeration, parse_agglomeration
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
 
 CASES: dict[int, list[tuple[Triple, str]]] = {
     2: [((2, 1, 1), "1:1x1x1"), ((1, 1, 2), "2:1x1x1"), ((1, 2, 1), "3:1x1x1")],

@@ -18,14 +18,14 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
+from volseg.networks.deep_supervision import deep_levels, loss_weights
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import Agglomeration
-from volseg.partition.deep_supervision import deep_levels, loss_weights
-from volseg.partition.fused_memory import FusedWalk
-from volseg.partition.memory import parameter_count
-from volseg.partition.operations import training_work
+from volseg.planning.fused_memory import FusedWalk
+from volseg.planning.memory import parameter_count
+from volseg.planning.operations import training_work
 
 SHAPE = (32, 40, 48)
 

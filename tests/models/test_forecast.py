@@ -13,9 +13,10 @@ from volseg.models.forecast import Machine, agglomeration_of_run, off_plan, plan
 from volseg.nn.kernels import winograd
 from volseg.partition.agglomeration import NONE
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Family, Kind
-from volseg.partition.profile import Cost, Network, built_in_profile, save_profile
-from volseg.partition.time_model import Placing, TimePlan
+from volseg.planning.operations import Family
+from volseg.planning.profile import Cost, Network, built_in_profile, save_profile
+from volseg.planning.time_model import Placing, TimePlan
+from volseg.program.kinds import Kind
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3)
 

@@ -18,12 +18,12 @@ from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import ResidualBlock, UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
-from volseg.partition.agglomeration import agglomeration_for
-from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
-from volseg.partition.planner import forward_halo_bytes
-from volseg.partition.schedule import LAYERS, covers, schedules_of
+from volseg.planning.agglomeration_choice import agglomeration_for
+from volseg.planning.layer_memory import LayerWalk
+from volseg.planning.memory import parameter_count
+from volseg.planning.planner import forward_halo_bytes
+from volseg.program.schedule import LAYERS, covers, schedules_of
 
 VARIANTS = {
     "instance": config(encoder="residual"),

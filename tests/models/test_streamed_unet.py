@@ -17,7 +17,7 @@ from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
 
 MORE = VARIANTS | {
     "levels enough to be hosted": config(levels=4, base_channels=4, classes=2),

@@ -14,7 +14,7 @@ from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import parameter_count
+from volseg.planning.memory import parameter_count
 
 
 def config(**changes) -> ModelConfig:

@@ -14,9 +14,9 @@ from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
-from volseg.partition.operations import segmenting_work, training_work
-from volseg.partition.schedule import Schedule
+from volseg.planning.memory import parameter_count
+from volseg.planning.operations import segmenting_work, training_work
+from volseg.program.schedule import Schedule
 
 DIMS = {2: (2, 1, 1), 4: (2, 2, 1)}
 

@@ -17,7 +17,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 
 class Between(nn.Module):

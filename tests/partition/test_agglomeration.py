@@ -14,7 +14,6 @@ from volseg.errors import ConfigError, PartitionError
 from volseg.partition.agglomeration import (
     NONE,
     Agglomeration,
-    agglomeration_for,
     gathered_voxels,
     group_boxes,
     leads,
@@ -25,6 +24,7 @@ from volseg.partition.agglomeration import (
 )
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares, share_of
+from volseg.planning.agglomeration_choice import agglomeration_for
 
 TWO_STAGES = Agglomeration(((2, (2, 1, 1)), (3, (1, 1, 1))))
 

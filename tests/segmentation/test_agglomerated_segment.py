@@ -9,7 +9,7 @@ from segmentation.test_state import interrupted, layers_of
 from tiny import SERIAL, SHAPE, ct_like, digest, root_listings, save_nifti
 from volseg.errors import ConfigError, PartitionError
 from volseg.events import Message
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition

@@ -11,8 +11,8 @@ from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.errors import PartitionError
 from volseg.partition.layout import Layout
-from volseg.partition.memory import segmenting_memories
-from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL, Schedule
+from volseg.planning.memory import segmenting_memories
+from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL, Schedule
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.limit import BesideVoxels, Choice, choose, memory_limit
 from volseg.segmentation.segment import segment

@@ -12,7 +12,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.models.stored import WEIGHTS, load_model, save_tensors
 from volseg.models.unet import UNet
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.scan_image import ScanImage
 from volseg.segmentation.segment import open_scan, segment

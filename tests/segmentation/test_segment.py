@@ -464,7 +464,7 @@ def test_the_mask_of_a_dicom_series_lies_on_the_series_grid(tmp_path, run, data)
 
 
 def test_more_ranks_than_the_scan_can_hold_are_refused(tmp_path, run):
-    from volseg.partition.planner import choose_grid
+    from volseg.planning.planner import choose_grid
 
     with pytest.raises(PartitionError, match="largest grid is 4x5x4; 80 ranks would work"):
         choose_grid(SHAPE, 83, 4)

@@ -10,7 +10,7 @@ import pytest
 from tiny import SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.events import Caution, Message
 from volseg.models import streamed_unet
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.segment import segment
 

@@ -6,9 +6,9 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import ConfigError, LaunchError
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
-from volseg.partition.operations import Family
-from volseg.partition.time_model import training_time
+from volseg.planning.memory import parameter_count
+from volseg.planning.operations import Family
+from volseg.planning.time_model import training_time
 from volseg.study.calibration import Case, calibrate, measure_case, merge
 from volseg.study.launching import find_launcher, run_volseg
 

@@ -7,7 +7,7 @@ from math import prod
 import pytest
 
 from volseg.errors import LaunchError
-from volseg.partition.profile import built_in_profile
+from volseg.planning.profile import built_in_profile
 from volseg.study import runs
 from volseg.study.cases import PARTS, SEGMENT, TRAIN, Case, Ranges, cases_of, cube, rank_of_need, weak_shape
 from volseg.study.extrapolation import foretell

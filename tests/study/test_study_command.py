@@ -6,7 +6,7 @@ import json
 import pytest
 
 from volseg.cli.app import run
-from volseg.partition.profile import built_in_profile, save_profile
+from volseg.planning.profile import built_in_profile, save_profile
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from tiny import SERIAL, losses, tiny_config, tiny_dataset
 from volseg.config import ModelConfig, MultigridConfig, TrainingConfig, parse_config
 from volseg.errors import ConfigError
 from volseg.events import Message
-from volseg.partition.hierarchy import fastest_sharing
 from volseg.partition.layout import Layout
-from volseg.partition.memory import training_memory
-from volseg.partition.profile import built_in_profile
-from volseg.partition.search import Question
-from volseg.partition.time_model import Placing
+from volseg.planning.hierarchy import fastest_sharing
+from volseg.planning.memory import training_memory
+from volseg.planning.profile import built_in_profile
+from volseg.planning.search import Question
+from volseg.planning.time_model import Placing
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.multigrid import Stage, level_shares, stages, visits

@@ -217,11 +217,11 @@ def segment(
     Raises VolsegError where scan, model, grid or outputs cannot be used.
     """
     with ranks(communicator, listen) as (every, heard):
-        from volseg.partition.planner import parse_memory
-        from volseg.partition.schedule import Schedule
+        from volseg.program.schedule import Schedule
         from volseg.segmentation.job import SegmentationJob
         from volseg.segmentation.postprocessing import Cleaning
         from volseg.segmentation.segment import segment as run
+        from volseg.sizes import parse_memory
         from volseg.volumes.dicom.options import DicomOptions
 
         if isinstance(memory_limit, str):

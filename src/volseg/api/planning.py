@@ -16,9 +16,9 @@ from volseg.geometry import Triple
 if TYPE_CHECKING:
     from volseg.config import Config
     from volseg.distributed.communicator import Communicator
-    from volseg.partition.answer import Answer, Asked
-    from volseg.partition.command import Origin
-    from volseg.partition.profile import Profile
+    from volseg.planning.answer import Answer, Asked
+    from volseg.planning.command import Origin
+    from volseg.planning.profile import Profile
     from volseg.study.study import Outcome
 
 Task = Literal["train", "segment"]
@@ -46,7 +46,7 @@ def plan_partition(
 
     Raises ConfigError for arguments that do not go together, PartitionError where the volume cannot be split so.
     """
-    from volseg.partition.answer import answer
+    from volseg.planning.answer import answer
 
     return answer(
         question(
@@ -64,9 +64,9 @@ def question(
     profile: str | Path | None,
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
-    from volseg.partition.answer import Asked
-    from volseg.partition.planner import parse_memory
-    from volseg.partition.profile import find_profile
+    from volseg.planning.answer import Asked
+    from volseg.planning.profile import find_profile
+    from volseg.sizes import parse_memory
 
     counts = list(ranks)
     _check_numbers(replicas, threads, cores_per_node, nodes)
@@ -99,7 +99,7 @@ def calibrate(
     """
     os.environ.pop("VOLSEG_PROFILE", None)  # it may be the file that is to be made
     with ranks_of_job(communicator, listen) as (every, heard):
-        from volseg.partition.profile import save_profile
+        from volseg.planning.profile import save_profile
         from volseg.study.calibration import calibrate as measure
         from volseg.study.calibration import known_profiles, measure_settings, merge
         from volseg.study.launching import find_launcher
@@ -154,7 +154,7 @@ def run_study(
 
 def _grid(partition: str, counts: list[int], replicas: int) -> Triple | None:
     """The grid of a replica, where one is named; it must have the ranks that are named besides."""
-    from volseg.partition.planner import grid_named, parse_grid
+    from volseg.planning.planner import grid_named, parse_grid
 
     grid = grid_named(partition)
     if grid is None:
@@ -192,8 +192,8 @@ def _check_together(task: str | None, counts: list[int], replicas: int) -> None:
 def _node_memory(text: str | None, cores_per_node: int | None) -> int:
     """Bytes of a machine."""
     from volseg.machine import gibibytes
-    from volseg.partition.nodes import SYSTEM
-    from volseg.partition.planner import parse_memory
+    from volseg.planning.nodes import SYSTEM
+    from volseg.sizes import parse_memory
 
     if text is None or cores_per_node is None:
         raise ConfigError("to plan machines give --node-memory and --cores-per-node, such as 128GB and 36")
@@ -215,7 +215,7 @@ def _origin(
 ) -> Origin:
     from volseg.config import read_config
     from volseg.config.stored_run import CONFIG
-    from volseg.partition.command import Origin
+    from volseg.planning.command import Origin
 
     file = config if run is None else run / CONFIG
     again = () if file is None else read_config(file).training.checkpoint_levels

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 from volseg.geometry import Triple
-from volseg.partition.answer import Answer, Asked, TaskAnswer
 from volseg.partition.layout import padded_shape
-from volseg.partition.nodes import NodePlan
-from volseg.partition.planner import Plan
-from volseg.partition.profile import Profile
-from volseg.partition.search import Candidate, Scaling, fits
-from volseg.partition.time_model import TimePlan
+from volseg.planning.answer import Answer, Asked, TaskAnswer
+from volseg.planning.nodes import NodePlan
+from volseg.planning.planner import Plan
+from volseg.planning.profile import Profile
+from volseg.planning.search import Candidate, Scaling, fits
+from volseg.planning.time_model import TimePlan
 
 
 def facts(asked: Asked, found: Answer) -> dict[str, Any]:

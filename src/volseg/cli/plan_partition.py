@@ -15,7 +15,7 @@ from volseg.errors import ConfigError
 from volseg.sizes import parse_levels, parse_shape
 
 if TYPE_CHECKING:
-    from volseg.partition.answer import Answer, Asked
+    from volseg.planning.answer import Answer, Asked
 
 
 class Task(StrEnum):
@@ -70,7 +70,7 @@ def plan_partition(
     --cores-per-node how many machines. Last comes the command that runs the plan. Exit code 1: it does not fit.
     """
     from volseg.api.planning import question
-    from volseg.partition.answer import answer
+    from volseg.planning.answer import answer
 
     if slurm and json_output:
         raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
@@ -105,7 +105,7 @@ def plan_partition(
 
 
 def _check_plot(asked: Asked, path: Path) -> None:
-    from volseg.partition.schedule import covers
+    from volseg.program.schedule import covers
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
@@ -124,8 +124,8 @@ def _plot(found: Answer, path: Path) -> None:
 
 def _print_script(asked: Asked, found: Answer) -> None:
     """The script, or on standard error why there is none."""
-    from volseg.partition.batch_script import Place, batch_script
-    from volseg.partition.explanation import why_too_large
+    from volseg.planning.batch_script import Place, batch_script
+    from volseg.planning.explanation import why_too_large
 
     if not found.fits:
         reasons = [*found.no_machines.values(), *(why_too_large(one.question, one.run) for one in found.tasks.values())]

@@ -11,13 +11,13 @@ from volseg.cli.render import PLAIN_WIDTH, table
 from volseg.cli.terminal import terminal_columns
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.partition.answer import Answer, Asked, TaskAnswer
-from volseg.partition.explanation import time_text
-from volseg.partition.memory import surely_fits
-from volseg.partition.nodes import SYSTEM
-from volseg.partition.operations import Kind
-from volseg.partition.schedule import covers
-from volseg.partition.search import Candidate, Question, fits
+from volseg.planning.answer import Answer, Asked, TaskAnswer
+from volseg.planning.explanation import time_text
+from volseg.planning.memory import surely_fits
+from volseg.planning.nodes import SYSTEM
+from volseg.planning.search import Candidate, Question, fits
+from volseg.program.kinds import Kind
+from volseg.program.schedule import covers
 
 
 def show(asked: Asked, found: Answer) -> None:

@@ -18,7 +18,7 @@ def parse_ranks(text: str, option: str = "--ranks") -> list[int]:
     if min(counts) < 1:
         raise ConfigError(f"{option} {text}: give at least 1")
     if separator == ":":
-        from volseg.partition.search import powers_up_to
+        from volseg.planning.search import powers_up_to
 
         low, high = sorted(counts)
         counts = [low, *(n for n in powers_up_to(high) if n > low)]

@@ -22,7 +22,7 @@ from volseg.cli.streams import forgiving
 from volseg.cli.terminal import terminal_columns
 from volseg.machine import gibibytes
 from volseg.messages import MessageLog, ProgressLines, figure_text
-from volseg.partition.agreement import off_by_a_tenth
+from volseg.planning.agreement import off_by_a_tenth
 
 SHORT_SECONDS = 0.2  # of which no plan is worth a word
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or a pipe

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from volseg.distributed.meter import Meter
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 if TYPE_CHECKING:
     from mpi4py import MPI

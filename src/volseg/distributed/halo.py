@@ -16,8 +16,8 @@ from torch import Tensor
 from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
 from volseg.geometry import Triple
-from volseg.partition.operations import Kind
 from volseg.partition.window import Range, WindowPlan
+from volseg.program.kinds import Kind
 
 SPATIAL = 2  # x is [N, C, D, H, W]: the axes D, H, W are tensor dimensions 2, 3, 4
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from volseg.distributed.spans import LAYER, PHASE, Spans
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator

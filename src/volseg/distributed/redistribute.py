@@ -8,7 +8,7 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.geometry import Box
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 
 def redistribute(

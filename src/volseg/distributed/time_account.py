@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
-from volseg.partition.operations import COMMUNICATING, Kind
+from volseg.program.kinds import COMMUNICATING, Kind
 
 IMBALANCE = "waiting for slower ranks"
 

@@ -15,14 +15,16 @@ from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import SIDE, reference_seconds
-from volseg.partition.agglomeration import Agglomeration, agglomeration_for
-from volseg.partition.agreement import off_by_a_tenth
+from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Family, Kind, Operation
-from volseg.partition.profile import Profile, find_profile
-from volseg.partition.search import Question, agglomeration_on
 from volseg.partition.tiling import padded_channels
-from volseg.partition.time_model import Placing, TimePlan
+from volseg.planning.agglomeration_choice import agglomeration_for
+from volseg.planning.agreement import off_by_a_tenth
+from volseg.planning.operations import Family, Operation
+from volseg.planning.profile import Profile, find_profile
+from volseg.planning.search import Question, agglomeration_on
+from volseg.planning.time_model import Placing, TimePlan
+from volseg.program.kinds import Kind
 
 
 @dataclass(frozen=True)

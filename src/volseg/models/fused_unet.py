@@ -28,6 +28,7 @@ from volseg.models.merged_levels import MergedLevels
 from volseg.models.streamed_unet import StreamedUNet
 from volseg.models.tape import Tape
 from volseg.models.unet import UNet
+from volseg.networks.deep_supervision import check_not_agglomerated, deep_slab_planes, loss_weights
 from volseg.nn.convert import partition_module
 from volseg.nn.fused import layer as fused
 from volseg.nn.fused.buffers import Buffers
@@ -39,14 +40,13 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.deep_supervision import check_not_agglomerated, deep_slab_planes, loss_weights
-from volseg.partition.fused_memory import made_again
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
-from volseg.partition.schedule import IN_PLACE, Schedule, covers
 from volseg.partition.slabs import head_slab_planes, ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.planning.fused_memory import made_again
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, Schedule, covers
 
 
 class FusedUNet(nn.Module):

@@ -40,11 +40,11 @@ from volseg.nn.kernels import passes, pointwise, winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.basin import Basin, basins
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule, layer_costs, level_of
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule, layer_costs, level_of
 
 
 @dataclass
@@ -68,7 +68,7 @@ class _Level:
 
 
 class StreamedUNet:
-    """Runs a partitioned U-Net that the fused layers cover (`partition.schedule.covers`), forward only.
+    """Runs a partitioned U-Net that the fused layers cover (`program.schedule.covers`), forward only.
 
     twin      the network as `partition_module` made it
     grids     of its levels

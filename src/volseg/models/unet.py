@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from volseg.config import ModelConfig
-from volseg.partition.deep_supervision import deep_levels
+from volseg.networks.deep_supervision import deep_levels
 
 DEEP_HEADS = "deep_heads."
 """What the names of parameters begin with that are for training alone."""
@@ -24,7 +24,7 @@ class UNet(nn.Module):
     x       [N, in_channels, D, H, W]  sides multiples of 2^levels
     logits  [N, classes, D, H, W]
 
-    deep_supervision  with a head at each coarser level where the loss is taken (`partition.deep_supervision`); the
+    deep_supervision  with a head at each coarser level where the loss is taken (`networks.deep_supervision`); the
                       other parameters and the logits are what they are without
     """
 

@@ -11,8 +11,8 @@ from volseg.geometry import Triple
 from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, strided_outputs, triple
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
+from volseg.program.kinds import Kind
 
 
 class _Convolve(torch.autograd.Function):

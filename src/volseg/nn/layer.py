@@ -17,8 +17,8 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.nn.context import PartitionContext
 from volseg.partition.layout import AXES, Layout
-from volseg.partition.operations import Kind
 from volseg.partition.window import WindowPlan
+from volseg.program.kinds import Kind
 
 
 @dataclass(frozen=True)

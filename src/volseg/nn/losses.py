@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 IGNORE = 255
 """Target value of voxels that do not count: padding, and voxels without a label."""

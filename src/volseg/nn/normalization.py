@@ -18,8 +18,8 @@ from volseg.nn.kernels.channelwise import activation_gradient, affine_activate, 
 from volseg.nn.kernels.reproducible import moments
 from volseg.nn.layer import LayerPlan, PartitionedLayer
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.window import plan_halo
+from volseg.program.kinds import Kind
 
 CANCELLED = 100.0
 """Above this ratio of mean^2 to variance, E[x^2] - E[x]^2 from float32 sums loses too much: centre first, sum again."""

@@ -10,8 +10,8 @@ from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, fetch_window, strided_outputs, triple
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
+from volseg.program.kinds import Kind
 
 
 def _plan_pooling(

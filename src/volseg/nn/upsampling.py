@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from volseg.geometry import Triple
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, triple
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.window import Range, plan_window
+from volseg.program.kinds import Kind
 
 
 class PartitionedUpsample(nn.Upsample, PartitionedLayer):

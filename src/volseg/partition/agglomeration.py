@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from volseg.config import ModelConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Box, Triple, format_triple
 from volseg.partition.layout import AXES, Layout
-from volseg.partition.schedule import covers
 
 _MESSAGE_FLOATS = 2**18
 """Of the planes of a block that travel together: 1 MiB. Coarse blocks are smaller, and go in one message."""
@@ -151,22 +149,3 @@ def _stages(text: str, option: str) -> Iterator[Stage]:
             )
         level, z, y, x = (int(n) for n in match.groups())
         yield level, (z, y, x)
-
-
-def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomeration:
-    """What ``--agglomerate`` asks for by name, or "none", for a network on a layout.
-
-    "auto" is none here: what it is, the time model says (`agglomeration_choice`).
-
-    Raises ConfigError for another text, PartitionError where the network or its grid do not allow it.
-    """
-    if text == "auto":
-        return NONE
-    found = parse_agglomeration(text, model.levels, layout.dims)
-    if found.stages and not covers(model):
-        raise PartitionError(
-            f"--agglomerate {text}: only networks of kernel_size 3, up = transpose and a plain encoder are "
-            f"agglomerated, this one has kernel_size {model.kernel_size}, up = {model.up} and a {model.encoder} "
-            "encoder; use --agglomerate none"
-        )
-    return found

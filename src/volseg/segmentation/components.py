@@ -18,7 +18,7 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.geometry import Box, Triple
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 # Connectivity -> on how many axes a neighbour may differ: over faces; edges too; corners too.
 CONNECTIVITIES = {6: 1, 18: 2, 26: 3}

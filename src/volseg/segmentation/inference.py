@@ -19,9 +19,9 @@ from volseg.models.unet import UNet
 from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.operations import Kind
-from volseg.partition.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.partition.window import Range
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.segmentation.scan_image import ScanImage
 from volseg.volumes.scan import Scan
 

@@ -15,7 +15,7 @@ from volseg.config import ModelConfig
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
 from volseg.models.bringing_back import mask_type
-from volseg.partition.schedule import Schedule
+from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions

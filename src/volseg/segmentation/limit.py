@@ -18,10 +18,10 @@ from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, gibibytes, resident_memory
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
-from volseg.partition.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
-from volseg.partition.planner import choose_grid, most_ranks
-from volseg.partition.schedule import SPILL, Schedule
-from volseg.partition.streamed_memory import scratch_bytes
+from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
+from volseg.planning.planner import choose_grid, most_ranks
+from volseg.planning.streamed_memory import scratch_bytes
+from volseg.program.schedule import SPILL, Schedule
 
 _SHARE_OF_FREE = 0.9
 """Of what the machine has free: the plan may be wrong by a tenth."""
@@ -48,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class BesideVoxels:
-    """What is held beside the network (`partition.memory.Beside`), in bytes a voxel of a rank's block.
+    """What is held beside the network (`planning.memory.Beside`), in bytes a voxel of a rank's block.
 
     once  bytes whatever the block
     """

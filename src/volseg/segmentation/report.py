@@ -12,7 +12,7 @@ from volseg.distributed.time_account import TimeAccount
 from volseg.files import write_text
 from volseg.geometry import Triple
 from volseg.models.forecast import Machine, off_plan, planned_time_facts
-from volseg.partition.time_model import TimePlan
+from volseg.planning.time_model import TimePlan
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
 from volseg.segmentation.statistics import LabelStatistics

@@ -27,10 +27,10 @@ from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.kernels.jit.compiler import compile_seconds
 from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import Agglomeration
-from volseg.partition.operations import Kind
-from volseg.partition.planner import grid_for
-from volseg.partition.schedule import LAYERS, SPILL, covers
-from volseg.partition.time_model import segmenting_time
+from volseg.planning.planner import grid_for
+from volseg.planning.time_model import segmenting_time
+from volseg.program.kinds import Kind
+from volseg.program.schedule import LAYERS, SPILL, covers
 from volseg.segmentation.inference import BlockResult, segment_block
 from volseg.segmentation.job import (
     SegmentationJob,

@@ -14,7 +14,8 @@ from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
-from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for
+from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.segmentation.inference import BlockNetwork
 from volseg.segmentation.segment import open_scan
 from volseg.volumes.scan import Scan

@@ -1,7 +1,7 @@
 """How fast this machine is: the program itself on small volumes, each operation timed, and messages between ranks.
 
 Every rank trains and segments volumes of its own at the same time, so that costs are those of a machine at work. The
-operations of `partition.operations` carry the names under which the meter counts; so each measured time has its shape.
+operations of `planning.operations` carry the names under which the meter counts; so each measured time has its shape.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from volseg.machine import physical_memory, processor_name
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import CHANNELS, SIDE, measure_reference
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
-from volseg.partition.operations import Family, Kind, Operation, segmenting_work, training_work
-from volseg.partition.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
+from volseg.planning.memory import parameter_count
+from volseg.planning.operations import Family, Operation, segmenting_work, training_work
+from volseg.planning.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
+from volseg.program.kinds import Kind
 from volseg.segmentation.inference import segment_block
 from volseg.segmentation.segment import open_scan
 from volseg.study.launching import Launcher, run_volseg

@@ -10,12 +10,12 @@ from math import prod
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import MemoryPlan, parameter_count, segmenting_memory, training_memory
-from volseg.partition.operations import COMMUNICATING
-from volseg.partition.planner import choose_grid
-from volseg.partition.profile import Profile
-from volseg.partition.schedule import Schedule
-from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.planning.memory import MemoryPlan, parameter_count, segmenting_memory, training_memory
+from volseg.planning.planner import choose_grid
+from volseg.planning.profile import Profile
+from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.program.kinds import COMMUNICATING
+from volseg.program.schedule import Schedule
 from volseg.study.cases import TRAIN, Case, cube, weak_shape
 
 LARGEST_SIDE, MOST_RANKS = 4096, 16384

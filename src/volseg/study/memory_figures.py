@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from volseg.drawing.style import FAINT, figure, title
-from volseg.partition.plain_memory import plain_training_bytes
+from volseg.planning.plain_memory import plain_training_bytes
 from volseg.study.cases import SEGMENT, TRAIN, VARIANTS, Case, cube
 from volseg.study.extrapolation import LARGEST_SIDE, MOST_RANKS, Foretold, doublings, over_channels, over_sides
 from volseg.study.rows import Row

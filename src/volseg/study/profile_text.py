@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from volseg.machine import gibibytes
-from volseg.partition.operations import Family, flops
-from volseg.partition.profile import Network, Profile, Setting
+from volseg.planning.operations import Family, flops
+from volseg.planning.profile import Network, Profile, Setting
 
 
 def profile_lines(profile: Profile) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.geometry import Triple, format_triple
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 from volseg.study.cases import VARIANTS, Case
 from volseg.study.extrapolation import Foretold
 

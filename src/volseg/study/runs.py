@@ -16,7 +16,7 @@ from volseg.errors import PartitionError, VolsegError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.partition.profile import Profile
+from volseg.planning.profile import Profile
 from volseg.study.cases import AGAIN, FEW_STEPS, LONG_STEP, STEPS, TRAIN, Case, cube, voxels
 from volseg.study.extrapolation import Foretold, foretell
 from volseg.study.launching import Launcher, run_volseg

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from volseg.drawing.style import figure
-from volseg.partition.search import Scaling
+from volseg.planning.search import Scaling
 from volseg.study.style import COLOURS
 
 

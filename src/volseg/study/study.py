@@ -18,7 +18,7 @@ from volseg.events import Listener, Message, ignore
 from volseg.files import write_text
 from volseg.machine import gibibytes
 from volseg.messages import MESSAGES, MessageLog
-from volseg.partition.profile import Profile, find_profile, read_profile, save_profile
+from volseg.planning.profile import Profile, find_profile, read_profile, save_profile
 from volseg.study.cases import PARTS, Ranges, cases_of, rank_of_need
 from volseg.study.extrapolation import LARGEST_SIDE, foretell
 from volseg.study.figures import draw, figures_of

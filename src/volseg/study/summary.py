@@ -9,7 +9,7 @@ from math import log, prod
 
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.partition.profile import Profile
+from volseg.planning.profile import Profile
 from volseg.study.cases import SEGMENT, TRAIN, VARIANTS, Case, Ranges, cube
 from volseg.study.extrapolation import MOST_RANKS, fewest_that_fit, foretell
 from volseg.study.rows import Row

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from volseg.distributed.time_account import TimeAccount
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 
 _CONTAINERS = ("phase", "layer")
 """Categories of pieces that hold others; what none of those covers is other work."""

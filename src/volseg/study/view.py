@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volseg.partition.profile import Profile
+from volseg.planning.profile import Profile
 from volseg.study.cases import Case, Ranges
 from volseg.study.extrapolation import (
     MOST_RANKS,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from volseg.geometry import Triple
 from volseg.models.forecast import Machine
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import parameter_count
-from volseg.partition.time_model import TimePlan, step_seconds, training_time
+from volseg.planning.memory import parameter_count
+from volseg.planning.time_model import TimePlan, step_seconds, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.resolution import Resolution
 from volseg.training.setup import Setup

@@ -13,7 +13,7 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.messages import MessageLog
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 from volseg.training.cases import write_split
 from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob

@@ -18,12 +18,12 @@ from volseg.models.forecast import Machine, agglomeration_of_run
 from volseg.models.fused_unet import FusedUNet
 from volseg.models.unet import UNet
 from volseg.partition.agglomeration import Agglomeration
-from volseg.partition.hierarchy import fastest_sharing
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import MemoryPlan, training_memory, validation_memory
-from volseg.partition.planner import grid_for, grid_named
-from volseg.partition.sample_memory import sample_bytes, with_sample
-from volseg.partition.search import Question
+from volseg.planning.hierarchy import fastest_sharing
+from volseg.planning.memory import MemoryPlan, training_memory, validation_memory
+from volseg.planning.planner import grid_for, grid_named
+from volseg.planning.sample_memory import sample_bytes, with_sample
+from volseg.planning.search import Question
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.sampling import Samples

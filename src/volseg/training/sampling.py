@@ -13,8 +13,8 @@ from volseg.config import MOST_CLASSES, Config
 from volseg.geometry import Box, Triple
 from volseg.nn.losses import IGNORE
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.operations import Kind
-from volseg.partition.sample_memory import SOURCE_BYTES, source_bytes_per_voxel
+from volseg.planning.sample_memory import SOURCE_BYTES, source_bytes_per_voxel
+from volseg.program.kinds import Kind
 from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.augmentation.appearance import Appearance, Distribution, distribution
 from volseg.volumes.augmentation.drawing import Draw, draw

@@ -17,8 +17,8 @@ from volseg.geometry import format_triple
 from volseg.models.forecast import Machine, this_machine
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
-from volseg.partition.memory import MemoryPlan
-from volseg.partition.schedule import covers
+from volseg.planning.memory import MemoryPlan
+from volseg.program.schedule import covers
 from volseg.training.averaging import AveragedWeights
 from volseg.training.cases import (
     Split,

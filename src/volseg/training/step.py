@@ -12,7 +12,7 @@ from torch import nn
 
 from volseg.nn.gradients import clip_gradients, sum_gradients
 from volseg.nn.losses import DiceOfBatch
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 from volseg.training.setup import Setup
 from volseg.volumes.dataset import Case
 

@@ -14,7 +14,7 @@ from volseg.geometry import Box
 from volseg.models.bringing_back import bring_back, maps_of_box
 from volseg.models.fused_unet import FusedUNet
 from volseg.nn.losses import IGNORE, dice_from_counts
-from volseg.partition.operations import Kind
+from volseg.program.kinds import Kind
 from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.dataset import Case
 from volseg.volumes.scan import Scan

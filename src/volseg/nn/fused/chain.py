@@ -16,10 +16,10 @@ from volseg.nn.fused.up import Up
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.slabs import ranges, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.program.kinds import Kind
 
 
 @dataclass

@@ -12,8 +12,8 @@ from volseg.geometry import Triple
 from volseg.nn.fused.layer import Held
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import LAYERS, RECOMPUTE, Schedule
 from volseg.partition.window import Range, plan_window
+from volseg.program.schedule import LAYERS, RECOMPUTE, Schedule
 
 
 class Image(Protocol):

@@ -20,10 +20,10 @@ from volseg.nn.kernels import passes, winograd
 from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
-from volseg.partition.operations import Kind
 from volseg.partition.slabs import ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.program.kinds import Kind
 
 _NO_BRICK: Triple = (1, 1, 1)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from volseg.nn.fused.layer import Gradients, Held, Slot, Workplace, enter
 from volseg.nn.kernels import pointwise
 from volseg.nn.kernels.rows import Activation, Rows
-from volseg.partition.operations import Kind
 from volseg.partition.slabs import UpSlab, up_slabs, up_slabs_of, up_sources
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.program.kinds import Kind
 
 
 @dataclass(frozen=True)

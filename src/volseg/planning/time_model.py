@@ -17,19 +17,10 @@ from math import log2, prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout
-from volseg.partition.operations import (
-    COMMUNICATING,
-    GRADIENTS,
-    Exchange,
-    Kind,
-    Reduction,
-    Transfer,
-    Work,
-    segmenting_work,
-    training_work,
-)
-from volseg.partition.profile import Profile
-from volseg.partition.schedule import IN_PLACE, Schedule
+from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work, segmenting_work, training_work
+from volseg.planning.profile import Profile
+from volseg.program.kinds import COMMUNICATING, Kind
+from volseg.program.schedule import IN_PLACE, Schedule
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from volseg.nn.fused.scratch import Store
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.basin import peak_of
 from volseg.partition.layout import Layout
-from volseg.partition.memory import Beside, segmenting_memory
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, layer_costs, schedules_of
 from volseg.partition.share import busy_shares, share_of
-from volseg.partition.streamed_memory import StreamedWalk, scratch_bytes
+from volseg.planning.memory import Beside, segmenting_memory
+from volseg.planning.streamed_memory import StreamedWalk, scratch_bytes
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, layer_costs, schedules_of
 
 
 def config(**changes: object) -> ModelConfig:

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from volseg.errors import ConfigError
-from volseg.partition.operations import Family, Kind, Operation
-from volseg.partition.profile import (
+from volseg.planning.operations import Family, Operation
+from volseg.planning.profile import (
     Cost,
     Network,
     Profile,
@@ -18,6 +18,7 @@ from volseg.partition.profile import (
     read_profile,
     save_profile,
 )
+from volseg.program.kinds import Kind
 
 
 def cubes(inputs, outputs, nanoseconds, sides=(8, 16, 32)):

@@ -3,7 +3,7 @@
 import pytest
 
 from volseg.config import ModelConfig
-from volseg.partition.plain_memory import plain_training_bytes
+from volseg.planning.plain_memory import plain_training_bytes
 
 SCRIPT = """
 from volseg.machine import peak_memory, prepare_for_torch

@@ -6,8 +6,8 @@ import shlex
 from dataclasses import dataclass
 from math import ceil
 
-from volseg.partition.command import UNKNOWN, Origin, run_options
-from volseg.partition.search import Candidate
+from volseg.planning.command import UNKNOWN, Origin, run_options
+from volseg.planning.search import Candidate
 
 _RESERVE = 1.1
 """Of memory asked for: the plan may be wrong by a tenth."""

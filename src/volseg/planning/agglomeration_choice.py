@@ -1,15 +1,16 @@
-"""Whether coarse levels are better computed by fewer ranks, by the time model."""
+"""Which levels fewer ranks compute: as it was asked for, or as the time model finds best."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from volseg.config import ModelConfig
+from volseg.errors import PartitionError
 from volseg.geometry import Triple
-from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.agglomeration import NONE, Agglomeration, parse_agglomeration
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import covers
-from volseg.partition.time_model import TimePlan
+from volseg.planning.time_model import TimePlan
+from volseg.program.schedule import covers
 
 _WORTH = 0.02
 """Of the whole time, that agglomeration must save."""
@@ -48,3 +49,22 @@ def _with_one_more(before: Agglomeration, levels: int, finest: Triple) -> Iterat
 
 def _smallest_factor(number: int) -> int:
     return next((n for n in range(2, number + 1) if number % n == 0), 1)
+
+
+def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomeration:
+    """What ``--agglomerate`` asks for by name, or "none", for a network on a layout.
+
+    "auto" is none here: what it is, the time model says (`choose_agglomeration`).
+
+    Raises ConfigError for another text, PartitionError where the network or its grid do not allow it.
+    """
+    if text == "auto":
+        return NONE
+    found = parse_agglomeration(text, model.levels, layout.dims)
+    if found.stages and not covers(model):
+        raise PartitionError(
+            f"--agglomerate {text}: only networks of kernel_size 3, up = transpose and a plain encoder are "
+            f"agglomerated, this one has kernel_size {model.kernel_size}, up = {model.up} and a {model.encoder} "
+            "encoder; use --agglomerate none"
+        )
+    return found

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
-from volseg.partition.layer_memory import Ledger
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import segmenting_memory, training_memory
-from volseg.partition.planner import (
+from volseg.planning.layer_memory import Ledger
+from volseg.planning.memory import segmenting_memory, training_memory
+from volseg.planning.planner import (
     choose_grid,
     fewest_ranks,
     grids_of,
@@ -22,9 +22,9 @@ from volseg.partition.planner import (
     make_plan,
     most_ranks,
     parse_grid,
-    parse_memory,
 )  # fmt: skip
-from volseg.partition.schedule import Schedule
+from volseg.program.schedule import Schedule
+from volseg.sizes import parse_memory
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 sides = st.tuples(*[st.integers(1, 40)] * 3)

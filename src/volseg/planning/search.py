@@ -15,10 +15,10 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.agglomeration_choice import choose_agglomeration
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import parameter_count
-from volseg.partition.planner import (
+from volseg.planning.agglomeration_choice import choose_agglomeration
+from volseg.planning.memory import parameter_count
+from volseg.planning.planner import (
     Plan,
     fewest_ranks,
     halo_voxels,
@@ -27,9 +27,9 @@ from volseg.partition.planner import (
     most_ranks,
     suited_layouts,
 )
-from volseg.partition.profile import Profile
-from volseg.partition.schedule import IN_PLACE, Schedule, covers
-from volseg.partition.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.planning.profile import Profile
+from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.program.schedule import IN_PLACE, Schedule, covers
 
 _GRIDS, _TRIED = 8, 3
 """Grids of least halo whose time is looked at, and the fastest of them whose memory is."""

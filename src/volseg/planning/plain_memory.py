@@ -11,9 +11,9 @@ from math import prod
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
-from volseg.partition.layer_memory import Ledger
 from volseg.partition.layout import padded_shape
-from volseg.partition.memory import parameter_count
+from volseg.planning.layer_memory import Ledger
+from volseg.planning.memory import parameter_count
 
 _LONG = 2
 """float32 values that an int64 takes."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from volseg.config import ModelConfig
-from volseg.partition.deep_supervision import deep_levels
+from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
 
 FLOAT = 4

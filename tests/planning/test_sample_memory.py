@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from volseg.config import PRESETS, AugmentationConfig, ModelConfig, TrainingConfig
 from volseg.partition.layout import Layout
-from volseg.partition.memory import training_memory, validation_memory
-from volseg.partition.sample_memory import SOURCE_BYTES, sample_bytes, with_sample
+from volseg.planning.memory import training_memory, validation_memory
+from volseg.planning.sample_memory import SOURCE_BYTES, sample_bytes, with_sample
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 

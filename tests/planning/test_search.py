@@ -10,17 +10,16 @@ import pytest
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.agglomeration_choice import choose_agglomeration
-from volseg.partition.batch_script import Place, batch_script
-from volseg.partition.command import Origin
-from volseg.partition.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
 from volseg.partition.layout import Layout
-from volseg.partition.nodes import SYSTEM, Node, on_nodes
-from volseg.partition.operations import Family
-from volseg.partition.planner import choose_grid
-from volseg.partition.profile import Cost, Network, Profile, Setting
-from volseg.partition.schedule import Schedule
-from volseg.partition.search import (
+from volseg.planning.agglomeration_choice import choose_agglomeration
+from volseg.planning.batch_script import Place, batch_script
+from volseg.planning.command import Origin
+from volseg.planning.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
+from volseg.planning.nodes import SYSTEM, Node, on_nodes
+from volseg.planning.operations import Family
+from volseg.planning.planner import choose_grid
+from volseg.planning.profile import Cost, Network, Profile, Setting
+from volseg.planning.search import (
     Question,
     Scaling,
     candidate,
@@ -31,7 +30,8 @@ from volseg.partition.search import (
     scaling,
     splits,
 )
-from volseg.partition.time_model import Placing, TimePlan, training_time
+from volseg.planning.time_model import Placing, TimePlan, training_time
+from volseg.program.schedule import Schedule
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=3)
 GIB = 2**30
@@ -166,7 +166,7 @@ def test_a_grid_on_machines_has_its_own_ranks(nodes, found):
 
 def test_machines_that_hold_nothing_are_not_searched_through(monkeypatch):
     asked, tried = question(shape=(256, 256, 256)), []
-    monkeypatch.setattr("volseg.partition.nodes.fastest", lambda *a: tried.append(a) or fastest(*a))
+    monkeypatch.setattr("volseg.planning.nodes.fastest", lambda *a: tried.append(a) or fastest(*a))
     assert on_nodes(asked, Node(8, 6 * GIB), 1) is None
     assert not tried
 

@@ -9,12 +9,12 @@ from math import prod
 
 from volseg.config import Config
 from volseg.geometry import Triple
-from volseg.partition.command import UNKNOWN, Origin, run_command
-from volseg.partition.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
-from volseg.partition.nodes import Node, NodePlan, on_nodes
-from volseg.partition.plain_memory import plain_training_bytes
-from volseg.partition.profile import Profile
-from volseg.partition.search import (
+from volseg.planning.command import UNKNOWN, Origin, run_command
+from volseg.planning.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
+from volseg.planning.nodes import Node, NodePlan, on_nodes
+from volseg.planning.plain_memory import plain_training_bytes
+from volseg.planning.profile import Profile
+from volseg.planning.search import (
     Candidate,
     Question,
     Scaling,
@@ -25,7 +25,7 @@ from volseg.partition.search import (
     scaling,
     splits,
 )
-from volseg.partition.time_model import Placing
+from volseg.planning.time_model import Placing
 
 
 @dataclass(frozen=True)

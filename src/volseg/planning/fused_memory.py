@@ -7,8 +7,8 @@ from math import prod
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.deep_supervision import deep_levels, deep_slab_planes
 from volseg.partition.arena import Arena, Piece
-from volseg.partition.deep_supervision import deep_levels, deep_slab_planes
 from volseg.partition.layout import Layout
 from volseg.partition.share import Share, busy_shares
 from volseg.partition.slabs import head_slab_planes, up_slabs

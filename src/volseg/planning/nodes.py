@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from volseg.errors import PartitionError
-from volseg.partition.search import Candidate, Question, fastest, fewest, fits, largest_possible
-from volseg.partition.time_model import Placing
+from volseg.planning.search import Candidate, Question, fastest, fewest, fits, largest_possible
+from volseg.planning.time_model import Placing
 
 SYSTEM = 2 * 2**30
 """Bytes of a machine that are left to its system."""

@@ -13,37 +13,16 @@ from enum import StrEnum
 from math import prod
 
 from volseg.config import ModelConfig
-from volseg.partition.deep_supervision import deep_levels
-from volseg.partition.fused_memory import FLOAT, made_again
+from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import IN_PLACE, RECOMPUTE, Schedule
 from volseg.partition.tiling import padded_channels
+from volseg.planning.fused_memory import FLOAT, made_again
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
 
 DOUBLE = 8
 GRADIENTS = "gradients of the weights"
 """As the meter calls the layer of what is summed over all ranks once a step."""
-
-
-class Kind(StrEnum):
-    """Kinds of work. HALO, REDUCTION and MOVING are packing, sending and waiting together."""
-
-    CONVOLUTION = "convolution"
-    UP = "up-convolution"
-    NORM = "norm"
-    POOLING = "pooling"
-    HEAD = "head and loss"
-    HALO = "halo"
-    REDUCTION = "reduction"
-    MOVING = "moving blocks"
-    FILES = "input and output"
-    LABELS = "components and statistics"
-    AUGMENTATION = "augmentation"
-    OPTIMIZER = "optimizer"
-    OTHER = "other"
-
-
-COMMUNICATING = (Kind.HALO, Kind.REDUCTION, Kind.MOVING)
-"""Kinds that are communication; all others are computing."""
 
 
 class Family(StrEnum):

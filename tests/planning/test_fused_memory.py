@@ -16,10 +16,10 @@ from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.losses import LossSums
 from volseg.partition.agglomeration import parse_agglomeration
-from volseg.partition.fused_memory import FLOAT, FusedWalk, _loss_floats
 from volseg.partition.layout import Layout
-from volseg.partition.memory import training_memory
 from volseg.partition.share import busy_shares, share_of
+from volseg.planning.fused_memory import FLOAT, FusedWalk, _loss_floats
+from volseg.planning.memory import training_memory
 
 
 def config(**changes) -> ModelConfig:

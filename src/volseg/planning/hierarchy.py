@@ -10,10 +10,10 @@ from __future__ import annotations
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import training_memory
-from volseg.partition.planner import choose_grid
-from volseg.partition.search import Question
-from volseg.partition.time_model import step_seconds, training_time
+from volseg.planning.memory import training_memory
+from volseg.planning.planner import choose_grid
+from volseg.planning.search import Question
+from volseg.planning.time_model import step_seconds, training_time
 
 
 def fastest_sharing(

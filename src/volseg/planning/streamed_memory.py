@@ -10,12 +10,12 @@ from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.basin import Basin, Ghosts, basins, peak_of
-from volseg.partition.fused_memory import FLOAT, HALOS, SLABS, convolution_work
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import SPILL, Schedule
 from volseg.partition.share import Share, busy_shares
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
 from volseg.partition.tiling import padded_channels
+from volseg.planning.fused_memory import FLOAT, HALOS, SLABS, convolution_work
+from volseg.program.schedule import SPILL, Schedule
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from math import prod
 from volseg.config import AugmentationConfig
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout
-from volseg.partition.memory import MemoryPlan
+from volseg.planning.memory import MemoryPlan
 
 FLOAT = 4
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from volseg.errors import ConfigError
 from volseg.files import write_text
-from volseg.partition.operations import Family, Operation, flops
+from volseg.planning.operations import Family, Operation, flops
 from volseg.text import read_text
 
 FORMAT = 1
@@ -254,7 +254,7 @@ def _parse_setting(content: dict[str, Any]) -> Setting:
 
 def built_in_profile() -> Profile:
     """That of the machine volseg was developed on."""
-    text = resources.files("volseg.partition").joinpath(BUILT_IN).read_text(encoding="utf-8")
+    text = resources.files("volseg.planning").joinpath(BUILT_IN).read_text(encoding="utf-8")
     return parse_profile(text, "built in")
 
 

@@ -6,12 +6,13 @@ import pytest
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.partition.layout import Layout
-from volseg.partition.memory import parameter_count
-from volseg.partition.operations import Family, Kind, segmenting_work, training_work
-from volseg.partition.planner import forward_halo_bytes
-from volseg.partition.profile import Cost, Network, Profile, Setting
-from volseg.partition.schedule import RECOMPUTE
-from volseg.partition.time_model import Placing, TimePlan, segmenting_time, step_seconds, training_time
+from volseg.planning.memory import parameter_count
+from volseg.planning.operations import Family, segmenting_work, training_work
+from volseg.planning.planner import forward_halo_bytes
+from volseg.planning.profile import Cost, Network, Profile, Setting
+from volseg.planning.time_model import Placing, TimePlan, segmenting_time, step_seconds, training_time
+from volseg.program.kinds import Kind
+from volseg.program.schedule import RECOMPUTE
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 ALPHA, BETA, REDUCTION = 1e-5, 1e9, 2e-5

@@ -8,9 +8,9 @@ from itertools import takewhile
 from volseg.errors import PartitionError
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.partition.nodes import SYSTEM, Node, on_nodes, placed_on
-from volseg.partition.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
-from volseg.partition.time_model import Placing, TimePlan
+from volseg.planning.nodes import SYSTEM, Node, on_nodes, placed_on
+from volseg.planning.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
+from volseg.planning.time_model import Placing, TimePlan
 
 _WORTH = 0.5
 """Efficiency below which more ranks are waste."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from math import isqrt, prod
 
 from volseg.config import ModelConfig, TrainingConfig
-from volseg.errors import ConfigError, PartitionError
+from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
-from volseg.partition.agglomeration import NONE, Agglomeration, agglomeration_for, gathered_voxels
-from volseg.partition.deep_supervision import check_not_agglomerated
+from volseg.networks.deep_supervision import check_not_agglomerated
+from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.layout import Layout, padded_shape
-from volseg.partition.memory import (
+from volseg.planning.agglomeration_choice import agglomeration_for
+from volseg.planning.memory import (
     MemoryPlan,
     activations_without_halos,
     fixed_memory,
@@ -21,7 +22,7 @@ from volseg.partition.memory import (
     surely_fits,
     training_memory,
 )
-from volseg.partition.schedule import Schedule
+from volseg.program.schedule import Schedule
 
 _FINENESS = 128
 """Of the search for the fewest ranks: exact up to so many, above that within one part of it."""
@@ -269,16 +270,3 @@ def fewest_ranks(
     if refusal is not None and not suited:
         raise refusal
     return finest
-
-
-def parse_memory(text: str, option: str = "--memory") -> int:
-    """``24GiB``, ``512 MiB``, ``24`` (GiB) or ``24g`` (GiB) in bytes. Raises ConfigError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib|b|)", text.strip(), re.IGNORECASE)
-    size = 0
-    if match:
-        prefix, end = match[2].lower(), match[3].lower()
-        power = "kmgt".index(prefix) + 1 if prefix else 0 if end else 3
-        size = int(float(match[1]) * (1000 if end == "b" and prefix else 1024) ** power)
-    if not match or size < 1 or (not match[2] and match[3].lower() == "ib"):
-        raise ConfigError(f"{option} {text}: give an amount such as 24GiB or 512MiB")
-    return size

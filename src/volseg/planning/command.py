@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volseg.geometry import format_triple
-from volseg.partition.schedule import LAYERS
-from volseg.partition.search import Candidate
+from volseg.planning.search import Candidate
+from volseg.program.schedule import LAYERS
 
 
 @dataclass(frozen=True)

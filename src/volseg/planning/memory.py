@@ -12,14 +12,14 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
+from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.deep_supervision import deep_levels
-from volseg.partition.fused_memory import FusedWalk
-from volseg.partition.layer_memory import LayerWalk
 from volseg.partition.layout import Layout
-from volseg.partition.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
 from volseg.partition.share import busy_shares
-from volseg.partition.streamed_memory import StreamedWalk
+from volseg.planning.fused_memory import FusedWalk
+from volseg.planning.layer_memory import LayerWalk
+from volseg.planning.streamed_memory import StreamedWalk
+from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
 
 FLOAT = 4
 TRAINING_PROCESS = 477 * 2**20
