@@ -21,7 +21,7 @@ from support.launch import volseg
 
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.stored import load_model
 
 
@@ -70,7 +70,7 @@ def compare(model: torch.nn.Module, card, images: list[Path], given: argparse.Na
 def masks(model, x: torch.Tensor, windows: str):
     from monai.inferers import sliding_window_inference
 
-    whole = FusedUNet(model, ProcessGrid(SerialCommunicator(), (1, 1, 1))).eval()
+    whole = FusedNetwork(model, ProcessGrid(SerialCommunicator(), (1, 1, 1))).eval()
     yield "whole volume", torch.cat([part.argmax(1) for _, part in whole.logit_slabs(x)], 1)[0].numpy()
     for window in map(int, windows.split(",")):
         for blending in ("constant", "gaussian"):

@@ -36,7 +36,7 @@ from volseg.distributed.communicator import Communicator, SerialCommunicator  # 
 from volseg.distributed.launch import connect  # noqa: E402
 from volseg.distributed.placement import available_cores, place  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
-from volseg.models.fused_unet import FusedUNet  # noqa: E402
+from volseg.models.fused import FusedNetwork  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
 from volseg.nn.blocks import take_block  # noqa: E402
 from volseg.nn.gradients import sum_gradients  # noqa: E402
@@ -112,7 +112,7 @@ def step_of(model: UNet, sides: Sides, communicator: Communicator) -> Callable[[
     return step
 
 
-def train_once(network: FusedUNet, x: Tensor, target: Tensor, communicator: Communicator) -> None:
+def train_once(network: FusedNetwork, x: Tensor, target: Tensor, communicator: Communicator) -> None:
     network.train()
     network.loss(x, target)[0].backward()
     sum_gradients(network.parameters(), communicator)

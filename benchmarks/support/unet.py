@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 
 CLASSES = 3
@@ -22,9 +22,11 @@ def configuration(base_channels: int, levels: int) -> ModelConfig:
     return ModelConfig(in_channels=1, classes=CLASSES, base_channels=base_channels, levels=levels)
 
 
-def fused(model: UNet, communicator: Communicator | None = None, dims: tuple[int, int, int] = (1, 1, 1)) -> FusedUNet:
+def fused(
+    model: UNet, communicator: Communicator | None = None, dims: tuple[int, int, int] = (1, 1, 1)
+) -> FusedNetwork:
     """The network as `volseg train` and `volseg segment` run it, with weights of its own."""
-    return FusedUNet(copy.deepcopy(model), ProcessGrid(communicator or SerialCommunicator(), dims))
+    return FusedNetwork(copy.deepcopy(model), ProcessGrid(communicator or SerialCommunicator(), dims))
 
 
 def data(sides: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ def plain_step(model: nn.Module, x: Tensor, target: Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def our_forward(model: FusedUNet, x: Tensor, _: Tensor) -> None:
+def our_forward(model: FusedNetwork, x: Tensor, _: Tensor) -> None:
     """The arg-max of the logits, slab by slab, as `segment` takes it."""
     model.eval()
     with torch.inference_mode():
@@ -58,7 +60,7 @@ def our_forward(model: FusedUNet, x: Tensor, _: Tensor) -> None:
             logits[0].argmax(0)
 
 
-def our_step(model: FusedUNet, x: Tensor, target: Tensor) -> None:
+def our_step(model: FusedNetwork, x: Tensor, target: Tensor) -> None:
     """Forward, Dice + cross-entropy and backward, as `train` takes it; no optimizer, and no sum over ranks."""
     model.train()
     loss, _ = model.loss(x, target)

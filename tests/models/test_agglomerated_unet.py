@@ -18,7 +18,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
@@ -66,7 +66,7 @@ def test_logits_have_the_same_bits(name: str, communicator: Communicator) -> Non
     with torch.no_grad():
         alone = partition_module(model, serial_grid(), settings.multiple)(whole)
     for grid, agglomeration in cases(communicator):
-        fused = FusedUNet(model, grid, agglomeration=agglomeration).eval()
+        fused = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         block = block_of(whole, grid, settings)
         taped = gather_blocks(fused(block).detach(), grid)
         assert np.array_equal(taped.numpy(), alone.numpy()), agglomeration
@@ -86,12 +86,12 @@ def test_loss_gradients_and_statistics_are_those_of_one_rank(
     target = targets(whole, settings.classes)
     alone = copy.deepcopy(model)
     torch.manual_seed(8)
-    loss_of_one, _ = FusedUNet(alone, serial_grid()).loss(whole, target)
+    loss_of_one, _ = FusedNetwork(alone, serial_grid()).loss(whole, target)
     expected = gradients_of(alone, loss_of_one)
     drawn_by_one = torch.rand(3)
     for grid, agglomeration in cases(communicator):
         own = copy.deepcopy(model)
-        fused = FusedUNet(own, grid, checkpoints, agglomeration)
+        fused = FusedNetwork(own, grid, checkpoints, agglomeration)
         box = grid.block(grid.layout(tuple(whole.shape[2:]), settings.multiple)).slices
         torch.manual_seed(8)
         loss, _ = fused.loss(block_of(whole, grid, settings), target[(slice(None), *box)])
@@ -113,12 +113,12 @@ def test_gradients_from_logits_are_those_of_one_rank(communicator: Communicator)
     model = make(settings).train()
     whole = volume(settings, SHAPE)
     target = targets(whole, settings.classes)
-    logits_of_one = FusedUNet(model, serial_grid())(whole)
+    logits_of_one = FusedNetwork(model, serial_grid())(whole)
     expected = gradients_of(model, dice_cross_entropy(logits_of_one, target, serial_grid().communicator)[0])
     for grid, agglomeration in cases(communicator):
         own = copy.deepcopy(model)
         own.zero_grad(set_to_none=True)
-        logits = FusedUNet(own, grid, agglomeration=agglomeration)(block_of(whole, grid, settings))
+        logits = FusedNetwork(own, grid, agglomeration=agglomeration)(block_of(whole, grid, settings))
         box = grid.block(grid.layout(tuple(whole.shape[2:]), settings.multiple)).slices
         dice_cross_entropy(logits, target[(slice(None), *box)], communicator)[0].backward()
         sum_gradients(own.parameters(), communicator)
@@ -145,7 +145,7 @@ def test_every_schedule_has_the_same_bits(
         block, box = take_block(whole, grid, layout), grid.block(layout)
         store = ScratchStore(tmp_path) if schedule is SPILL else None
         told: list[float] = []
-        fused = FusedUNet(model, grid, agglomeration=agglomeration).eval()
+        fused = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         streamed = fused.streamed(schedule, store, told.append)
         image = TensorImage(block, layout, grid, image_width(schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
@@ -153,7 +153,7 @@ def test_every_schedule_has_the_same_bits(
         assert told == sorted(told)
         assert told[-1] == 1
         assert streamed._done == pytest.approx(streamed._whole), "a rank's arithmetic is not what it counts"
-        plain = FusedUNet(model, grid).streamed(schedule)
+        plain = FusedNetwork(model, grid).streamed(schedule)
         plain._begin(layout, schedule, 0)
         mine, without = communicator.reduce_all(np.array([streamed._whole, plain._whole]))
         assert mine == pytest.approx(without), "leaders do what the others leave"
@@ -173,12 +173,12 @@ def test_a_training_network_runs_forward_without_gradients_too(communicator: Com
     alone = copy.deepcopy(model)
     torch.manual_seed(8)
     with torch.no_grad():
-        expected = FusedUNet(alone, serial_grid())(whole)
+        expected = FusedNetwork(alone, serial_grid())(whole)
     for grid, agglomeration in cases(communicator):
         own = copy.deepcopy(model)
         torch.manual_seed(8)
         with torch.no_grad():
-            y = FusedUNet(own, grid, agglomeration=agglomeration)(block_of(whole, grid, settings))
+            y = FusedNetwork(own, grid, agglomeration=agglomeration)(block_of(whole, grid, settings))
         assert torch.equal(gather_blocks(y, grid), expected), agglomeration
         for mine, theirs in zip(own.buffers(), alone.buffers(), strict=True):
             assert torch.equal(mine, theirs), agglomeration
@@ -189,10 +189,10 @@ def test_networks_of_other_layers_are_refused(communicator: Communicator, monkey
     grid, stages = ProcessGrid(communicator, (2, 1, 1)), Agglomeration(((1, (1, 1, 1)),))
     for changes in ({"kernel_size": 5}, {"up": "trilinear"}):
         with pytest.raises(PartitionError, match=r"--agglomerate 1:1x1x1: the layers .* use --agglomerate none"):
-            FusedUNet(UNet(config(**changes)), grid, agglomeration=stages)
+            FusedNetwork(UNet(config(**changes)), grid, agglomeration=stages)
     with pytest.raises(PartitionError, match="4:1x1x1: the network has levels 1 to 2"):
-        FusedUNet(UNet(config()), grid, agglomeration=Agglomeration(((4, (1, 1, 1)),)))
+        FusedNetwork(UNet(config()), grid, agglomeration=Agglomeration(((4, (1, 1, 1)),)))
     if communicator.rank == 1:
         monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
     with pytest.raises(PartitionError, match="a rank's processor needs are not agglomerated"):
-        FusedUNet(UNet(config()), grid, agglomeration=stages)
+        FusedNetwork(UNet(config()), grid, agglomeration=stages)

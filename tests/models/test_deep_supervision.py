@@ -16,7 +16,7 @@ from volseg.config import Config, ModelConfig, TrainingConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import deep_levels, loss_weights
 from volseg.nn.blocks import gather_blocks, take_block
@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_autograd(name: str, communicator: Commu
             grid = ProcessGrid(communicator, dims)
             layout = grid.layout(shape, settings.multiple)
             own = copy.deepcopy(model)
-            fused = FusedUNet(own, grid, class_weights=weights)
+            fused = FusedNetwork(own, grid, class_weights=weights)
             block = take_block(whole, grid, layout)
             assert fused.covers(block) == (settings.up == "transpose")
             found, _ = fused.loss(block, target[(slice(None), *grid.block(layout).slices)])
@@ -109,10 +109,10 @@ def test_logits_and_other_weights_are_what_they_are_without(communicator: Commun
     with_heads.load_state_dict(without.state_dict(), strict=False)
     whole = volume(settings, (16, 24, 32))
     with torch.no_grad():
-        alone = FusedUNet(without, serial_grid()).eval()(whole)
+        alone = FusedNetwork(without, serial_grid()).eval()(whole)
         grid = ProcessGrid(communicator, (1, 1, communicator.size))
         block = take_block(whole, grid, grid.layout((16, 24, 32), 8))
-        assert torch.equal(gather_blocks(FusedUNet(with_heads, grid).eval()(block), grid), alone)
+        assert torch.equal(gather_blocks(FusedNetwork(with_heads, grid).eval()(block), grid), alone)
 
 
 def test_the_same_seed_draws_the_same_weights_with_and_without_heads() -> None:
@@ -130,7 +130,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     settings, shape = config(levels=3, base_channels=8), (32, 48, 64)
     grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
     layout = grid.layout(shape, settings.multiple)
-    fused = FusedUNet(make(settings), grid)
+    fused = FusedNetwork(make(settings), grid)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
     fused.loss(block, target)[0].backward()
@@ -169,7 +169,7 @@ def test_levels_and_weights_are_nnunet_s() -> None:
 def test_agglomeration_is_refused_by_name(communicator: Communicator) -> None:
     grid = ProcessGrid(communicator, (2, 1, 1))
     with pytest.raises(PartitionError, match="deep supervision needs all ranks at every level; use --agglomerate none"):
-        FusedUNet(make(config(levels=3)), grid, agglomeration=Agglomeration(((1, (1, 1, 1)),)))
+        FusedNetwork(make(config(levels=3)), grid, agglomeration=Agglomeration(((1, (1, 1, 1)),)))
 
 
 def test_too_few_levels_are_refused() -> None:

@@ -13,7 +13,7 @@ from oracles import GRIDS, relative_error, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
@@ -55,7 +55,7 @@ def test_logits_have_the_bits_of_the_partitioned_network_on_any_grid(name: str, 
                 continue
             grid = ProcessGrid(communicator, dims)
             block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
-            fused = FusedUNet(model, grid).eval()
+            fused = FusedNetwork(model, grid).eval()
             assert fused.covers(block)
             assert torch.equal(gather_blocks(fused(block), grid), alone), dims
             slabs = torch.cat([part.clone() for _, part in fused.logit_slabs(block)], 2)
@@ -97,7 +97,7 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
         box = grid.block(layout).slices
         for levels in ((), (0, 1)):
             own = copy.deepcopy(model)
-            fused = FusedUNet(own, grid, levels)
+            fused = FusedNetwork(own, grid, levels)
             loss, dice = fused.loss(take_block(whole, grid, layout), target[(slice(None), *box)])
             gradients_of(own, loss)
             sum_gradients(own.parameters(), communicator)
@@ -114,11 +114,11 @@ def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatc
     model = make(settings).train()
     whole = volume(settings, (16, 16, 24))
     target = targets(whole, settings.classes)
-    fused = FusedUNet(model, serial_grid())
+    fused = FusedNetwork(model, serial_grid())
     loss, _ = fused.loss(whole, target)
     expected = gradients_of(model, loss)
     monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
-    fused = FusedUNet(model, serial_grid())
+    fused = FusedNetwork(model, serial_grid())
     assert not fused.covers(whole)
     other, _ = fused.loss(whole, target)
     assert abs(float(other.detach()) / float(loss.detach()) - 1) < 1e-6
@@ -131,7 +131,7 @@ def test_gradients_of_logits_and_of_the_loss_agree() -> None:
     model = make(settings).train()
     whole = volume(settings, (16, 16, 24))
     target = targets(whole, settings.classes)
-    fused = FusedUNet(model, serial_grid())
+    fused = FusedNetwork(model, serial_grid())
     from_loss = gradients_of(model, fused.loss(whole, target)[0])
     logits = fused(whole)
     from_logits = gradients_of(model, dice_cross_entropy(logits, target, serial_grid().communicator)[0])
@@ -150,7 +150,7 @@ def test_dropout_drops_the_same_channels_as_the_partitioned_network(communicator
     block = take_block(whole, grid, grid.layout((16, 16, 16), 4))
     torch.manual_seed(8)
     with torch.no_grad():
-        y = gather_blocks(FusedUNet(model, grid)(block), grid)
+        y = gather_blocks(FusedNetwork(model, grid)(block), grid)
     assert relative_error(y, alone) < 1e-5  # x * keep is taken into the norm's coefficients
     assert relative_error(y, partition_module(model.eval(), serial_grid(), 4)(whole).detach()) > 1e-2
 
@@ -168,7 +168,7 @@ def test_dropout_in_the_gradients(norm: str, communicator: Communicator) -> None
     expected = gradients_of(twin, dice_cross_entropy(twin(whole), target, serial_grid().communicator)[0])
     grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
     layout = grid.layout((16, 24, 16), settings.multiple)
-    fused = FusedUNet(model, grid)
+    fused = FusedNetwork(model, grid)
     torch.manual_seed(8)
     loss, _ = fused.loss(take_block(whole, grid, layout), target[(slice(None), *grid.block(layout).slices)])
     gradients_of(model, loss)
@@ -182,7 +182,7 @@ def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
         settings = config(**changes)
         model = make(settings).train()
         x = torch.randn(samples, 1, 8, 8, 8)
-        fused = FusedUNet(model, serial_grid())
+        fused = FusedNetwork(model, serial_grid())
         assert not fused.covers(x)
         twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
         assert torch.equal(fused(x), twin(x))
@@ -190,16 +190,16 @@ def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
         loss, _ = fused.loss(x, target)
         loss.backward()
         assert all(p.grad is not None for p in model.parameters())
-    double = FusedUNet(make(config()).double(), serial_grid())
+    double = FusedNetwork(make(config()).double(), serial_grid())
     assert not double.covers(torch.randn(1, 1, 8, 8, 8))
     assert double(torch.randn(1, 1, 8, 8, 8).double()).dtype == torch.float64
     image = torch.randn(1, 1, 8, 8, 8, requires_grad=True)
-    FusedUNet(make(config()), serial_grid())(image).sum().backward()
+    FusedNetwork(make(config()), serial_grid())(image).sum().backward()
     assert image.grad is not None
 
 
 def test_backward_goes_once() -> None:
-    loss, _ = FusedUNet(make(config()), serial_grid()).loss(torch.randn(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8))
+    loss, _ = FusedNetwork(make(config()), serial_grid()).loss(torch.randn(1, 1, 8, 8, 8), torch.zeros(1, 8, 8, 8))
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
@@ -208,7 +208,7 @@ def test_backward_goes_once() -> None:
 def test_memory_is_handed_on_and_does_not_grow() -> None:
     """Buffers of one step serve the next; another shape begins anew."""
     model = make(config()).train()
-    fused = FusedUNet(model, serial_grid())
+    fused = FusedNetwork(model, serial_grid())
 
     counts = []
     for _ in range(3):
@@ -222,7 +222,7 @@ def test_memory_is_handed_on_and_does_not_grow() -> None:
 
 def test_passes_that_are_not_finished_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits nobody goes backward from, slabs nobody takes, an error in the middle."""
-    fused = FusedUNet(make(config()).train(), serial_grid())
+    fused = FusedNetwork(make(config()).train(), serial_grid())
     x, target = volume(config(), (16, 16, 16)), torch.zeros(1, 16, 16, 16)
     fused.loss(x, target)[0].backward()
     needed = fused.work.buffers.arena.total
@@ -246,7 +246,7 @@ def broken(*_: object, **__: object) -> None:
 def test_backward_after_other_passes() -> None:
     """Two losses at once, of volumes of two shapes, and a look at the logits before the backward."""
     model = make(config()).train()
-    fused = FusedUNet(model, serial_grid())
+    fused = FusedNetwork(model, serial_grid())
     volumes = [volume(config(), shape) for shape in ((16, 16, 16), (8, 16, 24))]
     labels = [targets(x, 3) for x in volumes]
     apart = [gradients_of(model, fused.loss(x, y)[0]) for x, y in zip(volumes, labels, strict=True)]
@@ -260,6 +260,6 @@ def test_backward_after_other_passes() -> None:
 
 
 def test_slabs_of_logits_leave_the_caller_s_grad_mode_alone() -> None:
-    fused = FusedUNet(make(config()), serial_grid())
+    fused = FusedNetwork(make(config()), serial_grid())
     for _ in fused.logit_slabs(torch.randn(1, 1, 8, 8, 8)):
         assert torch.is_grad_enabled()

@@ -14,7 +14,7 @@ from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import ResidualBlock, UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
@@ -56,7 +56,7 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
         for dims in GRIDS[communicator.size]:
             grid = ProcessGrid(communicator, dims)
             block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
-            fused = FusedUNet(model, grid).eval()
+            fused = FusedNetwork(model, grid).eval()
             assert not fused.covers(block)
             assert torch.equal(gather_blocks(fused(block), grid), alone), dims
 

@@ -12,7 +12,7 @@ from models.test_unet import config, make
 from oracles import GRIDS, serial_grid
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.fused.image import TensorImage, image_width
@@ -71,7 +71,7 @@ def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Pa
         block = take_block(whole, grid, layout)
         store = ScratchStore(scratch) if schedule is SPILL else None
         told: list[float] = []
-        streamed = FusedUNet(model, grid).eval().streamed(schedule, store, told.append)
+        streamed = FusedNetwork(model, grid).eval().streamed(schedule, store, told.append)
         image = TensorImage(block, layout, grid, image_width(schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
         assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), dims
@@ -109,7 +109,7 @@ def test_statistics_that_cancel_are_taken_again(
         alone = partition_module(model, serial_grid(), settings.multiple)(whole)
     grid = ProcessGrid(communicator, (communicator.size, 1, 1))
     layout = grid.layout(shape, settings.multiple)
-    streamed = FusedUNet(model, grid).eval().streamed(schedule)
+    streamed = FusedNetwork(model, grid).eval().streamed(schedule)
     image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(schedule))
     parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
     assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone)

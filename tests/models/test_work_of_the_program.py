@@ -8,7 +8,7 @@ import torch
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import MpiCommunicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
@@ -55,7 +55,7 @@ def network(communicator, norm, stages):
     agglomeration = parse_agglomeration(stages, config.levels, grid.dims)
     layout = Layout.even((16, 16, 16), grid.dims, config.multiple)
     torch.manual_seed(0)
-    twin = FusedUNet(UNet(config), grid, agglomeration=agglomeration)
+    twin = FusedNetwork(UNet(config), grid, agglomeration=agglomeration)
     x = torch.randn(1, 1, *grid.block(layout).shape)
     return config, grid, layout, agglomeration.layouts(layout, config.levels), twin, x
 

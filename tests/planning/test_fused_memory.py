@@ -10,7 +10,7 @@ from oracles import GRIDS, serial_grid
 from tiny import SERIAL
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
@@ -37,7 +37,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("settings", "shape", "checkpoints"), VARIANTS)
 def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
-    fused = FusedUNet(UNet(settings), serial_grid(), checkpoints)
+    fused = FusedNetwork(UNet(settings), serial_grid(), checkpoints)
     x = torch.randn(1, settings.in_channels, *shape)
     fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
     walk = FusedWalk(settings, Layout.even(shape, (1, 1, 1), settings.multiple), checkpoints)
@@ -57,7 +57,7 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     settings, shape = config(), (16, 24, 32)
     grid = ProcessGrid(communicator, dims)
     layout = grid.layout(shape, settings.multiple)
-    fused = FusedUNet(UNet(settings), grid)
+    fused = FusedNetwork(UNet(settings), grid)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
     walk = FusedWalk(settings, layout)
@@ -80,7 +80,7 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
     settings, shape = config(levels=3), (40, 48, 32)
     grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, 3, dims)
     layout = grid.layout(shape, settings.multiple)
-    fused = FusedUNet(UNet(settings), grid, checkpoints, stages)
+    fused = FusedNetwork(UNet(settings), grid, checkpoints, stages)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
 

@@ -12,7 +12,7 @@ from oracles import GRIDS
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
@@ -64,7 +64,7 @@ def test_basins_and_windows_are_the_planned_ones(
     layout = grid.layout(shape, settings.multiple)
     x = take_block(torch.randn(1, 1, *shape), grid, layout)
     store = CountingStore()
-    streamed = FusedUNet(UNet(settings), grid).eval().streamed(schedule, store)
+    streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
     for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
         pass
     walk = StreamedWalk(settings, layout, schedule).run()
@@ -89,7 +89,7 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         layout = grid.layout(shape, settings.multiple)
         x = take_block(torch.randn(1, 1, *shape), grid, layout)
         store = LiveStore()
-        streamed = FusedUNet(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
+        streamed = FusedNetwork(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
         for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
             pass
         walk = StreamedWalk(settings, layout, schedule, share=share_of(grid.coords, layout, 4, stages)).run()

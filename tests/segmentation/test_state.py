@@ -9,7 +9,7 @@ import pytest
 
 from tiny import SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.events import Caution, Message
-from volseg.models import streamed_unet
+from volseg.models import streamed
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.segment import segment
@@ -25,14 +25,14 @@ def interrupted(job, communicator, monkeypatch, where):
         if where == "head":
             patch.setattr("volseg.segmentation.inference.BlockNetwork.logit_slabs", broken_logits)
         else:
-            original = streamed_unet.StreamedUNet._during
+            original = streamed.StreamedNetwork._during
 
             def during(self, label):
                 if label == where:
                     raise Interrupted
                 return original(self, label)
 
-            patch.setattr(streamed_unet.StreamedUNet, "_during", during)
+            patch.setattr(streamed.StreamedNetwork, "_during", during)
         with pytest.raises(Interrupted):
             segment(job, communicator)
 

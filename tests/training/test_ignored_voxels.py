@@ -10,7 +10,7 @@ from data_sets import NAMES, change, describe, nnunet_folder
 from tiny import MODEL, SERIAL
 from volseg.config import AugmentationConfig, Config
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.losses import IGNORE
 from volseg.training.data import CaseBlocks
@@ -75,7 +75,7 @@ def test_validation_counts_what_is_labelled(sets):
     def look(case, sample, mask):
         seen.append([part[0, :12, :10, :8].numpy() for part in (sample.target, mask)])
 
-    network = FusedUNet(UNet(MODEL.for_data(1, 3)), blocks.grid)
+    network = FusedNetwork(UNet(MODEL.for_data(1, 3)), blocks.grid)
     found = validate(network, blocks, blocks.cases, 3, look).by_case["case_0"]
     true, mask = (part[..., 4:] for part in seen[0])
     for value, dice in zip((1, 2), found, strict=True):

@@ -16,7 +16,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
 from volseg.errors import CheckpointError, PartitionError, VolumeError
 from volseg.events import Caution, ignore
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.training.data import CaseBlocks
@@ -179,7 +179,7 @@ def test_validation_and_normalisation_are_the_same_on_any_number_of_replicas(sha
         grid = ProcessGrid(replicas.own, (1, 1, replicas.own.size))
         blocks = CaseBlocks(dataset, dataset.cases, grid, 4, replicas)
         blocks.schemes = examine(dataset, world).fingerprint.schemes()
-        found = validate(FusedUNet(model, grid), blocks, dataset.cases[:5], 3)
+        found = validate(FusedNetwork(model, grid), blocks, dataset.cases[:5], 3)
         return [vars(scheme.fixed) for scheme in blocks.schemes], found, blocks.cached_bytes
 
     schemes, validation, cached = on_root(communicator, lambda: measured(SERIAL, 1))

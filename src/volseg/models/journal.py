@@ -10,9 +10,6 @@ from torch import Tensor
 from volseg.geometry import Box
 from volseg.nn.kernels.rows import Affine
 
-COARSE = "coarse"
-"""For whose output a journal has coefficients beside those of the finest level's layers."""
-
 
 class Journal(Protocol):
     """What is kept of a run for one that goes on after an interruption."""

@@ -1,0 +1,1 @@
+"""What a network is: a description of its operations and tensors, without torch."""

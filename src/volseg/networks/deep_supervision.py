@@ -7,9 +7,7 @@ one above it, the weights adding up to 1.
 from __future__ import annotations
 
 from volseg.errors import PartitionError
-from volseg.geometry import Triple
 from volseg.partition.agglomeration import Agglomeration
-from volseg.partition.slabs import head_slab_planes
 
 
 def deep_levels(levels: int) -> range:
@@ -21,11 +19,6 @@ def loss_weights(deep: int) -> list[float]:
     """Of the loss at full resolution and at the `deep` levels below it."""
     whole = sum(0.5**n for n in range(deep + 1))
     return [0.5**n / whole for n in range(deep + 1)]
-
-
-def deep_slab_planes(sides: Triple, classes: int, width: int) -> int:
-    """Planes of a deeper level's logits that are computed at a time; backward also holds `width` channels of them."""
-    return head_slab_planes(sides, max(classes, width))
 
 
 def check_not_agglomerated(agglomeration: Agglomeration) -> None:

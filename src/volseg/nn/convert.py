@@ -20,6 +20,7 @@ from volseg.nn.normalization import (
     PartitionedGroupNorm,
     PartitionedInstanceNorm3d,
     PartitionedNorm,
+    normalize_with_slope,
 )
 from volseg.nn.pooling import PartitionedAvgPool3d, PartitionedMaxPool3d
 from volseg.nn.upsampling import PartitionedUpsample
@@ -120,7 +121,8 @@ class _FusedSequential(nn.Sequential):
                 input = module(input)
             else:
                 skip = True
-                input = _call_with_slope(module, slope, input)
+                assert isinstance(module, PartitionedNorm)
+                input = normalize_with_slope(module, input, slope)
         return input
 
 
@@ -133,15 +135,6 @@ def _fusable_slope(norm: nn.Module, activation: nn.Module | None) -> float | Non
     if type(activation) is nn.LeakyReLU and activation.negative_slope > 0:
         return float(activation.negative_slope)
     return 0.0 if type(activation) is nn.ReLU else None
-
-
-def _call_with_slope(norm: nn.Module, slope: float, x: Any) -> Any:
-    assert isinstance(norm, PartitionedNorm)
-    norm.slope = slope
-    try:
-        return norm(x)
-    finally:
-        norm.slope = 1.0
 
 
 def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
@@ -159,3 +152,9 @@ def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
             context.end_pass()
 
     model.forward = forward
+
+
+def context_of(twin: nn.Module) -> PartitionContext:
+    """What the layers of a partitioned network share."""
+    first = next(module for module in twin.modules() if isinstance(module, PartitionedLayer))
+    return first.context

@@ -195,3 +195,13 @@ class PartitionedBatchNorm3d(PartitionedNorm, nn.BatchNorm3d):
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), rate)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), rate)
+
+
+def normalize_with_slope(norm: PartitionedNorm, x: Tensor, slope: float) -> Tensor:
+    """``leaky_relu(norm(x), slope)`` in the norm's own passes; slope 1 is no activation."""
+    norm.slope = slope
+    try:
+        y: Tensor = norm(x)
+        return y
+    finally:
+        norm.slope = 1.0

@@ -65,6 +65,11 @@ def head_slab_planes(sides: Triple, classes: int) -> int:
     return max(1, min(sides[0], _HEAD_FLOATS // (sides[1] * sides[2] * padded_channels(classes))))
 
 
+def deep_slab_planes(sides: Triple, classes: int, width: int) -> int:
+    """Planes of a deeper level's logits that are computed at a time; backward also holds `width` channels of them."""
+    return head_slab_planes(sides, max(classes, width))
+
+
 def rolling_planes(sides: Triple, channels: int) -> int:
     """Planes that are computed at a time where the output overwrites the input, or is not kept."""
     d, h, w = sides

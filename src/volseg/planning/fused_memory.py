@@ -7,11 +7,11 @@ from math import prod
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
-from volseg.networks.deep_supervision import deep_levels, deep_slab_planes
+from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.arena import Arena, Piece
 from volseg.partition.layout import Layout
 from volseg.partition.share import Share, busy_shares
-from volseg.partition.slabs import head_slab_planes, up_slabs
+from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
@@ -104,7 +104,7 @@ class FusedWalk:
         return self.inputs * copies * FLOAT + own
 
     def forward(self) -> None:
-        """The layers in the order of `FusedUNet._encode_decode`."""
+        """The layers in the order of `FusedNetwork._encode_decode`."""
         top, last = self.model.levels, self.share.last
         for level in range(last + 1):
             if level:
@@ -170,7 +170,7 @@ class FusedWalk:
             self._give(f"{part} {level}.1")
 
     def backward(self) -> None:
-        """The layers in the order of `FusedUNet._backward_from_logits`."""
+        """The layers in the order of `FusedNetwork._backward_from_logits`."""
         top = self.model.levels
         self.operation = "head, backward"
         self._take("gradient of decoder 0.2" if top else "gradient of encoder 0.2", 0, self.widths[0])

@@ -39,7 +39,7 @@ class Moment:
 
 
 class StreamedWalk:
-    """The forward of a rank, in the order of `StreamedUNet.run`.
+    """The forward of a rank, in the order of `StreamedNetwork.run`.
 
     image  bytes of the image as it is stored, on this rank
     share  of the rank; by default of the busiest where all ranks take part in all levels

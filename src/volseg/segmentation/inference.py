@@ -11,10 +11,10 @@ from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.bringing_back import bring_back, maps_of_box, mask_type, with_far_ghosts
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.journal import Journal
 from volseg.models.stored import ModelCard
-from volseg.models.streamed_unet import StreamedUNet
+from volseg.models.streamed import StreamedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.fused.image import image_width, reach
 from volseg.nn.fused.scratch import Store
@@ -53,13 +53,13 @@ class BlockNetwork:
         agglomeration: Agglomeration = NONE,
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
-        self.twin = FusedUNet(model, grid, agglomeration=agglomeration).eval()
+        self.twin = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         if LAYERS in schedules_of(card.config.model, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
         with grid.communicator.meter.doing(Kind.FILES):
             self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)
-        self.streamed: StreamedUNet | None = None
+        self.streamed: StreamedNetwork | None = None
         if schedule is not LAYERS:
             self.streamed = self.twin.streamed(schedule, store, tell, journal)
 

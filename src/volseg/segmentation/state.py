@@ -26,9 +26,9 @@ from torch import Tensor
 from volseg.distributed.communicator import Communicator
 from volseg.files import replacing, write_text
 from volseg.geometry import Box
-from volseg.models.journal import COARSE
 from volseg.models.stored import ModelCard
 from volseg.nn.kernels.rows import Affine
+from volseg.program.resume import COARSE
 from volseg.volumes.mask_names import beside
 from volseg.volumes.scan import Scan
 

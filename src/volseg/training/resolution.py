@@ -15,7 +15,7 @@ from volseg.distributed.replicas import Replicas
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple, format_triple, halved
 from volseg.models.forecast import Machine, agglomeration_of_run
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import padded_shape
@@ -51,7 +51,7 @@ class Resolution:
     grid: ProcessGrid
     blocks: CaseBlocks
     samples: Samples
-    twin: FusedUNet
+    twin: FusedNetwork
     planned: MemoryPlan
 
     @property
@@ -150,7 +150,7 @@ class Hierarchy:
             grid.layout(largest, multiple), self.machine, world, replicas.count,
         )  # fmt: skip
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
-        twin = FusedUNet(
+        twin = FusedNetwork(
             self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
         )  # fmt: skip
         return Resolution(level, largest, replicas, grid, blocks, samples, twin, self._planned(level, grid, stages))

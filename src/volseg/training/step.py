@@ -81,7 +81,7 @@ def _dice_of_batch(
     """
     resolution, settings = setup.resolution(step), setup.config.training
     replicas, twin, meter = resolution.replicas, resolution.twin, resolution.replicas.world.meter
-    levels, classes = len(twin.supervised), twin.config.classes
+    levels, classes = len(twin.supervised), twin.network.classes
     overlaps = np.zeros((len(cases), levels, 3 * classes))
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):

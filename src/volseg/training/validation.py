@@ -12,7 +12,7 @@ from torch import Tensor
 from volseg.config import TrainingConfig
 from volseg.geometry import Box
 from volseg.models.bringing_back import bring_back, maps_of_box
-from volseg.models.fused_unet import FusedUNet
+from volseg.models.fused import FusedNetwork
 from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.program.kinds import Kind
 from volseg.training.data import CaseBlocks, Sample
@@ -60,7 +60,7 @@ def is_validation_due(config: TrainingConfig, steps: int, in_epoch: int) -> bool
 
 @torch.no_grad()
 def validate(
-    twin: FusedUNet, blocks: CaseBlocks, cases: Sequence[Case], classes: int, look: Look | None = None
+    twin: FusedNetwork, blocks: CaseBlocks, cases: Sequence[Case], classes: int, look: Look | None = None
 ) -> Validation:  # fmt: skip
     """Dice of the whole-volume masks of `cases`. Collective.
 
@@ -109,13 +109,13 @@ def _counts(found: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _counts_on_own_grid(
-    twin: FusedUNet, blocks: CaseBlocks, sample: Sample, scan: Scan, labels: Volume, mask: Tensor
+    twin: FusedNetwork, blocks: CaseBlocks, sample: Sample, scan: Scan, labels: Volume, mask: Tensor
 ) -> np.ndarray:
     """Of this rank's box of the mask that `segment` would write; a few planes of it exist at a time. Collective.
 
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, classes, meter = twin.twin.head, twin.config.classes, blocks.grid.communicator.meter
+    head, classes, meter = twin.twin.head, twin.network.classes, blocks.grid.communicator.meter
     assert scan.back is not None
     box, shape = scan.mask_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
+from volseg.nn.fused.forward import stored_bias
 from volseg.nn.fused.image import Image, reach, read_planes
-from volseg.nn.fused.layer import Held, Layer, Workplace, stored_bias
+from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.rows import Activation, Affine, Rows
@@ -30,9 +33,14 @@ class Stage:
     up      what it reads beside the stage before
     """
 
-    layer: Layer
+    conv: nn.Conv3d
     affine: Affine | None = None
     up: Up | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of its output."""
+        return int(self.conv.weight.shape[0])
 
 
 class _Window:
@@ -43,16 +51,16 @@ class _Window:
         self.low, self.high = reach(layout, coords, width)
         self.sides = layout.block(coords).shape
         self.stage = stage
-        channels = padded_channels(stage.layer.channels)
+        channels = padded_channels(stage.channels)
         planes = window_planes(self.sides[0], self.low[0], self.high[0], width, step)
         shape = (planes, *(n + a + b for n, a, b in zip(self.sides, self.low, self.high, strict=True)))
         self.buffer = work.buffers.slab(name, (shape[0], shape[2], shape[3]), channels).buffer
         self.first = self.stop = -self.low[0]
 
     @property
-    def held(self) -> Held:
+    def operand(self) -> Operand:
         rows = Rows(self.buffer[: self.stop - self.first], (-self.first, *self.low[1:]), self.sides)
-        return Held(rows, self.stage.layer.channels, self.stage.affine)
+        return Operand(rows, self.stage.channels, self.stage.affine)
 
     def make_room(self, keep_from: int, stop: int) -> Range:
         """Forget the planes before `keep_from`; the planes that are to be filled now."""
@@ -84,7 +92,7 @@ class Chain:
 
     def run(
         self, sums: winograd.BrickSums | None = None, pooled: winograd.Pooled | None = None
-    ) -> Iterator[tuple[Range, Held]]:
+    ) -> Iterator[tuple[Range, Operand]]:
         """Ranges of this rank's planes, and the last stage's output there, good until the next are asked for. Local.
 
         sums, pooled  of the last stage
@@ -94,7 +102,7 @@ class Chain:
             _Window(self.work, f"window {n}", stage, self.layout, width, self.step)
             for n, (stage, width) in enumerate(zip(self.stages, widths, strict=True))
         ]
-        weights = [winograd.pack_weight(s.layer.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
+        weights = [winograd.pack_weight(s.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
         depth = self.layout.block(self.work.grid.coords).shape[0]
         last_stage = len(windows) - 1
         for first, last in ranges(depth, self.step):
@@ -106,13 +114,13 @@ class Chain:
                     self._compute(
                         windows, n, width, planes, weights[n], sums if at_end else None, pooled if at_end else None
                     )
-            yield (first, last), windows[-1].held
+            yield (first, last), windows[-1].operand
         for weight in weights:
             weight.release()
 
     def _sources(self, number: int) -> list[int]:
         stage = self.stages[number]
-        before = self.image.channels if number == 0 else self.stages[number - 1].layer.channels
+        before = self.image.channels if number == 0 else self.stages[number - 1].channels
         return [before] if stage.up is None else [before, stage.up.channels]
 
     def _compute(
@@ -125,16 +133,16 @@ class Chain:
             with self.work.meter.doing(Kind.FILES):
                 inputs = [read_planes(self.image, self.layout, self.work.grid.coords, planes, width + 1)]
         else:
-            inputs = [windows[number - 1].held]
+            inputs = [windows[number - 1].operand]
         if stage.up is not None:
-            inputs += [held for _, held in stage.up.slabs_of(self.work, [planes])]
+            inputs += [lifted for _, lifted in stage.up.slabs_of(self.work, [planes])]
         # The kernel sees a block that is wider on H and W; planes are counted as always.
         origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
         start = self.layout.block(self.work.grid.coords).start
         with self.work.meter.doing(Kind.CONVOLUTION):
             winograd.forward(
                 [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
-                stored_bias(stage.layer.conv, window.buffer.shape[3]),
-                window.held.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
+                stored_bias(stage.conv, window.buffer.shape[3]),
+                window.operand.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
                 origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
             )  # fmt: skip

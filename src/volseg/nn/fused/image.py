@@ -9,7 +9,7 @@ from torch import Tensor
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
 from volseg.geometry import Triple
-from volseg.nn.fused.layer import Held
+from volseg.nn.fused.operand import Operand
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
@@ -45,12 +45,12 @@ def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def read_planes(image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1) -> Held:
+def read_planes(image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1) -> Operand:
     """The image where a convolution of `planes` reads it, with `width` voxels around the block on H and W."""
     low, high = reach(layout, coords, width)
     sides = layout.block(coords).shape
     wanted = max(planes[0] - 1, -low[0]), min(planes[1] + 1, sides[0] + high[0])
-    return Held(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)
+    return Operand(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)
 
 
 class TensorImage:

@@ -8,9 +8,10 @@ from math import prod
 
 from torch import Tensor, nn
 
-from volseg.nn.fused.layer import Gradients, Held, Slot, Workplace, enter
+from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.kernels import pointwise
 from volseg.nn.kernels.rows import Activation, Rows
+from volseg.nn.kernels.winograd import Target
 from volseg.partition.slabs import UpSlab, up_slabs, up_slabs_of, up_sources
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
@@ -22,14 +23,14 @@ class Up:
     """A transposed convolution with kernel and stride 2, and the tensor it reads, with its ghosts."""
 
     module: nn.ConvTranspose3d
-    below: Held
+    below: Operand
 
     @property
     def channels(self) -> int:
         """Of the output."""
         return int(self.module.weight.shape[1])
 
-    def slabs(self, work: Workplace, multiple: int) -> Iterator[tuple[Range, Held]]:
+    def slabs(self, work: Workplace, multiple: int) -> Iterator[tuple[Range, Operand]]:
         """The output slab by slab, each with a plane and the ghosts around it: what a convolution of it reads.
 
         multiple  slabs begin on multiples of it
@@ -37,12 +38,12 @@ class Up:
         rows = self.below.rows
         return self._made(work, up_slabs(rows.sides, rows.low, rows.high, padded_channels(self.channels), multiple))
 
-    def slabs_of(self, work: Workplace, planes: Sequence[Range]) -> Iterator[tuple[Range, Held]]:
+    def slabs_of(self, work: Workplace, planes: Sequence[Range]) -> Iterator[tuple[Range, Operand]]:
         """The same for the planes given, which may begin in the ghosts."""
         rows = self.below.rows
         return self._made(work, up_slabs_of(planes, rows.sides, rows.low, rows.high))
 
-    def _made(self, work: Workplace, slabs: Sequence[UpSlab]) -> Iterator[tuple[Range, Held]]:
+    def _made(self, work: Workplace, slabs: Sequence[UpSlab]) -> Iterator[tuple[Range, Operand]]:
         rows, stored = self.below.rows, padded_channels(self.channels)
         weight = pointwise.pack_up(self.module.weight, self.module.bias)
         low, high = rows.low, rows.high
@@ -56,22 +57,19 @@ class Up:
                 pointwise.apply(Activation(source, self.below.affine), weight, slab)
             before = (-2 * start, 2 * low[1], 2 * low[2])
             sides = (2 * rows.sides[0], 2 * rows.sides[1], 2 * rows.sides[2])
-            yield planes, Held(Rows(slab.buffer, before, sides), self.channels)
+            yield planes, Operand(Rows(slab.buffer, before, sides), self.channels)
 
-    def backward(self, work: Workplace, planes: Range, given: Rows, slot: Slot, total: Tensor | None) -> Tensor:
-        """The gradient of the input to `slot` for the input planes of a slab; that of the weight added to `total`."""
-        with work.meter.doing(Kind.UP):
-            weight = pointwise.pack_turned_up(self.module.weight)
-            found = pointwise.gradients(
-                self.below.activation, given, weight, slot.rows, slot.sums, (planes[0] // 2, planes[1] // 2)
-            )
-        return found if total is None else total + found
+    def backward(self, planes: Range, given: Rows, target: Target, total: Tensor | None) -> Tensor:
+        """The gradient of the input to `target` for the input planes of a slab; that of the weight added to `total`."""
+        weight, half = pointwise.pack_turned_up(self.module.weight), (planes[0] // 2, planes[1] // 2)
+        part = pointwise.gradients(self.below.activation, given, weight, target.rows, target.sums, half)
+        return part if total is None else total + part
 
-    def enter(self, total: Tensor, bias: Tensor, gradients: Gradients) -> None:
-        """Note the gradients of weight and bias. total [4, 2 K, C], bias [K], K as stored."""
+    def finished(self, total: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias. total [4, 2 K, C], bias [K], K as stored."""
         c, k = self.module.weight.shape[:2]
         taps = total.view(2, 2, 2, -1, total.shape[2])[:, :, :, :k, :c]
-        enter(gradients, self.module, taps.permute(4, 3, 0, 1, 2).float().contiguous(), bias[:k].float())
+        return taps.permute(4, 3, 0, 1, 2).float().contiguous(), bias[:k].float()
 
 
 def _with_ghosts_as_own(rows: Rows, start: int, stop: int) -> Rows:

@@ -1,0 +1,376 @@
+"""A network on one rank's block as volseg trains it: the same parameters, a fraction of the memory.
+
+The steps are those of its program (`program.build`). Of each convolution its raw output is in memory and nothing else
+(see `nn.fused`); the output of an up-convolution and the logits exist slab by slab, and skips are neither copied nor
+concatenated. The backward is written out as steps: autograd would hold every intermediate and could not hand memory
+from one operation to the next.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from volseg.distributed.grid import ProcessGrid
+from volseg.distributed.halo import ghost_widths
+from volseg.distributed.merging import LevelGrids
+from volseg.errors import PartitionError
+from volseg.models.bringing_back import with_far_ghosts
+from volseg.models.journal import Journal
+from volseg.models.streamed import StreamedNetwork
+from volseg.models.unet import UNet
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.deep_supervision import check_not_agglomerated, loss_weights
+from volseg.networks.description import IMAGE
+from volseg.nn.convert import context_of, partition_module
+from volseg.nn.fused.arena_memory import ArenaMemory
+from volseg.nn.fused.buffers import Buffers
+from volseg.nn.fused.forward import logits as logits_of
+from volseg.nn.fused.image import TensorImage, image_width
+from volseg.nn.fused.operand import Workplace
+from volseg.nn.fused.runner import run
+from volseg.nn.fused.scratch import Store
+from volseg.nn.fused.state import Gradients, LogitSlabs, State
+from volseg.nn.kernels import winograd
+from volseg.nn.kernels.rows import Rows
+from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
+from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.layout import Layout
+from volseg.partition.slabs import head_slab_planes
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+from volseg.program.build import train_program
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, Schedule
+from volseg.program.step import Classify, Program
+from volseg.program.step import Tensor as Named
+
+
+class FusedNetwork(nn.Module):
+    """The partitioned twin of a `UNet`, run by its program; it shares the model's parameters.
+
+    x       [1, in_channels, d, h, w]  this rank's block of the padded volume
+    logits  [1, classes, d, h, w]      the same bits on every grid, and those of `partition_module`
+
+    class_weights      of the classes in the loss's cross-entropy; none: all 1
+    checkpoint_levels  stages that keep one tensor less in each of encoder and decoder and make it again in backward
+    agglomeration      which stages only some of the ranks take part in; the bits of the logits do not change
+    kernels            whether all ranks' processors run the program's kernels
+
+    To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
+    or processors.
+
+    What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, other
+    devices and types) goes through the layers of `partition_module`; which of the two it is follows from model and
+    input alone, so it is the same on all ranks. There all ranks take part in all stages.
+    """
+
+    def __init__(
+        self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
+        agglomeration: Agglomeration = NONE, class_weights: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network, self.grid = model.network, grid
+        self.twin = cast(UNet, partition_module(model, grid, multiple_of=max(self.network.factors[-1])))
+        self.checkpoint_levels, self.class_weights = frozenset(checkpoint_levels), tuple(class_weights)
+        self.supervised = {head.stage: head.name for head in sorted(self.network.heads, key=lambda head: head.stage)}
+        self.shares = loss_weights(len(self.supervised) - 1)
+        self.work = Workplace(grid, Buffers())
+        self._shape: tuple[int, ...] = ()
+        self._state: weakref.ref[State] | None = None
+        kernels = np.array([float(winograd.available())])
+        self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
+        reason = why_not_covered(self.network) or ("" if self.kernels else "a rank's processor lacks AVX2")
+        self.covered = not reason
+        if agglomeration.stages and reason:
+            raise PartitionError(
+                f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
+            )
+        if len(self.supervised) > 1:
+            check_not_agglomerated(agglomeration)
+        self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
+
+    @property
+    def program(self) -> Program:
+        """The steps of this rank in a training step."""
+        return train_program(self.network, frozenset(self.grids.merges), self.grids.last, self.checkpoint_levels)
+
+    def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
+        """Logits; with `features_only` what the head reads, [1, channels, d, h, w]. Collective."""
+        if not self.covers(x):
+            y: Tensor = self.twin(x, features_only)
+            return y
+        parameters = [p for p in self.twin.parameters() if p.requires_grad]
+        if torch.is_grad_enabled() and parameters and not features_only:
+            logits: Tensor = _Logits.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
+            return logits
+        if features_only:
+            h, w = x.shape[3:]
+            parts = [
+                part[:, :, : b - a, :h, :w].clone()
+                for (a, b), part in self.streamed().feature_slabs(*self._streamed_input(x))
+            ]
+        else:
+            parts = [part for _, part in self.logit_slabs(x)]
+        return torch.cat(parts, 2)
+
+    def loss(
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`dice_cross_entropy` of the logits, which are made slab by slab and never whole. Collective.
+
+        Where the model has heads at coarser stages, the weighted mean of that of all of them; at stage i of the target
+        at every 2^i-th voxel.
+
+        target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
+        batch   of each stage with a head, where the Dice is that of all cases of a step
+        out     loss [], soft Dice per class [K] at full resolution (float64, no gradient)
+        """
+        if not self.covers(x):
+            return self._loss_of_layers(x, target, batch)
+        parameters = [p for p in self.twin.parameters() if p.requires_grad]
+        loss, dice = _Loss.apply(self, x, target, batch, *parameters)  # type: ignore[no-untyped-call]
+        return loss, dice
+
+    @torch.no_grad()
+    def overlaps(self, x: Tensor, target: Tensor) -> list[Tensor]:
+        """`LossSums.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
+        sums = {stage: LossSums(self.network.classes) for stage in self.supervised}
+        if self.covers(x):
+            self.run_forward(x, self.adding_up(target, sums))
+        else:
+            deep: dict[int, Tensor] = {}
+            for stage, logits in ({0: self.twin(x, deep_logits=deep)} | deep).items():
+                sums[stage].add(logits.movedim(1, -1), coarse(target, stage))
+        for some in sums.values():
+            some.finish(self.grid.communicator)
+        return [some.overlaps for some in sums.values()]
+
+    def with_batch(self, batch: Sequence[DiceOfBatch] | None) -> list[tuple[int, DiceOfBatch | None]]:
+        """The stages with a head, each with its Dice of all cases, if there is one."""
+        return [(stage, None if batch is None else batch[n]) for n, stage in enumerate(self.supervised)]
+
+    def adding_up(self, target: Tensor, sums: Mapping[int, LossSums]) -> Callable[[str, int, LogitSlabs], None]:
+        """What adds the logits of each head to the sums of its stage."""
+
+        def consume(name: str, stage: int, slabs: LogitSlabs) -> None:
+            here = coarse(target, stage)[0]
+            for (first, last), rows in slabs:
+                with self.work.meter.doing(Kind.HEAD):
+                    sums[stage].add(rows.own[..., : self.network.classes], here[first:last])
+
+        return consume
+
+    def _loss_of_layers(
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        deep: dict[int, Tensor] = {}
+        logits = {0: self.twin(x, deep_logits=deep)} | deep
+        losses, scores = zip(
+            *(
+                dice_cross_entropy(logits[n], coarse(target, n), self.grid.communicator, self.class_weights, dice)
+                for n, dice in self.with_batch(batch)
+            ),
+            strict=True,
+        )
+        return cast(Tensor, sum(share * loss for share, loss in zip(self.shares, losses, strict=True))), scores[0]
+
+    def logit_slabs(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
+        if not self.covers(x):
+            features = self.twin(x, features_only=True)
+            d, h, w = features.shape[2:]
+            planes = head_slab_planes((d, h, w), self.network.classes)
+            for start in range(0, features.shape[2], planes):
+                yield start, self.twin.head(features[:, :, start : start + planes])
+            return
+        yield from self.streamed().logit_slabs(*self._streamed_input(x))
+
+    def feature_slabs(self, x: Tensor, layout: Layout) -> Iterator[tuple[Range, Tensor]]:
+        """What the head reads, for ranges of planes in turn, with a voxel more where the volume goes on. Collective.
+
+        Forward only: gradients are off.
+        """
+        if self.covers(x):
+            image = TensorImage(x, layout, self.grid, image_width(IN_PLACE, 1))
+            yield from self.streamed().feature_slabs(image, layout)
+        else:
+            yield (0, x.shape[2]), with_far_ghosts(self.twin(x, features_only=True), layout, self.grid)
+
+    def streamed(
+        self, schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
+        journal: Journal | None = None,
+    ) -> StreamedNetwork:  # fmt: skip
+        """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
+        self.rest()
+        return StreamedNetwork(self.twin, self.grids, schedule, store, tell, journal)
+
+    def rest(self) -> None:
+        """Give back the memory that passes keep for each other."""
+        self.work = Workplace(self.grid, Buffers())
+
+    def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
+        """Collective."""
+        with self._layouts(x) as layouts:
+            return TensorImage(x, layouts[0], self.grid, image_width(IN_PLACE)), layouts[0]
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether the program takes an input of this kind."""
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        weight = next(self.twin.parameters())
+        ours = self.covered and weight.device.type == "cpu" and weight.dtype == torch.float32
+        return plain and not wanted and ours
+
+    # the steps of a pass
+
+    @contextmanager
+    def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
+        """The layout of this input at each stage, on that stage's grid. Collective."""
+        context = context_of(self.twin)
+        context.begin_pass(x)
+        try:
+            layout = context.layout_of(self, x)
+            yield self.grids.agglomeration.layouts(layout, self.network.deepest)
+        finally:
+            context.end_pass()
+
+    def run_forward(self, x: Tensor, consume: Callable[[str, int, LogitSlabs], None]) -> State:
+        """The forward steps; `consume` gets the logits of each head, by its name and stage. Collective."""
+        with self._layouts(x) as layouts:
+            work = self._begin(x)
+            works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
+            bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
+            memory = ArenaMemory(works, layouts, bricks)
+            state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume)
+            self._enter_image(state, x)
+            self._state = weakref.ref(state)
+            run(self.program.forward, state)
+        return state
+
+    def run_backward(self, state: State, slabs: Mapping[str, LogitSlabs]) -> Gradients:
+        """The gradients of all parameters from slabs of the logits' gradients, by head. Collective."""
+        state.logit_gradients = slabs
+        run(self.program.backward, state)
+        return state.gradients
+
+    def logits_again(self, state: State) -> Mapping[str, LogitSlabs]:
+        """The logits of each head that the forward steps gave, by its name."""
+        steps = (step.op for step in self.program.forward)
+        return {op.node.name: logits_of(state, op) for op in steps if isinstance(op, Classify)}
+
+    def _begin(self, x: Tensor) -> Workplace:
+        """Memory for a pass: that of the last one, unless somebody still holds its state."""
+        last = None if self._state is None else self._state()
+        if last is not None and not self.work.buffers.idle:
+            self.work = Workplace(self.grid, Buffers())
+        elif self._shape != tuple(x.shape) or not self.work.buffers.idle:  # not idle: a pass was broken off
+            self.work.buffers.clear()
+        self._shape = tuple(x.shape)
+        return self.work
+
+    def _enter_image(self, state: State, x: Tensor) -> None:
+        image = Named(IMAGE, 0, 0, x.shape[1])
+        low, high = ghost_widths(self.grid, 1)
+        rows = x.detach()[0].permute(1, 2, 3, 0)
+        if low == high == (0, 0, 0):
+            state.rows[image] = Rows.of(rows.contiguous())
+            return
+        block = state.layouts[0].block(self.grid.coords).shape
+        shape = (*(n + a + b for n, a, b in zip(block, low, high, strict=True)), x.shape[1])
+        state.rows[image] = Rows(torch.empty(shape), low, block)
+        state.rows[image].own.copy_(rows)
+        state.start_exchange(image)
+
+
+def coarse(target: Tensor, level: int) -> Tensor:
+    """A block's classes [N, d, h, w] at every 2^level-th voxel: the volume's, as block boundaries lie on such."""
+    step = 2**level
+    return target[:, ::step, ::step, ::step]
+
+
+def _as_rows(x: Tensor, stored: int) -> Rows:
+    """[1, C, d, h, w] as rows of `stored` channels, the further ones zero."""
+    rows = torch.zeros(*x.shape[2:], stored)
+    rows[..., : x.shape[1]] = x[0].permute(1, 2, 3, 0)
+    return Rows.of(rows)
+
+
+class _Logits(torch.autograd.Function):
+    """A whole forward and backward as one node of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, network: FusedNetwork, x: Tensor, *parameters: nn.Parameter) -> Tensor:
+        parts: list[Tensor] = []
+
+        def consume(name: str, stage: int, slabs: LogitSlabs) -> None:
+            if stage == 0:
+                parts.extend(rows.own[..., : network.network.classes] for _, rows in slabs)
+
+        ctx.state = network.run_forward(x, consume)
+        ctx.network, ctx.parameters = network, parameters
+        return torch.cat(parts).permute(3, 0, 1, 2).unsqueeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        state, network = _once(ctx), ctx.network
+        rows = _as_rows(grad, padded_channels(grad.shape[1]))
+        slabs = dict.fromkeys(network.supervised.values(), ())
+        gradients = network.run_backward(state, slabs | {network.network.head.name: [((0, rows.sides[0]), rows)]})
+        return None, None, *(gradients.get(p) for p in ctx.parameters)
+
+
+class _Loss(torch.autograd.Function):
+    """Forward, loss and backward as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: FusedNetwork, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None,
+        *parameters: nn.Parameter,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        classes = network.network.classes
+        ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
+        ctx.state = network.run_forward(x, network.adding_up(target, ctx.sums))
+        with network.work.meter.doing(Kind.HEAD):
+            losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
+        loss = sum(share * value for share, value in zip(network.shares, losses, strict=True))
+        ctx.network, ctx.parameters = network, parameters
+        ctx.save_for_backward(target)
+        ctx.mark_non_differentiable(scores[0])
+        return loss.float(), scores[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (target,) = ctx.saved_tensors
+        state, network = _once(ctx), ctx.network
+        logits = network.logits_again(state)
+        slabs = {}
+        for share, (stage, sums) in zip(network.shares, ctx.sums.items(), strict=True):
+            name = network.supervised[stage]
+            slabs[name] = _logit_gradients(network, logits[name], coarse(target, stage)[0], sums, share * float(grad))
+        gradients = network.run_backward(state, slabs)
+        return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
+
+
+def _logit_gradients(
+    network: FusedNetwork, slabs: LogitSlabs, target: Tensor, sums: LossSums, factor: float
+) -> LogitSlabs:
+    for (first, last), rows in slabs:
+        logits = rows.own[..., : network.network.classes]
+        with network.work.meter.doing(Kind.HEAD):
+            sums.gradient(logits, target[first:last], factor, out=logits)
+        yield (first, last), rows
+
+
+def _once(ctx: Any) -> State:
+    state: State | None = ctx.state
+    ctx.state = None
+    if state is None:
+        raise RuntimeError("the fused network goes backward once for each forward")
+    return state

@@ -1,0 +1,130 @@
+"""The 3D U-Net of a configuration.
+
+Ronneberger, Fischer & Brox, "U-Net" (MICCAI 2015); Cicek et al., "3D U-Net" (MICCAI 2016): two convolutions with norm
+and activation per stage, max-pooling down, up-convolution, skip connections by concatenation. With residual blocks in
+the encoder as nnU-Net's ResEnc presets (Isensee et al., "nnU-Net Revisited", MICCAI 2024), but for the pooling, where
+theirs have strides.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from volseg.config import ModelConfig
+from volseg.geometry import Triple
+from volseg.networks.deep_supervision import deep_levels
+from volseg.networks.description import (
+    IMAGE,
+    ONES,
+    Addition,
+    Convolution,
+    Head,
+    Interpolation,
+    MaxPool,
+    Network,
+    Node,
+    Normalization,
+    UpConvolution,
+)
+
+_TWOS: Triple = (2, 2, 2)
+_LEAKY = 0.01
+_MODULES = ("encoder", "down", "up", "decoder", "head", "deep_heads")
+
+
+@lru_cache(maxsize=64)
+def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
+    """The description of the U-Net of `config`.
+
+    deep_supervision  with a head at each coarser stage where the loss is taken (`deep_supervision.deep_levels`)
+    """
+    builder = _Builder(config)
+    deep = deep_levels(config.levels) if deep_supervision else ()
+    skips: list[str] = []
+    x = IMAGE
+    for level in range(config.levels + 1):
+        x = builder.encoder(level, x)
+        if level < config.levels:
+            skips.append(x)
+            x = builder.add(MaxPool(f"pooled {level}", (x,), level + 1, config.widths[level], _TWOS))
+    for level in reversed(range(config.levels)):
+        if level + 1 in deep:
+            builder.head(f"head {level + 1}", level + 1, x, f"deep_heads.{level + 1}", training=True)
+        x = builder.decoder(level, (skips.pop(), builder.up(level, x)))
+    builder.head("head", 0, x, "head", training=False)
+    strides = (ONES, *([_TWOS] * config.levels))
+    return Network(config.in_channels or 1, strides, tuple(builder.nodes), _MODULES)
+
+
+class _Builder:
+    """Adds nodes, and gives the name by which the next one reads them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.nodes: list[Node] = []
+        self.slope = _LEAKY if config.activation == "leaky_relu" else 0.0
+
+    def add(self, node: Node) -> str:
+        self.nodes.append(node)
+        return node.name
+
+    def encoder(self, level: int, x: str) -> str:
+        blocks = self.config.block_counts[level]
+        if not blocks:
+            return self._double(f"encoder {level}", level, (x,), f"encoder.{level}")
+        for number in range(blocks):
+            dropping = f"encoder.{level}.{blocks}" if number == blocks - 1 and self.config.dropout else ""
+            x = self._residual(f"encoder {level}", level, number, x, f"encoder.{level}.{number}", dropping)
+        return x
+
+    def decoder(self, level: int, reads: tuple[str, ...]) -> str:
+        return self._double(f"decoder {level}", level, reads, f"decoder.{level}")
+
+    def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:
+        self.add(Head(name, (x,), level, self.config.classes or 2, module, training))
+
+    def up(self, level: int, x: str) -> str:
+        name, width, module = f"up {level}", self.config.widths[level], f"up.{level}"
+        if self.config.up == "transpose":
+            return self.add(UpConvolution(name, (x,), level, width, _TWOS, True, module))
+        narrow = self.add(Convolution(f"{name}.1", (x,), level + 1, width, ONES, ONES, True, f"{module}.0"))
+        return self.add(Interpolation(name, (narrow,), level, width, _TWOS, self.config.up, f"{module}.1"))
+
+    def _double(self, part: str, level: int, reads: tuple[str, ...], module: str) -> str:
+        x = self._convolved(f"{part}.1", level, reads, module, 0)
+        return self._convolved(f"{part}.2", level, (x,), module, 3, f"{module}.6" if self.config.dropout else "")
+
+    def _convolved(
+        self, name: str, level: int, reads: tuple[str, ...], module: str, first: int, dropping: str = "",
+        kernel: int | None = None, slope: float | None = None,
+    ) -> str:  # fmt: skip
+        """A convolution, its norm and its activation, which are the layers `first`, ... of `module`."""
+        norm, width, side = self.config.norm, self.config.widths[level], kernel or self.config.kernel_size
+        self.add(
+            Convolution(
+                name, reads, level, width, (side, side, side), ONES, bias=norm == "none", module=f"{module}.{first}"
+            )
+        )
+        return self._activated(name, level, f"{module}.{first + 1}", dropping, self.slope if slope is None else slope)
+
+    def _activated(self, name: str, level: int, module: str, dropping: str, slope: float) -> str:
+        norm, width = self.config.norm if module else "none", self.config.widths[level]
+        return self.add(
+            Normalization(
+                f"{name}, activated", (name,), level, width, norm, slope, module=module if norm != "none" else "",
+                groups=min(8, width) if norm == "group" else 0, dropout=self.config.dropout if dropping else 0.0,
+                dropping=dropping,
+            )
+        )  # fmt: skip
+
+    def _residual(self, part: str, level: int, number: int, x: str, module: str, dropping: str) -> str:
+        """``activation(norm(conv(activation(norm(conv(x))))) + skip(x))`` (He et al., CVPR 2016)."""
+        width, first = self.config.widths[level], f"{part}.{2 * number + 1}"
+        inputs = next((node.channels for node in self.nodes if node.name == x), self.config.in_channels or 1)
+        second = f"{part}.{2 * number + 2}"
+        y = self._convolved(first, level, (x,), f"{module}.body", 0)
+        y = self._convolved(second, level, (y,), f"{module}.body", 3, slope=1.0)
+        if inputs != width:
+            x = self._convolved(f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=1, slope=1.0)
+        total = self.add(Addition(f"{second} sum", (y, x), level, width))
+        return self._activated(total, level, "", dropping, self.slope)

@@ -1,0 +1,55 @@
+"""Tensors of a training step, in pieces of an arena."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from volseg.distributed.halo import ghost_widths
+from volseg.geometry import Triple
+from volseg.nn.fused.operand import Operand, Workplace
+from volseg.nn.kernels.rows import Rows
+from volseg.partition.layout import Layout
+from volseg.partition.slabs import up_slabs
+from volseg.partition.window import Range
+from volseg.program.step import Convolve, Lifted, Place, Tensor
+
+
+class ArenaMemory:
+    """Memory that all tensors of a step share (`nn.fused.state.Memory`).
+
+    works, layouts, bricks  of the stages that this rank takes part in
+    """
+
+    overwrites = False
+
+    def __init__(self, works: Sequence[Workplace], layouts: Sequence[Layout], bricks: Sequence[Triple]) -> None:
+        self.works, self.layouts, self.bricks = works, layouts, bricks
+
+    def _layout(self, tensor: Tensor) -> Layout:
+        return self.layouts[tensor.grid].at_level(tensor.stage - tensor.grid)
+
+    def take(self, tensor: Tensor, place: Place | None) -> Rows:
+        """As `Memory.take`."""
+        return self.works[tensor.grid].rows(self._layout(tensor), tensor.channels)
+
+    def give(self, tensor: Tensor, rows: Rows) -> None:
+        """As `Memory.give`."""
+        self.works[tensor.grid].buffers.give(rows)
+
+    def slabs(self, op: Convolve) -> Sequence[Range]:
+        """As `Memory.slabs`: the whole block, but for what an up-convolution makes slab by slab."""
+        grid = self.works[op.output.grid].grid
+        for source in op.sources:
+            if isinstance(source, Lifted):
+                below = self._layout(source.tensor).block(grid.coords).shape
+                low, high = ghost_widths(grid, 1)
+                multiple = self.bricks[op.output.stage][0]
+                return [planes for planes, _ in up_slabs(below, low, high, op.output.stored, multiple)]
+        return [(0, self._layout(op.output).block(grid.coords).shape[0])]
+
+    def operand(self, tensor: Tensor, planes: Range) -> Operand | None:
+        """As `Memory.operand`: all tensors are whole."""
+        return None
+
+    def computed(self, names: Sequence[str], planes: Range) -> None:
+        """As `Memory.computed`."""

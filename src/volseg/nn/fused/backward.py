@@ -1,0 +1,199 @@
+"""The backward steps on float32 tensors of the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor as TorchTensor
+from torch import nn
+
+from volseg.networks.description import Convolution
+from volseg.nn.fused import merging
+from volseg.nn.fused.forward import lifted, shifted
+from volseg.nn.fused.normalization import normalization_gradient
+from volseg.nn.fused.operand import Operand
+from volseg.nn.fused.state import State
+from volseg.nn.fused.up import Up, bias_sums
+from volseg.nn.kernels import passes, pointwise, winograd
+from volseg.nn.kernels.rows import Rows
+from volseg.partition.tiling import padded_channels
+from volseg.partition.window import Range
+from volseg.program.kinds import Kind
+from volseg.program.step import (
+    ClassifyBackward,
+    ConvolveBackward,
+    GatherBackward,
+    Lifted,
+    NormalizeBackward,
+    ScatterBackward,
+    Target,
+    Unpool,
+)
+
+_UP_MULTIPLE = 2
+
+
+def classify_backward(state: State, op: ClassifyBackward) -> None:
+    """The head's gradients, and its input's. A part that is added goes through the activation apart: that is linear."""
+    head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
+    gradient, sums = state.rows[op.target.tensor], state.zero_sums(op.target.tensor)
+    stored = padded_channels(op.node.channels)
+    turned = pointwise.pack_turned_point(head.weight, stored)
+    weight = torch.zeros(stored, x.rows.channels, dtype=torch.float64)
+    bias = torch.zeros(stored, dtype=torch.float64)
+    for planes, given in state.logit_gradients[op.node.name]:
+        with state.works[0].meter.doing(Kind.HEAD):
+            bias += bias_sums(given)
+            part = gradient
+            if op.target.add:
+                part = shifted(Rows.of(torch.empty(*given.sides, x.rows.channels)), planes[0])
+            weight += pointwise.gradients(x.activation, shifted(given, planes[0]), turned, part, sums, planes)[0]
+            if op.target.add:
+                gradient.own[planes[0] : planes[1]] += part.buffer
+    k, c = head.weight.shape[:2]
+    state.enter(head, weight[:k, :c].float().view_as(head.weight), bias[:k].float())
+
+
+def unpool(state: State, op: Unpool) -> None:
+    """A pooled tensor's gradient to where the largest values were."""
+    tensor = op.target.tensor
+    gradient = state.rows[tensor]
+    if not op.target.add:
+        gradient.own.zero_()
+    signs = state.signs[op.source.tensor.name]
+    with state.work(tensor).meter.doing(Kind.POOLING):
+        x = state.operand(op.source).activation
+        passes.unpool(gradient, x, signs, state.rows[op.given], state.zero_sums(tensor))
+
+
+def normalize_backward(state: State, op: NormalizeBackward) -> None:
+    """The gradient of the raw tensor in place of that before the activation; the norm's and the bias's gradients."""
+    node, tensor, gradient = op.view.node, op.view.tensor, state.rows[op.gradient]
+    assert node is not None
+    norm = state.layer(node.module) if node.module else nn.Identity()
+    sums, statistics = state.sums.pop(op.gradient), state.statistics.pop(node.name)
+    with state.work(tensor).meter.doing(Kind.NORM):
+        result = normalization_gradient(norm, statistics, sums, state.work(tensor).grid.communicator)
+        if result.combination is not None:
+            passes.combine(gradient, state.rows[tensor], *result.combination)
+    state.enter(norm, result.weight, result.bias)
+    bias = sums[0, : tensor.channels]  # without a norm, which would take it away again
+    if statistics is not None and statistics.keep is not None:
+        bias = bias * statistics.keep
+    producer = state.twin.network.by_name[tensor.name]
+    if isinstance(producer, Convolution):
+        state.enter(state.layer(producer.module), None, bias.float())
+
+
+def convolve_backward(state: State, op: ConvolveBackward) -> None:
+    """The gradient of the weight, and of the sources to their targets."""
+    conv, gradient = cast(nn.Conv3d, state.layer(op.node.module)), state.rows[op.gradient]
+    work, voxels = state.work(op.gradient), prod(gradient.sides)
+    pending = state.pending([op.gradient])
+    sums: winograd.WeightSums | None = None
+    turned: winograd.Weight | None = None
+    for planes, inputs, targets in _slabs(state, op):
+        sizes = [x.channels for x in inputs]
+        sums = sums or winograd.WeightSums(conv.weight, sizes, voxels, image=not targets)
+        with work.meter.doing(Kind.CONVOLUTION):
+            activations = [x.activation for x in inputs]
+            if not targets:
+                winograd.add_for_image(activations[0], gradient, sums)
+                continue
+            turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
+            winograd.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
+    for exchange in pending:
+        exchange.wait()
+    assert sums is not None
+    if turned is not None:
+        turned.release()
+    with work.meter.doing(Kind.CONVOLUTION):
+        state.enter(conv, sums.finish(), None)
+
+
+_Slab = tuple[Range, list[Operand], Sequence[winograd.Target]]
+
+
+def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
+    """Planes, the sources there, and where their gradients go: all at once, but for what is made slab by slab."""
+    whole: Range = (0, state.rows[op.gradient].sides[0])
+    lifts = [source for source in op.sources if isinstance(source, Lifted)]
+    if not lifts:
+        for source in op.sources:
+            state.wait(source.tensor)
+        inputs = [state.operand(source) for source in op.sources if not isinstance(source, Lifted)]
+        yield whole, inputs, [_target(state, target) for target in op.targets]
+        return
+    (source,) = lifts
+    others = [other for other in op.sources if not isinstance(other, Lifted)]
+    targets = {source.tensor: target for source, target in zip(op.sources, op.targets, strict=True)}
+    inputs = [state.operand(other) for other in others]
+    slots = [_target(state, targets[other.tensor]) for other in others]
+    below = _UpBackward(state, lifted(state, source), targets[source.tensor])
+    for planes, slab, slot in below.slabs(op):
+        yield planes, [*inputs, slab], [*slots, slot]
+    below.finish()
+
+
+def _target(state: State, target: Target) -> winograd.Target:
+    sums = None if target.through is None else state.zero_sums(target.tensor)
+    return winograd.Target(state.rows[target.tensor], sums)
+
+
+@dataclass
+class _UpBackward:
+    """An up-convolution's backward, slab by slab; weight and bias are the sums over them."""
+
+    state: State
+    up: Up
+    target: Target
+    weight: TorchTensor | None = None
+    bias: TorchTensor | None = None
+
+    def slabs(self, op: ConvolveBackward) -> Iterator[tuple[Range, Operand, winograd.Target]]:
+        """Each slab, and where its gradient goes, which goes on through the up-convolution at once."""
+        work = self.state.work(op.gradient)
+        target = _target(self.state, self.target)
+        for planes, slab in self.up.slabs(work, _UP_MULTIPLE):
+            sides = (planes[1] - planes[0], *slab.rows.sides[1:])
+            given = work.buffers.slab("its gradient", sides, slab.rows.channels)
+            behind = shifted(given, planes[0])
+            yield planes, slab, winograd.Target(behind)
+            with work.meter.doing(Kind.UP):
+                self.weight = self.up.backward(planes, behind, target, self.weight)
+                sums = bias_sums(given)
+            self.bias = sums if self.bias is None else self.bias + sums
+
+    def finish(self) -> None:
+        """Note the gradients of weight and bias."""
+        assert self.weight is not None
+        assert self.bias is not None
+        self.state.enter(self.up.module, *self.up.finished(self.weight, self.bias))
+
+
+def gather_backward(state: State, op: GatherBackward) -> None:
+    """The gradient of a stage's input back to the ranks that gave it."""
+    merge, target = state.grids.merges[op.stage], state.rows[op.target]
+    whole = None if op.source is None else state.rows[op.source]
+    merging.scatter(merge, state.layout(op.target), whole, target, state.works[0].buffers)
+
+
+def scatter_backward(state: State, op: ScatterBackward) -> None:
+    """The gradient of a stage's output, and its sums, to those who lead."""
+    merge, own = state.grids.merges[op.stage], state.rows[op.source]
+    whole = None if op.target is None else state.rows[op.target]
+    merging.gather(merge, state.layout(op.source), own, whole, state.works[0].buffers)
+    sums = torch.from_numpy(merge.group.reduce_all(state.sums.pop(op.source).numpy()))
+    if op.target is not None:
+        state.sums[op.target] = sums
+
+
+BACKWARD: dict[type, Any] = {
+    ClassifyBackward: classify_backward, Unpool: unpool, NormalizeBackward: normalize_backward,
+    ConvolveBackward: convolve_backward, GatherBackward: gather_backward, ScatterBackward: scatter_backward,
+}  # fmt: skip
+"""The functions that execute backward operations."""

@@ -1,0 +1,210 @@
+"""The forward steps on float32 tensors of the processor: each operation of a program, executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor as TorchTensor
+from torch import nn
+
+from volseg.geometry import Triple
+from volseg.networks.description import Normalization
+from volseg.nn.dropout import PartitionedDropout3d
+from volseg.nn.fused import merging
+from volseg.nn.fused.normalization import normalize
+from volseg.nn.fused.operand import Operand
+from volseg.nn.fused.state import LogitSlabs, State
+from volseg.nn.fused.up import Up
+from volseg.nn.kernels import pointwise, winograd
+from volseg.nn.kernels.reproducible import LARGEST_BRICK
+from volseg.nn.kernels.rows import Rows
+from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges
+from volseg.partition.window import Range
+from volseg.program.kinds import Kind
+from volseg.program.step import Classify, Convolve, Exchange, Gather, Lifted, Normalize, Scatter, SitOut
+
+_NO_BRICK: Triple = (1, 1, 1)
+
+
+def convolve(state: State, op: Convolve) -> None:
+    """Fill the output slab by slab, and what is pooled of it; the sums of its bricks are kept for its norm."""
+    work, layout, rows = state.work(op.output), state.layout(op.output), state.rows[op.output]
+    conv = cast(nn.Conv3d, state.layer(op.node.module))
+    norm = None if op.statistics is None else state.layer(op.statistics.module)
+    sums, pooled = None, None
+    if op.statistics is not None and op.statistics.name not in state.known and needs_statistics(norm):
+        sums = brick_sums(rows.sides, rows.channels, state.bricks[op.output.stage])
+    if not op.again:
+        state.bricks_of[op.output] = sums
+    if op.pooled is not None:
+        state.signs[op.output.name] = channel_signs(norm, rows.channels)
+        pooled = winograd.Pooled(state.rows[op.pooled], state.signs[op.output.name])
+    weight: winograd.Weight | None = None
+    for planes, inputs in _inputs(state, op):
+        with work.meter.doing(Kind.CONVOLUTION):
+            weight = weight or winograd.pack_weight(conv.weight, [x.channels for x in inputs])
+            winograd.forward(
+                [x.activation for x in inputs], weight, stored_bias(conv, rows.channels), rows, planes=planes,
+                origin=work.origin(layout), sums=sums, pooled=pooled,
+                ghosts=state.pending(source.tensor for source in op.sources),
+            )  # fmt: skip
+        state.memory.computed([op.node.name], planes)
+    assert weight is not None
+    weight.release()
+
+
+def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]:
+    """Planes of the output, and there what the convolution reads."""
+    slabs, work = state.memory.slabs(op), state.work(op.output)
+    lifts = [lifted(state, source).slabs_of(work, slabs) for source in op.sources if isinstance(source, Lifted)]
+    if lifts or state.memory.overwrites:
+        for source in op.sources:
+            state.wait(source.tensor)
+    for planes in slabs:
+        inputs, lifting = [], iter(lifts)
+        for source in op.sources:
+            if isinstance(source, Lifted):
+                inputs.append(next(next(lifting))[1])
+            else:
+                inputs.append(state.memory.operand(source.tensor, planes) or state.operand(source))
+        yield planes, inputs
+
+
+def lifted(state: State, source: Lifted) -> Up:
+    """An up-convolution with what it reads."""
+    return Up(cast(nn.ConvTranspose3d, state.layer(source.node.module)), state.operand(source.view))
+
+
+def exchange(state: State, op: Exchange) -> None:
+    """Ghosts set out."""
+    state.start_exchange(op.tensor)
+
+
+def normalize_view(state: State, op: Normalize) -> None:
+    """Coefficients from the sums that the convolution left."""
+    node, tensor = op.view.node, op.view.tensor
+    assert node is not None
+    sums, rows = state.bricks_of.pop(tensor, None), state.rows[tensor]
+    if node.name in state.known:
+        state.affines[node.name] = state.known[node.name]
+        return
+    with state.work(tensor).meter.doing(Kind.NORM):
+        state.affines[node.name], state.statistics[node.name] = normalize(
+            state.layer(node.module) if node.module else nn.Identity(), tensor.channels, rows.channels,
+            lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape, node.slope, kept_channels(state, node),
+            state.work(tensor).grid.communicator,
+        )  # fmt: skip
+
+
+def raw_slabs(rows: Rows, sums: winograd.BrickSums | None) -> Iterator[TorchTensor]:
+    """The block, some bricks thick at a time; whole where bricks are single voxels."""
+    planes = rows.sides[0] if sums is None else LARGEST_BRICK[0]
+    for first, last in ranges(rows.sides[0], planes):
+        yield rows.own[first:last]
+
+
+def gather(state: State, op: Gather) -> None:
+    """A stage's input to those who lead."""
+    merge, target = state.grids.merges[op.stage], None
+    if op.target is not None:
+        target = state.rows[op.target]
+    merging.gather(merge, state.layout(op.source), state.rows[op.source], target, state.works[0].buffers)
+
+
+def scatter(state: State, op: Scatter) -> None:
+    """A stage's output from those who lead, its coefficients, and running statistics of the stages behind it."""
+    merge, node, target = state.grids.merges[op.stage], op.target.node, op.target.tensor
+    assert node is not None
+    whole = None if op.source is None else state.operand(op.source)
+    rows = state.rows[target]
+    merging.scatter(merge, state.layout(target), None if whole is None else whole.rows, rows, state.works[0].buffers)
+    affine = None if whole is None else whole.affine
+    state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
+    merge.share(running_statistics(state.twin, op.stage))
+
+
+def sit_out(state: State, op: SitOut) -> None:
+    """Draw what others draw: the random state is that of all ranks together."""
+    for node in op.nodes:
+        kept_channels(state, node)
+
+
+def classify(state: State, op: Classify) -> None:
+    """Logits go to the caller, some planes at a time."""
+    assert state.consume is not None
+    state.consume(op.node.name, op.node.stage, logits(state, op))
+
+
+def logits(state: State, op: Classify) -> LogitSlabs:
+    """Logits of some planes after the others."""
+    head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
+    weight = pointwise.pack_point(head.weight, head.bias)
+    d, h, w = x.rows.sides
+    step = head_slab_planes((d, h, w), op.node.channels)
+    if op.node.stage:
+        step = deep_slab_planes((d, h, w), op.node.channels, x.rows.channels)
+    for planes in ranges(d, step):
+        with state.works[0].meter.doing(Kind.HEAD):
+            slab = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
+            pointwise.apply(x.activation, weight, shifted(slab, planes[0]), planes)
+        yield planes, slab
+
+
+def shifted(rows: Rows, first: int) -> Rows:
+    """Rows that hold the planes from `first` on, addressed by the planes of the whole block."""
+    return Rows(rows.buffer, (-first, 0, 0), rows.sides)
+
+
+def needs_statistics(norm: nn.Module | None) -> bool:
+    """Whether a norm takes statistics of its input now: not if there is none, nor a batch norm with running ones."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return False
+    return norm.training or not isinstance(norm, nn.BatchNorm3d) or norm.running_mean is None
+
+
+def brick_sums(sides: Triple, channels: int, brick: Triple) -> winograd.BrickSums | None:
+    """Room for the sums of a block's bricks; None where these are single voxels."""
+    if brick == _NO_BRICK:
+        return None
+    counts = [n // b for n, b in zip(sides, brick, strict=True)]
+    return winograd.BrickSums(torch.empty(*counts, 2, channels), brick)
+
+
+def channel_signs(norm: nn.Module | None, stored: int) -> TorchTensor:
+    """-1 for channels whose activation falls as the raw value rises, else 1."""
+    signs = torch.ones(stored)
+    weight = getattr(norm, "weight", None)
+    if isinstance(weight, TorchTensor):
+        signs[: weight.shape[0]][weight.detach() < 0] = -1
+    return signs
+
+
+def stored_bias(conv: nn.Conv3d, stored: int) -> TorchTensor | None:
+    """The bias, with zeros for channels that are stored and not there."""
+    if conv.bias is None:
+        return None
+    return torch.nn.functional.pad(conv.bias.detach(), [0, stored - conv.bias.shape[0]])
+
+
+def kept_channels(state: State, node: Normalization) -> TorchTensor | None:
+    """What channel dropout multiplies by in this pass, [C]; None without it."""
+    layer = state.layer(node.dropping) if node.dropping else None
+    if not isinstance(layer, PartitionedDropout3d):
+        return None
+    return layer.factors(node.channels, torch.device("cpu"))
+
+
+def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
+    """What a pass changes of the batch norms of the stages from `stage` on; nothing where none is training."""
+    nodes = [node for node in twin.network.nodes if isinstance(node, Normalization) and node.norm == "batch"]
+    norms = [twin.get_submodule(node.module) for node in nodes if node.stage >= stage]
+    return [tensor for norm in norms if norm.training for tensor in norm.buffers()]
+
+
+FORWARD: dict[type, Any] = {
+    Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
+    SitOut: sit_out, Classify: classify,
+}  # fmt: skip
+"""The functions that execute forward operations."""

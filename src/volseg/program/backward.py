@@ -1,0 +1,107 @@
+"""The backward steps, derived from the forward ones: each has its adjoint here, and they run in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from volseg.networks.description import IMAGE
+from volseg.program.step import (
+    Classify,
+    ClassifyBackward,
+    Convolve,
+    ConvolveBackward,
+    Exchange,
+    Gather,
+    GatherBackward,
+    Lifted,
+    Normalize,
+    NormalizeBackward,
+    Op,
+    Scatter,
+    ScatterBackward,
+    Source,
+    Step,
+    Target,
+    Tensor,
+    Unpool,
+)
+
+
+def backward_steps(forward: Sequence[Step]) -> list[Step]:
+    """The steps from the gradients of the logits to those of all weights."""
+    return _Backward(forward).run()
+
+
+class _Backward:
+    """Goes through the forward steps in reverse.
+
+    pooled  by the tensor that was pooled, how
+    bare    tensors whose gradient is that of the activated values: they are pooled ones, whose activation is gone
+            through where they came from
+    begun   gradients of which a part is there already
+    """
+
+    def __init__(self, forward: Sequence[Step]) -> None:
+        self.forward = forward
+        self.steps: list[Step] = []
+        self.begun: set[Tensor] = set()
+        self.pooled: dict[Tensor, Convolve] = {}
+        self.bare: set[Tensor] = set()
+        for step in forward:
+            if isinstance(step.op, Convolve) and step.op.pooled is not None:
+                self.pooled[step.op.output] = step.op
+                self.bare.add(step.op.pooled)
+            elif isinstance(step.op, Gather) and step.op.target is not None:
+                self.bare.add(step.op.target)
+
+    def run(self) -> list[Step]:
+        for step in reversed(self.forward):
+            match step.op:
+                case Classify() as op:
+                    target = self._target(op.source)
+                    self._emit(ClassifyBackward(op.node, op.source, target), step.label)
+                case Normalize() as op:
+                    self._normalize(op, step.label)
+                case Convolve() as op:
+                    self._convolve(op, step.label)
+                case Gather() as op:
+                    given = None if op.target is None else op.target.gradient
+                    label = f"level {op.stage}, scattered"
+                    self._emit(GatherBackward(op.stage, given, self._begin(op.source)), label)
+                case Scatter() as op:
+                    wanted = None if op.source is None else self._begin(op.source.tensor)
+                    label = f"level {op.stage}, gathered"
+                    self._emit(ScatterBackward(op.stage, op.target.tensor.gradient, wanted), label)
+        return self.steps
+
+    def _emit(self, op: Op, label: str) -> None:
+        self.steps.append(Step(op, f"{label}, backward"))
+
+    def _begin(self, tensor: Tensor) -> Tensor:
+        self.begun.add(tensor.gradient)
+        return tensor.gradient
+
+    def _target(self, source: Source) -> Target:
+        """Where a reader puts its part of the gradient of what it read."""
+        tensor = source.tensor
+        view = source.view if isinstance(source, Lifted) else source
+        add = tensor.gradient in self.begun
+        # Where a pooled tensor's gradient is still to come, the activation is gone through with that.
+        through = None if tensor in self.bare or tensor in self.pooled else view.node
+        return Target(self._begin(tensor), through, add)
+
+    def _normalize(self, op: Normalize, label: str) -> None:
+        tensor = op.view.tensor
+        pooling = self.pooled.get(tensor)
+        if pooling is not None and pooling.pooled is not None and pooling.pooling is not None:
+            add = tensor.gradient in self.begun
+            target = Target(self._begin(tensor), op.view.node, add)
+            self._emit(Unpool(pooling.pooling, op.view, pooling.pooled.gradient, target), label)
+        self._emit(NormalizeBackward(op.view, tensor.gradient), label)
+
+    def _convolve(self, op: Convolve, label: str) -> None:
+        gradient = op.output.gradient
+        targets = tuple(self._target(source) for source in op.sources if source.tensor.name != IMAGE)
+        if targets and max(op.node.kernel) > 1:
+            self._emit(Exchange(gradient), label)
+        self._emit(ConvolveBackward(op.node, op.sources, gradient, targets), label)

@@ -1,0 +1,44 @@
+"""Outputs that are given back after the forward pass and made again in backward, to hold less."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from volseg.networks.description import IMAGE, Convolution, Network, Normalization
+from volseg.program.step import Convolve, Step
+
+_FEW_CHANNELS = 4
+
+
+def made_again(network: Network, checkpoint_stages: Collection[int]) -> set[str]:
+    """The convolutions whose outputs backward makes again.
+
+    Those of the stages asked for that one other convolution of the stage alone reads. That of an image of few channels
+    always: it costs a hundredth of a step, and its output is a fifth of what there is.
+    """
+    names = set()
+    for node in network.nodes:
+        if isinstance(node, Convolution) and _read_by_one(network, node):
+            cheap = node.reads == (IMAGE,) and network.in_channels <= _FEW_CHANNELS
+            if cheap or node.stage in checkpoint_stages:
+                names.add(node.name)
+    return names
+
+
+def _read_by_one(network: Network, node: Convolution) -> bool:
+    reading = [r for norm in network.readers[node.name] for r in network.readers[norm.name]]
+    inner = all(isinstance(norm, Normalization) for norm in network.readers[node.name])
+    return inner and len(reading) == 1 and isinstance(reading[0], Convolution) and reading[0].stage == node.stage
+
+
+def made_again_in(forward: Sequence[Step], backward: Sequence[Step], names: Collection[str]) -> list[Step]:
+    """The backward steps, with the convolutions of these names before the first step that reads their outputs."""
+    steps = list(backward)
+    for step in reversed(forward):
+        op = step.op
+        if isinstance(op, Convolve) and op.node.name in names:
+            again = replace(op, statistics=None, pooled=None, pooling=None, again=True)
+            first = next(n for n, later in enumerate(steps) if op.output in later.reads)
+            steps.insert(first, Step(again, f"{step.label}, again"))
+    return steps

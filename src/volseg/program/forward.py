@@ -1,0 +1,169 @@
+"""The forward steps of a description: what is computed, exchanged, gathered and scattered, in order."""
+
+from __future__ import annotations
+
+from volseg.networks.description import (
+    IMAGE,
+    Addition,
+    Convolution,
+    Head,
+    MaxPool,
+    Network,
+    Node,
+    Normalization,
+    UpConvolution,
+)
+from volseg.program.step import (
+    Add,
+    Classify,
+    Convolve,
+    Exchange,
+    Gather,
+    Lifted,
+    Normalize,
+    Op,
+    Scatter,
+    SitOut,
+    Source,
+    Step,
+    Tensor,
+    View,
+)
+
+
+def forward_steps(
+    network: Network, merges: frozenset[int], last: int, *, loss: bool = False, beyond: bool = False
+) -> list[Step]:
+    """The steps of a rank that takes part in the stages up to `last`.
+
+    merges  stages whose process grid is coarser than that of the stage before
+    loss    with the heads that the loss alone needs
+    beyond  whether the voxels around the block are wanted of what the head reads
+    """
+    return _Forward(network, merges, last, loss=loss, beyond=beyond).run()
+
+
+def needs_ghosts(network: Network, name: str, merges: frozenset[int], *, beyond: bool = False) -> bool:
+    """Whether a node's output is read with the voxels around the block, on the process grid of its own stage."""
+    return any(_reads_ghosts(network, node, merges, beyond) for node in network.readers[name])
+
+
+def _reads_ghosts(network: Network, node: Node, merges: frozenset[int], beyond: bool) -> bool:
+    match node:
+        case Convolution():
+            return max(node.kernel) > 1
+        case Normalization():
+            return needs_ghosts(network, node.name, merges, beyond=beyond)
+        case UpConvolution():
+            return node.stage + 1 not in merges and needs_ghosts(network, node.name, merges)
+        case Head():
+            return beyond and node is network.head
+    return False
+
+
+class _Forward:
+    """Goes through the nodes; `outputs` is how each node's output is read."""
+
+    def __init__(self, network: Network, merges: frozenset[int], last: int, *, loss: bool, beyond: bool) -> None:
+        self.network, self.merges, self.last = network, merges, last
+        self.loss, self.beyond = loss, beyond
+        self.steps: list[Step] = []
+        self.outputs: dict[str, Source] = {IMAGE: View(Tensor(IMAGE, 0, 0, network.in_channels))}
+
+    def run(self) -> list[Step]:
+        for node in self.network.nodes:
+            match node:
+                case Convolution() if node.stage <= self.last:
+                    self._convolution(node)
+                case Normalization():
+                    self._normalization(node)
+                case MaxPool() if node.stage - 1 <= self.last:
+                    self._pooled(node)
+                case UpConvolution() if node.stage <= self.last:
+                    self._lifted(node)
+                case Addition() if node.stage <= self.last:
+                    self._addition(node)
+                case Head() if node.stage <= self.last and (self.loss or not node.training):
+                    self._emit(Classify(node, self._view(node.reads[0])), node.name)
+        return self.steps
+
+    def _emit(self, op: Op, label: str) -> None:
+        self.steps.append(Step(op, label))
+
+    def _view(self, name: str) -> View:
+        view = self.outputs[name]
+        assert isinstance(view, View), f"{name} is never whole"
+        return view
+
+    def _convolution(self, node: Convolution) -> None:
+        output, pool = Tensor(node.name, node.stage, node.stage, node.channels), self._pool_of(node)
+        pooled = None if pool is None else Tensor(pool.name, pool.stage, node.stage, node.channels)
+        sources = tuple(self.outputs[name] for name in node.reads)
+        self._emit(Convolve(node, sources, output, self._norm_of(node), pooled, pool), node.name)
+        if pool is not None and pooled is not None and pool.stage not in self.merges:
+            self._exchange(pool.name, pooled, node.name)
+        self._exchange(node.name, output, node.name)
+        self.outputs[node.name] = View(output)
+
+    def _exchange(self, name: str, tensor: Tensor, label: str) -> None:
+        if needs_ghosts(self.network, name, self.merges, beyond=self.beyond):
+            self._emit(Exchange(tensor), label)
+
+    def _norm_of(self, node: Node) -> Normalization | None:
+        """The norm that takes statistics of a node's output."""
+        reading = (reader for reader in self.network.readers[node.name] if isinstance(reader, Normalization))
+        return next((norm for norm in reading if norm.norm != "none"), None)
+
+    def _pool_of(self, node: Node) -> MaxPool | None:
+        """The pooling that reads a node's output, and can be done while that is computed."""
+        for norm in self.network.readers[node.name]:
+            for reader in self.network.readers[norm.name]:
+                if isinstance(norm, Normalization) and isinstance(reader, MaxPool):
+                    return reader
+        return None
+
+    def _normalization(self, node: Normalization) -> None:
+        if node.stage > self.last:
+            if node.dropping:
+                self._emit(SitOut((node,)), node.reads[0])
+            return
+        view = View(self._view(node.reads[0]).tensor, node)
+        self._emit(Normalize(view), view.tensor.name)
+        self.outputs[node.name] = view
+
+    def _pooled(self, node: MaxPool) -> None:
+        """It was made with what it is pooled from; here it goes to the ranks that take part in its stage."""
+        norm = self.network.by_name[node.reads[0]]
+        assert isinstance(norm, Normalization)
+        tensor = Tensor(node.name, node.stage, node.stage - 1, node.channels)
+        if node.stage in self.merges:
+            label, target = f"level {node.stage}, gathered", None
+            if node.stage <= self.last:
+                target = Tensor(f"gathered {node.stage - 1}", node.stage, node.stage, node.channels)
+            self._emit(Gather(node.stage, tensor, target), label)
+            if target is not None:
+                tensor = target
+                self._exchange(node.name, target, label)
+        self.outputs[node.name] = View(tensor, norm)
+
+    def _lifted(self, node: UpConvolution) -> None:
+        norm = self.network.by_name[node.reads[0]]
+        assert isinstance(norm, Normalization)
+        below = self.outputs.get(norm.name)
+        stage = node.stage + 1
+        if stage in self.merges:
+            label = f"level {stage}, scattered"
+            target = View(Tensor(f"spread {stage}", stage, node.stage, norm.channels), norm)
+            assert below is None or isinstance(below, View)
+            self._emit(Scatter(stage, below, target), label)
+            if needs_ghosts(self.network, node.name, self.merges):
+                self._emit(Exchange(target.tensor), label)
+            below = target
+        assert isinstance(below, View)
+        self.outputs[node.name] = Lifted(below, node)
+
+    def _addition(self, node: Addition) -> None:
+        output = Tensor(node.name, node.stage, node.stage, node.channels)
+        self._emit(Add(node, tuple(self._view(name) for name in node.reads), output), node.name)
+        self._exchange(node.name, output, node.name)
+        self.outputs[node.name] = View(output)

@@ -1,0 +1,398 @@
+"""Steps, what they do, and the tensors that they read and write.
+
+Sizes stand nowhere in a program: a tensor knows its stage and the stage on whose process grid it lies, and a layout
+gives the rest. So one program serves all ranks that take part in the same stages, and all volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from volseg.geometry import Triple
+from volseg.networks.description import Addition, Convolution, Head, MaxPool, Normalization, UpConvolution
+from volseg.partition.tiling import padded_channels
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A rank's block of a tensor, with room for ghosts.
+
+    stage     its resolution
+    grid      the stage on whose process grid it lies
+    channels  that are there; `stored` are rounded up to vectors
+    """
+
+    name: str
+    stage: int
+    grid: int
+    channels: int
+
+    @property
+    def stored(self) -> int:
+        """Channels in memory."""
+        return padded_channels(self.channels)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The tensor of its gradient."""
+        return replace(self, name=f"gradient of {self.name}")
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it is that of another tensor."""
+        return self.name.startswith("gradient of ")
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor as it is read: through the norm and activation of a node. `node` None: as it is."""
+
+    tensor: Tensor
+    node: Normalization | None = None
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """The output of an up-convolution, of which a few planes exist at a time."""
+
+    view: View
+    node: UpConvolution
+
+    @property
+    def tensor(self) -> Tensor:
+        """What it is made from."""
+        return self.view.tensor
+
+
+Source = View | Lifted
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a step does. `reads` and `writes` of its step follow from it."""
+
+    def reads(self) -> Sequence[Tensor]:
+        """Tensors that must be there, changed ones included."""
+        return ()
+
+    def writes(self) -> Sequence[Tensor]:
+        """Tensors that begin to exist."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Convolve(Op):
+    """A convolution of its sources side by side, and of the output the largest of each window.
+
+    statistics  the norm, if one takes statistics of the output
+    pooled      where the largest go
+    again       whether it is made again for backward: nothing but the output is needed
+    """
+
+    node: Convolution
+    sources: tuple[Source, ...]
+    output: Tensor
+    statistics: Normalization | None = None
+    pooled: Tensor | None = None
+    pooling: MaxPool | None = None
+    again: bool = False
+
+    def reads(self) -> Sequence[Tensor]:
+        return [source.tensor for source in self.sources]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output] if self.pooled is None else [self.output, self.pooled]
+
+
+@dataclass(frozen=True)
+class Exchange(Op):
+    """The ghosts of a tensor set out; who reads it waits for them."""
+
+    tensor: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.tensor]
+
+
+@dataclass(frozen=True)
+class Normalize(Op):
+    """The coefficients of a norm and its activation, from the statistics of the whole volume."""
+
+    view: View
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.view.tensor]
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """The sum of two views."""
+
+    node: Addition
+    sources: tuple[View, ...]
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [source.tensor for source in self.sources]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output]
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """Blocks of a stage's input to those who lead groups of ranks. `target` None: this rank does not lead."""
+
+    stage: int
+    source: Tensor
+    target: Tensor | None
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target is None else [self.target]
+
+
+@dataclass(frozen=True)
+class Scatter(Op):
+    """Blocks of a stage's output, and its coefficients, from those who lead. `source` None: this rank does not."""
+
+    stage: int
+    source: View | None
+    target: View
+
+    def reads(self) -> Sequence[Tensor]:
+        return [] if self.source is None else [self.source.tensor]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.target.tensor]
+
+
+@dataclass(frozen=True)
+class SitOut(Op):
+    """What the other ranks draw at random in a stage in which this one takes no part is drawn here, too."""
+
+    nodes: tuple[Normalization, ...]
+
+
+@dataclass(frozen=True)
+class Classify(Op):
+    """Logits, some planes at a time, and what is done with them: the loss, or the mask."""
+
+    node: Head
+    source: View
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an input's gradient goes.
+
+    tensor   the gradient
+    through  the norm and activation through which the input was read: the gradient before them is wanted
+    add      whether it is added to what stands there
+    """
+
+    tensor: Tensor
+    through: Normalization | None
+    add: bool = False
+
+
+@dataclass(frozen=True)
+class ClassifyBackward(Op):
+    """From the logits' gradient, some planes at a time, the head's gradients and its input's."""
+
+    node: Head
+    source: View
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor, *([self.target.tensor] if self.target.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target.add else [self.target.tensor]
+
+
+@dataclass(frozen=True)
+class Unpool(Op):
+    """The gradient of a pooled tensor added where the largest values were, then through the activation.
+
+    first  whether the input's gradient begins here
+    """
+
+    node: MaxPool
+    source: View
+    given: Tensor
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor, self.given, *([self.target.tensor] if self.target.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target.add else [self.target.tensor]
+
+
+@dataclass(frozen=True)
+class NormalizeBackward(Op):
+    """From the gradient before the activation that of the raw tensor, in its place."""
+
+    view: View
+    gradient: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.view.tensor, self.gradient]
+
+
+@dataclass(frozen=True)
+class ConvolveBackward(Op):
+    """The gradients of a convolution's weight and of its sources; of an image there is none."""
+
+    node: Convolution
+    sources: tuple[Source, ...]
+    gradient: Tensor
+    targets: tuple[Target, ...]
+
+    def reads(self) -> Sequence[Tensor]:
+        added = [target.tensor for target in self.targets if target.add]
+        return [*(source.tensor for source in self.sources), self.gradient, *added]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [target.tensor for target in self.targets if not target.add]
+
+
+@dataclass(frozen=True)
+class GatherBackward(Op):
+    """The gradient of a stage's input back to the ranks that gave it: the adjoint of `Gather`."""
+
+    stage: int
+    source: Tensor | None
+    target: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [] if self.source is None else [self.source]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.target]
+
+
+@dataclass(frozen=True)
+class ScatterBackward(Op):
+    """The gradient of a stage's output, before the activation, to those who lead: the adjoint of `Scatter`."""
+
+    stage: int
+    source: Tensor
+    target: Tensor | None
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target is None else [self.target]
+
+
+@dataclass(frozen=True)
+class Fetch(Op):
+    """A tensor and its coefficients as an interrupted run kept them."""
+
+    view: View
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.view.tensor]
+
+
+@dataclass(frozen=True)
+class Keep(Op):
+    """Coefficients are kept for a run that goes on after an interruption, and a tensor, if there is one."""
+
+    view: View | None = None
+
+    def reads(self) -> Sequence[Tensor]:
+        return [] if self.view is None else [self.view.tensor]
+
+
+@dataclass(frozen=True)
+class Pass(Op):
+    """A pass over the image through a chain of convolutions, of each of which a few planes exist at a time.
+
+    The coefficients of the last one's norm come out of it, and its output pooled, or, with a head, the logits.
+
+    chain   the convolutions and how each one's output is read
+    pooled  where the largest of the last one's windows go
+    head    what the last one's output is for, where all coefficients are known
+    clears  whether the chain's memory goes back when the pass is done
+    """
+
+    chain: tuple[Convolve, ...]
+    views: tuple[View, ...]
+    pooled: Tensor | None = None
+    head: Head | None = None
+    clears: bool = False
+
+    def reads(self) -> Sequence[Tensor]:
+        image = self.chain[0].sources[0].tensor
+        return [image, *(s.tensor for op in self.chain for s in op.sources if isinstance(s, Lifted))]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.pooled is None else [self.pooled]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies while segmenting in place: at an end of its stage's basin, or in memory of its own.
+
+    ghosts  whether memory of its own has room for them
+    """
+
+    end: Literal["low", "high", "port"]
+    ghosts: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a rank, in the order in which it runs.
+
+    label   the name in meter, plan, trace and error: that of the layer
+    frees   tensors that nobody reads after it
+    places  of the tensors that it writes, where they are planned
+    """
+
+    op: Op
+    label: str
+    frees: tuple[Tensor, ...] = ()
+    places: tuple[Place, ...] = field(default=())
+
+    @property
+    def reads(self) -> Sequence[Tensor]:
+        """Tensors that must be there, changed ones included."""
+        return self.op.reads()
+
+    @property
+    def writes(self) -> Sequence[Tensor]:
+        """Tensors that begin to exist."""
+        return self.op.writes()
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of the ranks that take part in the stages up to `last`.
+
+    forward   to the logits
+    backward  from the logits' gradients; empty where it segments
+    merges    stages whose process grid is coarser than that of the stage before, as far as this rank is concerned
+    """
+
+    forward: tuple[Step, ...]
+    backward: tuple[Step, ...]
+    last: int
+    merges: frozenset[int]
+    halo: Triple = (1, 1, 1)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All of them."""
+        return self.forward + self.backward
