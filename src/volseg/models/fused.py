@@ -337,7 +337,8 @@ class _Loss(torch.autograd.Function):
         classes = network.network.classes
         ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
         ctx.state = network.run_forward(x, network.adding_up(target, ctx.sums))
-        with network.work.meter.doing(Kind.HEAD):
+        meter, label = network.work.meter, network.network.head.name
+        with meter.during(label), meter.doing(Kind.HEAD):
             losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
         loss = sum(share * value for share, value in zip(network.shares, losses, strict=True))
         ctx.network, ctx.parameters = network, parameters

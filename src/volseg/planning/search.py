@@ -152,7 +152,7 @@ def _time(
     layouts = agglomeration.layouts(layout, question.model.levels)
     model, profile, placing = question.model, question.profile, question.placing
     if question.task == "train":
-        return training_time(model, question.training, layouts, question.parameters, profile, placing, replicas)
+        return training_time(model, question.training, layouts, profile, placing, replicas)
     return segmenting_time(model, layouts, profile, schedule, placing)
 
 

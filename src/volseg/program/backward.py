@@ -59,7 +59,7 @@ class _Backward:
             match step.op:
                 case Classify() as op:
                     target = self._target(op.source)
-                    self._emit(ClassifyBackward(op.node, op.source, target), step.label)
+                    self.steps.append(Step(ClassifyBackward(op.node, op.source, target), step.label))
                 case Normalize() as op:
                     self._normalize(op, step.label)
                 case Convolve() as op:

@@ -20,7 +20,7 @@ from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.planning.planner import choose_grid, most_ranks
-from volseg.planning.streamed_memory import scratch_bytes
+from volseg.planning.segmenting_pass import scratch_bytes
 from volseg.program.schedule import SPILL, Schedule
 
 _SHARE_OF_FREE = 0.9
