@@ -19,13 +19,16 @@ from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import deep_levels, loss_weights
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import Agglomeration
-from volseg.planning.fused_memory import FusedWalk
+from volseg.partition.share import busy_shares
 from volseg.planning.memory import parameter_count
-from volseg.planning.operations import training_work
+from volseg.planning.training_pass import TrainingPass
+from volseg.planning.work import training_work
+from volseg.program.build import train_program
 
 SHAPE = (32, 40, 48)
 
@@ -134,10 +137,9 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
     fused.loss(block, target)[0].backward()
-    walks = [FusedWalk(settings, layout, deep=deep) for deep in (True, False)]
-    for walk in walks:
-        walk.forward()
-        walk.backward()
+    (share,) = busy_shares(layout, settings.levels)
+    networks = [unet(settings, deep) for deep in (True, False)]
+    walks = [TrainingPass(network, train_program(network), share) for network in networks]
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walks[0].tensors == walks[1].tensors
     assert fused.work.buffers.idle
@@ -151,7 +153,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     )  # fmt: skip
     fused.loss(block, target)[0].backward()
     layouts = [layout.at_level(level) for level in range(4)]
-    work = training_work(settings, layouts, 0, deep=True)
+    work = training_work(unet(settings, True), layouts)
     if communicator.size > 1:
         expected = [one.bytes for one in work.reductions if one.layer != "gradients of the weights"]
         assert sorted(counted) == sorted(expected)
