@@ -90,10 +90,10 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
         walk.backward()
         return walk
 
-    walk = walked(share_of(grid.coords, layout, 3, stages))
+    walk = walked(share_of(grid.coords, layout, settings.factors, stages))
     assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert walk.tensors == 4 * fused.work.buffers.total
-    most = max(walked(share).tensors for share in busy_shares(layout, 3, stages))
+    most = max(walked(share).tensors for share in busy_shares(layout, settings.factors, stages))
     assert most == max(communicator.gather_all(walk.tensors))
     planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
     assert planned.activations + planned.work >= most  # of the rank that needs most in all

@@ -92,13 +92,15 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         streamed = FusedNetwork(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
         for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
             pass
-        walk = StreamedWalk(settings, layout, schedule, share=share_of(grid.coords, layout, 4, stages)).run()
+        walk = StreamedWalk(
+            settings, layout, schedule, share=share_of(grid.coords, layout, settings.factors, stages)
+        ).run()
         assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())
         if not walk.in_files:
             assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
         busiest = max(
             StreamedWalk(settings, layout, schedule, share=share).run().peak.total
-            for share in busy_shares(layout, 4, stages)
+            for share in busy_shares(layout, settings.factors, stages)
         )
         assert busiest == max(communicator.gather_all(walk.peak.total)), (dims, text)
         if schedule is not RECOMPUTE:

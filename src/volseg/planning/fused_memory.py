@@ -60,7 +60,7 @@ class FusedWalk:
     ) -> None:  # fmt: skip
         self.model, self.threads = model, threads
         self.deep = deep_levels(model.levels) if deep else range(0)
-        self.share = share or busy_shares(layout, model.levels)[0]
+        self.share = share or busy_shares(layout, model.factors)[0]
         self.checkpoint_levels = checkpoint_levels
         self.widths = [padded_channels(width) for width in model.widths]
         self.inputs, self.classes = model.in_channels or 1, model.classes or 2

@@ -13,6 +13,7 @@ from enum import StrEnum
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.geometry import quotient
 from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
@@ -218,7 +219,7 @@ class _Walk:
     def exchange(self, layer: str, level: int, stored: int, grid: int | None = None) -> None:
         """The ghosts of a tensor of so many stored channels."""
         grid = level if grid is None else grid
-        layout = self.layouts[grid].at_level(level - grid)
+        layout = self.layouts[grid].coarser(quotient(self.model.factors[level], self.model.factors[grid]))
         sides, axes = list(layout.largest_block), []
         for axis, parts in enumerate(layout.dims):
             if parts == 1:

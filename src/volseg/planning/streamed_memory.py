@@ -52,7 +52,7 @@ class StreamedWalk:
     ) -> None:  # fmt: skip
         self.model, self.schedule, self.threads = model, schedule, threads
         self.image = image
-        self.share = share or busy_shares(layout, model.levels)[0]
+        self.share = share or busy_shares(layout, model.factors)[0]
         self.sides, self.low, self.high = self.share.sides, self.share.low[0], self.share.high[0]
         self.widths = [padded_channels(width) for width in model.widths]
         self.inputs, self.classes = model.in_channels or 1, model.classes or 2
@@ -270,6 +270,6 @@ def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomerati
     """Of files that SPILL has at once, on the busiest rank."""
     walks = [
         StreamedWalk(model, layout, SPILL, share=share).run()
-        for share in busy_shares(layout, model.levels, agglomeration)
+        for share in busy_shares(layout, model.factors, agglomeration)
     ]
     return max(peak_of(walk.basins) + sum(walk.ports.values()) for walk in walks) * FLOAT

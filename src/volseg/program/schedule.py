@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from volseg.config import ModelConfig
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.unet import unet
 
 
 class Schedule(StrEnum):
@@ -67,7 +69,7 @@ def layer_costs(model: ModelConfig, schedule: Schedule) -> dict[str, float]:
 
 def covers(model: ModelConfig) -> bool:
     """Whether the fused layers take a network of this kind."""
-    return model.kernel_size == 3 and model.up == "transpose" and model.encoder == "plain"
+    return not why_not_covered(unet(model))
 
 
 def level_of(label: str) -> int:
