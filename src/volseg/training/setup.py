@@ -172,7 +172,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
             check_same_split(job.run, split)
             in_epoch = steps_per_epoch(len(cases), job.batch)
             said = changes(stored, config, in_epoch)
-            card = dataclasses.replace(stored, config=config, finest_from=finest_from(stored, config, in_epoch))
+            card = dataclasses.replace(
+                stored, config=config, network=None, finest_from=finest_from(stored, config, in_epoch)
+            )
     else:
         card = dataclasses.replace(card, schemes=fingerprint.schemes())
     for resolution in resolutions:
