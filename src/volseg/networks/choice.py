@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple, format_triple
@@ -41,14 +42,13 @@ def network_for(model: ModelConfig, spacing: Spacing, shape: Triple) -> Choice:
         model, levels=len(strides), kernels=kernels, strides=strides, kernel_size=3, features=model.features[:stages],
         blocks=model.blocks[:stages],
     )  # fmt: skip
-    data = f"voxels of {_millimetres(spacing)} mm, {format_triple(shape)} of them"
-    shown = f"kernels {_listed(kernels)} and strides {_listed(strides)}"
+    data, shown = f"voxels of {_millimetres(spacing)} mm, {format_triple(shape)} of them", described(apart)
     uncovered = why_not_covered(unet(apart))
     if uncovered and not why_not_covered(unet(model)):
         return Choice(
             model,
             f"{data}: all axes are treated alike; {shown} would suit them, but {uncovered}, which has no fast kernel "
-            "(set them in [model] to have them nevertheless)",
+            "(set model.kernels and model.strides to have them nevertheless)",
         )
     fewer = f" in {len(strides)} halvings, as sides would be too short for {model.levels}"
     return Choice(
@@ -56,6 +56,22 @@ def network_for(model: ModelConfig, spacing: Spacing, shape: Triple) -> Choice:
         f"{data}: {shown}{fewer if len(strides) < model.levels else ''}, for an axis is halved while its spacing is "
         "less than twice the finest (--anisotropy none: all axes alike)",
     )
+
+
+def network_facts(model: ModelConfig, reason: str) -> dict[str, Any]:
+    """Kernels and strides, and why they are those, as they stand in a report; no reason where nothing was chosen."""
+    return {
+        "kernels": [list(kernel) for kernel in model.stage_kernels],
+        "strides": [list(stride) for stride in model.halvings],
+        "reason": reason or None,
+    }
+
+
+def described(model: ModelConfig) -> str:
+    """``kernels 1x3x3, 3x3x3 and strides 1x2x2``; empty where neither is set for each resolution."""
+    if not model.kernels and not model.strides:
+        return ""
+    return f"kernels {_listed(model.stage_kernels)} and strides {_listed(model.halvings)}"
 
 
 def _is_open(model: ModelConfig) -> bool:
