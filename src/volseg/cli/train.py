@@ -160,8 +160,8 @@ def train(
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
             anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip,
             crop=crop, validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing,
-            seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
-            tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
+            seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
+            previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),
         )  # fmt: skip
         if report.loss is None:
