@@ -165,7 +165,7 @@ def sleep_until_all_are_here() -> None:
 
 def memory(model: UNet, sides: Sides, communicator: Communicator) -> None:
     """Bytes that two steps need above what a step on a small volume left; the rank with most."""
-    tiny = model.config.multiple
+    tiny = max(model.config.multiple)
     step_of(model, (2 * tiny, tiny, tiny), communicator)()
     before = peak_memory()
     step = step_of(model, sides, communicator)

@@ -216,7 +216,7 @@ def training_peak(config: ModelConfig, side: int, name: str) -> int:
     torch.manual_seed(0)
     model = UNet(config)
     step = partial(plain_step, model) if name == "plain" else partial(our_step, fused(model))
-    tiny = 2 * config.multiple
+    tiny = 2 * max(config.multiple)
     step(*data((tiny, tiny, tiny)))
     before = peak_memory()
     x, target = data((side, side, side))

@@ -50,7 +50,7 @@ def test_round_trip_through_toml(tmp_path):
 def test_any_valid_model_survives_the_round_trip(model):
     assert parse_config(config_tables(Config(model)), "here").model == model
     assert len(model.widths) == model.levels + 1
-    assert model.multiple == 2**model.levels
+    assert model.multiple == (2**model.levels,) * 3
     assert max(model.widths) <= 320
 
 

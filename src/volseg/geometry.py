@@ -11,6 +11,9 @@ from math import prod
 
 Triple = tuple[int, int, int]
 
+PerAxis = int | Triple
+"""A number for each of the axes, or one for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -72,6 +75,22 @@ def _triple(values: Iterable[int]) -> Triple:
     return d, h, w
 
 
+def per_axis(value: PerAxis) -> Triple:
+    """The number of each axis."""
+    return (value, value, value) if isinstance(value, int) else value
+
+
+def quotient(values: Triple, divisors: Triple) -> Triple:
+    """Axis by axis, rounded down."""
+    return _triple(a // b for a, b in zip(values, divisors, strict=True))
+
+
+def format_per_axis(value: PerAxis) -> str:
+    """``(4, 4, 4)`` as ``4``, ``(1, 4, 4)`` as ``1x4x4``."""
+    sides = per_axis(value)
+    return str(sides[0]) if len(set(sides)) == 1 else format_triple(sides)
+
+
 def format_triple(values: tuple[object, ...]) -> str:
     """``(64, 48, 32)`` as ``64x48x32``."""
     return "x".join(str(v) for v in values)
@@ -82,3 +101,8 @@ def halved(shape: Triple, times: int = 1) -> Triple:
     for _ in range(times):
         shape = _triple(-(-n // 2) for n in shape)
     return shape
+
+
+def halved_on(shape: Triple, strides: Triple) -> Triple:
+    """(D, H, W) of a volume divided by 1 or 2 on each axis, rounded up."""
+    return _triple(-(-n // stride) for n, stride in zip(shape, strides, strict=True))

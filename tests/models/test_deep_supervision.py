@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.test_fused_unet import targets, volume
-from models.test_unet import config
+from models.test_unet import config, holds
 from nn.test_losses import plain
 from oracles import GRIDS, relative_error, serial_grid
 from volseg.config import Config, ModelConfig, TrainingConfig
@@ -83,7 +83,7 @@ def test_loss_and_gradients_are_those_of_autograd(name: str, communicator: Commu
         expected = {key: p.grad for key, p in reference.named_parameters()}
         assert sum(key.startswith("deep_heads.") for key in expected) == 2 * (settings.levels - 2)
         for dims in GRIDS[communicator.size]:
-            if any(p * settings.multiple > n for p, n in zip(dims, shape, strict=True)):
+            if not holds(shape, dims, settings):
                 continue
             grid = ProcessGrid(communicator, dims)
             layout = grid.layout(shape, settings.multiple)
@@ -137,7 +137,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
     fused.loss(block, target)[0].backward()
-    (share,) = busy_shares(layout, settings.levels)
+    (share,) = busy_shares(layout, settings.factors)
     networks = [unet(settings, deep) for deep in (True, False)]
     walks = [TrainingPass(network, train_program(network), share) for network in networks]
     totals = communicator.gather_all(fused.work.buffers.total)
@@ -152,7 +152,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
         lambda self, values, how="sum": counted.append(values.nbytes) or reduce(self, values, how),
     )  # fmt: skip
     fused.loss(block, target)[0].backward()
-    layouts = [layout.at_level(level) for level in range(4)]
+    layouts = [layout.coarser(2**level) for level in range(4)]
     work = training_work(unet(settings, True), layouts)
     if communicator.size > 1:
         expected = [one.bytes for one in work.reductions if one.layer != "gradients of the weights"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.test_unet import config, make, padded
+from models.test_unet import config, holds, make, padded
 from oracles import GRIDS, relative_error, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
@@ -33,10 +33,6 @@ VARIANTS = {
 }
 
 
-def blocks_of(settings: ModelConfig, shape: tuple[int, int, int], dims: tuple[int, int, int]) -> bool:
-    return all(p * settings.multiple <= n for p, n in zip(dims, shape, strict=True))
-
-
 def volume(settings: ModelConfig, shape: tuple[int, int, int]) -> Tensor:
     whole = padded(shape, settings.multiple)
     generator = torch.Generator().manual_seed(3)
@@ -53,7 +49,7 @@ def test_logits_have_the_bits_of_the_partitioned_network_on_any_grid(name: str, 
     with torch.no_grad():
         alone = partition_module(model, serial_grid(), settings.multiple)(whole)
         for dims in GRIDS[communicator.size]:
-            if not blocks_of(settings, tuple(whole.shape[2:]), dims):
+            if not holds(tuple(whole.shape[2:]), dims, settings):
                 continue
             grid = ProcessGrid(communicator, dims)
             block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
@@ -92,7 +88,7 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
     expected = gradients_of(twin, expected_loss)
     running = {n: b.clone() for n, b in twin.named_buffers()}
     for dims in GRIDS[communicator.size]:
-        if not blocks_of(settings, tuple(whole.shape[2:]), dims):
+        if not holds(tuple(whole.shape[2:]), dims, settings):
             continue
         grid = ProcessGrid(communicator, dims)
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)

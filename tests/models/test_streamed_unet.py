@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.test_fused_unet import VARIANTS, blocks_of, volume
-from models.test_unet import config, make
+from models.test_fused_unet import VARIANTS, volume
+from models.test_unet import config, holds, make
 from oracles import GRIDS, serial_grid
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
@@ -64,7 +64,7 @@ def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Pa
         alone = partition_module(model, serial_grid(), settings.multiple)(whole)
         features = partition_module(model, serial_grid(), settings.multiple)(whole, features_only=True)
     for dims in GRIDS[communicator.size]:
-        if not blocks_of(settings, shape, dims):
+        if not holds(shape, dims, settings):
             continue
         grid = ProcessGrid(communicator, dims)
         layout = grid.layout(shape, settings.multiple)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from oracles import GRIDS, assert_matches_serial, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.geometry import PerAxis, Triple
 from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
@@ -63,12 +66,17 @@ def test_partitioned_equals_serial_on_eight_ranks(communicator: Communicator) ->
     assert_matches_serial(make(config()), grid, grid.layout((16, 16, 24), 4), 1, multiple_of=4, tolerance=1e-4)
 
 
-def padded(shape: tuple[int, int, int], multiple: int) -> Tensor:
+def padded(shape: Triple, multiple: PerAxis) -> Tensor:
     """A volume of odd sides with the zeros that bring them to the multiple."""
     d, h, w = shape
     whole = torch.zeros((1, 1, *padded_shape(shape, multiple)))
     whole[:, :, :d, :h, :w] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return whole
+
+
+def holds(shape: Sequence[int], dims: Triple, settings: ModelConfig) -> bool:
+    """Whether each rank of a grid gets a block of a volume."""
+    return all(n >= p * m for n, p, m in zip(shape, dims, settings.multiple, strict=True))
 
 
 @pytest.mark.parallel([1, 2, 3, 4, 8])
@@ -79,7 +87,7 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
         with torch.inference_mode():
             alone = partition_module(model, serial_grid(), settings.multiple)(whole)
             for dims in GRIDS[communicator.size]:
-                if any(p * settings.multiple > n for p, n in zip(dims, whole.shape[2:], strict=True)):
+                if not holds(whole.shape[2:], dims, settings):
                     continue
                 grid = ProcessGrid(communicator, dims)
                 layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)

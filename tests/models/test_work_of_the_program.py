@@ -57,7 +57,7 @@ def network(communicator, norm, stages):
     torch.manual_seed(0)
     twin = FusedNetwork(UNet(config), grid, agglomeration=agglomeration)
     x = torch.randn(1, 1, *grid.block(layout).shape)
-    return config, grid, layout, agglomeration.layouts(layout, config.levels), twin, x
+    return config, grid, layout, agglomeration.layouts(layout, config.factors), twin, x
 
 
 def expected_reductions(work):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError, PartitionError
+from volseg.geometry import Triple
 from volseg.partition.agglomeration import (
     NONE,
     Agglomeration,
@@ -25,6 +26,12 @@ from volseg.partition.agglomeration import (
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares, share_of
 from volseg.planning.agglomeration_choice import agglomeration_for
+
+
+def halvings(levels: int) -> tuple[Triple, ...]:
+    """The factors of a network that halves all axes."""
+    return ModelConfig(levels=levels).factors
+
 
 TWO_STAGES = Agglomeration(((2, (2, 1, 1)), (3, (1, 1, 1))))
 
@@ -54,9 +61,9 @@ def test_the_grid_and_the_layout_of_each_level():
     assert [TWO_STAGES.dims_at(level, (4, 2, 1)) for level in range(5)] == [(4, 2, 1), (4, 2, 1), (2, 1, 1),
                                                                           (1, 1, 1), (1, 1, 1)]  # fmt: skip
     layout = Layout.even((32, 16, 8), (4, 2, 1), 8)
-    assert TWO_STAGES.layouts(layout, 3)[2].boundaries == ((0, 4, 8), (0, 4), (0, 2))
-    assert TWO_STAGES.layouts(layout, 3)[3] == Layout.even((4, 2, 1), (1, 1, 1))
-    assert NONE.layouts(layout, 3) == [layout.at_level(level) for level in range(4)]
+    assert TWO_STAGES.layouts(layout, halvings(3))[2].boundaries == ((0, 4, 8), (0, 4), (0, 2))
+    assert TWO_STAGES.layouts(layout, halvings(3))[3] == Layout.even((4, 2, 1), (1, 1, 1))
+    assert NONE.layouts(layout, halvings(3)) == [layout.coarser(2**level) for level in range(4)]
 
 
 def test_parse_agglomeration():
@@ -111,13 +118,13 @@ def test_messages_and_what_a_leader_receives():
 
 def test_a_rank_s_share():
     layout = Layout.even((40, 16, 8), (4, 2, 1), 8)  # 8, 8, 8, 16 on D
-    led = share_of((1, 0, 0), layout, 3, TWO_STAGES)
+    led = share_of((1, 0, 0), layout, halvings(3), TWO_STAGES)
     assert (led.sides, led.merges, led.last) == (((8, 8, 8), (4, 4, 4)), {2}, 1)
     assert (led.low, led.high) == (((1, 0, 0),) * 2, ((1, 1, 0),) * 2)
-    once = share_of((2, 0, 0), layout, 3, TWO_STAGES)
+    once = share_of((2, 0, 0), layout, halvings(3), TWO_STAGES)
     assert (once.sides[2], once.low[2], once.high[2], once.merges, once.last) == ((6, 4, 2), (1, 0, 0), (0, 0, 0),
                                                                               {2, 3}, 2)  # fmt: skip
-    root = share_of((0, 0, 0), layout, 3, TWO_STAGES)
+    root = share_of((0, 0, 0), layout, halvings(3), TWO_STAGES)
     assert root.sides == ((8, 8, 8), (4, 4, 4), (4, 4, 2), (5, 2, 1))
     assert root.high[2:] == ((1, 0, 0), (0, 0, 0))
     assert root.below(1) == (2, 2, 2)
@@ -131,14 +138,14 @@ def test_no_rank_surpasses_the_busy_ones(dims, more, halos):
     halved = tuple(max(1, p // 2) for p in dims)
     stages = [] if prod(dims) == 1 else [(1, halved)] + ([(3, (1, 1, 1))] if prod(halved) > 1 else [])
     agglomeration = Agglomeration(tuple(stages))
-    busy = busy_shares(layout, 3, agglomeration, halos=halos)
+    busy = busy_shares(layout, halvings(3), agglomeration, halos=halos)
 
     def sizes(share, firsts):
         return [[n + a + b for n, a, b in zip(share.sides[level], share.low[level], share.high[level], strict=True)]
                 for level in firsts]  # fmt: skip
 
     for coords in product(*(range(n) for n in dims)):
-        share = share_of(coords, layout, 3, agglomeration, halos=halos)
+        share = share_of(coords, layout, halvings(3), agglomeration, halos=halos)
         firsts = [0, *(level for level, _ in stages if level <= share.last)]
         mine = sizes(share, firsts)
         assert any(

@@ -41,7 +41,7 @@ def test_blocks_tile_the_padded_volume(shape, dims, levels):
         lengths = {box.shape[axis] for box in blocks}
         assert max(lengths) - min(lengths) <= multiple
         assert max(lengths) == layout.largest_block[axis]
-    assert layout.at_level(levels).shape == tuple(n // multiple for n in padded)
+    assert layout.coarser(2**levels).shape == tuple(n // multiple for n in padded)
 
 
 @settings(max_examples=200, deadline=None)

@@ -51,7 +51,7 @@ def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
     fused = FusedNetwork(UNet(settings), serial_grid(), checkpoints)
     x = torch.randn(1, settings.in_channels, *shape)
     fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
-    (share,) = busy_shares(Layout.even(shape, (1, 1, 1), settings.multiple), settings.levels)
+    (share,) = busy_shares(Layout.even(shape, (1, 1, 1), settings.multiple), settings.factors)
     walk = pass_of(settings, share, checkpoints)
     assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert walk.tensors == 4 * fused.work.buffers.total
@@ -70,7 +70,7 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     fused = FusedNetwork(UNet(settings), grid)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
-    (share,) = busy_shares(layout, settings.levels)
+    (share,) = busy_shares(layout, settings.factors)
     walk = pass_of(settings, share)
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walk.tensors
@@ -93,10 +93,10 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
 
-    walk = pass_of(settings, share_of(grid.coords, layout, 3, stages), checkpoints)
+    walk = pass_of(settings, share_of(grid.coords, layout, settings.factors, stages), checkpoints)
     assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert walk.tensors == 4 * fused.work.buffers.total
-    most = max(pass_of(settings, share, checkpoints).tensors for share in busy_shares(layout, 3, stages))
+    most = max(pass_of(settings, share, checkpoints).tensors for share in busy_shares(layout, settings.factors, stages))
     assert most == max(communicator.gather_all(walk.tensors))
     planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
     assert planned.activations + planned.work >= most  # of the rank that needs most in all

@@ -69,7 +69,7 @@ def test_basins_and_windows_are_the_planned_ones(
     streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
     for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
         pass
-    (share,) = busy_shares(layout, settings.levels)
+    (share,) = busy_shares(layout, settings.factors)
     walk = SegmentingPass(unet(settings), schedule, share)
     assert max(communicator.gather_all(sum(store.sizes))) == peak_of(walk.basins)
     if schedule is RECOMPUTE:
@@ -95,12 +95,13 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         streamed = FusedNetwork(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
         for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
             pass
-        walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, 4, stages))
+        walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, settings.factors, stages))
         assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())
         if not walk.in_files:
             assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
         busiest = max(
-            SegmentingPass(unet(settings), schedule, share).peak.total for share in busy_shares(layout, 4, stages)
+            SegmentingPass(unet(settings), schedule, share).peak.total
+            for share in busy_shares(layout, settings.factors, stages)
         )
         assert busiest == max(communicator.gather_all(walk.peak.total)), (dims, text)
         if schedule is not RECOMPUTE:
@@ -173,7 +174,7 @@ def test_spilling_counts_a_whole_tensor_where_faces_touch_all_its_pages() -> Non
 
 def test_recomputing_costs_about_twice_the_arithmetic() -> None:
     model = config(levels=4, base_channels=16)
-    layouts = [Layout.even((64, 64, 64), (1, 1, 1), 16).at_level(level) for level in range(5)]
+    layouts = [Layout.even((64, 64, 64), (1, 1, 1), 16).coarser(2**level) for level in range(5)]
     once, again = (segmenting_work(unet(model), layouts, s).flops for s in (IN_PLACE, RECOMPUTE))
     assert 1 < again / once < 4
     assert schedules_of(config(levels=0)) == [IN_PLACE, SPILL]

@@ -29,7 +29,7 @@ def machine(unit=1e-9):
 
 def layouts(shape, dims, model=MODEL):
     layout = Layout.even(shape, dims, model.multiple)
-    return [layout.at_level(level) for level in range(model.levels + 1)]
+    return [layout.coarser(2**level) for level in range(model.levels + 1)]
 
 
 def step_flops(model, voxels):

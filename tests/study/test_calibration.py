@@ -24,7 +24,7 @@ def test_every_family_is_measured_and_times_add_up(communicator):
     assert found.within.measured == (communicator.size > 1)
     model = SMALL[1].model
     layout = Layout.even((32, 32, 32), (1, 1, 1), model.multiple)
-    layouts = [layout.at_level(level) for level in range(model.levels + 1)]
+    layouts = [layout.coarser(factor) for factor in model.factors]
     plan = training_time(model, TrainingConfig(), layouts, found)
     # What was measured piece by piece is the whole of a step on that volume, whose shape was measured.
     pieces = [c.seconds for c in setting.costs if "segment" not in c.family and c.voxels > 16**3 / 64]

@@ -38,7 +38,8 @@ def train(
     optimizer: str | None = None, momentum: float | None = None, weight_decay: float | None = None,
     clip: float | None = None, ema: float | None = None, deep_supervision: bool | None = None,
     batch_dice: bool | None = None,
-    base_channels: int | None = None, levels: int | None = None, norm: str | None = None,
+    base_channels: int | None = None, levels: int | None = None, anisotropy: str | None = None,
+    norm: str | None = None,
     checkpoint_levels: tuple[int, ...] | str | None = None, augment: str | None = None,
     flip: tuple[float, ...] | str | None = None, crop: Triple | str | None = None, validation: int | None = None,
     validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
@@ -92,7 +93,7 @@ def train(
             folds = FOLDS
         settings = override(
             settings,
-            model={"base_channels": base_channels, "levels": levels, "norm": norm},
+            model={"base_channels": base_channels, "levels": levels, "anisotropy": anisotropy, "norm": norm},
             training={
                 "epochs": epochs,
                 "learning_rate": learning_rate,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Task = Literal["train", "segment"]
 
+Spacing = tuple[float, float, float]
+
 
 def plan_partition(
     volume: str | Path | None = None, *, shape: Triple | None = None, ranks: Sequence[int] = (),
@@ -30,7 +32,7 @@ def plan_partition(
     threads: int | None = None, node_memory: str | None = None, cores_per_node: int | None = None,
     nodes: int | None = None, base_channels: int | None = None, levels: int | None = None, agglomerate: str = "auto",
     checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
-    model: str | Path | None = None, profile: str | Path | None = None,
+    model: str | Path | None = None, profile: str | Path | None = None, spacing: Spacing | str | None = None,
 ) -> Answer:  # fmt: skip
     """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
 
@@ -41,17 +43,21 @@ def plan_partition(
     node_memory  of a machine, such as "128GB", with `cores_per_node`: plan whole machines, `nodes` or the fewest
     config       TOML file with [model]; or `model`, a run folder
     profile      of `calibrate`; None: volseg-profile.json, or a built-in one
+    spacing      mm, (D, H, W) or "5x0.8x0.8", of the voxels, by which `train` chooses kernels and strides; None: that
+                 of `volume`, and all axes alike where there is only `shape`
 
     ``answer.tasks["train"].run`` is the plan; ``answer.fits`` whether it keeps to the memory.
 
     Raises ConfigError for arguments that do not go together, PartitionError where the volume cannot be split so.
     """
     from volseg.planning.answer import answer
+    from volseg.sizes import parse_spacing
 
     return answer(
         question(
             volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
             base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
+            parse_spacing(spacing) if isinstance(spacing, str) else spacing,
         )
     )  # fmt: skip
 
@@ -61,7 +67,7 @@ def question(
     task: str | None, partition: str, replicas: int, threads: int | None, node_memory: str | None,
     cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
     checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
-    profile: str | Path | None,
+    profile: str | Path | None, spacing: Spacing | None = None,
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
     from volseg.planning.answer import Asked
@@ -78,10 +84,13 @@ def question(
         _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
     volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
     settings = _settings(config, model, base_channels, levels, checkpoint_levels)
+    size, own = _size(volume, shape)
+    settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
     return Asked(
-        _size(volume, shape), settings, [task] if task is not None else ["train", "segment"], find_profile(profile),
+        size, settings, [task] if task is not None else ["train", "segment"], find_profile(profile),
         counts, parse_memory(memory) if isinstance(memory, str) else memory, named, replicas, threads or 1, node,
         cores_per_node, nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
+        why_network=why_network,
     )  # fmt: skip
 
 
@@ -244,14 +253,35 @@ def _settings(
     return override(settings, model=model, training={"checkpoint_levels": checkpoint_levels})
 
 
-def _size(volume: Path | None, shape: Triple | None) -> Triple:
+def _with_network(
+    settings: Config, run: Path | None, spacing: Spacing | None, asked: Spacing | None, shape: Triple
+) -> tuple[Config, str]:
+    """The settings with the network that `train` would choose for such voxels, and why; that of a run is settled.
+
+    Raises ConfigError where a spacing is asked for besides a run.
+    """
+    from dataclasses import replace
+
+    from volseg.networks.choice import network_for
+
+    if run is not None and asked is not None:
+        raise ConfigError(f"--spacing: the network of {run} is what it is; leave out --spacing, or --model")
+    if run is not None or spacing is None:
+        return settings, ""
+    choice = network_for(settings.model, spacing, shape)
+    return replace(settings, model=choice.model), choice.reason
+
+
+def _size(volume: Path | None, shape: Triple | None) -> tuple[Triple, Spacing | None]:
+    """Voxels, and the spacing of a volume's."""
     if (volume is None) == (shape is None):
         raise ConfigError("give a volume, or its size with --shape 512x512x512")
     if shape is not None:
-        return shape
+        return shape, None
     if volume is not None:
         from volseg.volumes.canonical import canonical
         from volseg.volumes.reading import open_volume
 
-        return canonical(open_volume(volume)).shape
+        space = canonical(open_volume(volume)).space
+        return space.shape, space.spacing
     raise AssertionError

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from volseg.geometry import Triple
+from volseg.networks.choice import network_facts
 from volseg.partition.layout import padded_shape
 from volseg.planning.answer import Answer, Asked, TaskAnswer
 from volseg.planning.nodes import NodePlan
@@ -25,6 +26,7 @@ def facts(asked: Asked, found: Answer) -> dict[str, Any]:
         "memory_limit_bytes": asked.limit,
         "plain_torch_training_bytes": found.plain_bytes,
         "model": dataclasses.asdict(model),
+        "network": network_facts(model, asked.why_network),
         "node": None if node is None else {"cores": node.cores, "memory_bytes": node.memory},
         "profile": _profile(asked.profile),
         "tasks": {

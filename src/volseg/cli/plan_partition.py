@@ -12,7 +12,7 @@ import typer
 from volseg.cli.options import Agglomerate, Debug, JsonOutput
 from volseg.cli.rank_counts import parse_ranks
 from volseg.errors import ConfigError
-from volseg.sizes import parse_levels, parse_shape
+from volseg.sizes import parse_levels, parse_shape, parse_spacing
 
 if TYPE_CHECKING:
     from volseg.planning.answer import Answer, Asked
@@ -28,6 +28,10 @@ class Task(StrEnum):
 def plan_partition(
     volume: Annotated[Path | None, typer.Argument(help="A scan whose size to plan for.")] = None,
     shape: Annotated[str | None, typer.Option(help="Or its size in voxels, D x H x W, such as 512x512x512.")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Of its voxels, mm, D x H x W, by which train chooses the network.  [default: the scan's]"),
+    ] = None,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +84,7 @@ def plan_partition(
         volume, None if shape is None else parse_shape(shape), [] if ranks is None else parse_ranks(ranks), memory,
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
         base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
-        config, model, profile,
+        config, model, profile, None if spacing is None else parse_spacing(spacing),
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)

@@ -41,6 +41,8 @@ def show(asked: Asked, found: Answer) -> None:
             console.print(f"{task}: {reason}", highlight=False)
     for task, why in found.no_machines.items():
         console.print(f"{task}: {why}", highlight=False)
+    if asked.why_network:
+        console.print(f"network: {asked.why_network}", highlight=False)
     console.print(_profile(asked), highlight=False)
     for one in found.tasks.values():
         if one.command is not None:  # in one line, to be copied

@@ -68,6 +68,12 @@ def train(
     ] = None,
     base_channels: Annotated[int | None, typer.Option(help="Channels at full resolution.  [default: 16]")] = None,
     levels: Annotated[int | None, typer.Option(help="Halvings of the resolution.  [default: 3]")] = None,
+    anisotropy: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: kernels and strides by the spacing of the data; none: all axes alike.  [default: auto]"
+        ),
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="instance, group, batch or none.  [default: instance]")] = None,
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
@@ -152,11 +158,10 @@ def train(
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
-            norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip, crop=crop,
-            validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing, seed=seed,
-            proceed=proceed,
-            keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit, previews=previews,
-            tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
+            anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip,
+            crop=crop, validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing,
+            seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
+            previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),
         )  # fmt: skip
         if report.loss is None:

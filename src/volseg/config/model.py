@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from volseg.config.ranges import check_range
 from volseg.errors import ConfigError
+from volseg.geometry import Triple, format_triple
 
 MAX_CHANNELS = 320
+_SIDES, _MOST_FEATURES = (1, 3, 5, 7), 2048
+"""What `kernels` and `features` may be."""
+
 MOST_CLASSES = 254
 """With the background: masks and targets have 8 bits a voxel, of which 255 says that a voxel does not count."""
 
@@ -33,6 +38,17 @@ class ModelConfig:
     activation     leaky_relu or relu
     up             transpose (2x2x2 up-convolution), trilinear or nearest (after a 1x1x1 convolution)
     dropout        probability of dropping a channel at the end of each level's convolutions
+    anisotropy     auto: a new run whose voxels are twice as long on one axis as on another, or more, gets kernels and
+                   strides by the data's spacing and shape, and at most `levels` halvings; none: all axes alike.
+                   Of no account where kernels or strides are set
+    kernels        sizes of each resolution's convolutions on D, H, W, finest first, each 1, 3, 5 or 7, such as
+                   [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]; empty: kernel_size on each axis
+    strides        what each halving divides D, H, W by, each 1 or 2, such as [[1, 2, 2], [2, 2, 2], [2, 2, 2]];
+                   empty: 2 on each axis
+    features       channels at each resolution, finest first; empty: by base_channels
+    convolutions   convolutions at each resolution, in the decoder and in a plain encoder
+    down           pool (2x2x2 maximum, or as `strides` say) or stride (the first convolution of a resolution takes
+                   every second voxel)
     """
 
     in_channels: int = 0
@@ -46,15 +62,42 @@ class ModelConfig:
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"
     up: Literal["transpose", "trilinear", "nearest"] = "transpose"
     dropout: float = 0.0
+    anisotropy: Literal["auto", "none"] = "auto"
+    kernels: tuple[Triple, ...] = ()
+    strides: tuple[Triple, ...] = ()
+    features: tuple[int, ...] = ()
+    convolutions: int = 2
+    down: Literal["pool", "stride"] = "pool"
 
     @property
-    def multiple(self) -> int:
-        """What every side of the volume is padded to a multiple of: 2^levels."""
-        return int(2**self.levels)
+    def halvings(self) -> tuple[Triple, ...]:
+        """What each halving divides the sides by, per axis: as many as there are levels."""
+        return self.strides or ((2, 2, 2),) * self.levels
+
+    @property
+    def stage_kernels(self) -> tuple[Triple, ...]:
+        """Sides of each resolution's convolutions, finest first."""
+        return self.kernels or ((self.kernel_size, self.kernel_size, self.kernel_size),) * (self.levels + 1)
+
+    @property
+    def factors(self) -> tuple[Triple, ...]:
+        """How many voxels of the finest resolution one of each stands for, per axis, finest first."""
+        totals = [(1, 1, 1)]
+        for stride in self.halvings:
+            d, h, w = (a * b for a, b in zip(totals[-1], stride, strict=True))
+            totals.append((d, h, w))
+        return tuple(totals)
+
+    @property
+    def multiple(self) -> Triple:
+        """What the sides of the volume are padded to a multiple of, per axis: the product of the strides."""
+        return self.factors[-1]
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels per resolution, finest first."""
+        if self.features:
+            return self.features
         return tuple(min(MAX_CHANNELS, self.base_channels * 2**n) for n in range(self.levels + 1))
 
     @property
@@ -67,11 +110,12 @@ class ModelConfig:
     def encoder_convolutions(self, level: int) -> list[tuple[int, int]]:
         """Channels in and out of the encoder's convolutions at a level, one after the other, but for those of skips."""
         width, above = self.widths[level], (self.in_channels or 1, *self.widths)[level]
-        return [(above, width)] + [(width, width)] * (2 * max(1, self.block_counts[level]) - 1)
+        return [(above, width)] + [(width, width)] * ((2 * self.block_counts[level] or self.convolutions) - 1)
 
     def has_projection(self, level: int) -> bool:
-        """Whether the skip of a level's first residual block is a 1x1x1 convolution, as its channels change."""
-        return self.encoder == "residual" and (self.in_channels or 1, *self.widths)[level] != self.widths[level]
+        """Whether the skip of a level's first residual block is a 1x1x1 convolution, as channels or sides change."""
+        changes = (self.in_channels or 1, *self.widths)[level] != self.widths[level]
+        return self.encoder == "residual" and (changes or (level > 0 and self.down == "stride"))
 
     def for_data(self, in_channels: int, classes: int) -> ModelConfig:
         """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
@@ -91,7 +135,8 @@ class ModelConfig:
         check_range(
             "model", self, in_channels=(0, 64), classes=(0, MOST_CLASSES), base_channels=(1, 320), levels=(0, 8)
         )
-        check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99))
+        check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99), convolutions=(1, 8))
+        self._check_stages()
         if self.blocks and self.encoder == "plain":
             raise ConfigError(
                 f"model.blocks = {list(self.blocks)}: a plain encoder has none; set encoder = 'residual', or leave it "
@@ -110,3 +155,35 @@ class ModelConfig:
             raise ConfigError(
                 f"model.norm = 'group' needs channels in multiples of 8, not {self.widths}; set base_channels"
             )
+
+    def _check_stages(self) -> None:
+        """Raise ConfigError where a list does not have a value for each resolution, or one out of range."""
+        resolutions, of = self.levels + 1, f"levels = {self.levels}"
+        _check_count("kernels", self.kernels, resolutions, f"{of} gives resolutions")
+        _check_count("strides", self.strides, self.levels, f"{of} gives halvings")
+        _check_count("features", self.features, resolutions, f"{of} gives resolutions")
+        for kernel in self.kernels:
+            if not all(side in _SIDES for side in kernel):
+                raise ConfigError(f"model.kernels: {list(kernel)} must be three of 1, 3, 5 and 7, on D, H and W")
+        for stride in self.strides:
+            if not all(side in (1, 2) for side in stride) or stride == (1, 1, 1):
+                raise ConfigError(f"model.strides: {list(stride)} must be three of 1 and 2, on D, H and W, and one a 2")
+        if any(not 1 <= width <= _MOST_FEATURES for width in self.features):
+            raise ConfigError(f"model.features = {list(self.features)} must be numbers of 1 to {_MOST_FEATURES}")
+        if self.kernels and self.kernel_size != 3:
+            raise ConfigError(
+                f"model.kernel_size = {self.kernel_size} and model.kernels = {_listed(self.kernels)}: both say how "
+                "large the convolutions are; leave out either"
+            )
+
+
+def _check_count(name: str, values: Sequence[object], count: int, what: str) -> None:
+    """Raise ConfigError where there are values, but not `count` of them."""
+    if values and len(values) != count:
+        raise ConfigError(
+            f"model.{name} has {len(values)} entries, but {what}: {count}; give as many, set levels, or leave it out"
+        )
+
+
+def _listed(sides: Sequence[Triple]) -> str:
+    return ", ".join(format_triple(one) for one in sides)

@@ -15,6 +15,7 @@ from volseg.config.model import ModelConfig
 from volseg.config.multigrid import MultigridConfig
 from volseg.config.training import TrainingConfig
 from volseg.errors import ConfigError
+from volseg.geometry import Triple
 from volseg.text import read_text
 
 
@@ -128,6 +129,8 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         return float(value)
     if get_origin(hint) is tuple:
         kind = get_args(hint)[0]
+        if get_origin(kind) is tuple:
+            return _triples(where, value)
         allowed = (int, float) if kind is float else (int,)
         if not isinstance(value, (list, tuple)) or not all(type(n) in allowed for n in value):
             raise ConfigError(f"{where} = {value!r} must be a list of {_PLURALS[kind]}, such as {_EXAMPLES[kind]}")
@@ -135,6 +138,19 @@ def _value(where: str, hint: Any, value: Any) -> Any:
     if type(value) is not hint:
         raise ConfigError(f"{where} = {value!r} must be {_NAMES[hint]}")
     return value
+
+
+def _triples(where: str, value: Any) -> tuple[Triple, ...]:
+    """A list of three whole numbers each."""
+    if not isinstance(value, (list, tuple)) or not all(_is_triple(one) for one in value):
+        raise ConfigError(
+            f"{where} = {value!r} must be a list of three whole numbers each, such as [[1, 2, 2], [2, 2, 2]]"
+        )
+    return tuple((d, h, w) for d, h, w in value)
+
+
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int for n in value)
 
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

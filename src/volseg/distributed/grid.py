@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import PartitionError
-from volseg.geometry import Box, Triple, format_triple
+from volseg.geometry import Box, PerAxis, Triple, format_triple
 from volseg.partition.layout import Layout
 
 
@@ -36,7 +36,7 @@ class ProcessGrid:
             communicator.split(z * dims[1] + y, x),
         )
 
-    def layout(self, shape: Triple, multiple: int = 1) -> Layout:
+    def layout(self, shape: Triple, multiple: PerAxis = 1) -> Layout:
         """The even split of `shape` over this grid."""
         return Layout.even(shape, self.dims, multiple)
 

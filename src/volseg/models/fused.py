@@ -21,6 +21,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
+from volseg.geometry import Triple
 from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
 from volseg.models.streamed import StreamedNetwork
@@ -77,7 +78,7 @@ class FusedNetwork(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.grid = model.network, grid
-        self.twin = cast(UNet, partition_module(model, grid, multiple_of=max(self.network.factors[-1])))
+        self.twin = cast(UNet, partition_module(model, grid, multiple_of=self.network.factors[-1]))
         self.checkpoint_levels, self.class_weights = frozenset(checkpoint_levels), tuple(class_weights)
         self.supervised = {head.stage: head.name for head in sorted(self.network.heads, key=lambda head: head.stage)}
         self.shares = loss_weights(len(self.supervised) - 1)
@@ -147,7 +148,7 @@ class FusedNetwork(nn.Module):
         else:
             deep: dict[int, Tensor] = {}
             for stage, logits in ({0: self.twin(x, deep_logits=deep)} | deep).items():
-                sums[stage].add(logits.movedim(1, -1), coarse(target, stage))
+                sums[stage].add(logits.movedim(1, -1), coarse(target, self.network.factors[stage]))
         for some in sums.values():
             some.finish(self.grid.communicator)
         return [some.overlaps for some in sums.values()]
@@ -160,7 +161,7 @@ class FusedNetwork(nn.Module):
         """What adds the logits of each head to the sums of its stage."""
 
         def consume(name: str, stage: int, slabs: LogitSlabs) -> None:
-            here = coarse(target, stage)[0]
+            here = coarse(target, self.network.factors[stage])[0]
             for (first, last), rows in slabs:
                 with self.work.meter.doing(Kind.HEAD):
                     sums[stage].add(rows.own[..., : self.network.classes], here[first:last])
@@ -174,7 +175,9 @@ class FusedNetwork(nn.Module):
         logits = {0: self.twin(x, deep_logits=deep)} | deep
         losses, scores = zip(
             *(
-                dice_cross_entropy(logits[n], coarse(target, n), self.grid.communicator, self.class_weights, dice)
+                dice_cross_entropy(
+                    logits[n], coarse(target, self.network.factors[n]), self.grid.communicator, self.class_weights, dice
+                )
                 for n, dice in self.with_batch(batch)
             ),
             strict=True,
@@ -237,7 +240,7 @@ class FusedNetwork(nn.Module):
         context.begin_pass(x)
         try:
             layout = context.layout_of(self, x)
-            yield self.grids.agglomeration.layouts(layout, self.network.deepest)
+            yield self.grids.agglomeration.layouts(layout, self.network.factors)
         finally:
             context.end_pass()
 
@@ -247,7 +250,7 @@ class FusedNetwork(nn.Module):
             work = self._begin(x)
             works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
             bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
-            memory = ArenaMemory(works, layouts, bricks)
+            memory = ArenaMemory(self.network, works, layouts, bricks)
             state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume)
             self._enter_image(state, x)
             self._state = weakref.ref(state)
@@ -289,10 +292,10 @@ class FusedNetwork(nn.Module):
         state.start_exchange(image)
 
 
-def coarse(target: Tensor, level: int) -> Tensor:
-    """A block's classes [N, d, h, w] at every 2^level-th voxel: the volume's, as block boundaries lie on such."""
-    step = 2**level
-    return target[:, ::step, ::step, ::step]
+def coarse(target: Tensor, factor: Triple) -> Tensor:
+    """A block's classes [N, d, h, w] at every so manieth voxel of each axis: the volume's, as blocks begin on such."""
+    d, h, w = factor
+    return target[:, ::d, ::h, ::w]
 
 
 def _as_rows(x: Tensor, stored: int) -> Rows:
@@ -354,7 +357,8 @@ class _Loss(torch.autograd.Function):
         slabs = {}
         for share, (stage, sums) in zip(network.shares, ctx.sums.items(), strict=True):
             name = network.supervised[stage]
-            slabs[name] = _logit_gradients(network, logits[name], coarse(target, stage)[0], sums, share * float(grad))
+            at = coarse(target, network.network.factors[stage])[0]
+            slabs[name] = _logit_gradients(network, logits[name], at, sums, share * float(grad))
         gradients = network.run_backward(state, slabs)
         return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 

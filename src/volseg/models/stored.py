@@ -23,6 +23,9 @@ from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
 from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.networks.as_json import network_as_json, network_from_json
+from volseg.networks.description import Network
+from volseg.networks.unet import unet
 from volseg.volumes.intensity import ChannelScheme
 
 SCHEMA = 1
@@ -51,11 +54,13 @@ class ModelCard:
     step     optimizer steps taken
     batch    cases that each was made with
     validation_dice  mean foreground Dice of the held-out cases with these weights; None where it was not measured
+    network  as it is described; None where the version that wrote it stored no description: what the configuration says
     finest_from  the step from which a multigrid run that was lengthened stays at the finest resolution; None: as its
                  configuration says
     """
 
     spacing_chosen: bool = field(default=True, kw_only=True)
+    network: Network | None = field(default=None, kw_only=True, compare=False)
     config: Config
     labels: dict[str, int]
     schemes: tuple[ChannelScheme, ...]
@@ -84,6 +89,7 @@ class ModelCard:
                 "batch": self.batch,
                 "validation_dice": self.validation_dice,
                 "finest_from": self.finest_from,
+                "network": network_as_json(self.network or unet(self.config.model)),
             }
         )
 
@@ -108,10 +114,11 @@ class ModelCard:
                     f"{len(schemes)} and {len(labels)}"
                 )
             score, finest_from = values.get("validation_dice"), values.get("finest_from")
+            network = network_from_json(values["network"], str(path)) if "network" in values else None
             return cls(
                 config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)),
                 None if score is None else float(score), None if finest_from is None else int(finest_from),
-                spacing_chosen=chosen,
+                spacing_chosen=chosen, network=network,
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
@@ -215,7 +222,7 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
             for prefix in ("model.", AVERAGED)
         )
         tensors = {name: t for name, t in (own | averaged).items() if not name.startswith(DEEP_HEADS)}
-    model = UNet(card.config.model)
+    model = UNet(card.config.model, described=card.network)
     load_into(model, tensors, path)
     model.eval()
     return model, card

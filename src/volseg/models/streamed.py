@@ -128,7 +128,7 @@ class StreamedNetwork:
     def _program(self, layout: Layout, beyond: int) -> Program:
         # The up-convolution to voxels beyond the block reads a voxel more, which thin blocks do not have.
         deepest = self.network.deepest
-        thin = beyond and min(min(n.shape) for n in layout.at_level(1).blocks()) < 2 if deepest else True
+        thin = beyond and min(min(n.shape) for n in self._second(layout).blocks()) < 2 if deepest else True
         self._affines = {} if self.journal is None else self.journal.affines()
         return segment_program(
             self.network, RECOMPUTE if self.schedule is RECOMPUTE and not thin else IN_PLACE,
@@ -140,12 +140,12 @@ class StreamedNetwork:
         context = context_of(self.twin)
         context.begin_pass_of(layout)
         context.end_pass()
-        layouts = self.grids.agglomeration.layouts(layout, self.network.deepest)
+        layouts = self.grids.agglomeration.layouts(layout, self.network.factors)
         works = [Workplace(grid, self.work.buffers) for grid in self.grids.grids]
         bricks = [context.brick(layout)[0] for layout in layouts]
         sides = [here.block(work.grid.coords).shape for work, here in zip(works, layouts, strict=False)]
         self.progress = Progress(self.network, program, sides, self.tell)
-        memory = BasinMemory(program, works, layouts, self.network.widths, image, self.store, self.progress, beyond)
+        memory = BasinMemory(self.network, program, works, layouts, image, self.store, self.progress, beyond)
         known = {f"{label}, activated": affine for label, affine in self._affines.items()}
         state = State(self.twin, self.grids, works, layouts, bricks, memory, known)
         state.affines.update(known)
@@ -210,7 +210,11 @@ class StreamedNetwork:
 
     def _coarse_box(self, state: State) -> Box:
         """At stage 1, on the grid of stage 0."""
-        return state.layouts[0].at_level(1).block(self.grid.coords)
+        return self._second(state.layouts[0]).block(self.grid.coords)
+
+    def _second(self, layout: Layout) -> Layout:
+        """The layout of stage 1 on the grid of stage 0."""
+        return layout.coarser(self.network.factors[1])
 
     @contextmanager
     def _during(self, label: str) -> Iterator[None]:

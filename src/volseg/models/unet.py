@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from volseg.config import ModelConfig
 from volseg.models.described import DescribedModule
+from volseg.networks.description import Network
 from volseg.networks.unet import unet
 
 DEEP_HEADS = "deep_heads."
@@ -15,8 +16,11 @@ class UNet(DescribedModule):
 
     deep_supervision  with a head at each coarser level where the loss is taken (`networks.deep_supervision`); the
                       other parameters and the logits are what they are without
+    described         the network as it was stored with its weights, in place of the one that `config` gives now
     """
 
-    def __init__(self, config: ModelConfig, deep_supervision: bool = False) -> None:
-        super().__init__(unet(config, deep_supervision))
+    def __init__(
+        self, config: ModelConfig, deep_supervision: bool = False, described: Network | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(described or unet(config, deep_supervision))
         self.config = config

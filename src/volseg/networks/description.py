@@ -13,7 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Literal
 
-from volseg.geometry import Triple
+from volseg.geometry import Triple, quotient
 
 IMAGE = "image"
 """The name by which nodes read the network's input."""
@@ -160,6 +160,10 @@ class Network:
             before = d, h, w
             totals.append(before)
         return tuple(totals)
+
+    def factor_between(self, finer: int, coarser: int) -> Triple:
+        """How many voxels of one stage one of a coarser stage stands for, per axis."""
+        return quotient(self.factors[coarser], self.factors[finer])
 
     @property
     def deepest(self) -> int:

@@ -2,8 +2,9 @@
 
 Ronneberger, Fischer & Brox, "U-Net" (MICCAI 2015); Cicek et al., "3D U-Net" (MICCAI 2016): two convolutions with norm
 and activation per stage, max-pooling down, up-convolution, skip connections by concatenation. With residual blocks in
-the encoder as nnU-Net's ResEnc presets (Isensee et al., "nnU-Net Revisited", MICCAI 2024), but for the pooling, where
-theirs have strides.
+the encoder as nnU-Net's ResEnc presets (Isensee et al., "nnU-Net Revisited", MICCAI 2024); with ``down = "stride"``
+the first convolution of a stage has the stride, as theirs have, and so has the 1x1x1 convolution of a block's skip (He
+et al., CVPR 2016), where theirs pool before it. Kernels and strides are those of each axis and stage.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from volseg.networks.description import (
     UpConvolution,
 )
 
-_TWOS: Triple = (2, 2, 2)
 _LEAKY = 0.01
 _MODULES = ("encoder", "down", "up", "decoder", "head", "deep_heads")
 
@@ -46,14 +46,13 @@ def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
         x = builder.encoder(level, x)
         if level < config.levels:
             skips.append(x)
-            x = builder.add(MaxPool(f"pooled {level}", (x,), level + 1, config.widths[level], _TWOS))
+            x = builder.down(level, x)
     for level in reversed(range(config.levels)):
         if level + 1 in deep:
             builder.head(f"head {level + 1}", level + 1, x, f"deep_heads.{level + 1}", training=True)
         x = builder.decoder(level, (skips.pop(), builder.up(level, x)))
     builder.head("head", 0, x, "head", training=False)
-    strides = (ONES, *([_TWOS] * config.levels))
-    return Network(config.in_channels or 1, strides, tuple(builder.nodes), _MODULES)
+    return Network(config.in_channels or 1, (ONES, *config.halvings), tuple(builder.nodes), _MODULES)
 
 
 class _Builder:
@@ -71,40 +70,54 @@ class _Builder:
     def encoder(self, level: int, x: str) -> str:
         blocks = self.config.block_counts[level]
         if not blocks:
-            return self._double(f"encoder {level}", level, (x,), f"encoder.{level}")
+            return self._convolutions(f"encoder {level}", level, (x,), f"encoder.{level}", self._entering(level))
         for number in range(blocks):
             dropping = f"encoder.{level}.{blocks}" if number == blocks - 1 and self.config.dropout else ""
             x = self._residual(f"encoder {level}", level, number, x, f"encoder.{level}.{number}", dropping)
         return x
 
     def decoder(self, level: int, reads: tuple[str, ...]) -> str:
-        return self._double(f"decoder {level}", level, reads, f"decoder.{level}")
+        return self._convolutions(f"decoder {level}", level, reads, f"decoder.{level}", ONES)
+
+    def down(self, level: int, x: str) -> str:
+        """What the next stage reads; where its first convolution has the stride, the tensor itself."""
+        if self.config.down == "stride":
+            return x
+        width, window = self.config.widths[level], self.config.halvings[level]
+        return self.add(MaxPool(f"pooled {level}", (x,), level + 1, width, window))
+
+    def _entering(self, level: int) -> Triple:
+        """The stride of a stage's first convolution in the encoder."""
+        return self.config.halvings[level - 1] if level and self.config.down == "stride" else ONES
 
     def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:
         self.add(Head(name, (x,), level, self.config.classes or 2, module, training))
 
     def up(self, level: int, x: str) -> str:
         name, width, module = f"up {level}", self.config.widths[level], f"up.{level}"
+        factors = self.config.halvings[level]
         if self.config.up == "transpose":
-            return self.add(UpConvolution(name, (x,), level, width, _TWOS, True, module))
+            return self.add(UpConvolution(name, (x,), level, width, factors, True, module))
         narrow = self.add(Convolution(f"{name}.1", (x,), level + 1, width, ONES, ONES, True, f"{module}.0"))
-        return self.add(Interpolation(name, (narrow,), level, width, _TWOS, self.config.up, f"{module}.1"))
+        return self.add(Interpolation(name, (narrow,), level, width, factors, self.config.up, f"{module}.1"))
 
-    def _double(self, part: str, level: int, reads: tuple[str, ...], module: str) -> str:
-        x = self._convolved(f"{part}.1", level, reads, module, 0)
-        return self._convolved(f"{part}.2", level, (x,), module, 3, f"{module}.6" if self.config.dropout else "")
+    def _convolutions(self, part: str, level: int, reads: tuple[str, ...], module: str, stride: Triple) -> str:
+        """The convolutions of a stage's encoder or decoder; the first has the stride."""
+        count = self.config.convolutions
+        for number in range(count):
+            dropping = f"{module}.{3 * count}" if self.config.dropout and number == count - 1 else ""
+            x = self._convolved(f"{part}.{number + 1}", level, reads, module, 3 * number, dropping, stride=stride)
+            reads, stride = (x,), ONES
+        return reads[0]
 
     def _convolved(
         self, name: str, level: int, reads: tuple[str, ...], module: str, first: int, dropping: str = "",
-        kernel: int | None = None, slope: float | None = None,
+        kernel: Triple | None = None, slope: float | None = None, stride: Triple = ONES,
     ) -> str:  # fmt: skip
         """A convolution, its norm and its activation, which are the layers `first`, ... of `module`."""
-        norm, width, side = self.config.norm, self.config.widths[level], kernel or self.config.kernel_size
-        self.add(
-            Convolution(
-                name, reads, level, width, (side, side, side), ONES, bias=norm == "none", module=f"{module}.{first}"
-            )
-        )
+        norm, width, kernel = self.config.norm, self.config.widths[level], kernel or self.config.stage_kernels[level]
+        bias = norm == "none"
+        self.add(Convolution(name, reads, level, width, kernel, stride, bias=bias, module=f"{module}.{first}"))
         return self._activated(name, level, f"{module}.{first + 1}", dropping, self.slope if slope is None else slope)
 
     def _activated(self, name: str, level: int, module: str, dropping: str, slope: float) -> str:
@@ -120,11 +133,14 @@ class _Builder:
     def _residual(self, part: str, level: int, number: int, x: str, module: str, dropping: str) -> str:
         """``activation(norm(conv(activation(norm(conv(x))))) + skip(x))`` (He et al., CVPR 2016)."""
         width, first = self.config.widths[level], f"{part}.{2 * number + 1}"
+        stride = self._entering(level) if number == 0 else ONES
         inputs = next((node.channels for node in self.nodes if node.name == x), self.config.in_channels or 1)
         second = f"{part}.{2 * number + 2}"
-        y = self._convolved(first, level, (x,), f"{module}.body", 0)
+        y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
         y = self._convolved(second, level, (y,), f"{module}.body", 3, slope=1.0)
-        if inputs != width:
-            x = self._convolved(f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=1, slope=1.0)
+        if inputs != width or stride != ONES:
+            x = self._convolved(
+                f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, slope=1.0, stride=stride
+            )
         total = self.add(Addition(f"{second} sum", (y, x), level, width))
         return self._activated(total, level, "", dropping, self.slope)

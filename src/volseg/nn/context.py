@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
-from volseg.geometry import Triple
+from volseg.geometry import PerAxis, Triple, format_per_axis, per_axis
 from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.partition.layout import AXES, Layout
 
@@ -22,13 +22,13 @@ class PartitionContext:
     """Shared by all layers that one call of `partition_module` made.
 
     grid      the process grid
-    multiple  the number that all block boundaries at the network's input are multiples of, on every grid the same
-              network will run on (2^levels for a U-Net); 1 where nothing is known
+    multiple  the number, of each axis, that all block boundaries at the network's input are multiples of, on every
+              grid the same network will run on (for a U-Net the product of its strides); 1 where nothing is known
     """
 
-    def __init__(self, grid: ProcessGrid, multiple: int = 1) -> None:
+    def __init__(self, grid: ProcessGrid, multiple: PerAxis = 1) -> None:
         self.grid = grid
-        self.multiple = multiple
+        self.multiple = per_axis(multiple)
         self._entry: Layout | None = None
         self._in_pass = False
         self._known: dict[tuple[Layout, int, int, Triple], Layout] = {}
@@ -70,16 +70,17 @@ class PartitionContext:
         if self._entry is None:
             return (1, 1, 1), layout.shape[0] * layout.shape[1] * layout.shape[2]
         sides, number = [], 1
-        shapes = zip(layout.shape, self._entry.shape, layout.boundaries, LARGEST_BRICK, strict=True)
-        for n, whole, cuts, most in shapes:
-            side = self.multiple * n // whole if whole % n == 0 and self.multiple * n % whole == 0 else 1
+        shapes = zip(layout.shape, self._entry.shape, layout.boundaries, self.multiple, LARGEST_BRICK, strict=True)
+        for n, whole, cuts, multiple, most in shapes:
+            side = multiple * n // whole if whole % n == 0 and multiple * n % whole == 0 else 1
             side = min(side & -side, most)
             while n % side:
                 side //= 2
             if any(b % side for b in cuts):
                 raise PartitionError(
-                    f"the blocks {list(cuts)} do not lie on multiples of {side}, as multiple_of={self.multiple} "
-                    "promised: cut the volume with the same multiple, or call partition_module without it"
+                    f"the blocks {list(cuts)} do not lie on multiples of {side}, as "
+                    f"multiple_of={format_per_axis(self.multiple)} promised: "
+                    "cut the volume with the same multiple, or call partition_module without it"
                 )
             sides.append(side)
             number *= n // side

@@ -10,6 +10,7 @@ from torch import nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
+from volseg.geometry import PerAxis
 from volseg.nn.context import PartitionContext
 from volseg.nn.convolution import PartitionedConv3d, PartitionedConvTranspose3d
 from volseg.nn.dropout import PartitionedDropout, PartitionedDropout3d
@@ -45,15 +46,16 @@ VOXELWISE = (
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: int = 1) -> nn.Module:
+def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: PerAxis = 1) -> nn.Module:
     """The partitioned twin of `model`: same parameters, same state dict, its layers swapped for partitioned ones.
 
     The model itself is left as it is; the twin *shares* its parameters, so training the twin trains the model.
     Call the twin with this rank's block [N, C, d, h, w]; all ranks call it together.
 
     grid         the process grid
-    multiple_of  the number that the blocks' boundaries at the input are multiples of, on every grid the network is to
-                 give the same bits on (2^levels for a U-Net); it only makes the reproducible statistics faster
+    multiple_of  the number, of each axis or of all, that the blocks' boundaries at the input are multiples of, on every
+                 grid the network is to give the same bits on (for a U-Net the product of its strides); it only makes
+                 the reproducible statistics faster
 
     The output has the same bits on every grid, but for activations made of exponentials (sigmoid, tanh, SiLU, ...),
     whose last bit torch lets depend on a value's place in the array.

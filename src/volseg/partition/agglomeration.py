@@ -9,12 +9,12 @@ nothing but whole blocks ever travels, and the coarser layout is the even one to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from volseg.errors import ConfigError, PartitionError
-from volseg.geometry import Box, Triple, format_triple
+from volseg.geometry import Box, PerAxis, Triple, format_triple
 from volseg.partition.layout import AXES, Layout
 
 _MESSAGE_FLOATS = 2**18
@@ -46,9 +46,14 @@ class Agglomeration:
         """The grid of a level; `finest` is that of level 0."""
         return next((dims for first, dims in reversed(self.stages) if first <= level), finest)
 
-    def layouts(self, layout: Layout, levels: int) -> list[Layout]:
-        """The layout of each level, 0 ... `levels`, for a volume that level 0 holds as `layout`."""
-        return [merged(layout.at_level(level), self.dims_at(level, layout.dims)) for level in range(levels + 1)]
+    def layouts(self, layout: Layout, factors: Sequence[PerAxis]) -> list[Layout]:
+        """The layout of each level for a volume that level 0 holds as `layout`.
+
+        factors  how many voxels of level 0 one of each level stands for
+        """
+        return [
+            merged(layout.coarser(factor), self.dims_at(level, layout.dims)) for level, factor in enumerate(factors)
+        ]
 
     def check(self, levels: int, finest: Triple) -> None:
         """Raise PartitionError where a stage does not suit a network of so many levels on the grid `finest`."""

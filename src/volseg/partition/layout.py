@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise, product
 
 from volseg.errors import PartitionError
-from volseg.geometry import Box, Triple, format_triple
+from volseg.geometry import Box, PerAxis, Triple, format_per_axis, format_triple, per_axis
 
 AXES = ("D", "H", "W")
 
@@ -18,9 +18,9 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def padded_shape(shape: Triple, multiple: int) -> Triple:
-    """`shape` with every side rounded up to a multiple of `multiple` (2^levels for a U-Net)."""
-    d, h, w = (round_up(n, multiple) for n in shape)
+def padded_shape(shape: Triple, multiple: PerAxis) -> Triple:
+    """`shape` with every side rounded up to a multiple of `multiple` (for a U-Net the product of its strides)."""
+    d, h, w = (round_up(n, m) for n, m in zip(shape, per_axis(multiple), strict=True))
     return d, h, w
 
 
@@ -58,18 +58,19 @@ class Layout:
                 )
 
     @classmethod
-    def even(cls, shape: Triple, dims: Triple, multiple: int = 1) -> Layout:
+    def even(cls, shape: Triple, dims: Triple, multiple: PerAxis = 1) -> Layout:
         """The even split of `shape` over a grid of `dims`, inner boundaries on multiples of `multiple`.
 
         Raises PartitionError, naming the largest grid that works, where a rank would be left without voxels.
         """
-        largest = tuple(-(-n // multiple) for n in shape)
+        multiples = per_axis(multiple)
+        largest = tuple(-(-n // m) for n, m in zip(shape, multiples, strict=True))
         if any(p > m for p, m in zip(dims, largest, strict=True)):
             raise PartitionError(
                 f"grid {format_triple(dims)} is too fine for {format_triple(shape)} voxels in blocks of multiples of "
-                f"{multiple}: the largest grid is {format_triple(largest)}"
+                f"{format_per_axis(multiple)}: the largest grid is {format_triple(largest)}"
             )
-        d, h, w = (split(n, p, multiple) for n, p in zip(shape, dims, strict=True))
+        d, h, w = (split(n, p, m) for n, p, m in zip(shape, dims, multiples, strict=True))
         return cls((d, h, w))
 
     @cached_property
@@ -106,13 +107,17 @@ class Layout:
         d, h, w = (tuple(mapping(a, cuts)) for a, cuts in enumerate(self.boundaries))
         return Layout((d, h, w))
 
-    def at_level(self, level: int) -> Layout:
-        """The layout `level` halvings down; every boundary must be a multiple of 2^level."""
-        factor = 2**level
+    def coarser(self, factor: PerAxis) -> Layout:
+        """The layout of a tensor that is so many times smaller on each axis.
+
+        Raises PartitionError where a boundary is no multiple of `factor`.
+        """
+        factors = per_axis(factor)
 
         def shrink(axis: int, cuts: tuple[int, ...]) -> tuple[int, ...]:
-            if any(b % factor for b in cuts):
-                raise PartitionError(f"boundaries {list(cuts)} on axis {AXES[axis]} are not multiples of {factor}")
-            return tuple(b // factor for b in cuts)
+            n = factors[axis]
+            if any(b % n for b in cuts):
+                raise PartitionError(f"boundaries {list(cuts)} on axis {AXES[axis]} are not multiples of {n}")
+            return tuple(b // n for b in cuts)
 
         return self.map_axes(shrink)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from volseg.geometry import Triple
+from volseg.geometry import Triple, quotient
 from volseg.partition.agglomeration import NONE, Agglomeration, group_size, leads, message_floats
 from volseg.partition.layout import Layout
 
@@ -19,6 +19,7 @@ class Share:
     low, high  ghosts before and after that
     merges     levels whose grid is coarser than that of the level before, where this rank leads a group or is led
     layouts    of all levels
+    factors    how many voxels of level 0 one of each level stands for
     """
 
     sides: tuple[Triple, ...]
@@ -26,6 +27,7 @@ class Share:
     high: tuple[Triple, ...]
     merges: frozenset[int]
     layouts: tuple[Layout, ...]
+    factors: tuple[Triple, ...]
 
     @property
     def last(self) -> int:
@@ -34,19 +36,25 @@ class Share:
 
     def below(self, level: int) -> Triple:
         """Sides of its block at the next level, on the grid of `level`."""
-        d, h, w = self.sides[level]
-        return d // 2, h // 2, w // 2
+        return quotient(self.sides[level], self._stride(level + 1))
 
     def message(self, level: int, channels: int) -> int:
         """Values of a message between a group and its leader where `level` is entered."""
-        return message_floats(self.layouts[level - 1].at_level(1), channels)
+        return message_floats(self.layouts[level - 1].coarser(self._stride(level)), channels)
+
+    def _stride(self, level: int) -> Triple:
+        return quotient(self.factors[level], self.factors[level - 1])
 
 
 def share_of(
-    coords: Triple, layout: Layout, levels: int, agglomeration: Agglomeration = NONE, *, halos: bool = True
+    coords: Triple, layout: Layout, factors: Sequence[Triple], agglomeration: Agglomeration = NONE, *,
+    halos: bool = True,
 ) -> Share:  # fmt: skip
-    """Of the rank at `coords` of the finest level's grid; without `halos` no block has ghosts."""
-    layouts = agglomeration.layouts(layout, levels)
+    """What the rank at `coords` of the finest level's grid has; without `halos` no block has ghosts.
+
+    factors  how many voxels of level 0 one of each level stands for
+    """
+    layouts = agglomeration.layouts(layout, factors)
     sides, low, high, merges = [], [], [], set()
     for level, here in enumerate(layouts):
         if level and here.dims != layouts[level - 1].dims:
@@ -60,7 +68,7 @@ def share_of(
         before, after = _ghosts(coords, here.dims, halos)
         low.append(before)
         high.append(after)
-    return Share(tuple(sides), tuple(low), tuple(high), frozenset(merges), tuple(layouts))
+    return Share(tuple(sides), tuple(low), tuple(high), frozenset(merges), tuple(layouts), tuple(factors))
 
 
 def _ghosts(coords: Triple, dims: Triple, halos: bool) -> tuple[Triple, Triple]:
@@ -70,9 +78,9 @@ def _ghosts(coords: Triple, dims: Triple, halos: bool) -> tuple[Triple, Triple]:
 
 
 def busy_shares(
-    layout: Layout, levels: int, agglomeration: Agglomeration = NONE, *, halos: bool = True
+    layout: Layout, factors: Sequence[Triple], agglomeration: Agglomeration = NONE, *, halos: bool = True
 ) -> list[Share]:  # fmt: skip
-    """Of the ranks of which one holds most.
+    """The shares of the ranks of which one holds most.
 
     Where all take part in all levels that is the one whose block with its ghosts is largest. With stages it may be one
     that leads some of them: of those that lead as many, those that no other surpasses on each of their grids.
@@ -81,26 +89,26 @@ def busy_shares(
     found: dict[Triple, None] = {}
     for number in range(1, len(grids) + 1):
         axes = [
-            _candidates(layout, axis, [(level, dims[axis]) for level, dims in grids[:number]], halos)
+            _candidates(layout, axis, [(factors[level][axis], dims[axis]) for level, dims in grids[:number]], halos)
             for axis in range(3)
         ]
         found.update(dict.fromkeys((d, h, w) for d, h, w in product(*axes)))
-    return [share_of(coords, layout, levels, agglomeration, halos=halos) for coords in found]
+    return [share_of(coords, layout, factors, agglomeration, halos=halos) for coords in found]
 
 
 def _candidates(layout: Layout, axis: int, grids: Sequence[tuple[int, int]], halos: bool) -> list[int]:
     """Coordinates on an axis, of those that lead on all of the grids, whose blocks no other's surpass.
 
-    grids  the first level of each, and its ranks on this axis
+    grids  voxels of level 0 that one of the first level of each stands for, and its ranks, on this axis
     """
     cuts, ranks = layout.boundaries[axis], grids[0][1]
     widths: dict[tuple[int, ...], int] = {}
     for c in range(0, ranks, ranks // grids[-1][1]):
         wide = []
-        for level, parts in grids:
+        for factor, parts in grids:
             size = ranks // parts
             ghosts = halos * ((c > 0) + (c + size < ranks))
-            wide.append(((cuts[c + size] - cuts[c]) >> level) + ghosts)
+            wide.append((cuts[c + size] - cuts[c]) // factor + ghosts)
         widths[tuple(wide)] = c  # of two as wide the later one: windows are larger where there are planes before them
     return [c for wide, c in widths.items() if not any(_surpasses(other, wide) for other in widths)]
 

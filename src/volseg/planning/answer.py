@@ -40,6 +40,7 @@ class Asked:
     cores_per_node  of a machine; None for those of the profile's
     node_memory     bytes of a machine, where whole machines are planned; `nodes` of them, or the fewest that fit
     origin          where network and scan come from
+    why_network     why kernels and strides are what they are; empty where nothing was chosen
     """
 
     shape: Triple
@@ -56,6 +57,7 @@ class Asked:
     nodes: int | None = None
     agglomerate: str = "none"
     origin: Origin = UNKNOWN
+    why_network: str = ""
 
     def question(self, task: str) -> Question:
         """Of one task."""

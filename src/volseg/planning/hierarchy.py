@@ -8,7 +8,7 @@ no case for have nothing to do.
 from __future__ import annotations
 
 from volseg.errors import PartitionError
-from volseg.geometry import Triple
+from volseg.geometry import PerAxis, Triple
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.memory import training_memory
 from volseg.planning.planner import choose_grid
@@ -17,7 +17,7 @@ from volseg.planning.time_model import step_seconds, training_time
 
 
 def fastest_sharing(
-    shape: Triple, multiple: int, ranks: int, batch: int, narrowest: Triple, question: Question | None
+    shape: Triple, multiple: PerAxis, ranks: int, batch: int, narrowest: Triple, question: Question | None
 ) -> tuple[int, Triple]:
     """Replicas, and the grid of each, with which `ranks` ranks make a step on `batch` cases soonest.
 
@@ -47,7 +47,7 @@ def fastest_sharing(
             memory = training_memory(question.model, question.training, layout, question.placing.threads)
             if memory.peak > question.limit:
                 continue
-        layouts = [layout.at_level(level) for level in range(question.model.levels + 1)]
+        layouts = [layout.coarser(factor) for factor in question.model.factors]
         plan = training_time(question.model, question.training, layouts, question.profile, question.placing, count)
         found.append((step_seconds([plan] * -(-batch // count)), count, dims))
     if not found:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from volseg.config import ModelConfig
+from volseg.geometry import Triple
 from volseg.networks.deep_supervision import deep_levels
 from volseg.partition.layout import Layout
 
@@ -41,6 +42,11 @@ class Ledger:
                 self.total -= self.live.pop(name)[1]
 
 
+def _with_halo(sides: Triple, kernel: Triple, times: int) -> int:
+    """Voxels of a block with `times` halves of the kernel more on each axis."""
+    return prod(n + times * (k // 2) for n, k in zip(sides, kernel, strict=True))
+
+
 class LayerWalk:
     """The U-Net's steps on one block; `training` keeps what backward needs."""
 
@@ -53,11 +59,12 @@ class LayerWalk:
         self.inputs = model.in_channels or 1
         self.classes = model.classes or 2
         self.ledger = Ledger()
-        halo = model.kernel_size // 2 if halos else 0
-        sides = [layout.at_level(level).largest_block for level in range(model.levels + 1)]
+        kernels = model.stage_kernels if halos else [(1, 1, 1)] * (model.levels + 1)
+        sides = [layout.coarser(factor).largest_block for factor in model.factors]
         self.voxels = [prod(side) for side in sides]
-        self.haloed = [prod(n + 2 * halo for n in side) for side in sides]
-        self.wide = [prod(n + 4 * halo for n in side) for side in sides]
+        self.haloed, self.wide = (
+            [_with_halo(side, kernel, times) for side, kernel in zip(sides, kernels, strict=True)] for times in (2, 4)
+        )
 
     def forward(self) -> None:
         book, top = self.ledger, self.model.levels

@@ -12,7 +12,6 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
-from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
@@ -79,21 +78,8 @@ class MemoryPlan:
 
 def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) -> int:
     """Weights of the U-Net of `models.unet`; with `training` also those of heads that it alone has."""
-    cube, widths = model.kernel_size**3, model.widths
-    affine = 0 if model.norm == "none" else 2
-    bias = 1 if model.norm == "none" else 0
-    count = 0
-    for level, width in enumerate(widths):
-        pairs = model.encoder_convolutions(level)
-        if model.has_projection(level):
-            count += pairs[0][0] * width + width * (affine + bias)
-        if level < model.levels:
-            pairs += [(2 * width, width), (width, width)]
-            count += widths[level + 1] * width * (8 if model.up == "transpose" else 1) + width
-        count += sum(a * b * cube + b * (affine + bias) for a, b in pairs)
-    deep = deep_levels(model.levels) if training is not None and training.deep_supervision else range(0)
-    heads: int = sum(widths[level] + 1 for level in (0, *deep))
-    return count + heads * (model.classes or 2)
+    deep = training is not None and training.deep_supervision
+    return unet(model, deep).parameters(training=deep)
 
 
 def training_memory(
@@ -118,7 +104,7 @@ def _walk_training(
         checkpoints = frozenset(training.checkpoint_levels)
         passes = [
             TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
-            for share in busy_shares(layout, model.levels, agglomeration, halos=halos)
+            for share in busy_shares(layout, model.factors, agglomeration, halos=halos)
         ]
         return max(passes, key=lambda one: one.total)
     layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
@@ -166,7 +152,7 @@ def segmenting_memory(
         walk = max(
             (
                 SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
-                for share in busy_shares(layout, model.levels, agglomeration)
+                for share in busy_shares(layout, model.factors, agglomeration)
             ),
             key=lambda one: one.peak.total,
         )
@@ -226,7 +212,7 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        (share,) = busy_shares(layout, model.levels, halos=False)
+        (share,) = busy_shares(layout, model.factors, halos=False)
         walks = [SegmentingPass(unet(model), s, share) for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4

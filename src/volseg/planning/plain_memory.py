@@ -34,7 +34,7 @@ class _PlainWalk:
     def __init__(self, model: ModelConfig, padded: Triple) -> None:
         self.model, self.book = model, Ledger()
         self.widths, self.classes = model.widths, model.classes or 2
-        self.voxels = [prod(padded) // 8**level for level in range(model.levels + 1)]
+        self.voxels = [prod(padded) // prod(factor) for factor in model.factors]
 
     def forward(self) -> None:
         book, top = self.book, self.model.levels

@@ -9,7 +9,7 @@ from math import isqrt, prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
 from volseg.networks.deep_supervision import check_not_agglomerated
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.layout import Layout, padded_shape
@@ -37,14 +37,14 @@ def grids_of(ranks: int) -> Iterator[Triple]:
             yield z, y, ranks // z // y
 
 
-def halo_voxels(layout: Layout, width: int = 1) -> int:
+def halo_voxels(layout: Layout, width: PerAxis = 1) -> int:
     """Voxels that the busiest rank receives in one exchange of a halo of `width`: ghosts on cut sides only."""
     inner = layout.largest_block
-    ghosts = [width * min(2, p - 1) for p in layout.dims]
+    ghosts = [n * min(2, p - 1) for n, p in zip(per_axis(width), layout.dims, strict=True)]
     return prod(n + g for n, g in zip(inner, ghosts, strict=True)) - prod(inner)
 
 
-def choose_grid(shape: Triple, ranks: int, multiple: int, narrowest: Triple | None = None) -> Triple:
+def choose_grid(shape: Triple, ranks: int, multiple: PerAxis, narrowest: Triple | None = None) -> Triple:
     """The grid of `ranks` over `shape` with the least halo, among those whose blocks are balanced.
 
     Balanced: the largest block is at most a sixteenth larger than the best grid's; a grid with less halo but much
@@ -66,7 +66,7 @@ def least_halo(layouts: Sequence[Layout]) -> Layout:
     return min(balanced, key=lambda layout: (halo_voxels(layout), layout.dims[2], layout.dims[1]))
 
 
-def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
+def fitting_grids(shape: Triple, ranks: int, multiple: PerAxis) -> list[Triple]:
     """The grids of so many ranks that leave every rank a block.
 
     Raises PartitionError, naming the most ranks that work, where there is none.
@@ -75,10 +75,11 @@ def fitting_grids(shape: Triple, ranks: int, multiple: int) -> list[Triple]:
     fitting = [g for g in grids_of(ranks) if _fits(padded, g, multiple)]
     if not fitting:
         most = most_ranks(padded, ranks, multiple)
-        largest = format_triple(tuple(n // multiple for n in padded))
+        largest = format_triple(quotient(padded, per_axis(multiple)))
         raise PartitionError(
             f"{format_triple(shape)} voxels cannot be split over {ranks} ranks in blocks of multiples of "
-            f"{multiple}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would work"
+            f"{format_per_axis(multiple)}: the largest grid is {largest}; {most} rank{'s' if most > 1 else ''} would "
+            "work"
         )
     return fitting
 
@@ -106,13 +107,13 @@ def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: s
     return found
 
 
-def _fits(padded: Triple, dims: Triple, multiple: int) -> bool:
-    return all(p * multiple <= n for p, n in zip(dims, padded, strict=True))
+def _fits(padded: Triple, dims: Triple, multiple: PerAxis) -> bool:
+    return all(p * m <= n for p, m, n in zip(dims, per_axis(multiple), padded, strict=True))
 
 
-def most_ranks(padded: Triple, below: int, multiple: int) -> int:
+def most_ranks(padded: Triple, below: int, multiple: PerAxis) -> int:
     """The largest number of ranks up to `below` for which some grid fits; 1 always does."""
-    below = min(below, prod(n // multiple for n in padded))
+    below = min(below, prod(quotient(padded, per_axis(multiple))))
     return next(n for n in range(below, 0, -1) if any(_fits(padded, g, multiple) for g in grids_of(n)))
 
 
@@ -139,7 +140,7 @@ def parse_grid(text: str, ranks: int) -> Triple:
     return z, y, x
 
 
-def grid_for(partition: str, shape: Triple, ranks: int, multiple: int, narrowest: Triple | None = None) -> Triple:
+def grid_for(partition: str, shape: Triple, ranks: int, multiple: PerAxis, narrowest: Triple | None = None) -> Triple:
     """The grid that ``--partition`` asks for: the one it names, or for "auto" the best (see `choose_grid`)."""
     return choose_grid(shape, ranks, multiple, narrowest) if partition == "auto" else parse_grid(partition, ranks)
 
@@ -207,12 +208,12 @@ def forward_halo_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglom
 
     Where levels are agglomerated, some ranks receive what goes to the coarser grid, the others what comes back.
     """
-    layouts = agglomeration.layouts(layout, model.levels)
+    layouts = agglomeration.layouts(layout, model.factors)
     halos = [_level_halo_bytes(model, level, one) for level, one in enumerate(layouts)]
     most, gathered = 0, 0
     for level, here in enumerate(layouts):
         if level and here.dims != layouts[level - 1].dims:
-            before = layouts[level - 1].at_level(1)
+            before = layouts[level - 1].coarser(model.halvings[level - 1])
             most = max(most, gathered + sum(halos[:level]) + 4 * prod(before.largest_block) * model.widths[level])
             gathered += 4 * gathered_voxels(before, here) * model.widths[level - 1]
     return max(most, gathered + sum(halos))
@@ -223,7 +224,7 @@ def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
     inputs = [above for above, _ in model.encoder_convolutions(level)]
     if level < model.levels:
         inputs += [2 * channels, channels]
-    return 4 * halo_voxels(layout, model.kernel_size // 2) * sum(inputs)
+    return 4 * halo_voxels(layout, quotient(model.stage_kernels[level], (2, 2, 2))) * sum(inputs)
 
 
 def fewest_ranks(
@@ -241,7 +242,7 @@ def fewest_ranks(
         return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads)
 
     padded = padded_shape(shape, model.multiple)
-    most = prod(n // model.multiple for n in padded)
+    most = prod(quotient(padded, model.multiple))
     room = limit - fixed_memory(model, training if task == "train" else None)
     if room <= 0:
         return None

@@ -13,7 +13,7 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import Triple, format_triple, quotient
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import choose_agglomeration
@@ -80,7 +80,7 @@ class Question:
         """Of one replica: each has a block of 2^levels voxels a side at least."""
         if self.dims is not None:
             return prod(self.dims)
-        return prod(n // self.model.multiple for n in padded_shape(self.shape, self.model.multiple))
+        return prod(quotient(padded_shape(self.shape, self.model.multiple), self.model.multiple))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglome
 def _time(
     question: Question, layout: Layout, schedule: Schedule, replicas: int, agglomeration: Agglomeration = NONE
 ) -> TimePlan:
-    layouts = agglomeration.layouts(layout, question.model.levels)
+    layouts = agglomeration.layouts(layout, question.model.factors)
     model, profile, placing = question.model, question.profile, question.placing
     if question.task == "train":
         return training_time(model, question.training, layouts, profile, placing, replicas)

@@ -258,5 +258,5 @@ def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomerati
     network = unet(model)
     if why_not_covered(network):
         return 0
-    passes = [SegmentingPass(network, SPILL, share) for share in busy_shares(layout, network.deepest, agglomeration)]
+    passes = [SegmentingPass(network, SPILL, share) for share in busy_shares(layout, network.factors, agglomeration)]
     return max(peak_of(one.basins) + sum(one.ports.values()) for one in passes) * FLOAT

@@ -186,7 +186,7 @@ class _WorkPass:
 
     def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
         """Enter the ghosts of a tensor of so many stored channels."""
-        layout = self.layouts[tensor.grid].at_level(tensor.stage - tensor.grid)
+        layout = self.layouts[tensor.grid].coarser(self.network.factor_between(tensor.grid, tensor.stage))
         sides, axes = list(layout.largest_block), []
         for axis, parts in enumerate(layout.dims):
             if parts == 1:

@@ -149,7 +149,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     phases["compiling"] = round(compiling, 3)
     planned = None
     if machine is not None and choice.schedule is not LAYERS:
-        layouts = stages.layouts(scan.layout, model_config.levels)
+        layouts = stages.layouts(scan.layout, model_config.factors)
         planned = segmenting_time(model_config, layouts, machine.profile, choice.schedule, machine.placing)
     report = SegmentationReport(
         tuple(outputs.values()),

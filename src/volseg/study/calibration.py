@@ -161,7 +161,7 @@ def measure_settings(launcher: Launcher | None, listen: Listener = ignore) -> li
 def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
     """Times of all operations of one network on one volume, the mean over the ranks. Collective."""
     shape: Triple = (case.side,) * 3
-    layouts = [Layout.even(shape, (1, 1, 1), case.model.multiple).at_level(n) for n in range(case.levels + 1)]
+    layouts = [Layout.even(shape, (1, 1, 1), case.model.multiple).coarser(factor) for factor in case.model.factors]
     with tempfile.TemporaryDirectory(prefix="volseg-calibrate-") as name:
         folder = Path(name)
         alone = SerialCommunicator()

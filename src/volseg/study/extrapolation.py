@@ -61,7 +61,7 @@ def foretell(case: Case, profile: Profile, per_machine: int) -> Foretold:
     """
     layout = _layout(case.shape, case.ranks, case.levels)
     model = case.model
-    layouts = [layout.at_level(level) for level in range(case.levels + 1)]
+    layouts = [layout.coarser(factor) for factor in case.model.factors]
     placing = Placing(per_machine, 1)
     if case.task == TRAIN:
         memory = training_memory(model, case.training, layout)

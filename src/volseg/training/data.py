@@ -17,7 +17,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.distributed.replicas import Replicas
 from volseg.errors import PartitionError
-from volseg.geometry import Box
+from volseg.geometry import Box, PerAxis
 from volseg.nn.losses import IGNORE
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
@@ -57,7 +57,7 @@ class CaseBlocks:
     """
 
     def __init__(
-        self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: int,
+        self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: PerAxis,
         replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
     ) -> None:  # fmt: skip
         self.spacing = spacing

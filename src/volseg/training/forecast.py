@@ -47,7 +47,7 @@ class StepForecast:
         if known not in self._known:
             model = self.setup.config.model
             layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
-            layouts = resolution.twin.grids.agglomeration.layouts(layout, model.levels)
+            layouts = resolution.twin.grids.agglomeration.layouts(layout, model.factors)
             self._known[known] = training_time(
                 model, self.setup.config.training, layouts, self.machine.profile, self.machine.placing,
                 resolution.replicas.count,

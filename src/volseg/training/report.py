@@ -20,6 +20,7 @@ from volseg.distributed.time_account import TimeAccount, account_of_time, phase_
 from volseg.files import write_text
 from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
+from volseg.networks.choice import network_facts
 from volseg.training.forecast import StepForecast
 from volseg.training.job import HTML, TrainingJob
 from volseg.training.log import read_log
@@ -121,6 +122,7 @@ def make_report(
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
+        "network": network_facts(setup.config.model, setup.why_network),
         "config": config_tables(setup.config),
         "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
         "mpi_library": communicator.library,

@@ -13,7 +13,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.replicas import Replicas
 from volseg.errors import ConfigError, PartitionError
-from volseg.geometry import Triple, format_triple, halved
+from volseg.geometry import PerAxis, Triple, format_triple, halved
 from volseg.models.forecast import Machine, agglomeration_of_run
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
@@ -172,7 +172,7 @@ class Hierarchy:
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
-        smallest = model.multiple**3
+        smallest = math.prod(model.multiple)
         for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
             if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == smallest:
                 by_crop = math.prod(padded_shape(whole, model.multiple)) > smallest
@@ -187,7 +187,7 @@ class Hierarchy:
 
 
 def _grid_of_replica(
-    job: TrainingJob, replicas: Replicas, shape: Triple, multiple: int, narrowest: Triple
+    job: TrainingJob, replicas: Replicas, shape: Triple, multiple: PerAxis, narrowest: Triple
 ) -> Triple:  # fmt: skip
     """The grid of each replica. Raises PartitionError, in terms of the whole job."""
     world, ranks, named = replicas.world.size, replicas.own.size, grid_named(job.partition)

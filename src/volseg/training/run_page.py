@@ -78,6 +78,8 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
     if report["validation_dice"] is not None:
         level = report["validation"]["level"]
         found["held-out Dice"] = f"{report['validation_dice']:.4f}" + (f", at level {level}" if level else "")
+    if report.get("network", {}).get("reason"):
+        found["network"] = report["network"]["reason"]
     if report["stopped"]:
         found["stopped"] = f"before its end, by {report['stopped']}"
     if report["command_line"]:
@@ -183,7 +185,10 @@ def _inputs(inputs: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "none"
+        return (
+            ", ".join(format_triple(tuple(one)) if isinstance(one, (list, tuple)) else str(one) for one in value)
+            or "none"
+        )
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

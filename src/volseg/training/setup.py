@@ -17,6 +17,7 @@ from volseg.geometry import format_triple
 from volseg.models.forecast import Machine, this_machine
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
+from volseg.networks.choice import described
 from volseg.planning.memory import MemoryPlan
 from volseg.program.schedule import covers
 from volseg.training.averaging import AveragedWeights
@@ -34,6 +35,7 @@ from volseg.training.going_on import changes, check_same_batch, check_same_run, 
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import newest_whole
 from volseg.training.multigrid import Stage, stages
+from volseg.training.network import with_network
 from volseg.training.optimization import make_optimizer, steps_per_epoch
 from volseg.training.resolution import Hierarchy, Resolution
 from volseg.training.run_folder import check_run_folder
@@ -52,6 +54,7 @@ class Setup:
     model        the plain U-Net, which shares its parameters with its partitioned twin at each resolution
     averaged     their moving average
     machine      to foretell times from; None where nothing is known of it
+    why_network  why kernels and strides are what they are; empty where nothing was chosen
     """
 
     config: Config
@@ -64,6 +67,7 @@ class Setup:
     averaged: AveragedWeights
     card: ModelCard
     machine: Machine | None
+    why_network: str = ""
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -146,6 +150,13 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     own = [spaces[case.name] for case in cases]
     spacing = spacing_to_train_at(config.data, own)
     shapes = {name: space_at(space, spacing).shape for name, space in spaces.items()}
+    config, why_network = with_network(
+        job, config, spacing or median_spacing(own), [shapes[case.name] for case in cases]
+    )
+    if why_network:
+        listen(Message(why_network))
+    config.check()
+    model_config = config.model
     machine = this_machine(model_config, communicator) if covers(model_config) else None
     torch.manual_seed(config.training.seed)
     model = UNet(model_config, config.training.deep_supervision)
@@ -172,7 +183,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
             check_same_split(job.run, split)
             in_epoch = steps_per_epoch(len(cases), job.batch)
             said = changes(stored, config, in_epoch)
-            card = dataclasses.replace(stored, config=config, finest_from=finest_from(stored, config, in_epoch))
+            card = dataclasses.replace(
+                stored, config=config, network=None, finest_from=finest_from(stored, config, in_epoch)
+            )
     else:
         card = dataclasses.replace(card, schemes=fingerprint.schemes())
     for resolution in resolutions:
@@ -181,7 +194,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if not job.proceed:
         averaged.begin()
     setup = Setup(
-        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine
+        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine,
+        why_network=why_network,
     )  # fmt: skip
     resampled = 0 if spacing is None else sum(space_at(one, spacing) is not one for one in spaces.values())
     _announce(setup, job, resampled, said, listen)
@@ -224,9 +238,11 @@ def _same_weights(model: nn.Module, communicator: Communicator) -> None:
 def _describe(setup: Setup) -> str:
     dataset, batch = setup.dataset, setup.card.batch
     held_out = f"{len(setup.held_out)} held out{setup.split.described}"
+    model = setup.config.model
+    apart = f", {described(model)}" if described(model) else ""
     lines = [
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, labels {', '.join(dataset.label_names)}",
-        f"U-Net of {format_triple(setup.config.model.widths)} channels; {_describe_resolution(setup.finest)}, "
+        f"U-Net of {format_triple(model.widths)} channels{apart}; {_describe_resolution(setup.finest)}, "
         f"{torch.get_num_threads()} threads each" + (f", {batch} cases a step" if batch > 1 else ""),
     ]
     if len(setup.resolutions) > 1:

@@ -10,7 +10,7 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import VolumeError
-from volseg.geometry import Box, Triple
+from volseg.geometry import Box, PerAxis, Triple
 from volseg.partition.layout import Layout, padded_shape
 from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
@@ -107,7 +107,7 @@ def space_at(space: Space, spacing: Spacing | None) -> Space:
     return space if wanted == space.spacing else resampled_space(space, wanted)
 
 
-def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: int, spacing: Spacing | None = None) -> Scan:
+def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: PerAxis, spacing: Spacing | None = None) -> Scan:
     """Open volumes as one scan over `grid`, padded up to a multiple of `multiple`.
 
     spacing  mm (canonical D, H, W) at which the network is to see them (`seen_space`); None: their own

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from volseg.distributed.halo import ghost_widths
 from volseg.geometry import Triple
+from volseg.networks.description import Network
 from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
@@ -17,16 +18,19 @@ from volseg.program.step import Convolve, Lifted, Place, Tensor
 class ArenaMemory:
     """Memory that all tensors of a step share (`nn.fused.state.Memory`).
 
+    network                 whose tensors they are
     works, layouts, bricks  of the stages that this rank takes part in
     """
 
     overwrites = False
 
-    def __init__(self, works: Sequence[Workplace], layouts: Sequence[Layout], bricks: Sequence[Triple]) -> None:
-        self.works, self.layouts, self.bricks = works, layouts, bricks
+    def __init__(
+        self, network: Network, works: Sequence[Workplace], layouts: Sequence[Layout], bricks: Sequence[Triple]
+    ) -> None:
+        self.network, self.works, self.layouts, self.bricks = network, works, layouts, bricks
 
     def _layout(self, tensor: Tensor) -> Layout:
-        return self.layouts[tensor.grid].at_level(tensor.stage - tensor.grid)
+        return self.layouts[tensor.grid].coarser(self.network.factor_between(tensor.grid, tensor.stage))
 
     def take(self, tensor: Tensor, place: Place | None) -> Rows:
         """As `Memory.take`."""

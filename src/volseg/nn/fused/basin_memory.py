@@ -9,7 +9,7 @@ from torch import Tensor as TorchTensor
 
 from volseg.distributed.halo import ghost_widths
 from volseg.geometry import Triple
-from volseg.networks.description import IMAGE
+from volseg.networks.description import IMAGE, Network
 from volseg.nn.fused.image import Image, read_planes
 from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.fused.progress import Progress
@@ -28,6 +28,7 @@ from volseg.program.step import Convolve, Pass, Place, Program, Tensor
 class BasinMemory:
     """Memory of a program that segments (`nn.fused.state.Memory`).
 
+    network  whose tensors they are
     beyond   voxels around the block that are wanted of what the head reads, where the volume goes on
     image    what the network reads, some planes at a time
     store    memory, or files
@@ -36,9 +37,10 @@ class BasinMemory:
     overwrites = True
 
     def __init__(
-        self, program: Program, works: Sequence[Workplace], layouts: Sequence[Layout], widths: Sequence[int],
-        image: Image, store: Store, progress: Progress, beyond: int = 0,
+        self, network: Network, program: Program, works: Sequence[Workplace], layouts: Sequence[Layout], image: Image,
+        store: Store, progress: Progress, beyond: int = 0,
     ) -> None:  # fmt: skip
+        self.network = network
         self.works, self.layouts, self.image, self.store, self.progress = works, layouts, image, store, progress
         passes = [step.op for step in program.forward if isinstance(step.op, Pass)]
         self._beyond = beyond if passes else 0
@@ -47,7 +49,7 @@ class BasinMemory:
             ghost_widths(work.grid, 1 if level in program.merges else self._ghosts_of(level))
             for level, work in enumerate(works)
         ]
-        stored = [padded_channels(width) for width in widths]
+        stored = [padded_channels(width) for width in network.widths]
         self.basins: dict[int, Basin] = basins(sides, ghosts, stored, 1 if passes else 0)
         self._memory: dict[int, TorchTensor] = {}
         self._lying: dict[int, set[Tensor]] = {stage: set() for stage in self.basins}
@@ -87,7 +89,8 @@ class BasinMemory:
     def _port(self, tensor: Tensor, ghosts: int) -> Rows:
         """Memory of its own, on the grid that the tensor lies on, with so many ghosts where that is cut."""
         work = self.works[tensor.grid]
-        sides = self._sides(self.layouts[tensor.grid].at_level(tensor.stage - tensor.grid), work)
+        factor = self.network.factor_between(tensor.grid, tensor.stage)
+        sides = self._sides(self.layouts[tensor.grid].coarser(factor), work)
         low, high = ghost_widths(work.grid, ghosts)
         shape = (*(n + a + b for n, a, b in zip(sides, low, high, strict=True)), tensor.stored)
         return Rows(self.store.take(prod(shape)).view(shape), low, sides)

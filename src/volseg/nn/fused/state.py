@@ -105,7 +105,7 @@ class State:
 
     def layout(self, tensor: Tensor) -> Layout:
         """Of a tensor, on the grid that it lies on."""
-        return self.layouts[tensor.grid].at_level(tensor.stage - tensor.grid)
+        return self.layouts[tensor.grid].coarser(self.twin.network.factor_between(tensor.grid, tensor.stage))
 
     def operand(self, view: View) -> Operand:
         """A tensor as it is read."""
