@@ -16,6 +16,7 @@ from llvmlite import binding
 from torch import Tensor
 
 from volseg.nn.kernels.jit.language import Module, Vector
+from volseg.nn.kernels.jit.structures import disassemble
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
@@ -126,18 +127,22 @@ class Entry:
         self.call: Callable[..., None] = _CALL(address)
 
     def bind(self, **values: Any) -> Job:
-        """The function with its named parameters: numbers, float32 or float64 CPU tensors, addresses, None for none."""
+        """The function with its named parameters.
+
+        values  numbers, float32 or float64 CPU tensors, addresses, None for none; structures as mappings from the
+                names of their fields or as objects that have them, None for one whose numbers are all zero
+        """
         if values.keys() != self.parameters.keys():
             raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")
         words, held = [], []
-        for name, kind in self.parameters.items():
-            value = values[name]
-            if isinstance(value, Tensor):
-                held.append(value)
-                value = address(value)
-            elif kind is Vector:
-                value = _bits(value)
-            words.append(value or 0)
+        for name, parameter in self.parameters.items():
+            for kind, value in disassemble(parameter, values[name], name):
+                if isinstance(value, Tensor):
+                    held.append(value)
+                    value = address(value)
+                elif kind is Vector:
+                    value = _bits(value or 0.0)
+                words.append(value or 0)
         return Job(self, np.array(words, dtype=np.int64), held)
 
 
