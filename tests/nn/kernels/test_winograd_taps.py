@@ -14,6 +14,7 @@ from oracles import relative_error
 from volseg.geometry import Triple
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.jit.compiler import widest_vector
+from volseg.nn.kernels.jit.workers import Work
 from volseg.nn.kernels.reproducible import brick_moments
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 
@@ -212,6 +213,21 @@ def test_a_block_with_ghosts_has_the_bits_of_the_whole(taps: int, step: int) -> 
         assert torch.equal(part.buffer, expected), (start, sides)
 
 
+@pytest.mark.parametrize(("taps", "step", "planes"), [(5, 1, (1, 5)), (7, 1, (2, 7)), (5, 2, (1, 4)), (7, 2, (1, 4))])
+def test_planes_beside_the_first_wait_for_ghosts_that_a_long_kernel_reaches(
+    taps: int, step: int, planes: tuple[int, int]
+) -> None:
+    whole, weight = torch.randn(24, 4, 6, 8), torch.randn(8, 8, taps, 3, 3)
+    packed, out = winograd.pack_weight(weight, [8], (step, 1, 1)), Rows.of(torch.empty(24 // step, 4, 6, 8))
+    winograd.forward([Activation(Rows.of(whole))], packed, None, out)
+    rows, ghosts = part_of(whole, (8, 0, 0), (8, 4, 6), (taps // 2, 0, 0))
+    part = Rows.of(torch.full((8 // step, 4, 6, 8), torch.nan))
+    winograd.forward([Activation(rows)], packed, None, part, planes=planes, ghosts=[ghosts])
+    first, last = planes
+    assert torch.equal(part.buffer[first:last], out.buffer[8 // step + first : 8 // step + last])
+    assert part.buffer[:first].isnan().all()
+
+
 @pytest.mark.parametrize("taps", [1, 5])
 def test_an_input_gradient_with_ghosts_has_the_bits_of_the_whole_plane_by_plane(taps: int) -> None:
     x, gradient = torch.randn(12, 10, 18, 8), torch.randn(12, 10, 18, 16)
@@ -292,3 +308,33 @@ def test_other_kernels_and_strides_are_refused() -> None:
         with pytest.raises(AssertionError, match="no kernel"):
             winograd.pack_weight(torch.zeros(8, 8, *kernel), [8], stride)
     assert winograd.applies((5, 3, 3), (2, 1, 1))
+
+
+@pytest.mark.parametrize(("taps", "step"), [(1, 1), (3, 1), (7, 1), (1, 2), (5, 2)])
+def test_a_kernel_stays_within_the_memory_that_it_asks_for(
+    taps: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what is planned is enough: values behind it are as they were."""
+    asked: list[int] = []
+
+    def run_guarded(work: Work | list[Work], items: int, floats: int = 0) -> None:
+        memory = torch.full((floats + 4096,), 7.0)
+        (work if callable(work) else work[0])(0, items, memory.data_ptr())
+        assert (memory[floats:] == 7).all(), "written behind the end"
+        asked.append(floats)
+
+    monkeypatch.setattr(winograd.workers, "run", run_guarded)
+    for sides, channels, outputs in (((9, 7, 30), [16, 8], 32), ((3, 30, 9), [64], 16), ((1, 1, 1), [8], 8)):
+        inputs = [Activation(Rows.of(torch.randn(*sides, count))) for count in channels]
+        weight = torch.randn(outputs, sum(channels), taps, 3, 3)
+        out = Rows.of(torch.empty(-(-sides[0] // step), *sides[1:], outputs))
+        winograd.forward(inputs, winograd.pack_weight(weight, channels, (step, 1, 1)), None, out)
+        into = winograd.WeightSums(weight[:, : channels[0]], channels[:1], 1, image=True, stride=(step, 1, 1))
+        winograd.add_for_image(inputs[0], out, into)
+        into.finish()
+        if step == 1:
+            targets = [winograd.Target(Rows.of(torch.empty_like(x.rows.buffer))) for x in inputs]
+            into = winograd.WeightSums(weight, channels, 1)
+            winograd.backward(inputs, out, winograd.pack_turned_weight(weight, channels), targets, into)
+            into.finish()
+    assert len(asked) >= 12
