@@ -239,7 +239,7 @@ def test_products_have_the_same_bits_whatever_the_registers(layout: Registers) -
 
     def compute(layout: Registers) -> Tensor:
         module = Module(layout.lanes)
-        built = parts.define_parts(module, layout, taps=1)
+        built = parts.Parts(module, layout)
 
         @module.entry
         def multiply(
