@@ -108,15 +108,15 @@ def calibrate(
             found = [measure(every, heard)]
         else:
             found = measure_settings(find_launcher(launcher), heard)
-        profile: Profile | None = None
-        with every.together():
-            if every.is_root:
-                output = Path(output)
-                profile = merge([*known_profiles(output, found[-1]), *found])
-                output.parent.mkdir(parents=True, exist_ok=True)
-                save_profile(profile, output)
-        whole: Profile = every.broadcast(profile)
-        return whole
+        file = Path(output)
+
+        def keep() -> Profile:
+            profile = merge([*known_profiles(file, found[-1]), *found])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_profile(profile, file)
+            return profile
+
+        return every.on_root(keep)
 
 
 def run_study(

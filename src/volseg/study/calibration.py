@@ -211,8 +211,7 @@ def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -
         step()
         meter.by_kind()
         taken.append(dict(meter.taken[""]))
-        enough = len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS
-        if communicator.broadcast(enough):
+        if communicator.on_root(lambda: len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS):
             break
     fast = sorted(taken, key=lambda one: sum(one.values()))[: (len(taken) + 1) // 2]
     keys = {key for one in fast for key in one}

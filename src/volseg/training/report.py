@@ -127,11 +127,13 @@ def make_report(
         "revision": source_revision(),
         "inputs": inputs,
     }
-    with communicator.together():
-        if communicator.is_root:
-            content["best"] = _best(job.run)
-            write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
-            write_text(job.run / HTML, run_page(job.run, content))
+
+    def write() -> None:
+        content["best"] = _best(job.run)
+        write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
+        write_text(job.run / HTML, run_page(job.run, content))
+
+    communicator.on_root(write)
     return report
 
 

@@ -123,10 +123,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
 
     Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
     """
-    with communicator.together():
-        dataset = read_dataset(job.source) if communicator.is_root else None
-    dataset = communicator.broadcast(dataset)
-    assert dataset is not None
+    dataset = communicator.on_root(lambda: read_dataset(job.source))
     for note in dataset.notes:
         listen(Message(note))
     for warning in dataset.warnings:
@@ -135,9 +132,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     config = dataclasses.replace(job.config, model=model_config)
     config, of_sides = without_mirrored_sides(config, dataset.labels, job)
     config.check()
-    with communicator.together():
-        if communicator.is_root:
-            check_run_folder(job)
+    communicator.on_root(lambda: check_run_folder(job))
     if of_sides is not None:
         listen(Caution(of_sides))
     split = split_cases(dataset, config.training)
