@@ -17,7 +17,7 @@ from volseg.models.unet import UNet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.segmentation.inference import BlockNetwork
-from volseg.segmentation.segment import open_scan
+from volseg.segmentation.opening import open_scan
 from volseg.volumes.scan import Scan
 
 

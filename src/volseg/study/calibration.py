@@ -37,7 +37,7 @@ from volseg.planning.operations import Family, Operation, segmenting_work, train
 from volseg.planning.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
 from volseg.program.kinds import Kind
 from volseg.segmentation.inference import segment_block
-from volseg.segmentation.segment import open_scan
+from volseg.segmentation.opening import open_scan
 from volseg.study.launching import Launcher, run_volseg
 from volseg.training.job import TrainingJob
 from volseg.training.setup import Setup, prepare
