@@ -79,9 +79,10 @@ def question(
     volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
     settings = _settings(config, model, base_channels, levels, checkpoint_levels)
     return Asked(
-        _size(volume, shape), settings, [task] if task is not None else ["train", "segment"], find_profile(profile),
-        counts, parse_memory(memory) if isinstance(memory, str) else memory, named, replicas, threads or 1, node,
-        cores_per_node, nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
+        shape=_size(volume, shape), settings=settings, tasks=[task] if task is not None else ["train", "segment"],
+        profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
+        dims=named, replicas=replicas, threads=threads or 1, node_memory=node, cores_per_node=cores_per_node,
+        nodes=nodes, agglomerate=agglomerate, origin=_origin(volume, config, model, base_channels, levels),
     )  # fmt: skip
 
 

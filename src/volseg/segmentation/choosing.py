@@ -30,7 +30,7 @@ PICTURE_LIBRARIES = 30 * 2**20
 """What Pillow and a preview add to the process that draws it: 17 MiB with planes of 128² voxels, 46 with 700²."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chosen:
     """How the network will be run.
 
@@ -71,7 +71,9 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
     remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, model))
     with communicator.meter.doing(Kind.FILES):
         strange = strange_values(scan, opened.card, communicator)
-    return Chosen(machine, stages, choice, scratch, tuple(remarks), strange)
+    return Chosen(
+        machine=machine, stages=stages, choice=choice, scratch=scratch, remarks=tuple(remarks), strange=strange
+    )
 
 
 def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:

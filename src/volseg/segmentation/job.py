@@ -193,7 +193,9 @@ def rehearse_outputs(
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground
     }
-    contents["probabilities"] = Content(space, np.dtype(np.float32), model.classes, labels.ordered, fixes=fixes)
+    contents["probabilities"] = Content(
+        space=space, dtype=np.dtype(np.float32), channels=model.classes, names=labels.ordered, fixes=fixes
+    )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}
     if job.go_on:  # the output at level 1: an eighth of the voxels, twice as wide, 4 bytes each

@@ -103,8 +103,9 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
             speed = network.bytes_per_second / 1e9
             listen(Message(f"messages {where}: {network.latency * 1e6:.1f} µs, {speed:.2f} GB/s"))
     return Profile(
-        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, packing, (setting,),
-        within or UNMEASURED_WITHIN, between or BETWEEN_MACHINES, __version__, datetime.date.today().isoformat(),
+        machine=processor_name(), cores=os.cpu_count() or 1, memory=physical_memory(), memory_bandwidth=everyone,
+        copy_bandwidth=packing, settings=(setting,), within=within or UNMEASURED_WITHIN,
+        between=between or BETWEEN_MACHINES, volseg=__version__, date=datetime.date.today().isoformat(),
     )  # fmt: skip
 
 
@@ -121,8 +122,9 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     alone = max(p.copy_bandwidth for p in profiles)
     together = max(p.memory_bandwidth for p in profiles)
     return Profile(
-        last.machine, last.cores, last.memory, together, alone, tuple(settings[k] for k in sorted(settings)),
-        within, between, last.volseg, last.date,
+        machine=last.machine, cores=last.cores, memory=last.memory, memory_bandwidth=together, copy_bandwidth=alone,
+        settings=tuple(settings[k] for k in sorted(settings)), within=within, between=between, volseg=last.volseg,
+        date=last.date,
     )  # fmt: skip
 
 

@@ -158,7 +158,16 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     if last is None:
         listen(Caution(f"nothing to do: the run has its {setup.steps} steps; give more --epochs to go on"))
         peaks = gather_peaks(communicator)
-        return TrainingReport(job.run, step, 0.0, None, None, None, peaks, setup.planned.peak)
+        return TrainingReport(
+            run=job.run,
+            steps=step,
+            seconds=0.0,
+            loss=None,
+            dice=None,
+            validation_dice=None,
+            peaks=peaks,
+            planned=setup.planned.peak,
+        )
     listen(Message(f"the run has its {setup.steps} steps, but no report of them: it is written now"))
     communicator.on_root(lambda: open_run_folder(job, setup.config, lock, step, log))
     record = Record(job, setup, listen)

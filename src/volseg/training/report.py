@@ -33,7 +33,7 @@ from volseg.versions import source_revision, versions
 LIBRARIES = ("torch", "numpy", "mpi4py", "llvmlite", "nibabel", "zarr", "pydicom", "safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingReport:
     """How a training run went.
 
@@ -90,9 +90,11 @@ def make_report(
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
     report = TrainingReport(
-        job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
-        shares, time["seconds_per_step"], None if plan is None else plan.seconds,
-        by_class, setup.steps, stopped, 0 if validation is None else validation.level,
+        run=job.run, steps=steps, seconds=seconds, loss=loss, dice=dice,
+        validation_dice=None if validation is None else validation.mean, peaks=peaks, planned=planned, waited=waited,
+        time=shares, step_seconds=time["seconds_per_step"], step_planned=None if plan is None else plan.seconds,
+        validation_by_class=by_class, all_steps=setup.steps, stopped=stopped,
+        validation_level=0 if validation is None else validation.level,
     )  # fmt: skip
     content: dict[str, Any] = {
         "command": "train",

@@ -84,20 +84,20 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     if minimum == maximum:
         listen(Caution(f"{job.source}: every voxel is {minimum:g}"))
     report = IngestReport(
-        job.source,
-        volume.format,
-        job.output,
-        volume.shape,
-        volume.space.spacing,
-        str(volume.dtype),
-        minimum,
-        maximum,
-        volume.audit,
-        labels,
-        None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
-        {} if table is None else {name: value for value, name in table.foreground},
-        hashes,
-        report_path(job.output),
+        source=job.source,
+        format=volume.format,
+        output=job.output,
+        shape=volume.shape,
+        spacing=volume.space.spacing,
+        dtype=str(volume.dtype),
+        minimum=minimum,
+        maximum=maximum,
+        audit=volume.audit,
+        labels=labels,
+        labels_audit=None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
+        names={} if table is None else {name: value for value, name in table.foreground},
+        hashes=hashes,
+        report=report_path(job.output),
     )
     communicator.on_root(lambda: write_report(report))
     return report

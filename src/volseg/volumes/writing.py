@@ -115,7 +115,9 @@ def prepare_volume(
     """
     path, size = Path(path), communicator.size
     stored = np.dtype(np.uint8) if np.dtype(dtype).kind == "b" else np.dtype(dtype)
-    content = Content(space, stored, channels, tuple(names), labels, tuple(fixes))
+    content = Content(
+        space=space, dtype=stored, channels=channels, names=tuple(names), labels=labels, fixes=tuple(fixes)
+    )
     output = _output(path, content, source)
     # Not the process's number: in containers a killed run and the next one often have the same.
     # A label is made beside the folder of the labels, so that a store without any is left without that folder.
