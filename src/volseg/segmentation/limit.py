@@ -107,7 +107,14 @@ def choose(
         else:
             what = "asked for, and fits" if schedule else "the fastest that fits" if len(plans) > 1 else "fits"
             reason = ", ".join([f"{what} {gibibytes(limit)} a rank", *refused.values()])
-            return Choice(candidate, plan, limit, given, reason, {s: p.peak for s, p in plans.items()})
+            return Choice(
+                schedule=candidate,
+                plan=plan,
+                limit=limit,
+                given=given,
+                reason=reason,
+                planned={s: p.peak for s, p in plans.items()},
+            )
     others = [s for s, p in plans.items() if s not in allowed and surely_fits(p, limit) and (s is not SPILL or room)]
     if others:
         remedy = f"--schedule {others[0]} would fit"
