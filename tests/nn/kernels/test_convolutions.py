@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oracles import relative_error
+from volseg.geometry import Triple
 from volseg.nn.kernels import parts, passes, pointwise, winograd
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, widest_vector
@@ -165,29 +166,43 @@ def test_pointwise_convolutions_and_their_gradients() -> None:
         expected = F.conv3d(values, weight.double(), bias.double())
         assert relative_error(first(out.buffer)[:, :outputs], expected) < 2e-6
         assert not out.buffer[..., outputs:].any()
-        check_gradients(x, weight, 1, pointwise.pack_turned_point(weight, packed.channels), packed.channels)
-        up = torch.randn(16, outputs, 2, 2, 2)
+        check_gradients(x, weight, pointwise.pack_turned_point(weight, packed.channels), packed.channels)
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 1, 2)])
+def test_up_convolutions_and_their_gradients(factors: Triple) -> None:
+    x = Activation(Rows.of(torch.randn(3, 5, 13, 16)), Affine(torch.randn(16), torch.randn(16), 0.01))
+    values = first(x.values())
+    for outputs in (1, 8, 13, 32):
+        up, bias = torch.randn(16, outputs, *factors), torch.randn(outputs)
         packed = pointwise.pack_up(up, bias)
-        out = Rows.of(torch.full((6, 10, 26, padded_channels(outputs)), torch.nan))
+        sides = [s * n for s, n in zip(factors, (3, 5, 13), strict=True)]
+        out = Rows.of(torch.full((*sides, padded_channels(outputs)), torch.nan))
         pointwise.apply(x, packed, out)
-        expected = F.conv_transpose3d(values, up.double(), bias.double(), stride=2)
+        expected = F.conv_transpose3d(values, up.double(), bias.double(), stride=factors)
         assert relative_error(first(out.buffer)[:, :outputs], expected) < 2e-6
-        check_gradients(x, up, 2, pointwise.pack_turned_up(up), padded_channels(outputs))
+        check_gradients(x, up, pointwise.pack_turned_up(up), padded_channels(outputs))
 
 
-def check_gradients(x: Activation, weight: Tensor, spread: int, turned: pointwise.PointWeight, stored: int) -> None:
+def test_up_convolutions_by_other_factors_are_refused() -> None:
+    with pytest.raises(AssertionError, match=r"\(3, 2, 2\): factors are 1 or 2"):
+        pointwise.pack_up(torch.randn(8, 8, 3, 2, 2), None)
+
+
+def check_gradients(x: Activation, weight: Tensor, turned: pointwise.PointWeight, stored: int) -> None:
+    up = tuple(weight.shape[2:]) != (1, 1, 1)
     values, w = first(x.values()).requires_grad_(), weight.double().requires_grad_()
-    y = F.conv3d(values, w) if spread == 1 else F.conv_transpose3d(values, w, stride=2)
+    y = F.conv_transpose3d(values, w, stride=turned.spread) if up else F.conv3d(values, w)
     given = torch.zeros(*y.shape[2:], stored)
     given[..., : y.shape[1]] = torch.randn(*y.shape[2:], y.shape[1])
     y.backward(first(given)[:, : y.shape[1]])
     target, sums = Rows.of(torch.empty_like(x.rows.buffer)), torch.zeros(2, 16, dtype=torch.float64)
-    found = pointwise.gradients(x, Rows.of(given), turned, target, sums)
+    total = pointwise.gradients(x, Rows.of(given), turned, target, sums)
     k = y.shape[1]
-    if spread == 1:
-        assert relative_error(found[0, :k], w.grad[:, :, 0, 0, 0]) < 2e-6
+    if up:
+        assert relative_error(pointwise.up_weight_gradient(total, weight.shape).double(), w.grad) < 2e-6
     else:
-        assert relative_error(found.view(2, 2, 2, stored, 16)[:, :, :, :k].permute(4, 3, 0, 1, 2), w.grad) < 2e-6
+        assert relative_error(total[0, :k], w.grad[:, :, 0, 0, 0]) < 2e-6
     u = first(x.rows.buffer) * shaped(x.affine.scale) + shaped(x.affine.shift)
     expected = torch.where(u > 0, values.grad, values.grad * x.affine.slope)
     assert relative_error(first(target.buffer), expected) < 2e-6

@@ -1,15 +1,17 @@
-"""Convolutions that need no neighbours: 1x1x1, and the transposed one whose kernel is its stride of two.
+"""Convolutions that need no neighbours: 1x1x1, and transposed ones whose kernel is their stride, 1 or 2 on each axis.
 
 Each output is a sum over the channels one by one, then the bias: the same bits wherever a voxel lies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from volseg.geometry import Triple
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
@@ -34,16 +36,16 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
     @module.entry
     def lines(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, stride: Int, inner: Int, spread: Int, first_plane: Int,
+        height: Int, breadth: Int, stride: Int, inner: Int, deep: Int, high: Int, first_plane: Int,
         a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
         weight: Pointer, bias: Pointer, out: Pointer, out_plane: Int, out_line: Int, out_channels: Int,
     ) -> None:  # fmt: skip
         """Lines first ... last of the input, counted over planes from `first_plane` on.
 
-        Input line (z, y) gives the output lines (spread * z + p, spread * y + q), p, q < spread, of breadth times
+        Input line (z, y) gives the output lines (deep * z + p, high * y + q), p < deep, q < high, of breadth times
         out_channels floats each.
 
-        weight  [spread, spread][out_channels / width][inner][width]
+        weight  [deep, high][out_channels / width][inner][width]
         bias    [out_channels], or nothing
         """
         products = scratch + (breadth + rows) * stride
@@ -51,10 +53,10 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
             z, y = first_plane + number // height, number % height
             source = a + (z * a_plane + y * a_line)
             parts.fill_line(f, scratch, stride, 0, breadth, 0, breadth, source, a_channels, a_scale, a_shift, a_slope)
-            with f.loop(spread) as (p, _), f.loop(spread) as (q, _), f.loop(out_channels // width) as (k, _):
-                weights = weight + (((p * spread + q) * out_channels) + k * width) * inner
+            with f.loop(deep) as (p, _), f.loop(high) as (q, _), f.loop(out_channels // width) as (k, _):
+                weights = weight + (((p * high + q) * out_channels) + k * width) * inner
                 parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
-                target = out + ((z * spread + p) * out_plane + (y * spread + q) * out_line + k * width)
+                target = out + ((z * deep + p) * out_plane + (y * high + q) * out_line + k * width)
                 for n in range(layout.vectors):
                     with f.either(bias.is_given()) as (with_bias, without):
                         for branch in (with_bias, without):
@@ -72,7 +74,7 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
     @module.entry
     def gradients(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, spread: Int, first_plane: Int,
+        height: Int, breadth: Int, deep: Int, high: Int, first_plane: Int,
         given: Pointer, given_plane: Int, given_line: Int, given_channels: Int,
         a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
         weight: Pointer, out: Pointer, out_plane: Int, out_line: Int, sums: Pointer,
@@ -81,21 +83,21 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
         """The gradients of `lines`, from the gradient of its output, for the input lines first ... last.
 
         given     gradient of the output: given_channels floats for each input voxel of a line
-        weight    [a_channels / width][spread, spread][given_channels][width]
+        weight    [a_channels / width][deep, high][given_channels][width]
         out       gradient of the input, through its activation where there are sums (`parts.through_activation`)
-        gradient  [spread, spread][given_channels, a_channels] of this thread, added to, and moved to `total` each
+        gradient  [deep, high][given_channels, a_channels] of this thread, added to, and moved to `total` each
                   `flush` lines
         """
-        corners = spread * spread
+        corners = deep * high
         line = (breadth + rows) * given_channels
         values, products = scratch + corners * line, scratch + (corners * line + breadth * a_channels)
         size = corners * given_channels * a_channels
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             z, y = first_plane + number // height, number % height
-            with f.loop(spread) as (p, _), f.loop(spread) as (q, _):
-                source = given + ((z * spread + p) * given_plane + (y * spread + q) * given_line)
+            with f.loop(deep) as (p, _), f.loop(high) as (q, _):
+                source = given + ((z * deep + p) * given_plane + (y * high + q) * given_line)
                 parts.fill_line(
-                    f, scratch + (p * spread + q) * line, given_channels, 0, breadth, 0, breadth, source,
+                    f, scratch + (p * high + q) * line, given_channels, 0, breadth, 0, breadth, source,
                     given_channels, f.nothing(), f.nothing(), a_slope,
                 )  # fmt: skip
             data = a + (z * a_plane + y * a_line)
@@ -130,36 +132,49 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
 
 @dataclass(frozen=True)
 class PointWeight:
-    """A weight made ready: packed [spread^2][channels / width][inner][width]; bias [channels] or None."""
+    """A weight made ready for `apply` or `gradients`.
+
+    packed    [deep * high][channels / width][inner][width], where `spread` is (deep, high, wide)
+    bias      [channels], or None
+    channels  of the outputs that an input voxel has on a line: `wide` times those of a voxel
+    spread    outputs of an input voxel on D, H, W
+    """
 
     packed: Tensor
     bias: Tensor | None
     layout: Registers
     inner: int
     channels: int
-    spread: int
+    spread: Triple
 
 
 def pack_point(weight: Tensor, bias: Tensor | None) -> PointWeight:
     """The weight of a 1x1x1 convolution, [K, C, 1, 1, 1]; outputs are rounded up to vectors."""
-    return _pack(weight.detach()[:, :, 0, 0, 0].t().unsqueeze(0), bias, 1)
+    return _pack(weight.detach()[:, :, 0, 0, 0].t().unsqueeze(0), bias, (1, 1, 1))
 
 
 def pack_up(weight: Tensor, bias: Tensor | None) -> PointWeight:
-    """The weight of a transposed convolution with kernel and stride 2, [C, K, 2, 2, 2]; K is rounded up to vectors.
+    """The weight of a transposed convolution whose stride is its kernel, [C, K, sd, sh, sw], for `apply`.
 
-    Both voxels along W come from one product: their channels lie side by side.
+    K is rounded up to vectors. Both voxels along W come from one product: their channels lie side by side.
     """
-    missing = padded_channels(weight.shape[1]) - weight.shape[1]
-    taps = torch.nn.functional.pad(weight.detach(), [0, 0, 0, 0, 0, 0, 0, missing])
+    taps = _up_taps(weight)
+    c, k, deep, high, wide = taps.shape
     if bias is not None:
-        bias = torch.nn.functional.pad(bias.detach(), [0, missing]).repeat(2)
-    c, k = taps.shape[:2]
-    return _pack(taps.permute(2, 3, 0, 4, 1).reshape(4, c, 2 * k), bias, 2)
+        bias = torch.nn.functional.pad(bias.detach(), [0, k - bias.shape[0]]).repeat(wide)
+    return _pack(taps.permute(2, 3, 0, 4, 1).reshape(deep * high, c, wide * k), bias, (deep, high, wide))
 
 
-def _pack(taps: Tensor, bias: Tensor | None, spread: int) -> PointWeight:
-    """taps [spread^2, C, N]"""
+def _up_taps(weight: Tensor) -> Tensor:
+    """[C, K as stored, sd, sh, sw] of an up-convolution's weight, which must have kernels of 1 or 2."""
+    if not set(weight.shape[2:]) <= {1, 2}:
+        raise AssertionError(f"up-convolution by {tuple(weight.shape[2:])}: factors are 1 or 2 on each axis")
+    missing = padded_channels(weight.shape[1]) - weight.shape[1]
+    return torch.nn.functional.pad(weight.detach(), [0, 0, 0, 0, 0, 0, 0, missing])
+
+
+def _pack(taps: Tensor, bias: Tensor | None, spread: Triple) -> PointWeight:
+    """The weight of `apply` from taps [deep * high, C, N]."""
     missing = padded_channels(taps.shape[2]) - taps.shape[2]
     taps = torch.nn.functional.pad(taps, [0, missing])
     if bias is not None:
@@ -174,15 +189,15 @@ def _pack(taps: Tensor, bias: Tensor | None, spread: int) -> PointWeight:
 def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = None) -> None:
     """Fill `out` from the planes given (all by default) of `x`.
 
-    out  for spread 2 twice as long on each axis
+    out  `weight.spread` times as long on D, H, W
     """
     rows, spread = x.rows, weight.spread
     first, last = planes or (0, rows.sides[0])
     stride = padded_channels(rows.channels)
     affine = x.affine
     job = _library(weight.layout)["lines"].bind(
-        height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner, spread=spread,
-        first_plane=first, a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
+        height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner,
+        deep=spread[0], high=spread[1], first_plane=first, a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
         a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
         a_slope=1.0 if affine is None else affine.slope, weight=weight.packed, bias=weight.bias,
         out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
@@ -194,19 +209,18 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
 def pack_turned_point(weight: Tensor, stored: int) -> PointWeight:
     """The weight of `gradients` for a 1x1x1 convolution, [K, C, 1, 1, 1], whose output has `stored` channels."""
     taps = torch.nn.functional.pad(weight.detach()[:, :, 0, 0, 0], [0, 0, 0, stored - weight.shape[0]])
-    return _pack_turned(taps.unsqueeze(0), 1)
+    return _pack_turned(taps.unsqueeze(0), (1, 1, 1))
 
 
 def pack_turned_up(weight: Tensor) -> PointWeight:
-    """The weight of `gradients` for a transposed convolution with kernel and stride 2, [C, K, 2, 2, 2]."""
-    missing = padded_channels(weight.shape[1]) - weight.shape[1]
-    taps = torch.nn.functional.pad(weight.detach(), [0, 0, 0, 0, 0, 0, 0, missing])
-    c, k = taps.shape[:2]
-    return _pack_turned(taps.permute(2, 3, 4, 1, 0).reshape(4, 2 * k, c), 2)
+    """The weight of `gradients` for a transposed convolution whose stride is its kernel, [C, K, sd, sh, sw]."""
+    taps = _up_taps(weight)
+    c, k, deep, high, wide = taps.shape
+    return _pack_turned(taps.permute(2, 3, 4, 1, 0).reshape(deep * high, wide * k, c), (deep, high, wide))
 
 
-def _pack_turned(taps: Tensor, spread: int) -> PointWeight:
-    """taps [spread^2, N, C]"""
+def _pack_turned(taps: Tensor, spread: Triple) -> PointWeight:
+    """The weight of `gradients` from taps [deep * high, N, C]."""
     taps = torch.nn.functional.pad(taps, [0, padded_channels(taps.shape[2]) - taps.shape[2]])
     layout = registers_for([taps.shape[2]], [taps.shape[1]], widest_vector())
     packed = taps.unflatten(2, (-1, layout.width)).permute(2, 0, 1, 3).contiguous()
@@ -226,19 +240,19 @@ def gradients(
     weight  from `pack_turned_point` or `pack_turned_up`
     sums    [2, C] float64: then `target` gets the gradient before the activation of `x`, and its sums are added here
     planes  of `x`; all by default
-    out     [spread^2, N, C] float64, N = weight.inner: this block's part
+    out     [deep * high, N, C] float64, N = weight.inner: this block's part (`up_weight_gradient` puts it in order)
     """
-    rows, layout, spread = x.rows, weight.layout, weight.spread
+    rows, layout, (deep, high, _) = x.rows, weight.layout, weight.spread
     first, last = planes or (0, rows.sides[0])
     lines = (last - first) * rows.sides[1]
     threads = len(workers.shares(lines))
-    gradient = torch.zeros(threads, spread * spread, weight.inner, rows.channels)
+    gradient = torch.zeros(threads, deep * high, weight.inner, rows.channels)
     total = torch.zeros(gradient.shape, dtype=torch.float64)
     by_thread = None if sums is None else torch.zeros(threads, *sums.shape, dtype=torch.float64)
     affine = x.affine
     jobs = [
         _library(layout)["gradients"].bind(
-            height=rows.sides[1], breadth=rows.sides[2], spread=spread, first_plane=first,
+            height=rows.sides[1], breadth=rows.sides[2], deep=deep, high=high, first_plane=first,
             given=given.address, given_plane=given.plane, given_line=given.line, given_channels=weight.inner,
             a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
             a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
@@ -248,8 +262,20 @@ def gradients(
         )
         for n in range(threads)
     ]  # fmt: skip
-    room = (rows.sides[2] + layout.rows) * (spread * spread * weight.inner + layout.width + rows.channels)
+    room = (rows.sides[2] + layout.rows) * (deep * high * weight.inner + layout.width + rows.channels)
     workers.run(jobs, lines, room)
     if sums is not None and by_thread is not None:
         sums += by_thread.sum(0)
     return total.sum(0)
+
+
+def up_weight_gradient(total: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gradient of an up-convolution's weight from the sum of what `gradients` returned.
+
+    total  [sd * sh, sw * K as stored, C as stored] float64
+    shape  (C, K, sd, sh, sw) of the weight
+    out    [C, K, sd, sh, sw] float32
+    """
+    c, k, deep, high, wide = shape
+    taps = total.view(deep, high, wide, -1, total.shape[2])[:, :, :, :k, :c]
+    return taps.permute(4, 3, 0, 1, 2).float().contiguous()
