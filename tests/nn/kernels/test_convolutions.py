@@ -248,6 +248,69 @@ def test_of_equal_values_the_first_has_the_share_as_in_torch() -> None:
     assert gradient.buffer.sum() == 24
 
 
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 2)])
+def test_pooling_by_any_window_and_its_gradient(window: Triple) -> None:
+    sides = [3 * n for n in window]
+    raw, scale = torch.randn(*sides, 16), torch.randn(16)
+    x, signs = Activation(Rows.of(raw), Affine(scale, torch.randn(16), 0.01)), torch.where(scale < 0, -1.0, 1.0)
+    out = Rows.of(torch.empty(3, 3, 3, 16))
+    passes.pool(x, window, out, signs)
+    expected = F.max_pool3d((raw * signs).permute(3, 0, 1, 2), window).permute(1, 2, 3, 0) * signs
+    assert torch.equal(out.buffer, expected)
+    r = raw.double().requires_grad_()
+    small, before = torch.randn(3, 3, 3, 16), torch.randn_like(raw)
+    (F.max_pool3d(first(r * signs), window) * signs.view(-1, 1, 1, 1) * first(small)).sum().backward()
+    plain = Rows.of(before.clone())
+    passes.unpool(plain, x, signs, Rows.of(small), None, window)
+    assert relative_error(plain.buffer.double(), before + r.grad) < 1e-6
+    through, sums = Rows.of(before.clone()), torch.zeros(2, 16, dtype=torch.float64)
+    passes.unpool(through, x, signs, Rows.of(small), sums, window)
+    u = raw * x.affine.scale + x.affine.shift
+    expected = torch.where(u > 0, before + r.grad, (before + r.grad) * 0.01)
+    assert relative_error(through.buffer.double(), expected) < 1e-6
+    assert relative_error(sums, torch.stack([expected.sum((0, 1, 2)), (expected * raw).sum((0, 1, 2))])) < 1e-5
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("other_slope", [None, 1.0, 0.2])
+def test_a_sum_and_its_gradient(slope: float, other_slope: float | None) -> None:
+    raws = [torch.randn(3, 4, 7, 16) for _ in range(2)]
+    x = Activation(Rows.of(raws[0].clone()), Affine(torch.randn(16), torch.randn(16), 1.0))
+    affine = None if other_slope is None else Affine(torch.randn(16), torch.randn(16), other_slope)
+    other, out = Activation(Rows.of(raws[1]), affine), Rows.of(torch.empty(3, 4, 7, 16))
+    u = [(raw.double() * a.scale + a.shift if a else raw.double()).requires_grad_()
+         for raw, a in zip(raws, (x.affine, affine), strict=True)]  # fmt: skip
+    y = F.leaky_relu(u[0] + (F.leaky_relu(u[1], other_slope) if affine else u[1]), slope)
+    for planes in ((0, 1), (1, 3)):
+        passes.add(x, other, out, slope, planes)
+    assert relative_error(out.buffer.double(), y.detach()) < 1e-6
+    upstream, before = torch.randn(3, 4, 7, 16), torch.randn(3, 4, 7, 16)
+    y.backward(upstream.double())
+    for adding in (False, True):
+        gradient, copy = Rows.of(upstream.clone()), Rows.of(before.clone())
+        sums = [torch.zeros(2, 16, dtype=torch.float64), torch.zeros(2, 16, dtype=torch.float64) if affine else None]
+        passes.divide(
+            gradient, out, slope, x, other, x_sums=sums[0], other_sums=sums[1], copy=copy, adding=adding
+        )  # fmt: skip
+        assert relative_error(gradient.buffer.double(), u[0].grad) < 1e-6
+        assert relative_error(copy.buffer.double(), u[1].grad + before * adding) < 1e-6
+        for got, term, raw in zip(sums, u, raws, strict=True):
+            both = torch.stack([term.grad.sum((0, 1, 2)), (term.grad * raw).sum((0, 1, 2))])
+            assert got is None or relative_error(got, both, floor=1.0) < 1e-5
+    in_place = out.buffer.clone()
+    passes.add(x, other, x.rows, slope)
+    assert torch.equal(x.rows.buffer, in_place)
+
+
+def test_a_zero_sum_has_no_gradient_under_relu_and_terms_that_differ_need_two_places() -> None:
+    zeros, upstream = Rows.of(torch.zeros(1, 1, 2, 8)), Rows.of(torch.ones(1, 1, 2, 8))
+    passes.divide(upstream, zeros, 0.0, Activation(zeros), Activation(zeros))
+    assert not upstream.buffer.any()
+    x = Activation(zeros, Affine(torch.ones(8), torch.zeros(8), 0.1))
+    with pytest.raises(AssertionError, match="different gradients"):
+        passes.divide(upstream, zeros, 0.0, x, x, other_sums=torch.zeros(2, 8, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("layout", [Registers(4, 2, 6), Registers(8, 1, 12), Registers(16, 1, 24)])
 def test_products_have_the_same_bits_whatever_the_registers(layout: Registers) -> None:
     """So a mask does not depend on whether it was computed with AVX2, AVX-512 or NEON."""

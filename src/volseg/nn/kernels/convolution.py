@@ -150,7 +150,14 @@ def transposed_convolve(
     if _minimal(x, weight, stride, dilation, groups):
         return _minimal_transposed(x, weight, shape)
     doubles = kernel == stride and set(stride) <= {1, 2}
-    if doubles and tuple(s * n for s, n in zip(stride, x.shape[2:], strict=True)) == shape and groups == 1 and dilation == (1, 1, 1) and _onednn(weight) and winograd.available():
+    if (
+        doubles
+        and tuple(s * n for s, n in zip(stride, x.shape[2:], strict=True)) == shape
+        and groups == 1
+        and dilation == (1, 1, 1)
+        and _onednn(weight)
+        and winograd.available()
+    ):
         packed = pointwise.pack_up(weight, None)
         return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[1])
     turned = _turn(weight, groups)

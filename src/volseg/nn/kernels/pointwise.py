@@ -197,7 +197,8 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
     affine = x.affine
     job = _library(weight.layout)["lines"].bind(
         height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner,
-        deep=spread[0], high=spread[1], first_plane=first, a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
+        deep=spread[0], high=spread[1], first_plane=first,
+        a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
         a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
         a_slope=1.0 if affine is None else affine.slope, weight=weight.packed, bias=weight.bias,
         out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
