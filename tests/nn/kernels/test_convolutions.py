@@ -210,6 +210,8 @@ def check_gradients(x: Activation, weight: Tensor, turned: pointwise.PointWeight
     plain = Rows.of(torch.empty_like(x.rows.buffer))
     pointwise.gradients(x, Rows.of(given), turned, plain, None)
     assert relative_error(first(plain.buffer), values.grad) < 2e-6
+    pointwise.gradients(x, Rows.of(given), turned, plain, None, add=True)
+    assert relative_error(first(plain.buffer), 2 * values.grad) < 2e-6
 
 
 def test_passes_do_in_place_what_autograd_does() -> None:
@@ -317,7 +319,7 @@ def test_products_have_the_same_bits_whatever_the_registers(layout: Registers) -
 
     def compute(layout: Registers) -> Tensor:
         module = Module(layout.lanes)
-        built = parts.define_parts(module, layout, taps=1)
+        built = parts.Parts(module, layout)
 
         @module.entry
         def multiply(

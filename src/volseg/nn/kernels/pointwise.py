@@ -6,7 +6,7 @@ Each output is a sum over the channels one by one, then the bias: the same bits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from volseg.geometry import Triple
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
-from volseg.nn.kernels.parts import Parts, define_parts, move_to_total
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Results, Source, Target, source_fields, target_fields
+from volseg.nn.kernels.parts import Parts, move_to_total
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import Registers, padded_channels, registers_for
 from volseg.partition.window import Range
@@ -24,7 +25,7 @@ from volseg.partition.window import Range
 @compiled_once
 def _library(layout: Registers) -> Library:
     module = Module(layout.lanes)
-    parts = define_parts(module, layout, taps=1)
+    parts = Parts(module, layout)
     _define_lines(module, layout, parts)
     _define_gradients(module, layout, parts)
     return Library(module)
@@ -37,8 +38,7 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
     def lines(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         height: Int, breadth: Int, stride: Int, inner: Int, deep: Int, high: Int, first_plane: Int,
-        a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
-        weight: Pointer, bias: Pointer, out: Pointer, out_plane: Int, out_line: Int, out_channels: Int,
+        a: Source, weight: Pointer, bias: Pointer, out: Pointer, out_plane: Int, out_line: Int, out_channels: Int,
     ) -> None:  # fmt: skip
         """Lines first ... last of the input, counted over planes from `first_plane` on.
 
@@ -51,8 +51,7 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
         products = scratch + (breadth + rows) * stride
         with f.loop(last, start=first) as (number, _):
             z, y = first_plane + number // height, number % height
-            source = a + (z * a_plane + y * a_line)
-            parts.fill_line(f, scratch, stride, 0, breadth, 0, breadth, source, a_channels, a_scale, a_shift, a_slope)
+            parts.fill_line(f, scratch, stride, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(deep) as (p, _), f.loop(high) as (q, _), f.loop(out_channels // width) as (k, _):
                 weights = weight + (((p * high + q) * out_channels) + k * width) * inner
                 parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
@@ -75,58 +74,52 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
     def gradients(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         height: Int, breadth: Int, deep: Int, high: Int, first_plane: Int,
-        given: Pointer, given_plane: Int, given_line: Int, given_channels: Int,
-        a: Pointer, a_plane: Int, a_line: Int, a_channels: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
-        weight: Pointer, out: Pointer, out_plane: Int, out_line: Int, sums: Pointer,
+        given: Source, given_channels: Int, a: Source, weight: Pointer, target: Target, sums: Pointer,
         gradient: Pointer, total: Pointer, flush: Int,
     ) -> None:  # fmt: skip
         """The gradients of `lines`, from the gradient of its output, for the input lines first ... last.
 
         given     gradient of the output: given_channels floats for each input voxel of a line
-        weight    [a_channels / width][deep, high][given_channels][width]
-        out       gradient of the input, through its activation where there are sums (`parts.through_activation`)
-        gradient  [deep, high][given_channels, a_channels] of this thread, added to, and moved to `total` each
+        weight    [channels of a / width][deep, high][given_channels][width]
+        target    gradient of the input, through its activation where there are sums (`parts.through_activation`)
+        gradient  [deep, high][given_channels, channels of a] of this thread, added to, and moved to `total` each
                   `flush` lines
         """
-        corners = deep * high
+        corners, channels = deep * high, a.channels
         line = (breadth + rows) * given_channels
-        values, products = scratch + corners * line, scratch + (corners * line + breadth * a_channels)
-        size = corners * given_channels * a_channels
+        values, products = scratch + corners * line, scratch + (corners * line + breadth * channels)
+        size = corners * given_channels * channels
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             z, y = first_plane + number // height, number % height
             with f.loop(deep) as (p, _), f.loop(high) as (q, _):
-                source = given + ((z * deep + p) * given_plane + (y * high + q) * given_line)
-                parts.fill_line(
-                    f, scratch + (p * high + q) * line, given_channels, 0, breadth, 0, breadth, source,
-                    given_channels, f.nothing(), f.nothing(), a_slope,
-                )  # fmt: skip
-            data = a + (z * a_plane + y * a_line)
-            parts.fill_line(f, values, a_channels, 0, breadth, 0, breadth, data, a_channels, a_scale, a_shift, a_slope)
+                source = replace(given.at(z * deep + p, y * high + q), channels=given_channels)
+                place = scratch + (p * high + q) * line
+                parts.fill_line(f, place, given_channels, 0, breadth, 0, breadth, source)
+            parts.fill_line(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(corners) as (corner, _):
                 parts.outer_sums(
-                    f, scratch + corner * line, given_channels, 0, values, a_channels,
-                    gradient + corner * given_channels * a_channels, breadth, given_channels,
+                    f, scratch + corner * line, given_channels, 0, values, channels,
+                    gradient + corner * given_channels * channels, breadth, given_channels,
                 )  # fmt: skip
             following = since.values[0] + 1
             full = following.equals(flush)
             with f.when(full):
                 move_to_total(f, gradient, total, size)
             since.values = (f.choose(full, f.number(0), following),)
-            with f.loop(a_channels // width) as (k, _):
+            zero, single = f.number(0), f.number(1)
+            with f.loop(channels // width) as (k, _):
                 weights, channel = weight + k * corners * given_channels * width, k * width
                 parts.product(
                     f, scratch, given_channels, breadth + rows, corners, weights, products, breadth, given_channels
                 )
-                target = out + (z * out_plane + y * out_line + channel)
-                shape = (breadth, f.number(1), f.number(1), f.number(0), f.number(1), f.number(0), breadth)
+                results = Results(products, single, single, breadth, zero, single, zero, breadth)
+                there = target.at(z, y, zero, channel)
                 with f.either(sums.is_given()) as (through, plain):
                     with plain:
-                        parts.store(f, products, *shape, target, out_plane, out_line, a_channels)
+                        parts.store(f, results, there)
                     with through:
-                        parts.through_activation(
-                            f, products, *shape, target, out_plane, out_line, data + channel, a_plane, a_line,
-                            a_channels, a_scale + channel, a_shift + channel, a_slope, sums + channel * 2,
-                        )  # fmt: skip
+                        raw = a.from_channel(z, y, zero, channel)
+                        parts.through_activation(f, results, there, raw, sums + channel * 2)
         move_to_total(f, gradient, total, size)
 
 
@@ -194,13 +187,9 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
     rows, spread = x.rows, weight.spread
     first, last = planes or (0, rows.sides[0])
     stride = padded_channels(rows.channels)
-    affine = x.affine
     job = _library(weight.layout)["lines"].bind(
         height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner,
-        deep=spread[0], high=spread[1], first_plane=first,
-        a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
-        a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
-        a_slope=1.0 if affine is None else affine.slope, weight=weight.packed, bias=weight.bias,
+        deep=spread[0], high=spread[1], first_plane=first, a=source_fields(x), weight=weight.packed, bias=weight.bias,
         out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
     )  # fmt: skip
     room = (rows.sides[2] + weight.layout.rows) * (stride + weight.layout.width)
@@ -233,14 +222,16 @@ _FLUSH = 64
 
 
 def gradients(
-    x: Activation, given: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None
-) -> Tensor:
+    x: Activation, given: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None,
+    *, add: bool = False,
+) -> Tensor:  # fmt: skip
     """Gradients of `apply`: of its input to `target`, of its weight as the result.
 
     given   gradient of the output
     weight  from `pack_turned_point` or `pack_turned_up`
     sums    [2, C] float64: then `target` gets the gradient before the activation of `x`, and its sums are added here
     planes  of `x`; all by default
+    add     to what stands in `target`, in place of overwriting it; the sums are of what was added
     out     [deep * high, N, C] float64, N = weight.inner: this block's part (`up_weight_gradient` puts it in order)
     """
     rows, layout, (deep, high, _) = x.rows, weight.layout, weight.spread
@@ -250,15 +241,11 @@ def gradients(
     gradient = torch.zeros(threads, deep * high, weight.inner, rows.channels)
     total = torch.zeros(gradient.shape, dtype=torch.float64)
     by_thread = None if sums is None else torch.zeros(threads, *sums.shape, dtype=torch.float64)
-    affine = x.affine
     jobs = [
         _library(layout)["gradients"].bind(
             height=rows.sides[1], breadth=rows.sides[2], deep=deep, high=high, first_plane=first,
-            given=given.address, given_plane=given.plane, given_line=given.line, given_channels=weight.inner,
-            a=rows.address, a_plane=rows.plane, a_line=rows.line, a_channels=rows.channels,
-            a_scale=None if affine is None else affine.scale, a_shift=None if affine is None else affine.shift,
-            a_slope=1.0 if affine is None else affine.slope, weight=weight.packed,
-            out=target.address, out_plane=target.plane, out_line=target.line,
+            given=source_fields(Activation(given)), given_channels=weight.inner, a=source_fields(x),
+            weight=weight.packed, target=target_fields(target, add),
             sums=None if by_thread is None else by_thread[n], gradient=gradient[n], total=total[n], flush=_FLUSH,
         )
         for n in range(threads)

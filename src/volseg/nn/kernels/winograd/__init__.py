@@ -1,8 +1,8 @@
-"""The 3x3x3 convolution of activations, its input and weight gradients, over blocks of tiles shared among threads.
+"""Convolutions of 3x3 on H and W and 1, 3, 5 or 7 taps on D, and their gradients, over blocks of tiles.
 
-The machine code is in `winograd_code.py`. Measured on one core of an AMD EPYC 7003 (AVX2), in operations of the direct
-sum: 100 to 165 GF/s, where oneDNN reaches 45 to 85 and SGEMM 60 to 85, with half the rounding error of oneDNN's
-(`benchmarks/convolution.py`).
+The blocks are shared among threads; the machine code is in `forward.py` and `backward.py`. Measured on one core of an
+AMD EPYC 7003 (AVX2), in operations of the direct sum: 100 to 165 GF/s, where oneDNN reaches 45 to 85 and SGEMM 60 to
+85, with half the rounding error of oneDNN's (`benchmarks/convolution.py`).
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import lcm, prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.nn.kernels import winograd_code
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
+from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
+from volseg.nn.kernels.winograd.backward import build_backward
+from volseg.nn.kernels.winograd.forward import build_forward
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
     POSITIONS,
-    TAPS,
-    WEIGHT_ROOM,
     Blocks,
     Registers,
     backward_room,
@@ -34,6 +34,8 @@ from volseg.partition.tiling import (
     padded_channels,
     plan_blocks,
     registers_for,
+    taps_together,
+    weight_room,
 )
 from volseg.partition.window import Range
 
@@ -59,27 +61,29 @@ def available() -> bool:
 
 @compiled_once
 def _forward_library(layout: Registers) -> Library:
-    return winograd_code.build_forward(layout)
+    return build_forward(layout)
 
 
 @compiled_once
-def _backward_library(layout: Registers) -> Library:
-    return winograd_code.build_backward(layout)
+def _backward_library(layout: Registers, together: int) -> Library:
+    return build_backward(layout, together)
 
 
 @dataclass(frozen=True)
 class Weight:
     """A weight made ready for `forward` or `backward`.
 
-    packed    [channels / width][16][3][inner][width]
+    packed    [channels / width][16][taps][inner][width]
     inner     channels of the windows
     channels  of the results, rounded up to vectors
+    taps      on D
     """
 
     packed: Tensor
     layout: Registers
     inner: int
     channels: int
+    taps: int
 
     def release(self) -> None:
         """Give the memory to the next weight; this one must not be used any more."""
@@ -89,15 +93,14 @@ class Weight:
 def pack_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     """The weight of a convolution for `forward`.
 
-    weight   [K, C, 3, 3, 3]
+    weight   [K, C, kd, 3, 3]
     sources  C cut into the inputs' channels; each input's are stored rounded up to vectors, a single one's may be
              fewer than a vector
     """
     stored = _as_stored(weight.detach(), sources)
     k, c = stored.shape[:2]
     layout = registers_for([k], _read(sources), widest_vector())
-    strides = {"inner_stride": 27, "outer_stride": 27 * c, "tap_stride": 1}
-    return _pack(stored, 0, strides, c, k, layout, _forward_library(layout))
+    return _pack(stored, False, c, k, layout, _forward_library(layout))
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
@@ -107,8 +110,7 @@ def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     layout = registers_for([padded_channels(s) for s in sources], [k], widest_vector())
     if c % 8:  # an image's channels, which `forward` takes as they are
         stored, c = torch.nn.functional.pad(stored, [0] * 7 + [padded_channels(c) - c]), padded_channels(c)
-    strides = {"inner_stride": 27 * c, "outer_stride": 27, "tap_stride": -1}
-    return _pack(stored, 26, strides, k, c, layout, _backward_library(layout))
+    return _pack(stored, True, k, c, layout, _backward_library(layout, taps_together(weight.shape[2], layout)))
 
 
 def _read(sources: Sequence[int]) -> list[int]:
@@ -134,15 +136,22 @@ def _pad_sources(weight: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
     return torch.cat(parts, dim)
 
 
-def _pack(
-    stored: Tensor, offset: int, strides: dict[str, int], inner: int, channels: int, layout: Registers, library: Library
-) -> Weight:
-    """offset, strides  of the values in the stored weight (`winograd_code`)"""
-    packed = workers.take("weight", channels * POSITIONS * TAPS * inner)
-    place = stored.data_ptr() + 4 * offset
-    job = library["transform_weight"].bind(weight=place, **strides, out=packed, inner=inner)
-    workers.run(job, channels // layout.width * inner, WEIGHT_ROOM)
-    return Weight(packed, layout, inner, channels)
+def _pack(stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, library: Library) -> Weight:
+    taps = stored.shape[2]
+    packed = workers.take("weight", channels * POSITIONS * taps * inner)
+    job = library["transform_weight"].bind(weight=_filter_fields(stored, turned), out=packed, inner=inner)
+    workers.run(job, channels // layout.width * inner, weight_room(taps))
+    return Weight(packed, layout, inner, channels, taps)
+
+
+def _filter_fields(weight: Tensor, turned: bool) -> dict[str, int]:
+    """A `Filter` over a contiguous weight [K, C, kd, 3, 3]: its inner channels are C, or, turned, K, taps reversed."""
+    taps, places = weight.shape[2], 9 * weight.shape[2]
+    across, along = places * weight.shape[1], places
+    if turned:
+        last = weight.data_ptr() + weight.element_size() * (places - 1)
+        return {"data": last, "inner": across, "outer": along, "tap": -1, "taps": taps}
+    return {"data": weight.data_ptr(), "inner": along, "outer": across, "tap": 1, "taps": taps}
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,15 @@ class BrickSums:
 
 @dataclass(frozen=True)
 class Pooled:
-    """Where `forward` puts the largest of each 2x2x2 voxels, the smallest for channels whose sign is -1. signs [K]."""
+    """Where `forward` puts the largest voxel of each window, the smallest for channels whose sign is -1.
+
+    signs   [K] of 1 and -1
+    window  1 or 2 voxels on D, H, W, which is also the step from window to window
+    """
 
     rows: Rows
     signs: Tensor
+    window: Triple = (2, 2, 2)
 
 
 def forward(
@@ -184,25 +198,27 @@ def forward(
     origin  (0 or -1) on H and W: -1 where the block begins at an odd coordinate of the volume
     ghosts  of the inputs, where they are still under way: blocks that need none are computed meanwhile
     """
-    assert origin == (0, 0) or (sums is None and pooled is None), "bricks and pools begin at even coordinates"
     d, h, w = out.sides
-    brick = sums.brick if sums is not None else (1, 1, 1)
-    deep, high, wide = (max(b, 2) if pooled is not None else b for b in brick)
-    layout = weight.layout
+    brick, pool = sums.brick if sums is not None else (1, 1, 1), pooled.window if pooled is not None else (1, 1, 1)
+    deep, high, wide = (lcm(*sides) for sides in zip(brick, pool, strict=True))
+    for first, multiple in zip(origin, (high, wide), strict=True):
+        assert first == 0 or multiple == 1, "bricks and pools begin at even coordinates"
+    layout, taps = weight.layout, weight.taps
     blocks = plan_blocks(
-        planes or (0, d), h, w, weight.inner, weight.channels, layout.rows, (deep, high, wide), workers.count(), origin
-    )
+        planes or (0, d), h, w, weight.inner, weight.channels, layout.rows, (deep, high, wide), workers.count(), origin,
+        taps,
+    )  # fmt: skip
     stride = sum(padded_channels(x.rows.channels) for x in inputs)
     values = {
-        **_block_values(blocks), "origin_y": origin[0], "origin_x": origin[1], "height": h, "breadth": w,
-        **_ranges(inputs[0].rows.valid), **_sources(inputs), "stride": stride, "inner": weight.inner,
-        "weight": weight.packed, "bias": bias,
-        "out": out.address, "out_plane": out.plane, "out_line": out.line, "out_channels": out.channels,
-        **_brick_values(sums), **_pooled_values(pooled),
+        "window": _window_fields(inputs[0].rows, stride, weight.inner, taps),
+        "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
+        "weight": weight.packed, "bias": bias, "target": target_fields(out),
+        "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
+        "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout)
+    entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout, taps)
     for order in _in_stages(blocks, inputs[0].rows, ghosts):
-        workers.run(entry.bind(**values, order=order.data_ptr()), order.numel(), room)
+        workers.run(entry.bind(**values, tiling=_tiling_fields(blocks, order, h, w)), order.numel(), room)
 
 
 def _in_stages(blocks: Blocks, window: Rows, ghosts: Sequence[Ghosts]) -> Iterator[Tensor]:
@@ -244,52 +260,17 @@ def _split(blocks: Blocks, low: Triple, high: Triple, sides: Triple) -> tuple[Te
     return numbers[inside.view(-1)], numbers[~inside.view(-1)]
 
 
-def _block_values(blocks: Blocks) -> dict[str, int]:
+def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> dict[str, int]:
     return {
-        "planes": blocks.planes, "pairs": blocks.pairs, "tiles": blocks.tiles, "chunk": blocks.chunk,
-        "first_plane": blocks.first_plane, "last_plane": blocks.last_plane,
-        "blocks_y": blocks.counts[1], "blocks_x": blocks.counts[2],
+        "order": order.data_ptr(), "planes": blocks.planes, "pairs": blocks.pairs, "tiles": blocks.tiles,
+        "chunk": blocks.chunk, "first_plane": blocks.first_plane, "last_plane": blocks.last_plane,
+        "origin_y": blocks.origin[0], "origin_x": blocks.origin[1], "blocks_y": blocks.counts[1],
+        "blocks_x": blocks.counts[2], "height": height, "breadth": breadth,
     }  # fmt: skip
 
 
-def _ranges(valid: tuple[Range, Range, Range]) -> dict[str, int]:
-    (z0, z1), (y0, y1), (x0, x1) = valid
-    return {"low_z": z0, "high_z": z1, "low_y": y0, "high_y": y1, "low_x": x0, "high_x": x1}
-
-
-def _sources(inputs: Sequence[Activation]) -> dict[str, object]:
-    return _source("a", inputs[0]) | _source("b", inputs[1] if len(inputs) > 1 else None)
-
-
-def _source(name: str, x: Activation | None) -> dict[str, object]:
-    if x is None:
-        values: dict[str, object] = {"": None, "_plane": 0, "_line": 0, "_channels": 0}
-        return {name + key: value for key, value in values.items()} | _affine(name, None)
-    rows = x.rows
-    values = {"": rows.address, "_plane": rows.plane, "_line": rows.line, "_channels": rows.channels}
-    return {name + key: value for key, value in values.items()} | _affine(name, x)
-
-
-def _affine(name: str, x: Activation | None) -> dict[str, object]:
-    affine = None if x is None else x.affine
-    if affine is None:
-        return {f"{name}_scale": None, f"{name}_shift": None, f"{name}_slope": 1.0}
-    return {f"{name}_scale": affine.scale, f"{name}_shift": affine.shift, f"{name}_slope": affine.slope}
-
-
-def _brick_values(sums: BrickSums | None) -> dict[str, object]:
-    if sums is None:
-        return {"sums": None, "brick_d": 1, "brick_h": 1, "brick_w": 1, "sums_plane": 0, "sums_line": 0}
-    d, h, w = sums.brick
-    plane, line = sums.sums.stride(0), sums.sums.stride(1)
-    return {"sums": sums.sums, "brick_d": d, "brick_h": h, "brick_w": w, "sums_plane": plane, "sums_line": line}
-
-
-def _pooled_values(pooled: Pooled | None) -> dict[str, object]:
-    if pooled is None:
-        return {"pooled": None, "pooled_plane": 0, "pooled_line": 0, "signs": None}
-    rows = pooled.rows
-    return {"pooled": rows.address, "pooled_plane": rows.plane, "pooled_line": rows.line, "signs": pooled.signs}
+def _window_fields(rows: Rows, stride: int, inner: int, taps: int) -> dict[str, object]:
+    return {"ranges": range_fields(rows.valid), "stride": stride, "inner": inner, "taps": taps, "step": 1}
 
 
 @dataclass(frozen=True)
@@ -299,16 +280,18 @@ class Target:
     rows  stored as the input's are, without ghosts
     sums  [2, C] float64: then the gradient goes through the input's activation first, and its sums, and those of its
           product with the raw input, are added here
+    add   to what stands in `rows`, in place of overwriting it; the sums are of what was added
     """
 
     rows: Rows
     sums: Tensor | None = None
+    add: bool = False
 
 
 class WeightSums:
     """The sums over the volume that a weight's gradient is made from, by thread.
 
-    weight   [K, C, 3, 3, 3]
+    weight   [K, C, kd, 3, 3]
     sources  C cut into the inputs' channels
     voxels   of this rank's block: whether so many can be added in float32
     image    the windows are those of the input, not of the output's gradient (see `add_for_image`)
@@ -316,36 +299,38 @@ class WeightSums:
 
     def __init__(self, weight: Tensor, sources: Sequence[int], voxels: int, image: bool = False) -> None:
         self._shape, self._sources, self.image = tuple(weight.shape[:2]), list(sources), image
+        self.taps = weight.shape[2]
         stored = sum(padded_channels(s) for s in sources), padded_channels(weight.shape[0])
         self.tile_channels = stored[1] if image else stored[0]
         tiles, windows = [padded_channels(s) for s in sources], [stored[1]]
         if image:
             tiles, windows = windows, _read(sources)
         self.layout = registers_for(tiles, windows, widest_vector())
-        together = self.layout.window_channels(TAPS)
+        self.together = taps_together(self.taps, self.layout)
+        together = self.layout.window_channels(self.together)
         window = weight.shape[1] if image else stored[1]
         self.inner = -(-window // together) * together
-        size = (workers.count(), POSITIONS, TAPS, self.inner, self.tile_channels)
+        size = (workers.count(), POSITIONS, self.taps, self.inner, self.tile_channels)
         self._memory = workers.take("weight gradient", prod(size))
         self.sums = self._memory[: prod(size)].view(size).zero_()
         many = voxels > 4 * FLUSH_TILES * workers.count()
         self.totals = torch.zeros(size, dtype=torch.float64) if many else None
 
+    def library(self) -> Library:
+        """The code that adds them up, and finishes them."""
+        return _backward_library(self.layout, self.together)
+
     def finish(self) -> Tensor:
-        """[K, C, 3, 3, 3]: this rank's part of the gradient. Gives the sums' memory back."""
+        """[K, C, kd, 3, 3]: this rank's part of the gradient. Gives the sums' memory back."""
         whole = self.sums if self.totals is None else self.totals
         added = whole[0] if len(whole) == 1 else whole.sum(0)
-        given = {"gradient": None, "total": added} if self.totals is not None else {"gradient": added, "total": None}
         k, c = padded_channels(self._shape[0]), self._shape[1] if self.image else self.tile_channels
-        out = torch.empty(k, c, 3, 3, 3)
-        if self.image:
-            place, strides = out.data_ptr(), {"inner_stride": 27, "outer_stride": 27 * c, "tap_stride": 1}
-        else:
-            place, strides = out.data_ptr() + 4 * 26, {"inner_stride": 27 * c, "outer_stride": 27, "tap_stride": -1}
-        job = _backward_library(self.layout)["finish_gradient"].bind(
-            **given, inner=self.inner, channels=self.tile_channels, out=place, **strides
-        )
-        workers.run(job, self._shape[1] if self.image else k, WEIGHT_ROOM)
+        out = torch.empty(k, c, self.taps, 3, 3)
+        job = self.library()["finish_gradient"].bind(
+            gradient=added if self.totals is None else None, total=None if self.totals is None else added,
+            inner=self.inner, channels=self.tile_channels, out=_filter_fields(out, not self.image),
+        )  # fmt: skip
+        workers.run(job, self._shape[1] if self.image else k, weight_room(self.taps))
         workers.give("weight gradient", self._memory)
         return self._without_padding(out)
 
@@ -381,25 +366,27 @@ def _gradients(
     into: WeightSums, planes: Range, ghosts: Sequence[Ghosts],
 ) -> None:  # fmt: skip
     _, h, w = tiles[0].rows.sides
-    layout, threads = into.layout, len(into.sums)
+    layout, threads, taps = into.layout, len(into.sums), into.taps
     stride = padded_channels(window.rows.channels)
-    blocks = plan_blocks(planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads)
+    blocks = plan_blocks(
+        planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads, taps=taps
+    )
     sums = [_sums_by_thread(target, threads) for target in targets]
     common = {
-        **_block_values(blocks), **_ranges(window.rows.valid), "height": h, "breadth": w,
-        "window_data": window.rows.address, "window_plane": window.rows.plane, "window_line": window.rows.line,
-        "window_channels": window.rows.channels, "stride": stride, "inner": into.inner,
-        **_sources(tiles), "tile_stride": into.tile_channels, "weight": None if weight is None else weight.packed,
-        "flush": max(1, FLUSH_TILES // (blocks.planes * blocks.pairs * blocks.tiles)),
-        **_target("a", targets[0] if targets else None), **_target("b", targets[1] if len(targets) > 1 else None),
+        "window": _window_fields(window.rows, stride, into.inner, taps), "source": source_fields(window),
+        "tiles": {
+            "a": source_fields(tiles[0]), "b": source_fields(tiles[1]) if len(tiles) > 1 else None,
+            "stride": into.tile_channels,
+        },
+        "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    entry, room = _backward_library(layout)["backward"], backward_room(blocks, stride, into.tile_channels, layout)
+    room = backward_room(blocks, stride, into.tile_channels, layout, taps)
     for order in _in_stages(blocks, window.rows, ghosts):
+        tiling = _tiling_fields(blocks, order, h, w)
         jobs = [
-            entry.bind(
-                **common, order=order.data_ptr(), gradient=into.sums[n],
-                total=None if into.totals is None else into.totals[n],
-                a_sums=_of_thread(sums, 0, n), b_sums=_of_thread(sums, 1, n),
+            into.library()["backward"].bind(
+                **common, tiling=tiling, into=_weight_gradient_fields(into, n, blocks),
+                a=_input_gradient_fields(targets, sums, 0, n), b=_input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
@@ -409,19 +396,24 @@ def _gradients(
             target.sums.add_(by_thread.sum(0))
 
 
-def _of_thread(sums: Sequence[Tensor | None], number: int, thread: int) -> Tensor | None:
-    found = sums[number] if number < len(sums) else None
-    return None if found is None else found[thread]
+def _weight_gradient_fields(into: WeightSums, thread: int, blocks: Blocks) -> dict[str, object]:
+    total = None if into.totals is None else into.totals[thread]
+    flush = max(1, FLUSH_TILES // (blocks.planes * blocks.pairs * blocks.tiles))
+    return {"gradient": into.sums[thread], "total": total, "flush": flush}
+
+
+def _input_gradient_fields(
+    targets: Sequence[Target], sums: Sequence[Tensor | None], number: int, thread: int
+) -> dict[str, object] | None:
+    """An `InputGradient` for the target of a number; nothing where there is none."""
+    if number >= len(targets):
+        return None
+    target, by_thread = targets[number], sums[number]
+    own = None if by_thread is None else by_thread[thread]
+    return {"target": target_fields(target.rows, target.add), "sums": own}
 
 
 def _sums_by_thread(target: Target, threads: int) -> Tensor | None:
     if target.sums is None:
         return None
     return torch.zeros(threads, *target.sums.shape, dtype=torch.float64)
-
-
-def _target(name: str, target: Target | None) -> dict[str, object]:
-    if target is None:
-        return {f"{name}_out": None, f"{name}_out_plane": 0, f"{name}_out_line": 0}
-    rows = target.rows
-    return {f"{name}_out": rows.address, f"{name}_out_plane": rows.plane, f"{name}_out_line": rows.line}
