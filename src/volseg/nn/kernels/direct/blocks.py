@@ -1,0 +1,230 @@
+"""Blocks of the direct convolution: their windows of activated voxels, and the products of those with weights.
+
+A block's window is a piece of the source with what its results reach, activated once and kept in the cache:
+
+    window   [planes][phases][lines][columns, voxel]
+
+Lines whose numbers have the same rest by the stride on H, a *phase*, lie together. So the voxels that a tap meets in
+consecutive results lie at equal distances, from a line's end to the next line's beginning too, and the results of a
+plane are rows of one matrix product for each tap on D and H; the taps on W are more columns of it. A result is summed
+over taps on D, on H, on W, then channels, each in ascending order of the voxels: its bits follow from what it reads.
+
+The gradient of a strided convolution's input is several such convolutions of the output's gradient with stride 1: one
+for each rest of the input's coordinates by the stride, with the taps that reach it. Each is a `Group` of products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Ranges, Results, Source
+from volseg.nn.kernels.parts import Parts
+from volseg.partition.tiling import Registers
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A number for each axis."""
+
+    z: Int
+    y: Int
+    x: Int
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How results of height x breadth a plane are cut into blocks, as `partition.direct_tiling.Cut` says.
+
+    order  [..] 64-bit numbers of the blocks to compute
+    """
+
+    order: Pointer
+    planes: Int
+    lines: Int
+    columns: Int
+    first_plane: Int
+    last_plane: Int
+    blocks_y: Int
+    blocks_x: Int
+    height: Int
+    breadth: Int
+
+
+@dataclass(frozen=True)
+class View:
+    """What a block's window holds, as `partition.direct_tiling.Reach` and `Window` say.
+
+    ranges             of the voxels that the source has
+    voxel              floats of a voxel
+    step, first, size  of the reach
+    phases, lines, columns, pitch, line, plane, floats  of the window
+    """
+
+    ranges: Ranges
+    voxel: Int
+    step: Axes
+    first: Axes
+    size: Axes
+    phases: Int
+    lines: Int
+    columns: Int
+    pitch: Int
+    line: Int
+    plane: Int
+    floats: Int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The products of each group, one after another; all numbers are 64 bits.
+
+    table    [taps on D and H of all groups] floats from a result's first voxel to the tap's
+    numbers  [count, 8]  of a group: its taps; the first one's number in the table; floats to its first column; floats
+             of its columns; its first term in the weight; its rests on D, H, W
+    terms    of the weight, all groups together
+    """
+
+    table: Pointer
+    numbers: Pointer
+    count: Int
+    terms: Int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Products that make one kind of results."""
+
+    table: Pointer
+    taps: Int
+    column: Int
+    inner: Int
+    term: Int
+    rest: Axes
+
+    @classmethod
+    def of(cls, groups: Groups, number: Int) -> Group:
+        """The group of a number."""
+        taps, first, column, inner, term, z, y, x = (
+            (groups.numbers + (number * 8 + n) * 2).integer() for n in range(8)
+        )  # 64 bits are two floats
+        return cls(groups.table + first * 2, taps, column, inner, term, Axes(z, y, x))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of results: its first one, and how many there are on each axis."""
+
+    z: Int
+    y: Int
+    x: Int
+    planes: Int
+    lines: Int
+    columns: Int
+
+    @classmethod
+    def of(cls, f: Function, cutting: Cutting, number: Int) -> Block:
+        """The block that stands in the order at a number."""
+        index = (cutting.order + number * 2).integer()
+        column, rest = index % cutting.blocks_x, index // cutting.blocks_x
+        row, layer = rest % cutting.blocks_y, rest // cutting.blocks_y
+        z, y, x = cutting.first_plane + layer * cutting.planes, row * cutting.lines, column * cutting.columns
+        return cls(
+            z, y, x, f.smaller(cutting.planes, cutting.last_plane - z), f.smaller(cutting.lines, cutting.height - y),
+            f.smaller(cutting.columns, cutting.breadth - x),
+        )  # fmt: skip
+
+
+class Kit:
+    """What the kernels are put together from."""
+
+    def __init__(self, module: Module, layout: Registers) -> None:
+        self.layout, self.parts = layout, Parts(module, layout)
+        self._product = _define_product(module, layout)
+
+    def fill_window(
+        self, f: Function, sources: Sequence[Source], block: Block, view: View, window: Pointer
+    ) -> None:  # fmt: skip
+        """Write down: a block's window.
+
+        sources  one or two tensors side by side; the second may be nothing
+        """
+        ranges, zero, step, size = view.ranges, f.number(0), view.step, view.size
+        first_z, first_y, first_x = (
+            at * by + before
+            for at, by, before in (
+                (block.z, step.z, view.first.z), (block.y, step.y, view.first.y), (block.x, step.x, view.first.x),
+            )
+        )  # fmt: skip
+        with f.loop((block.planes - 1) * step.z + size.z) as (dz, _), f.when(dz % step.z < size.z):
+            z = first_z + dz
+            there = (z >= ranges.low_z) & (z < ranges.high_z)
+            # In the order of memory: a line of few channels is filled a little beyond its end.
+            with f.loop(view.phases) as (phase, _), f.loop(block.lines - 1 + (size.y + step.y - 1) // step.y) as (n, _):
+                y = first_y + n * step.y + phase
+                filled = there & (y >= ranges.low_y) & (y < ranges.high_y)
+                begin, end = f.choose(filled, ranges.low_x, zero), f.choose(filled, ranges.high_x, zero)
+                line = window + (dz * view.plane + (phase * view.lines + n) * view.line)
+                extent = view.voxel, first_x, view.columns, begin, end
+                self.parts.fill_line(f, line, *extent, sources[0].at(z, y))
+                for second in sources[1:]:
+                    with f.when(second.data.is_given()):
+                        self.parts.fill_line(f, line + sources[0].channels, *extent, second.at(z, y))
+
+    def multiply(
+        self, f: Function, block: Block, view: View, group: Group, window: Pointer, weight: Pointer, bias: Pointer,
+        values: Pointer, lines: Int,
+    ) -> Results:  # fmt: skip
+        """Write down: the results of a group of products, for as many channels as registers hold.
+
+        weight  [terms, width] of the group
+        bias    [width]
+        values  [planes, lines, pitch, width] for them
+        """
+        width = self.layout.width
+        count = (block.lines - 1) * view.pitch + block.columns
+        with f.loop(block.planes) as (z, _):
+            self._product(
+                f, window + (z * view.step.z * view.plane + group.column), view.step.x * view.voxel, group.table,
+                group.taps, weight, bias, values + z * lines * view.pitch * width, count, group.inner,
+            )  # fmt: skip
+        zero = f.number(0)
+        return Results(values, block.planes, lines, view.pitch, zero, block.lines, zero, block.columns)
+
+
+def _define_product(module: Module, layout: Registers) -> Any:
+    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+
+    @module.define
+    def product_of_taps(
+        f: Function, x: Pointer, step: Int, table: Pointer, taps: Int, weight: Pointer, bias: Pointer, out: Pointer,
+        count: Int, inner: Int,
+    ) -> None:  # fmt: skip
+        """Sums over taps and what each meets, then the bias: out[r, :] = sum x[r * step + table[tap] + c] weight[..].
+
+        x       of which `count` rows, rounded up to `rows`, are read
+        table   [taps] 64-bit integers
+        weight  [taps, inner, width]
+        out     [count rounded up, width]
+        """
+        with f.loop(count, step=rows) as (r, _):
+            sums = [f.constant(0)] * (rows * vectors)
+            with f.loop(taps, carried=sums) as (tap, outer):
+                first = x + (r * step + (table + tap * 2).integer())
+                places = [first + step * n for n in range(rows)]
+                weights = weight + tap * inner * width
+                with f.loop(inner, carried=outer.values) as (c, state):
+                    factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
+                    new = []
+                    for n, place in enumerate(places):
+                        value = (place + c).splat()
+                        new += [f.fma(value, w, state.values[n * vectors + m]) for m, w in enumerate(factors)]
+                    state.values = new
+                outer.values = state.values
+            offsets = [(bias + n * lanes).load() for n in range(vectors)]
+            for n in range(rows * vectors):
+                (out + (r * width + n * lanes)).store(outer.values[n] + offsets[n % vectors])
+
+    return product_of_taps
