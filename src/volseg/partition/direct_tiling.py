@@ -106,8 +106,8 @@ def plan_cut(
 
     def seconds(sides: Triple) -> float:
         d, h, w = sides
-        pitch, results = _pitch(reach, w), d * h * w
-        computed = d * -(-((h - 1) * pitch + w) // rows) * rows
+        results = d * h * w
+        computed = d * min(_rows_of_plane(h, w, _pitch(reach, w), rows))
         floats = window * prod(reach.extent(axis, n) for axis, n in enumerate(sides)) + tile * results
         taken = (computed * terms / 32 + floats * _FILL) / results
         blocks = prod(-(-n // side) for n, side in zip((depth, height, breadth), sides, strict=True))
@@ -135,35 +135,48 @@ def _pitch(reach: Reach, columns: int) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """How a block's window lies in memory: [planes, phases, lines, columns, voxel].
+    """How a block's window lies in memory, [planes, phases, lines, columns, voxel], and its results.
 
-    lines    of a phase
-    pitch    results from a line to the next
-    line, plane, size  floats
+    lines                       of a phase
+    line, plane, size           floats
+    result_lines, result_pitch  lines of a plane of results, and results of a line, as they lie in memory
+    by_line                     whether products are taken line by line, not for all lines of a plane at once
     """
 
     lines: int
     columns: int
-    pitch: int
     line: int
     plane: int
     size: int
+    result_lines: int
+    result_pitch: int
+    by_line: bool
 
 
 def window_of(cut: Cut, reach: Reach, voxel: int, rows: int) -> Window:
-    """The window of blocks; `rows` more results than there are may be computed from it."""
+    """The window of blocks; `rows` results are computed together, more than there are at an end."""
     pitch = _pitch(reach, cut.columns)
     columns = pitch * reach.step[2]
     lines = cut.lines - 1 + ceil(reach.size[1] / reach.step[1])
     line = columns * voxel
     plane = reach.phases * lines * line
     slack = (rows * reach.step[2] + reach.size[2] + columns) * voxel + 64
-    return Window(lines, columns, pitch, line, plane, reach.extent(0, cut.planes) * plane + slack)
+    at_once, by_line = _rows_of_plane(cut.lines, cut.columns, pitch, rows)
+    shorter = by_line < at_once
+    return Window(
+        lines, columns, line, plane, reach.extent(0, cut.planes) * plane + slack,
+        cut.lines if shorter else -(-at_once // pitch), by_line // cut.lines if shorter else pitch, shorter,
+    )  # fmt: skip
+
+
+def _rows_of_plane(lines: int, columns: int, pitch: int, rows: int) -> tuple[int, int]:
+    """Results computed for a plane at once, and line by line: whole `rows` of them."""
+    return -(-((lines - 1) * pitch + columns) // rows) * rows, lines * -(-columns // rows) * rows
 
 
 def results_size(cut: Cut, window: Window, layout: Registers) -> int:
     """Floats of a block's results for as many channels as registers hold."""
-    return (cut.planes * cut.lines * window.pitch + layout.rows) * layout.width
+    return (cut.planes * window.result_lines * window.result_pitch + layout.rows) * layout.width
 
 
 def tile_size(cut: Cut, stride: Triple, channels: int) -> int:

@@ -221,7 +221,8 @@ def _view_fields(cut: Cut, reach: Reach, rows: Rows, voxel: int, together: int) 
     return {
         "ranges": range_fields(rows.valid), "voxel": voxel, "step": _axes(reach.step), "first": _axes(reach.first),
         "size": _axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
-        "pitch": window.pitch, "line": window.line, "plane": window.plane, "floats": window.size,
+        "line": window.line, "plane": window.plane, "floats": window.size, "result_lines": window.result_lines,
+        "result_pitch": window.result_pitch, "by_line": int(window.by_line),
     }  # fmt: skip
 
 

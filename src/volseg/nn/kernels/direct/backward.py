@@ -99,7 +99,7 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
                 channel, group = k * width, Group.of(groups, n)
                 weights = weight + (channel * groups.terms + group.term * width)
                 results = kit.multiply(
-                    f, block, view, group, scratch, weights, bias, values, cutting.lines
+                    f, block, view, group, scratch, weights, bias, values
                 )  # fmt: skip
                 results = _within(f, results, block, group, tile)
                 with f.either(channel < tile.a.channels) as (in_a, in_b):

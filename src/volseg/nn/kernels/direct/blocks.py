@@ -6,8 +6,9 @@ A block's window is a piece of the source with what its results reach, activated
 
 Lines whose numbers have the same rest by the stride on H, a *phase*, lie together. So the voxels that a tap meets in
 consecutive results lie at equal distances, from a line's end to the next line's beginning too, and the results of a
-plane are rows of one matrix product for each tap on D and H; the taps on W are more columns of it. A result is summed
-over taps on D, on H, on W, then channels, each in ascending order of the voxels: its bits follow from what it reads.
+plane (or of each line, where that wastes less) are rows of one matrix product for each tap on D and H; the taps on W
+are more columns of it. A result is summed over taps on D, on H, on W, then channels, each in ascending order of the
+voxels: its bits follow from what it reads.
 
 The gradient of a strided convolution's input is several such convolutions of the output's gradient with stride 1: one
 for each rest of the input's coordinates by the stride, with the taps that reach it. Each is a `Group` of products.
@@ -60,7 +61,8 @@ class View:
     ranges             of the voxels that the source has
     voxel              floats of a voxel
     step, first, size  of the reach
-    phases, lines, columns, pitch, line, plane, floats  of the window
+    phases, lines, columns, line, plane, floats  of the window
+    result_lines, result_pitch, by_line          of the results
     """
 
     ranges: Ranges
@@ -71,10 +73,12 @@ class View:
     phases: Int
     lines: Int
     columns: Int
-    pitch: Int
     line: Int
     plane: Int
     floats: Int
+    result_lines: Int
+    result_pitch: Int
+    by_line: Int
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Kit:
 
     def __init__(self, module: Module, layout: Registers) -> None:
         self.layout, self.parts = layout, Parts(module, layout)
-        self._product = _define_product(module, layout)
+        self._begin, self._product = _define_begin(module, layout), _define_product(module, layout)
 
     def fill_window(
         self, f: Function, sources: Sequence[Source], block: Block, view: View, window: Pointer
@@ -175,56 +179,93 @@ class Kit:
 
     def multiply(
         self, f: Function, block: Block, view: View, group: Group, window: Pointer, weight: Pointer, bias: Pointer,
-        values: Pointer, lines: Int,
+        values: Pointer,
     ) -> Results:  # fmt: skip
         """Write down: the results of a group of products, for as many channels as registers hold.
 
         weight  [terms, width] of the group
         bias    [width]
-        values  [planes, lines, pitch, width] for them
+        values  room for them
         """
         width = self.layout.width
-        count = (block.lines - 1) * view.pitch + block.columns
-        with f.loop(block.planes) as (z, _):
-            self._product(
-                f, window + (z * view.step.z * view.plane + group.column), view.step.x * view.voxel, group.table,
-                group.taps, weight, bias, values + z * lines * view.pitch * width, count, group.inner,
-            )  # fmt: skip
+        line, step = view.result_pitch * width, view.step.x * view.voxel
+        runs = f.choose(view.by_line.equals(1), block.lines, f.number(1))
+        count = f.choose(runs.equals(1), (block.lines - 1) * view.result_pitch + block.columns, block.columns)
+        # A piece of the weights stays in the first cache while all rows of a plane, or of a few small ones, meet it.
+        inner = f.larger(group.inner, 1)
+        columns = f.smaller(inner, _NEAR_FLOATS // width)
+        taps = f.choose(columns < inner, f.number(1), f.larger(f.number(_NEAR_FLOATS) // (inner * width), 1))
+        together = f.larger(f.number(_FEW_ROWS) // (count * runs), 1)
+        with f.loop((block.planes + together - 1) // together) as (part, _):
+            first, last = part * together, f.smaller((part + 1) * together, block.planes)
+            with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
+                self._begin(f, bias, values + (z * view.result_lines + run) * line, count)
+            with f.loop((group.taps + taps - 1) // taps) as (t, _), f.loop((inner + columns - 1) // columns) as (c, _):
+                tap, column = t * taps, c * columns
+                with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
+                    x = window + (z * view.step.z * view.plane + run * view.line + group.column + column)
+                    self._product(
+                        f, x, step, group.table + tap * 2, f.smaller(taps, group.taps - tap),
+                        weight + (tap * inner + column) * width, inner * width,
+                        values + (z * view.result_lines + run) * line, count, f.smaller(columns, inner - column),
+                    )  # fmt: skip
         zero = f.number(0)
-        return Results(values, block.planes, lines, view.pitch, zero, block.lines, zero, block.columns)
+        return Results(
+            values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
+        )  # fmt: skip
+
+
+_NEAR_FLOATS, _FEW_ROWS = 6144, 96
+"""Of a piece of weights that stays in the first cache: 24 KiB, half of one. Rows that make up for reading it."""
+
+_ROWS_OF_POINTER = 6
+
+
+def _define_begin(module: Module, layout: Registers) -> Any:
+    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+
+    @module.define
+    def begin_with_bias(f: Function, bias: Pointer, out: Pointer, count: Int) -> None:
+        """out[r, :] = bias, for `count` rows, rounded up to `rows`."""
+        offsets = [(bias + n * lanes).load() for n in range(vectors)]
+        with f.loop((count + rows - 1) // rows * rows) as (r, _):
+            for n, offset in enumerate(offsets):
+                (out + (r * width + n * lanes)).store(offset)
+
+    return begin_with_bias
 
 
 def _define_product(module: Module, layout: Registers) -> Any:
     lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
 
     @module.define
-    def product_of_taps(
-        f: Function, x: Pointer, step: Int, table: Pointer, taps: Int, weight: Pointer, bias: Pointer, out: Pointer,
+    def add_product_of_taps(
+        f: Function, x: Pointer, step: Int, table: Pointer, taps: Int, weight: Pointer, tap_size: Int, out: Pointer,
         count: Int, inner: Int,
     ) -> None:  # fmt: skip
-        """Sums over taps and what each meets, then the bias: out[r, :] = sum x[r * step + table[tap] + c] weight[..].
+        """Add sums over taps and what each meets: out[r, :] += sum x[r * step + table[tap] + c] * weight[tap, c, :].
 
         x       of which `count` rows, rounded up to `rows`, are read
         table   [taps] 64-bit integers
-        weight  [taps, inner, width]
+        weight  [taps][inner, width], the taps `tap_size` floats apart
         out     [count rounded up, width]
         """
         with f.loop(count, step=rows) as (r, _):
-            sums = [f.constant(0)] * (rows * vectors)
-            with f.loop(taps, carried=sums) as (tap, outer):
-                first = x + (r * step + (table + tap * 2).integer())
-                places = [first + step * n for n in range(rows)]
-                weights = weight + tap * inner * width
-                with f.loop(inner, carried=outer.values) as (c, state):
+            places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
+            with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
+                first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
+                # A pointer for each six rows, and distances of one to five steps from it: all fit into registers.
+                bases = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
+                with f.loop(inner, carried=[*bases, *outer.values]) as (c, state):
+                    pointers, sums = state.values[: len(bases)], state.values[len(bases) :]
                     factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
                     new = []
-                    for n, place in enumerate(places):
-                        value = (place + c).splat()
-                        new += [f.fma(value, w, state.values[n * vectors + m]) for m, w in enumerate(factors)]
-                    state.values = new
-                outer.values = state.values
-            offsets = [(bias + n * lanes).load() for n in range(vectors)]
-            for n in range(rows * vectors):
-                (out + (r * width + n * lanes)).store(outer.values[n] + offsets[n % vectors])
+                    for n in range(rows):
+                        value = (pointers[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
+                        new += [f.fma(value, w, sums[n * vectors + m]) for m, w in enumerate(factors)]
+                    state.values = [*(pointer + 1 for pointer in pointers), *new]
+                outer.values = state.values[len(bases) :]
+            for place, total in zip(places, outer.values, strict=True):
+                place.store(total)
 
-    return product_of_taps
+    return add_product_of_taps

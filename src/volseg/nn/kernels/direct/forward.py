@@ -37,7 +37,6 @@ def build_forward(layout: Registers) -> Library:
                 channel = k * width
                 results = kit.multiply(
                     f, block, view, group, scratch, weight + channel * groups.terms, bias + channel, values,
-                    cutting.lines,
                 )  # fmt: skip
                 parts.store(f, results, target.at(block.z, block.y, block.x, channel))
                 with f.when(bricks.sums.is_given()):
