@@ -23,7 +23,7 @@ _DEEPEST = 8
 """Planes of a block at most."""
 
 _FILL, _BEYOND_CACHE = 0.15, 1.5
-"""Clock cycles to fill a float of the window, where 32 products take one; and how much slower all is beyond the cache."""
+"""Clock cycles to fill a float of the window, where 32 products take one; how much slower all is beyond the cache."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def backward_reach(kernel: Triple, stride: Triple) -> Reach:
 
 
 def axis_taps(kernel: int, stride: int, phase: int) -> list[tuple[int, int]]:
-    """Which taps reach the inputs stride * j + phase, and from which output counted from j: (output, tap), ascending."""
-    pairs = [divmod(phase + kernel // 2 - tap, stride) + (tap,) for tap in range(kernel)]
+    """Which taps reach the inputs stride * j + phase, from which outputs counted from j: (output, tap), ascending."""
+    pairs = [(*divmod(phase + kernel // 2 - tap, stride), tap) for tap in range(kernel)]
     return sorted((output, tap) for output, rest, tap in pairs if rest == 0)
 
 

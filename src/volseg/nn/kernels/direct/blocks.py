@@ -86,8 +86,8 @@ class Groups:
     """The products of each group, one after another; all numbers are 64 bits.
 
     table    [taps on D and H of all groups] floats from a result's first voxel to the tap's
-    numbers  [count, 8]  of a group: its taps; the first one's number in the table; floats to its first column; floats
-             of its columns; its first term in the weight; its rests on D, H, W
+    numbers  [count, 10]  of a group: its taps on D and on H; the first plane they meet; the first one's number in the
+             table; floats to its first column; floats of its columns; its first term in the weight; its rests on axes
     terms    of the weight, all groups together
     """
 
@@ -102,19 +102,26 @@ class Group:
     """Products that make one kind of results."""
 
     table: Pointer
-    taps: Int
+    deep: Int
+    high: Int
+    plane: Int
     column: Int
     inner: Int
     term: Int
     rest: Axes
 
+    @property
+    def taps(self) -> Int:
+        """On D and H."""
+        return self.deep * self.high
+
     @classmethod
     def of(cls, groups: Groups, number: Int) -> Group:
         """The group of a number."""
-        taps, first, column, inner, term, z, y, x = (
-            (groups.numbers + (number * 8 + n) * 2).integer() for n in range(8)
+        deep, high, plane, first, column, inner, term, z, y, x = (
+            (groups.numbers + (number * 10 + n) * 2).integer() for n in range(10)
         )  # 64 bits are two floats
-        return cls(groups.table + first * 2, taps, column, inner, term, Axes(z, y, x))
+        return cls(groups.table + first * 2, deep, high, plane, column, inner, term, Axes(z, y, x))
 
 
 @dataclass(frozen=True)
@@ -204,15 +211,29 @@ class Kit:
                 tap, column = t * taps, c * columns
                 with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
                     x = window + (z * view.step.z * view.plane + run * view.line + group.column + column)
+                    begin, end = self._there(f, block, view, group, z)
+                    begin, end = f.larger(begin, tap), f.smaller(end, tap + taps)
                     self._product(
-                        f, x, step, group.table + tap * 2, f.smaller(taps, group.taps - tap),
-                        weight + (tap * inner + column) * width, inner * width,
-                        values + (z * view.result_lines + run) * line, count, f.smaller(columns, inner - column),
+                        f, x, step, group.table + begin * 2, end - begin, weight + (begin * inner + column) * width,
+                        inner * width, values + (z * view.result_lines + run) * line, count,
+                        f.smaller(columns, inner - column),
                     )  # fmt: skip
         zero = f.number(0)
         return Results(
             values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
         )  # fmt: skip
+
+
+    @staticmethod
+    def _there(f: Function, block: Block, view: View, group: Group, z: Int) -> tuple[Int, Int]:
+        """The first and last of a group's taps that meet planes which the source has, for plane z of a block.
+
+        Beyond the source's planes is zero, which adds nothing.
+        """
+        first = (block.z + z) * view.step.z + view.first.z + group.plane
+        begin = f.smaller(f.larger(view.ranges.low_z - first, 0), group.deep)
+        end = f.smaller(f.larger(view.ranges.high_z - first, begin), group.deep)
+        return begin * group.high, end * group.high
 
 
 _NEAR_FLOATS, _FEW_ROWS = 6144, 96

@@ -23,7 +23,7 @@ IMAGE_TAPS, IMAGE_PAIRS = 3, 4
 
 @dataclass(frozen=True)
 class TapGroup:
-    """The products that make one kind of results: on each axis the kernel's taps, and the voxels of the window they meet.
+    """The products that make one kind of results: on each axis taps of the kernel, and the window's voxels they meet.
 
     rest     of the coordinates of the results, by the stride
     places   on D, H, W: (voxel of the window, tap) in ascending order of the voxels
@@ -79,9 +79,10 @@ def group_fields(
         ]
         columns = group.places[2]
         inner = len(columns) * voxel
-        taps = len(offsets) if inner else 0
-        numbers.append([taps, len(table), columns[0][0] * voxel if columns else 0, inner, term, *group.rest])
-        term += -(-taps // together) * together * (-(-inner // pairs) * pairs)
+        deep, high, _ = group.counts if inner else (0, 0, 0)
+        first_plane, first_column = (places[0][0] if places else 0 for places in (group.places[0], columns))
+        numbers.append([deep, high, first_plane, len(table), first_column * voxel, inner, term, *group.rest])
+        term += -(-deep * high // together) * together * (-(-inner // pairs) * pairs)
         table += offsets + [0] * (-len(offsets) % together)
     return {
         "table": torch.tensor(table or [0]), "numbers": torch.tensor(numbers), "count": len(groups), "terms": term
