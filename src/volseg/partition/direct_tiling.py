@@ -22,8 +22,9 @@ _CACHE_FLOATS = 2**17
 _DEEPEST = 8
 """Planes of a block at most."""
 
-_FILL, _BEYOND_CACHE = 0.15, 1.5
-"""Clock cycles to fill a float of the window, where 32 products take one; how much slower all is beyond the cache."""
+_FILL, _LINE, _WEIGHT, _FULL_CACHE, _BEYOND_CACHE = 0.15, 100.0, 0.3, 1.0, 1.5
+"""Clock cycles to fill a float of the window, where 32 products take one; to begin a line of it; to read a float of the
+weights once more; how much longer filling takes where the window fills the cache; how much slower all is beyond it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def plan_cut(
 
     planes         the range of planes to compute
     window, tile   floats of a window's voxel; of the other tensor for each result
-    terms          products for each result, all its channels together
+    terms          products for each result, all its channels together, which is as many as there are weights
     rows           results computed together
     multiple       blocks begin on multiples of it on D, H, W
     threads        there should be a block for each
@@ -108,8 +109,10 @@ def plan_cut(
         d, h, w = sides
         results = d * h * w
         computed = d * min(_rows_of_plane(h, w, _pitch(reach, w), rows))
-        floats = window * prod(reach.extent(axis, n) for axis, n in enumerate(sides)) + tile * results
-        taken = (computed * terms / 32 + floats * _FILL) / results
+        planes_read, lines_read, columns_read = (reach.extent(axis, n) for axis, n in enumerate(sides))
+        floats = window * planes_read * lines_read * columns_read + tile * results
+        filled = floats * _FILL * (1 + _FULL_CACHE * floats / _CACHE_FLOATS) + planes_read * lines_read * _LINE
+        taken = (computed * terms / 32 + filled + terms * _WEIGHT) / results
         blocks = prod(-(-n // side) for n, side in zip((depth, height, breadth), sides, strict=True))
         uneven = -(-blocks // threads) * threads / blocks
         return taken * uneven * (_BEYOND_CACHE if floats > _CACHE_FLOATS else 1.0)
