@@ -124,10 +124,10 @@ def _minimal_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, origin: tu
 
 
 def _apply(packed: pointwise.PointWeight, rows: Tensor) -> Tensor:
-    """[d, h, w, C] to [spread d, spread h, spread w, K]."""
-    s = packed.spread
-    channels = packed.channels // s  # both voxels along W lie in one row
-    out = Rows.of(torch.empty(rows.shape[0] * s, rows.shape[1] * s, rows.shape[2] * s, channels))
+    """[d, h, w, C] to [sd d, sh h, sw w, K], s the spread."""
+    sides = [n * s for n, s in zip(rows.shape[:3], packed.spread, strict=True)]
+    channels = packed.channels // packed.spread[2]  # both voxels along W lie in one row
+    out = Rows.of(torch.empty(*sides, channels))
     pointwise.apply(Activation(Rows.of(rows)), packed, out)
     return out.buffer
 
@@ -149,8 +149,15 @@ def transposed_convolve(
     kernel: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
     if _minimal(x, weight, stride, dilation, groups):
         return _minimal_transposed(x, weight, shape)
-    doubles = kernel == stride == (2, 2, 2) and tuple(2 * n for n in x.shape[2:]) == shape
-    if doubles and groups == 1 and dilation == (1, 1, 1) and _onednn(weight) and winograd.available():
+    doubles = kernel == stride and set(stride) <= {1, 2}
+    if (
+        doubles
+        and tuple(s * n for s, n in zip(stride, x.shape[2:], strict=True)) == shape
+        and groups == 1
+        and dilation == (1, 1, 1)
+        and _onednn(weight)
+        and winograd.available()
+    ):
         packed = pointwise.pack_up(weight, None)
         return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[1])
     turned = _turn(weight, groups)
