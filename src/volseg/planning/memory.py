@@ -104,7 +104,7 @@ def _walk_training(
         checkpoints = frozenset(training.checkpoint_levels)
         passes = [
             TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
-            for share in busy_shares(layout, model.factors, agglomeration, halos=halos)
+            for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo, halos=halos)
         ]
         return max(passes, key=lambda one: one.total)
     layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
@@ -152,7 +152,7 @@ def segmenting_memory(
         walk = max(
             (
                 SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
-                for share in busy_shares(layout, model.factors, agglomeration)
+                for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo)
             ),
             key=lambda one: one.peak.total,
         )
@@ -212,7 +212,7 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        (share,) = busy_shares(layout, model.factors, halos=False)
+        (share,) = busy_shares(layout, model.factors, halo=unet(model).halo, halos=False)
         walks = [SegmentingPass(unet(model), s, share) for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4

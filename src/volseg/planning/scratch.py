@@ -8,11 +8,11 @@ from math import prod
 
 from volseg.geometry import Triple
 from volseg.networks.description import IMAGE
+from volseg.partition.direct_tiling import FLUSH_VOXELS, backward_reach, direct_room, forward_reach, plan_cut
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
     POSITIONS,
-    TAPS,
     backward_room,
     forward_room,
     padded_channels,
@@ -50,30 +50,45 @@ def _stored(source: Source, image: int) -> int:
 
 
 def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
-    """A convolution's forward. sides: of the block."""
-    (d, h, w), inputs, width = sides, stored_inputs(op.sources, image), op.output.stored
-    inner = sum(inputs)
-    layout = registers_for([width], [], LANES)
-    blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads)
-    return Work(
-        POSITIONS * TAPS * inner * width + prod(op.node.kernel) * inner * width,
-        forward_room(blocks, padded_channels(inner), layout),
-    )
+    """A convolution's forward. sides: of the output's block."""
+    (d, h, w), inputs, width, kernel = sides, stored_inputs(op.sources, image), op.output.stored, op.node.kernel
+    inner, layout = sum(inputs), registers_for([width], [], LANES)
+    weight = prod(kernel) * inner * width
+    if is_minimal(kernel, op.node.stride):
+        taps = kernel[0]
+        blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads, taps=taps)
+        packed = POSITIONS * taps * inner * width
+        return Work(packed + weight, forward_room(blocks, padded_channels(inner), layout, taps))
+    reach = forward_reach(kernel, op.node.stride)
+    cut = plan_cut((0, d), h, w, reach, inner, 0, weight, layout.rows, (1, 1, 1), threads)
+    return Work(2 * weight, direct_room(cut, reach, inner, 0, op.node.stride, layout))
 
 
 def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads: int) -> Work:
-    """A convolution's backward."""
-    d, h, w = sides
+    """A convolution's backward. sides: of the output's block."""
     inputs, given = stored_inputs(op.sources, image) if op.targets else [], op.gradient.stored
     tile = sum(inputs) or given
     window = given if inputs else padded_channels(image)
     layout = registers_for(inputs or [given], [], LANES)
-    blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads)
-    many = d * h * w > 4 * FLUSH_TILES * threads
-    sums = POSITIONS * TAPS * window * tile * (3 if many else 1)
-    turned = POSITIONS * TAPS * window * tile if inputs else 0
-    weights = threads * sums + turned + 2 * prod(op.node.kernel) * window * tile
-    return Work(weights, backward_room(blocks, window, tile, layout))
+    (d, h, w), kernel, voxels = sides, op.node.kernel, prod(sides)
+    weight = prod(kernel) * window * tile
+    if is_minimal(kernel, op.node.stride):
+        taps = kernel[0]
+        blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads, taps=taps)
+        sums = POSITIONS * taps * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
+        turned = POSITIONS * taps * window * tile if inputs else 0
+        return Work(threads * sums + turned + 2 * weight, backward_room(blocks, window, tile, layout, taps))
+    stride: Triple = op.node.stride if inputs else (1, 1, 1)
+    reach = backward_reach(kernel, op.node.stride) if inputs else forward_reach(kernel, op.node.stride)
+    cut = plan_cut((0, d), h, w, reach, window, tile * prod(stride), weight, layout.rows, (1, 1, 1), threads)
+    sums = weight * (3 if voxels > 4 * FLUSH_VOXELS * threads else 1)
+    room = direct_room(cut, reach, window, tile, stride, layout)
+    return Work(threads * sums + (weight if inputs else 0) + 2 * weight, room)
+
+
+def is_minimal(kernel: Triple, stride: Triple) -> bool:
+    """Whether a convolution is computed by Winograd's minimal filtering (`kernels.block_convolution`)."""
+    return kernel[1:] == (3, 3) and stride == (1, 1, 1)
 
 
 def loss_floats(voxels: int, classes: int) -> int:

@@ -12,17 +12,30 @@ from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import IMAGE, Network
 from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.basin import Basin, Ghosts, basins, peak_of
+from volseg.partition.basin import Basin, Ghosts, basins
 from volseg.partition.layout import Layout
 from volseg.partition.share import Share, busy_shares
-from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
+from volseg.partition.slabs import Lift, head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT, convolving
 from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
-from volseg.program.in_place import PORT_WITH_GHOSTS, PORTS
+from volseg.program.in_place import lanes_of
 from volseg.program.schedule import SPILL, Schedule
-from volseg.program.step import Classify, Convolve, Gather, Lifted, Pass, Place, Scatter, Step, Tensor
+from volseg.program.step import (
+    Add,
+    Classify,
+    Convolve,
+    Gather,
+    Lifted,
+    Pass,
+    Place,
+    Pool,
+    Scatter,
+    Step,
+    Tensor,
+    lift_of,
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,13 @@ class SegmentingPass:
         self.network, self.share, self.threads, self.image = network, share, threads, image
         program = segment_program(network, schedule, share.merges, share.last)
         first = 1 if any(isinstance(step.op, Pass) for step in program.forward) else 0
-        ghosts: list[Ghosts] = list(zip(share.low, share.high, strict=True))
+        ghosts: list[Ghosts] = [share.ghosts_of(stage, stage) for stage in range(share.last + 1)]
         widths = [padded_channels(width) for width in network.widths]
-        self.basins: dict[int, Basin] = basins(share.sides, ghosts, widths, first)
+        self.basins: dict[int, Basin] = basins(
+            share.sides, ghosts, widths, first, reaches=[halo[0] for halo in network.halo],
+            hosted=lanes_of(program.forward) == 1,
+        )  # fmt: skip
+        self.lanes: set[tuple[int, int]] = set()
         # Where a block is cut on H or W, packing its faces touches every page of a tensor.
         self.in_files = schedule is SPILL and not any(share.low[0][1:] + share.high[0][1:])
         self.moments: list[Moment] = []
@@ -78,6 +95,12 @@ class SegmentingPass:
         return max(self.moments, key=lambda moment: moment.total)
 
     @property
+    def files(self) -> int:
+        """Values of all basins and ports: what SPILL has in files."""
+        sizes = (self.basins[stage] for stage, _ in self.lanes)
+        return sum(basin.size for basin in sizes if basin.host is None) + sum(self.ports.values())
+
+    @property
     def last(self) -> Moment:
         """When the mask is made."""
         return self.moments[-1]
@@ -85,8 +108,12 @@ class SegmentingPass:
     def _go_through(self, step: Step) -> None:
         for tensor, place in zip(step.writes, step.places, strict=True):
             self._lying[tensor] = place
-            if place in PORTS:
-                self.ports[tensor] = self._port(tensor, ghosts=place == PORT_WITH_GHOSTS)
+            if place.end == "port":
+                self.ports[tensor] = self._port(tensor, ghosts=place.ghosts)
+            else:
+                self.lanes.add((tensor.stage, place.lane))
+        for before, after in step.renames:
+            self._lying[after] = self._lying.pop(before)
         match step.op:
             case Convolve() as op:
                 self._convolved(step.label, op)
@@ -96,6 +123,8 @@ class SegmentingPass:
                 self._transferred(step, op.stage, op.source)
             case Scatter() as op:
                 self._transferred(step, op.stage, op.target.tensor)
+            case Add() | Pool():
+                self._note(step.label, step.op.output.stage, self._slab)
             case Classify():
                 self._slab = 0
                 self._note(step.label, 0, self._resident(0) + self.logits)
@@ -109,18 +138,18 @@ class SegmentingPass:
         held = [0] * (self.network.deepest + 1)
         if self.in_files:
             return held
-        for stage in {tensor.stage for tensor, place in self._lying.items() if place not in PORTS}:
+        for stage, _ in {(tensor.stage, place.lane) for tensor, place in self._lying.items() if place.end != "port"}:
             basin = self.basins[stage]
             held[stage] += basin.size * FLOAT if basin.host is None else 0
         for tensor, place in self._lying.items():
-            if place in PORTS:
+            if place.end == "port":
                 held[tensor.stage] += self.ports[tensor] * FLOAT
         return held
 
     def _note(self, operation: str, stage: int, more: int) -> None:
         held = self._held()
-        lying = {tensor.stage for tensor, place in self._lying.items() if place not in PORTS}
-        halos = 0 if self.in_files else sum(self._halos(n) for n in lying if self.basins[n].host is None)
+        lying = {(tensor.stage, place.lane) for tensor, place in self._lying.items() if place.end != "port"}
+        halos = 0 if self.in_files else sum(self._halos(n) for n, _ in lying if self.basins[n].host is None)
         parts = {
             "tensors of the levels": sum(held) - halos,
             HALOS: halos,
@@ -137,12 +166,10 @@ class SegmentingPass:
         return (basin.floats(basin.channels) - prod(basin.sides) * basin.channels) * FLOAT
 
     def _sides(self, tensor: Tensor) -> Triple:
-        sides = self.share.sides[tensor.grid]
-        return sides if tensor.stage == tensor.grid else self.share.below(tensor.grid)
+        return self.share.sides_of(tensor.stage, tensor.grid)
 
     def _port(self, tensor: Tensor, *, ghosts: bool) -> int:
-        low, high, grid = self.share.low, self.share.high, tensor.grid
-        sides = zip(self._sides(tensor), low[grid], high[grid], strict=True)
+        sides = zip(self._sides(tensor), *self.share.ghosts_of(tensor.stage, tensor.grid), strict=True)
         return prod(n + ghosts * (a + b) for n, a, b in sides) * tensor.stored
 
     # operations
@@ -155,11 +182,11 @@ class SegmentingPass:
         for source in op.sources:
             if isinstance(source, Lifted):
                 planes = ranges(basin.sides[0], basin.planes)
-                self._slab = max(self._slab, self._up_slab(source, op.output.grid, planes))
+                self._slab = max(self._slab, self._up_slab(source, planes, lift_of(op, source)))
                 more += self._resident_below(source.tensor)
         if op.pooled is not None:
             more += self._resident_below(op.pooled)
-        self._worked(op, self.share.sides[stage])
+        self._worked(op, self._sides(op.output))
         self._note(label, stage, more + self._slab)
         if any(source.tensor.name == IMAGE for source in op.sources):
             self.image = 0  # it has been read
@@ -182,7 +209,7 @@ class SegmentingPass:
             for source in convolution.sources:
                 if isinstance(source, Lifted):
                     wanted = [(first - 1, last + 1) for first, last in ranges(sides[0], step)]
-                    windows += self._up_slab(source, 0, wanted)
+                    windows += self._up_slab(source, wanted, lift_of(convolution, source))
             self._worked(convolution, sides)
         _, h, w = self._wide(len(op.chain))
         windows += 3 * (step + 2) * h * w * self.network.in_channels * FLOAT
@@ -200,7 +227,7 @@ class SegmentingPass:
 
     def _resident_below(self, tensor: Tensor) -> int:
         """Of a tensor of the next stage, while a slab of this one is computed."""
-        if self._lying[tensor] in PORTS:  # all of it: it is small
+        if self._lying[tensor].end == "port":  # all of it: it is small
             return max(self.ports.values()) * FLOAT if self.in_files else 0
         return self._resident(tensor.stage, tensor.stored, 0.5)
 
@@ -219,8 +246,9 @@ class SegmentingPass:
         planes = min(d, self.basins[0].planes + 2)
         return 2 * planes * h * w * self.network.in_channels * FLOAT
 
-    def _up_slab(self, source: Lifted, grid: int, planes: Sequence[tuple[int, int]]) -> int:
-        slabs = up_slabs_of(planes, self._sides(source.tensor), self.share.low[grid], self.share.high[grid])
+    def _up_slab(self, source: Lifted, planes: Sequence[tuple[int, int]], lift: Lift) -> int:
+        below = source.tensor
+        slabs = up_slabs_of(planes, self._sides(below), *self.share.ghosts_of(below.stage, below.grid), lift)
         voxels = prod(source.node.factors) * max(d * h * w for _, (d, h, w) in slabs)
         return voxels * padded_channels(source.node.channels) * FLOAT
 
@@ -258,5 +286,6 @@ def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomerati
     network = unet(model)
     if why_not_covered(network):
         return 0
-    passes = [SegmentingPass(network, SPILL, share) for share in busy_shares(layout, network.factors, agglomeration)]
-    return max(peak_of(one.basins) + sum(one.ports.values()) for one in passes) * FLOAT
+    shares = busy_shares(layout, network.factors, agglomeration, halo=network.halo)
+    passes = [SegmentingPass(network, SPILL, share) for share in shares]
+    return max(one.files for one in passes) * FLOAT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from volseg.geometry import Triple
-from volseg.networks.description import Network
+from volseg.networks.description import IMAGE, Network
 from volseg.partition.arena import Arena, Piece
 from volseg.partition.share import Share
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
@@ -21,9 +21,9 @@ from volseg.program.step import (
     Program,
     Scatter,
     ScatterBackward,
-    Source,
     Step,
     Tensor,
+    lift_of,
 )
 
 SLABS, HALOS = "slabs and windows", "halos"
@@ -83,21 +83,23 @@ class TrainingPass:
     @property
     def image(self) -> int:
         """Bytes of the image on this rank, and of its copy with ghosts where the volume is cut, and of the target."""
-        own, ghosts = prod(self.share.sides[0]), any(self.share.low[0] + self.share.high[0])
-        copies = own + (prod(self._with_ghosts(self.share.sides[0], 0)) if ghosts else 0)
+        own, (low, high) = prod(self.share.sides[0]), self.share.ghosts_of(0, 0)
+        copies = own + (prod(self._with_ghosts(Tensor(IMAGE, 0, 0, 1))) if any(low + high) else 0)
         return self.network.in_channels * copies * FLOAT + own
 
     def _go_through(self, step: Step) -> None:
         for tensor in step.writes:
             self._take(tensor, step.label)
+        for before, after in step.renames:
+            self._pieces[after] = self._pieces.pop(before)
         match step.op:
             case Convolve() as op:
-                self._up_slab(op.sources, op.output, self._brick_depth(op.output.stage))
-                sides = self.share.sides[op.output.grid]
+                self._up_slab(op, op.output, self._brick_depth(op.output.stage))
+                sides = self._sides(op.output)
                 self._worked(convolving(op, sides, self.network.in_channels, self.threads))
             case ConvolveBackward() as op:
-                self._up_slab(op.sources, op.gradient, _UP_MULTIPLE, with_gradient=True)
-                sides = self.share.sides[op.gradient.grid]
+                self._up_slab(op, op.gradient, _UP_MULTIPLE, with_gradient=True)
+                sides = self._sides(op.gradient)
                 self._worked(convolving_backward(op, sides, self.network.in_channels, self.threads))
             case Classify() as op:
                 self._worked(self._loss(op))
@@ -114,15 +116,15 @@ class TrainingPass:
 
     def _sides(self, tensor: Tensor) -> Triple:
         """Of the rank's block of a tensor."""
-        sides = self.share.sides[tensor.grid]
-        return sides if tensor.stage == tensor.grid else self.share.below(tensor.grid)
+        return self.share.sides_of(tensor.stage, tensor.grid)
 
-    def _with_ghosts(self, sides: Triple, grid: int) -> Triple:
-        d, h, w = (n + a + b for n, a, b in zip(sides, self.share.low[grid], self.share.high[grid], strict=True))
+    def _with_ghosts(self, tensor: Tensor) -> Triple:
+        ends = self.share.ghosts_of(tensor.stage, tensor.grid)
+        d, h, w = (n + a + b for n, a, b in zip(self._sides(tensor), *ends, strict=True))
         return d, h, w
 
     def _take(self, tensor: Tensor, label: str) -> None:
-        sides = self._with_ghosts(self._sides(tensor), tensor.grid)
+        sides = self._with_ghosts(tensor)
         self._pieces[tensor] = self.arena.take(prod(sides) * tensor.stored)
         total = sum(piece.size for piece in self._pieces.values())
         self.by_operation[label] = max(self.by_operation.get(label, 0), total * FLOAT)
@@ -139,16 +141,17 @@ class TrainingPass:
         return min(8, self.network.factors[-1][0] // self.network.factors[stage][0])
 
     def _up_slab(
-        self, sources: tuple[Source, ...], output: Tensor, multiple: int, *, with_gradient: bool = False
+        self, op: Convolve | ConvolveBackward, output: Tensor, multiple: int, *, with_gradient: bool = False
     ) -> None:
         """Enter the largest slab of an up-convolution, which has memory of its own (`Buffers.slab`)."""
         grid = output.grid
         _, h, w = self.share.sides[grid]
-        for source in sources:
+        for source in op.sources:
             if not isinstance(source, Lifted):
                 continue
             width, below = padded_channels(source.node.channels), self._sides(source.tensor)
-            slabs = up_slabs(below, self.share.low[grid], self.share.high[grid], width, multiple)
+            ends = self.share.ghosts_of(source.tensor.stage, source.tensor.grid)
+            slabs = up_slabs(below, *ends, width, multiple, lift_of(op, source))
             for planes, made_from in slabs:
                 self._largest_slab = max(self._largest_slab, prod(source.node.factors) * prod(made_from) * width)
                 if with_gradient:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from volseg.config import ModelConfig
-from volseg.networks.coverage import why_not_covered
+from volseg.networks.coverage import can_recompute, why_not_covered
 from volseg.networks.unet import unet
 
 
@@ -44,7 +44,7 @@ def schedules_of(model: ModelConfig, kernels: bool = True) -> list[Schedule]:
     """
     if not covers(model) or not kernels:
         return [LAYERS]
-    return [IN_PLACE, RECOMPUTE, SPILL] if model.levels else [IN_PLACE, SPILL]
+    return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(unet(model)) else [IN_PLACE, SPILL]
 
 
 def covers(model: ModelConfig) -> bool:

@@ -45,11 +45,16 @@ def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def read_planes(image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1) -> Operand:
-    """The image where a convolution of `planes` reads it, with `width` voxels around the block on H and W."""
+def read_planes(
+    image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1, beside: int = 1
+) -> Operand:
+    """The image where a convolution of `planes` reads it, and `beside` planes before and after them.
+
+    width  voxels around the block on H and W
+    """
     low, high = reach(layout, coords, width)
     sides = layout.block(coords).shape
-    wanted = max(planes[0] - 1, -low[0]), min(planes[1] + 1, sides[0] + high[0])
+    wanted = max(planes[0] - beside, -low[0]), min(planes[1] + beside, sides[0] + high[0])
     return Operand(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)
 
 
@@ -86,6 +91,9 @@ class TensorImage:
         return self._rows[tuple(cut)].contiguous()
 
 
-def image_width(schedule: Schedule, beyond: int = 0) -> int:
-    """Voxels around a block that the image is asked for, where the volume goes on."""
-    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
+def image_width(schedule: Schedule, beyond: int = 0, reach: int = 1) -> int:
+    """Voxels around a block that the image is asked for, where the volume goes on.
+
+    reach  how far convolutions of the image read (`Network.image_reach`)
+    """
+    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, reach)

@@ -131,9 +131,7 @@ def _gradients(
     _, h, w = (-(-n // s) for n, s in zip(sides, stride, strict=True))
     layout, threads = into.layout, len(into.sums)
     products = prod(into.kernel) * into.voxel * into.tile * (1 if weight is None else 2)
-    cut = plan_cut(
-        planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads
-    )
+    cut = plan_cut(planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads)
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
         "view": _view_fields(cut, reach, window.rows, into.voxel, layout.rows),

@@ -223,7 +223,6 @@ class Kit:
             values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
         )  # fmt: skip
 
-
     @staticmethod
     def _there(f: Function, block: Block, view: View, group: Group, z: Int) -> tuple[Int, Int]:
         """The first and last of a group's taps that meet planes which the source has, for plane z of a block.
