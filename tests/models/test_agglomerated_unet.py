@@ -147,7 +147,7 @@ def test_every_schedule_has_the_same_bits(
         told: list[float] = []
         fused = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         streamed = fused.streamed(schedule, store, told.append)
-        image = TensorImage(block, layout, grid, image_width(schedule))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
         assert np.array_equal(gather_blocks(torch.cat(parts, 2), grid).numpy(), alone.numpy()), agglomeration
         assert told == sorted(told)
@@ -155,12 +155,12 @@ def test_every_schedule_has_the_same_bits(
         assert streamed.progress is not None
         assert streamed.progress.done == pytest.approx(1), "a rank's arithmetic is not what it counts"
         plain = FusedNetwork(model, grid).streamed(schedule)
-        for _ in plain.logit_slabs(TensorImage(block, layout, grid, image_width(schedule)), layout):
+        for _ in plain.logit_slabs(TensorImage(block, layout, grid, image_width(model.network, schedule)), layout):
             pass
         assert plain.progress is not None
         mine, without = communicator.reduce_all(np.array([streamed.progress.whole, plain.progress.whole]))
         assert mine == pytest.approx(without), "leaders do what the others leave"
-        image = TensorImage(block, layout, grid, image_width(schedule, 1))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule, 1))
         for (first, last), part in streamed.feature_slabs(image, layout):
             d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, layout.shape, strict=True))
             d = min(d, box.start[0] + last + 1)

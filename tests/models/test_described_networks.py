@@ -36,7 +36,7 @@ THIN = {"kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "strides": ((1, 2, 2), (2,
 NETWORKS = {
     "residual": config(encoder="residual", blocks=(1, 2, 1)),
     "residual, group norm": config(encoder="residual", norm="group", base_channels=8, blocks=(2, 1, 1)),
-    "residual, batch norm, as many channels": config(encoder="residual", norm="batch", in_channels=4, blocks=(1, 1, 1)),
+    "residual, batch norm, two channels": config(encoder="residual", norm="batch", in_channels=2, blocks=(1, 1, 1)),
     "residual, no norm, relu": config(encoder="residual", norm="none", blocks=(1, 1, 1), activation="relu"),
     "residual, strided": config(encoder="residual", blocks=(1, 2, 1), down="stride"),
     "anisotropic": config(**THIN),
@@ -88,7 +88,7 @@ def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
         for schedule in schedules_of(settings):
             store = ScratchStore(tmp_path) if schedule is SPILL else None
             network = FusedNetwork(model, grid).eval().streamed(schedule, store)
-            width = image_width(schedule, 0, model.network.image_reach)
+            width = image_width(model.network, schedule)
             image = TensorImage(block, layout, grid, width)
             parts = [part.clone() for _, part in network.logit_slabs(image, layout)]
             assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), (dims, schedule)
@@ -136,7 +136,7 @@ def test_memory_is_planned_by_the_steps_that_run(name: str, communicator: Commun
     assert max(communicator.gather_all(fused.work.buffers.total)) * 4 == planned.tensors
     store = Counting()
     network = FusedNetwork(model, grid).eval().streamed(IN_PLACE, store)
-    image = TensorImage(block, layout, grid, image_width(IN_PLACE, 0, model.network.image_reach))
+    image = TensorImage(block, layout, grid, image_width(model.network, IN_PLACE))
     for _ in network.logit_slabs(image, layout):
         pass
     assert max(communicator.gather_all(store.most)) * 4 == planned_lanes(SegmentingPass(model.network, IN_PLACE, share))

@@ -97,7 +97,7 @@ def test_a_training_step(communicator, monkeypatch, norm, stages):
 def test_segmenting(communicator, monkeypatch, norm, stages, schedule):
     config, grid, layout, layouts, twin, x = network(communicator, norm, stages)
     twin.eval()
-    image = TensorImage(x, layout, grid, image_width(schedule))
+    image = TensorImage(x, layout, grid, image_width(twin.network, schedule))
     watched = Watched(monkeypatch)
     for _ in twin.streamed(schedule).logit_slabs(image, layout):
         pass

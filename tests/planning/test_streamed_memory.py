@@ -67,7 +67,7 @@ def test_basins_and_windows_are_the_planned_ones(
     x = take_block(torch.randn(1, 1, *shape), grid, layout)
     store = CountingStore()
     streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
-    for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+    for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
         pass
     (share,) = busy_shares(layout, settings.factors)
     walk = SegmentingPass(unet(settings), schedule, share)
@@ -93,7 +93,7 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         x = take_block(torch.randn(1, 1, *shape), grid, layout)
         store = LiveStore()
         streamed = FusedNetwork(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
-        for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+        for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
             pass
         walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, settings.factors, stages))
         assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())

@@ -201,7 +201,7 @@ class FusedNetwork(nn.Module):
         Forward only: gradients are off.
         """
         if self.covers(x):
-            image = TensorImage(x, layout, self.grid, image_width(IN_PLACE, 1, self.network.image_reach))
+            image = TensorImage(x, layout, self.grid, image_width(self.network, IN_PLACE, 1))
             yield from self.streamed().feature_slabs(image, layout)
         else:
             yield (0, x.shape[2]), with_far_ghosts(self.twin(x, features_only=True), layout, self.grid)
@@ -221,7 +221,7 @@ class FusedNetwork(nn.Module):
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""
         with self._layouts(x) as layouts:
-            return TensorImage(x, layouts[0], self.grid, image_width(IN_PLACE, 0, self.network.image_reach)), layouts[0]
+            return TensorImage(x, layouts[0], self.grid, image_width(self.network, IN_PLACE)), layouts[0]
 
     def covers(self, x: Tensor) -> bool:
         """Whether the program takes an input of this kind."""

@@ -49,6 +49,8 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} is a pooling of {format_triple(node.window)}"
         case UpConvolution() if not set(node.factors) <= _STRIDES:
             return f"{node.name} is an up-convolution of {format_triple(node.factors)}"
+        case Addition() if IMAGE in node.reads:
+            return f"{node.name} adds the image itself"
         case Interpolation():
             return f"{node.name} is an interpolation"
         case Normalization() if node.norm != "none" and IMAGE in node.reads:

@@ -20,7 +20,7 @@ from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT, convolving
 from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
-from volseg.program.in_place import lanes_of
+from volseg.program.in_place import can_host
 from volseg.program.schedule import SPILL, Schedule
 from volseg.program.step import (
     Add,
@@ -77,7 +77,7 @@ class SegmentingPass:
         widths = [padded_channels(width) for width in network.widths]
         self.basins: dict[int, Basin] = basins(
             share.sides, ghosts, widths, first, reaches=[halo[0] for halo in network.halo],
-            hosted=lanes_of(program.forward) == 1,
+            hosted=can_host(program.forward, first),
         )  # fmt: skip
         self.lanes: set[tuple[int, int]] = set()
         # Where a block is cut on H or W, packing its faces touches every page of a tensor.

@@ -47,9 +47,21 @@ def in_place(steps: Sequence[Step], merges: Collection[int]) -> list[Step]:
     return planned
 
 
-def lanes_of(steps: Sequence[Step]) -> int:
-    """The most lanes of a stage."""
-    return 1 + max((place.lane for step in steps for place in step.places), default=0)
+def can_host(steps: Sequence[Step], host: int) -> bool:
+    """Whether the low end of a stage's basin is free whenever a tensor of a stage two or more below is there."""
+    lying: dict[Tensor, Place] = {}
+    for step in steps:
+        lying.update(zip(step.writes, step.places, strict=True))
+        in_basins = [(tensor, place) for tensor, place in lying.items() if place.end != "port"]
+        deep = any(tensor.stage >= host + 2 for tensor, _ in in_basins)
+        taken = any(tensor.stage == host and place != Place("high") for tensor, place in in_basins)
+        if (deep and taken) or any(place.lane for _, place in in_basins):
+            return False
+        for before, after in step.renames:
+            lying[after] = lying.pop(before)
+        for tensor in step.frees:
+            lying.pop(tensor, None)
+    return True
 
 
 def _place(step: Step, tensor: Tensor, lying: dict[Tensor, Place], merges: Collection[int]) -> Place:

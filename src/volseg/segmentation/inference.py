@@ -59,7 +59,7 @@ class BlockNetwork:
         beyond = int(scan.back is not None)
         with grid.communicator.meter.doing(Kind.FILES):
             self.image = ScanImage(
-                scan, card, grid, image_width(schedule, beyond, model.network.image_reach), kept=schedule is RECOMPUTE
+                scan, card, grid, image_width(model.network, schedule, beyond), kept=schedule is RECOMPUTE
             )
         self.streamed: StreamedNetwork | None = None
         if schedule is not LAYERS:

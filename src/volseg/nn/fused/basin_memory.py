@@ -20,7 +20,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.in_place import lanes_of
+from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
 from volseg.program.step import Convolve, Pass, Place, Program, Tensor
 
@@ -49,10 +49,10 @@ class BasinMemory:
             ghost_widths(work.grid, network.halo[level] if level in program.merges else self._halo(level, beyond))
             for level, work in enumerate(works)
         ]
-        stored = [padded_channels(width) for width in network.widths]
+        stored, first = [padded_channels(width) for width in network.widths], 1 if passes else 0
         self.basins: dict[int, Basin] = basins(
-            sides, ghosts, stored, 1 if passes else 0, reaches=[halo[0] for halo in network.halo],
-            hosted=lanes_of(program.forward) == 1,
+            sides, ghosts, stored, first, reaches=[halo[0] for halo in network.halo],
+            hosted=can_host(program.forward, first),
         )  # fmt: skip
         self._memory: dict[tuple[int, int], TorchTensor] = {}
         self._places: dict[Tensor, Place] = {}

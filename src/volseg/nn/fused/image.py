@@ -9,6 +9,7 @@ from torch import Tensor
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
 from volseg.geometry import Triple
+from volseg.networks.description import Convolution, Network
 from volseg.nn.fused.operand import Operand
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
@@ -91,9 +92,11 @@ class TensorImage:
         return self._rows[tuple(cut)].contiguous()
 
 
-def image_width(schedule: Schedule, beyond: int = 0, reach: int = 1) -> int:
+def image_width(network: Network, schedule: Schedule, beyond: int = 0) -> int:
     """Voxels around a block that the image is asked for, where the volume goes on.
 
-    reach  how far convolutions of the image read (`Network.image_reach`)
+    beyond  voxels around the block that are wanted of what the head reads
     """
-    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, reach)
+    if schedule is RECOMPUTE:
+        return sum(isinstance(node, Convolution) and node.stage == 0 for node in network.nodes) + beyond
+    return 0 if schedule is LAYERS else network.image_reach
