@@ -19,12 +19,12 @@ from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import deep_levels, loss_weights
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import Agglomeration
 from volseg.planning.fused_memory import FusedWalk
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import training_work
 
 SHAPE = (32, 40, 48)
@@ -162,7 +162,7 @@ def test_levels_and_weights_are_nnunet_s() -> None:
     assert loss_weights(0) == [1.0]
     assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
     settings, training = config(levels=4), TrainingConfig(deep_supervision=True)
-    assert parameter_count(settings, training) == sum(p.numel() for p in make(settings).parameters())
+    assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
 
 
 @pytest.mark.parallel(2)

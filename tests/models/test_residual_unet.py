@@ -16,12 +16,13 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import ResidualBlock, UNet
+from volseg.networks.description import Convolution
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.layer_memory import LayerWalk
-from volseg.planning.memory import parameter_count
 from volseg.planning.planner import forward_halo_bytes
 from volseg.program.schedule import LAYERS, covers, schedules_of
 
@@ -82,15 +83,15 @@ def test_a_block_is_he_s() -> None:
 def test_the_models_of_memory_and_halos_count_its_layers(name: str) -> None:
     settings = VARIANTS[name]
     model = UNet(settings)
-    assert parameter_count(settings) == sum(p.numel() for p in model.parameters())
+    assert unet(settings).parameters() == sum(p.numel() for p in model.parameters())
     found = [m for m in model.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size == (3, 3, 3)]
-    expected = sum(len(settings.encoder_convolutions(level)) for level in range(settings.levels + 1))
-    assert len(found) == expected + 2 * settings.levels
+    described = [n for n in unet(settings).nodes if isinstance(n, Convolution) and n.kernel == (3, 3, 3)]
+    assert len(found) == len(described)
     counts = [len(list(level.children())) for level in model.encoder]
     assert counts == list(settings.block_counts)
     layout = Layout.even((32, 32, 32), (1, 1, 2), settings.multiple)
     plain = replace(settings, encoder="plain", blocks=())
-    assert forward_halo_bytes(settings, layout) >= forward_halo_bytes(plain, layout)
+    assert forward_halo_bytes(unet(settings), layout) >= forward_halo_bytes(unet(plain), layout)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +116,12 @@ def test_the_plan_holds_what_autograd_keeps(settings: ModelConfig) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = twin(torch.randn(1, 1, 32, 32, 32))
     assert logits.requires_grad
-    walk = LayerWalk(settings, Layout.even((32, 32, 32), (1, 1, 1), settings.multiple), training=True)
+    walk = LayerWalk(unet(settings), Layout.even((32, 32, 32), (1, 1, 1), settings.multiple), training=True)
     walk.forward()
     assert walk.ledger.total == pytest.approx(sum(kept.values()), rel=0.02)
     walk.loss()
     walk.backward()
-    assert not any("block" in name or "window" in name for name in walk.ledger.live), "something is never freed"
+    assert set(walk.ledger.live) == {"image", "target"}, "something is never freed"
 
 
 def test_default_blocks_are_nnunet_s() -> None:

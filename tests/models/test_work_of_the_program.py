@@ -10,11 +10,11 @@ from volseg.distributed.communicator import MpiCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.unet import unet
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import segmenting_work, training_work
 from volseg.program.schedule import Schedule
 
@@ -79,7 +79,7 @@ def test_a_training_step(communicator, monkeypatch, norm, stages):
     watched = Watched(monkeypatch)
     twin.loss(x, target)[0].backward()
     sum_gradients(twin.parameters(), communicator)
-    work = training_work(config, layouts, parameter_count(config))
+    work = training_work(config, layouts, unet(config).parameters())
     # A rank that does not lead takes no part in coarse levels; the model is that of a leader of all of them.
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)

@@ -5,8 +5,8 @@ from math import log2, prod
 import pytest
 
 from volseg.config import ModelConfig, TrainingConfig
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import Family, segmenting_work, training_work
 from volseg.planning.planner import forward_halo_bytes
 from volseg.planning.profile import Cost, Network, Profile, Setting
@@ -46,7 +46,7 @@ def step_flops(model, voxels):
 
 
 def test_the_work_of_a_step_is_that_of_the_network():
-    work = training_work(MODEL, layouts((32, 32, 32), (1, 1, 1)), parameter_count(MODEL))
+    work = training_work(MODEL, layouts((32, 32, 32), (1, 1, 1)), unet(MODEL).parameters())
     assert work.flops == pytest.approx(step_flops(MODEL, 32**3))
     assert not work.exchanges
     assert not work.reductions
@@ -69,7 +69,7 @@ def test_forward_ghosts_are_those_that_the_planner_counts():
     # The up-convolution is made from a tensor with ghosts, half of the channels that the planner counts for a joined
     # one lie a level deeper; so compare with all ghosts counted once where a tensor is read.
     sent = sum(exchange.bytes for exchange in forward.exchanges)
-    assert 0.5 * forward_halo_bytes(model, found[0]) < sent < 1.1 * forward_halo_bytes(model, found[0])
+    assert 0.5 * forward_halo_bytes(unet(model), found[0]) < sent < 1.1 * forward_halo_bytes(unet(model), found[0])
 
 
 def test_more_ranks_take_less_time_and_say_what_messages_cost():

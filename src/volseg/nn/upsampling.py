@@ -42,9 +42,9 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = last - first
         weight = weight.to(device=x.device, dtype=x.dtype).view(shape)
-        below = x.index_select(2 + axis, (low - start).to(x.device))
-        above = x.index_select(2 + axis, (high - start).to(x.device))
-        return below * (1 - weight) + above * weight
+        # In place, to hold two tensors of the output's size and not five.
+        below = x.index_select(2 + axis, (low - start).to(x.device)).mul_(1 - weight)
+        return below.add_(x.index_select(2 + axis, (high - start).to(x.device)).mul_(weight))
 
     def _scale(self) -> Triple:
         factors = self.scale_factor if isinstance(self.scale_factor, tuple) else (self.scale_factor,) * 3

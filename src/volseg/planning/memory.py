@@ -12,7 +12,7 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
-from volseg.networks.deep_supervision import deep_levels
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares
@@ -75,25 +75,6 @@ class MemoryPlan:
         return self.process + self.weights + self.activations + self.work
 
 
-def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) -> int:
-    """Weights of the U-Net of `models.unet`; with `training` also those of heads that it alone has."""
-    cube, widths = model.kernel_size**3, model.widths
-    affine = 0 if model.norm == "none" else 2
-    bias = 1 if model.norm == "none" else 0
-    count = 0
-    for level, width in enumerate(widths):
-        pairs = model.encoder_convolutions(level)
-        if model.has_projection(level):
-            count += pairs[0][0] * width + width * (affine + bias)
-        if level < model.levels:
-            pairs += [(2 * width, width), (width, width)]
-            count += widths[level + 1] * width * (8 if model.up == "transpose" else 1) + width
-        count += sum(a * b * cube + b * (affine + bias) for a, b in pairs)
-    deep = deep_levels(model.levels) if training is not None and training.deep_supervision else range(0)
-    heads: int = sum(widths[level] + 1 for level in (0, *deep))
-    return count + heads * (model.classes or 2)
-
-
 def training_memory(
     model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:
@@ -103,7 +84,8 @@ def training_memory(
     walk = _walk_training(model, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, process, fixed)
-    return _finish_fused(walk, process, parameter_count(model, training) * FLOAT, training)
+    weights = unet(model, training.deep_supervision).parameters(training=True) * FLOAT
+    return _finish_fused(walk, process, weights, training)
 
 
 def _walk_training(
@@ -120,7 +102,7 @@ def _walk_training(
             walk.forward()
             walk.backward()
         return max(walks, key=lambda walk: walk.total)
-    layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
+    layers = LayerWalk(unet(model, training.deep_supervision), layout, training=True, halos=halos)
     layers.forward()
     layers.loss()
     layers.backward()
@@ -154,7 +136,7 @@ def segmenting_memory(
     fixed = fixed_memory(model) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
-        layers = LayerWalk(model, layout, training=False)
+        layers = LayerWalk(unet(model), layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
@@ -226,7 +208,7 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walks = [StreamedWalk(model, layout, s, share=share).run() for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
-    layers = LayerWalk(model, layout, training=False, halos=False)
+    layers = LayerWalk(unet(model), layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
 
@@ -241,13 +223,14 @@ def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> 
     training  how it is trained; None to segment
     """
     if training is None:
-        return SEGMENTING_PROCESS + parameter_count(model) * FLOAT
-    return TRAINING_PROCESS + _weight_copies(training) * parameter_count(model, training) * FLOAT
+        return SEGMENTING_PROCESS + unet(model).parameters() * FLOAT
+    weights = unet(model, training.deep_supervision).parameters(training=True)
+    return TRAINING_PROCESS + _weight_copies(training) * weights * FLOAT
 
 
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
     book = walk.ledger
-    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.model.levels + 1))
+    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.network.deepest + 1))
     whole = process + min(FREED_HEAP, book.peak // 10)
     parts = {"process": whole, "weights": weights, "tensors": book.peak}
     return MemoryPlan(whole, weights, book.peak, by_level, book.peak_at, parts=parts)

@@ -29,10 +29,10 @@ from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Triple
 from volseg.machine import physical_memory, processor_name
+from volseg.networks.unet import unet
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import CHANNELS, SIDE, measure_reference
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import Family, Operation, segmenting_work, training_work
 from volseg.planning.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
 from volseg.program.kinds import Kind
@@ -169,7 +169,7 @@ def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
         setup = prepare(TrainingJob(folder / "data", folder / "run", config), alone, ignore)
         training = _steps(lambda: _train(setup), alone.meter, communicator)
         segmenting = _steps(_segmenter(setup, alone), alone.meter, communicator)
-    work = training_work(case.model, layouts, parameter_count(case.model))
+    work = training_work(case.model, layouts, unet(case.model).parameters())
     forward = segmenting_work(case.model, layouts)
     found = _joined(work.operations, training) + _joined(forward.operations, segmenting)
     shared = communicator.gather_all([cost.seconds for cost in found])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from volseg.geometry import Triple
 from volseg.models.forecast import Machine
+from volseg.networks.unet import unet
 from volseg.partition.layout import padded_shape
-from volseg.planning.memory import parameter_count
 from volseg.planning.time_model import TimePlan, step_seconds, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.resolution import Resolution
@@ -46,12 +46,11 @@ class StepForecast:
         shape = crop_shape(resolution.blocks.scan(case).space.shape, resolution.samples.crop)
         known = resolution.level, shape
         if known not in self._known:
-            model = self.setup.config.model
+            model, training = self.setup.config.model, self.setup.config.training
             layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
             layouts = resolution.twin.grids.agglomeration.layouts(layout, model.levels)
             self._known[known] = training_time(
-                model, self.setup.config.training, layouts,
-                parameter_count(model, self.setup.config.training), self.machine.profile, self.machine.placing,
-                resolution.replicas.count,
+                model, training, layouts, unet(model, training.deep_supervision).parameters(training=True),
+                self.machine.profile, self.machine.placing, resolution.replicas.count,
             )  # fmt: skip
         return self._known[known]
