@@ -161,7 +161,7 @@ def test_levels_and_weights_are_nnunet_s() -> None:
     assert [list(deep_levels(levels)) for levels in (0, 1, 2, 3, 5)] == [[], [], [], [1], [1, 2, 3]]
     assert loss_weights(0) == [1.0]
     assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-    settings, training = config(levels=4), TrainingConfig(deep_supervision=True)
+    settings = config(levels=4)
     assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
 
 

@@ -187,6 +187,12 @@ class AutogradWalk:
         tensor = self._make(f"gradient from {node.name}", stage, channels, voxels)
         self._refer(tensor, "gradient made")
 
+    def _next_gradient(self, node: Node, what: str) -> None:
+        """The gradient of one of a node's operations, made from that of the operation behind it, which goes."""
+        tensor = self._make(f"gradient of {node.name}, {what}", node.stage, node.channels)
+        self._release("gradient made", _gradient(node.name))
+        self._refer(tensor, "gradient made")
+
     def _make(self, tensor: str, stage: int, channels: int, voxels: int | None = None) -> str:
         self.ledger.make(tensor, stage, channels * (self.voxels[stage] if voxels is None else voxels))
         return tensor

@@ -84,18 +84,18 @@ class LayerWalk(AutogradWalk):
         self._refer(self._make(node.name, node.stage, node.channels) if dropping else y, f"value of {node.name}")
 
     def normalization_backward(self, node: Normalization) -> None:
-        undropped = f"{node.name}, gradient before dropout"
-        before = f"{node.name}, gradient before the activation"
         if node.dropout > 0:
-            self._make(undropped, node.stage, node.channels)
-        if node.norm == "none" and node.slope == 1:
-            if not node.dropout:
-                self._refer(self._tensor_of(f"gradient of {node.name}"), "gradient made")
-                return
-        elif node.norm != "none" and node.slope != 1:
-            self._make(before, node.stage, node.channels)
-        self._gradient_made(node, node.channels, node.stage)
-        self.ledger.drop(before, undropped)
+            self._next_gradient(node, "dropout")
+        if node.norm != "none":
+            before = f"{node.name}, gradient before the activation"
+            if node.slope != 1:
+                self._make(before, node.stage, node.channels)
+            self._next_gradient(node, "norm")
+            self.ledger.drop(before)
+        elif node.slope != 1:
+            self._next_gradient(node, "activation")
+        elif not node.dropout:
+            self._refer(self._tensor_of(f"gradient of {node.name}"), "gradient made")
 
     def up(self, node: UpConvolution | Interpolation, x: str) -> None:
         """A transposed convolution without its bias, then with it; an interpolation axis by axis."""

@@ -31,15 +31,14 @@ def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int =
 
 class _PlainWalk(AutogradWalk):
     def backward(self) -> None:
-        """The loss, of probabilities and labels of one channel a class, and all gradients."""
+        """The loss, whose probabilities and labels of one channel a class a step's variables keep, and all gradients."""
         book, voxels, size = self.ledger, self.voxels[0], self.network.classes * self.voxels[0]
         book.operation = "loss"
         book.make("labels", 0, LONG * voxels)
         book.make("one-hot labels", 0, LONG * size)
-        parts = ("logits", "probabilities", "logarithms")
-        for name in (*parts, "gradient of logits", "another"):
+        for name in ("logits", "probabilities", "logarithms", "gradient of logits", "another"):
             book.make(name, 0, size)
-        book.drop(*parts, "labels", "one-hot labels", "another")
+        book.drop("logarithms", "another")
         self.head_backward()
         book.drop("gradient of logits")
         super().backward()
@@ -65,14 +64,12 @@ class _PlainWalk(AutogradWalk):
         self._refer(y, f"value of {node.name}")
 
     def normalization_backward(self, node: Normalization) -> None:
-        before = f"gradient of {node.name}"
-        for what in reversed([what for what, there in _operations(node).items() if there]):
-            gradient = self._make(f"{node.name}, gradient of the {what}'s input", node.stage, node.channels)
-            self._release("gradient made")
-            self._refer(gradient, "gradient made")
-            self._release(before, f"saved by {node.name}, {what}")
-        if "gradient made" not in self._referred:
-            self._refer(self._tensor_of(before), "gradient made")
+        operations = [what for what, there in _operations(node).items() if there]
+        for what in reversed(operations):
+            self._next_gradient(node, what)
+            self._release(f"saved by {node.name}, {what}")
+        if not operations:
+            self._refer(self._tensor_of(f"gradient of {node.name}"), "gradient made")
 
 
 def _operations(node: Normalization) -> dict[str, bool]:

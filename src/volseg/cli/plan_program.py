@@ -1,0 +1,45 @@
+"""The steps of a planned program as a table, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from volseg.cli.render import table
+from volseg.machine import gibibytes
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.unet import unet
+from volseg.planning.answer import Answer
+from volseg.planning.explanation import time_text
+from volseg.planning.listing import ListedStep, listed, planned_program
+
+_WIDTH = 1000
+"""Columns: lines that are wider than a terminal are not broken, so that a step is a line."""
+
+
+def show_programs(found: Answer) -> None:
+    """Print the program of each task, or why it has none."""
+    console = Console(width=_WIDTH)
+    for task, answered in found.tasks.items():
+        program = planned_program(answered.question, answered.run)
+        if program is None:
+            why = why_not_covered(unet(answered.question.model))
+            console.print(f"{task}: no program, for {why}; it runs layer by layer", highlight=False, soft_wrap=True)
+        else:
+            console.print(_drawn(task, listed(program)))
+
+
+def _drawn(task: str, steps: Sequence[ListedStep]) -> object:
+    figures = {
+        "held": [None if step.held is None else gibibytes(step.held) for step in steps],
+        "seconds": [None if step.seconds is None else time_text(step.seconds) for step in steps],
+    }
+    shown = {name: cells for name, cells in figures.items() if None not in cells}
+    rows = [
+        (number, step.label, step.does, ", ".join(step.reads), ", ".join(step.writes), ", ".join(step.frees),
+         *(cells[number] for cells in shown.values()))
+        for number, step in enumerate(steps)
+    ]  # fmt: skip
+    columns = ("", "step", "does", "reads", "writes", "frees")
+    return table(f"program of the busiest rank, {task}", (*columns, *shown), rows, text_columns=len(columns))
