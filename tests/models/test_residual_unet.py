@@ -15,7 +15,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
-from volseg.models.unet import ResidualBlock, UNet
+from volseg.models.unet import UNet
 from volseg.networks.description import Convolution
 from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
@@ -64,19 +64,22 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
 
 def test_a_block_is_he_s() -> None:
     """Its parts put together by hand, with the projection and without."""
-    settings = config(encoder="residual")
-    torch.manual_seed(0)
-    x = torch.randn(1, 4, 8, 8, 8)
-    for block in (ResidualBlock(4, 6, settings), ResidualBlock(4, 4, settings)):
-        first, norm1, activation, second, norm2 = block.body
-        y = norm2(second(activation(norm1(first(x)))))
+    for channels in (4, 6):
+        settings = config(encoder="residual", in_channels=channels, base_channels=6, levels=0, blocks=(1,))
+        torch.manual_seed(0)
+        model, x = UNet(settings).train(), torch.randn(1, channels, 8, 8, 8)
+        block = model.encoder.get_submodule("0.0")
+        y = x
+        for path in ("body.0", "body.1", "", "body.3", "body.4"):
+            y = block.get_submodule(path)(y) if path else torch.nn.functional.leaky_relu(y, 0.01)
         shortcut = x
-        if block.skip._modules:
-            conv, norm = block.skip.children()
-            assert conv.kernel_size == (1, 1, 1)
-            shortcut = norm(conv(x))
+        if channels != 6:
+            assert block.get_submodule("skip.0").kernel_size == (1, 1, 1)
+            shortcut = block.get_submodule("skip.1")(block.get_submodule("skip.0")(x))
+        else:
+            assert "skip" not in dict(block.named_children())
         expected = torch.nn.functional.leaky_relu(y + shortcut, 0.01)
-        assert torch.equal(block(x), expected)
+        assert torch.equal(model(x, features_only=True), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -87,7 +90,7 @@ def test_the_models_of_memory_and_halos_count_its_layers(name: str) -> None:
     found = [m for m in model.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size == (3, 3, 3)]
     described = [n for n in unet(settings).nodes if isinstance(n, Convolution) and n.kernel == (3, 3, 3)]
     assert len(found) == len(described)
-    counts = [len(list(level.children())) for level in model.encoder]
+    counts = [len(list(level.children())) for level in model.encoder.children()]
     assert counts == list(settings.block_counts)
     layout = Layout.even((32, 32, 32), (1, 1, 2), settings.multiple)
     plain = replace(settings, encoder="plain", blocks=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 
 from volseg.cli.render import table
 from volseg.machine import gibibytes
@@ -27,10 +28,11 @@ def show_programs(found: Answer) -> None:
             why = why_not_covered(unet(answered.question.model))
             console.print(f"{task}: no program, for {why}; it runs layer by layer", highlight=False, soft_wrap=True)
         else:
-            console.print(_drawn(task, listed(program)))
+            console.print(drawn(task, listed(program)))
 
 
-def _drawn(task: str, steps: Sequence[ListedStep]) -> object:
+def drawn(task: str, steps: Sequence[ListedStep]) -> Table:
+    """The table; without the columns of figures that are not planned."""
     figures = {
         "held": [None if step.held is None else gibibytes(step.held) for step in steps],
         "seconds": [None if step.seconds is None else time_text(step.seconds) for step in steps],

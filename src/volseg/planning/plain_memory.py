@@ -31,7 +31,7 @@ def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int =
 
 class _PlainWalk(AutogradWalk):
     def backward(self) -> None:
-        """The loss, whose probabilities and labels of one channel a class a step's variables keep, and all gradients."""
+        """The loss, whose probabilities and one-hot labels the variables of a step keep, and all gradients."""
         book, voxels, size = self.ledger, self.voxels[0], self.network.classes * self.voxels[0]
         book.operation = "loss"
         book.make("labels", 0, LONG * voxels)
