@@ -55,7 +55,7 @@ def test_json_has_the_steps_of_the_schedule_that_is_chosen(plan):
     _, out, _ = plan(*large, "--for=segment", "--json")
     peaks = json.loads(out)["tasks"]["segment"]["peak_bytes_per_rank_by_schedule"]
     little = (peaks["in-place"] + peaks["recompute"]) // 2
-    found = steps(plan, *large, f"--memory={little}", task="segment")
+    found = steps(plan, *large, f"--memory={little}B", task="segment")
     assert [step["label"] for step in found] == [step.label for step in segment_program(network, RECOMPUTE).steps]
     assert found[0]["does"] == "pass"
 
