@@ -142,7 +142,7 @@ def test_it_goes_layer_by_layer_and_is_not_agglomerated() -> None:
 
 def test_dropout_follows_the_last_block() -> None:
     model = UNet(config(encoder="residual", dropout=0.3))
-    assert all(isinstance(list(level.children())[-1], torch.nn.Dropout3d) for level in model.encoder)
+    assert all(isinstance(list(level.children())[-1], torch.nn.Dropout3d) for level in model.encoder.children())
     x = torch.randn(1, 1, 8, 8, 8)
     first = copy.deepcopy(model)(x)
     assert not torch.equal(first, model(x))
