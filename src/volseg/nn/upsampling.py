@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.channelwise import channels_last
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, triple
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
@@ -31,7 +32,7 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
         for axis in range(3):
             if scale[axis] > 1:
                 window = self._interpolate(window, plan, axis, scale[axis])
-        return window
+        return channels_last(window)
 
     def _interpolate(self, x: Tensor, plan: LayerPlan, axis: int, scale: int) -> Tensor:
         """Linear interpolation along one axis, at torch's source coordinates counted in the whole volume."""
