@@ -19,10 +19,10 @@ _WIDTH = 1000
 """Columns: lines that are wider than a terminal are not broken, so that a step is a line."""
 
 
-def show_programs(found: Answer) -> None:
+def show_programs(answer: Answer) -> None:
     """Print the program of each task, or why it has none."""
     console = Console(width=_WIDTH)
-    for task, answered in found.tasks.items():
+    for task, answered in answer.tasks.items():
         program = planned_program(answered.question, answered.run)
         if program is None:
             why = why_not_covered(unet(answered.question.model))
