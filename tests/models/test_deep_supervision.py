@@ -25,7 +25,6 @@ from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.share import busy_shares
-from volseg.planning.memory import parameter_count
 from volseg.planning.training_pass import TrainingPass
 from volseg.planning.work import training_work
 from volseg.program.build import train_program
@@ -163,8 +162,8 @@ def test_levels_and_weights_are_nnunet_s() -> None:
     assert [list(deep_levels(levels)) for levels in (0, 1, 2, 3, 5)] == [[], [], [], [1], [1, 2, 3]]
     assert loss_weights(0) == [1.0]
     assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-    settings, training = config(levels=4), TrainingConfig(deep_supervision=True)
-    assert parameter_count(settings, training) == sum(p.numel() for p in make(settings).parameters())
+    settings = config(levels=4)
+    assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
 
 
 @pytest.mark.parallel(2)

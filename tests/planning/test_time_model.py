@@ -7,7 +7,6 @@ import pytest
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import Family
 from volseg.planning.planner import forward_halo_bytes
 from volseg.planning.profile import Cost, Network, Profile, Setting
@@ -71,7 +70,7 @@ def test_forward_ghosts_are_those_that_the_planner_counts():
     # The up-convolution is made from a tensor with ghosts, half of the channels that the planner counts for a joined
     # one lie a level deeper; so compare with all ghosts counted once where a tensor is read.
     sent = sum(exchange.bytes for exchange in forward.exchanges)
-    assert 0.5 * forward_halo_bytes(model, found[0]) < sent < 1.1 * forward_halo_bytes(model, found[0])
+    assert 0.5 * forward_halo_bytes(unet(model), found[0]) < sent < 1.1 * forward_halo_bytes(unet(model), found[0])
 
 
 def test_more_ranks_take_less_time_and_say_what_messages_cost():
@@ -90,7 +89,7 @@ def test_reductions_grow_with_the_logarithm_of_the_ranks():
         found = layouts((4 * ranks, 8, 8), (ranks, 1, 1))
         plan = training_time(MODEL, TrainingConfig(), found, machine(), Placing(ranks, 1))
         count = len(training_work(unet(MODEL), found).reductions)
-        gradients = 2 * 4 * parameter_count(MODEL) * (ranks - 1) / ranks / BETA
+        gradients = 2 * 4 * unet(MODEL).parameters() * (ranks - 1) / ranks / BETA
         return plan.by_kind()[Kind.REDUCTION] - gradients, count
 
     (two, count), (sixteen, same) = reductions(2), reductions(16)
@@ -113,7 +112,7 @@ def test_replicas_sum_their_gradients_over_all_ranks():
         training_time(MODEL, TrainingConfig(), found, machine(), Placing(8, 1), replicas) for replicas in (1, 4)
     )
     assert alone.communication == 0
-    moved = 2 * 4 * parameter_count(MODEL) * 3 / 4 / BETA
+    moved = 2 * 4 * unet(MODEL).parameters() * 3 / 4 / BETA
     assert shared.communication == pytest.approx(4 * REDUCTION + moved, rel=1e-3)  # gradients, and losses
 
 

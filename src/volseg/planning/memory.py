@@ -76,12 +76,6 @@ class MemoryPlan:
         return self.process + self.weights + self.activations + self.work
 
 
-def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) -> int:
-    """Weights of the U-Net of `models.unet`; with `training` also those of heads that it alone has."""
-    deep = training is not None and training.deep_supervision
-    return unet(model, deep).parameters(training=deep)
-
-
 def training_memory(
     model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:
@@ -91,7 +85,8 @@ def training_memory(
     walk = _walk_training(model, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, process, fixed)
-    return _finish_fused(walk, process, parameter_count(model, training) * FLOAT, training)
+    weights = unet(model, training.deep_supervision).parameters(training=True) * FLOAT
+    return _finish_fused(walk, process, weights, training)
 
 
 def _walk_training(
@@ -99,15 +94,15 @@ def _walk_training(
     agglomeration: Agglomeration = NONE, halos: bool = True,
 ) -> TrainingPass | LayerWalk:  # fmt: skip
     """Of the rank that needs most."""
+    network = unet(model, training.deep_supervision)
     if covers(model):
-        network = unet(model, training.deep_supervision)
         checkpoints = frozenset(training.checkpoint_levels)
         passes = [
             TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
             for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo, halos=halos)
         ]
         return max(passes, key=lambda one: one.total)
-    layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
+    layers = LayerWalk(network, layout, training=True, halos=halos)
     layers.forward()
     layers.loss()
     layers.backward()
@@ -141,7 +136,7 @@ def segmenting_memory(
     fixed = fixed_memory(model) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
-        layers = LayerWalk(model, layout, training=False)
+        layers = LayerWalk(unet(model), layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
@@ -216,7 +211,7 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walks = [SegmentingPass(unet(model), s, share) for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
-    layers = LayerWalk(model, layout, training=False, halos=False)
+    layers = LayerWalk(unet(model), layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
 
@@ -231,13 +226,14 @@ def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> 
     training  how it is trained; None to segment
     """
     if training is None:
-        return SEGMENTING_PROCESS + parameter_count(model) * FLOAT
-    return TRAINING_PROCESS + _weight_copies(training) * parameter_count(model, training) * FLOAT
+        return SEGMENTING_PROCESS + unet(model).parameters() * FLOAT
+    weights = unet(model, training.deep_supervision).parameters(training=True)
+    return TRAINING_PROCESS + _weight_copies(training) * weights * FLOAT
 
 
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
     book = walk.ledger
-    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.model.levels + 1))
+    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.network.deepest + 1))
     whole = process + min(FREED_HEAP, book.peak // 10)
     parts = {"process": whole, "weights": weights, "tensors": book.peak}
     return MemoryPlan(whole, weights, book.peak, by_level, book.peak_at, parts=parts)

@@ -67,6 +67,7 @@ class SegmentingPass:
     basins   by stage
     ports    values of the tensors that go to, and come back from, a stage with a grid of its own
     moments  in the order of the steps
+    held     bytes of tensors in each step
     """
 
     def __init__(self, network: Network, schedule: Schedule, share: Share, *, threads: int = 1, image: int = 0) -> None:
@@ -83,6 +84,7 @@ class SegmentingPass:
         # Where a block is cut on H or W, packing its faces touches every page of a tensor.
         self.in_files = schedule is SPILL and not any(share.low[0][1:] + share.high[0][1:])
         self.moments: list[Moment] = []
+        self.held: list[int] = []
         self.ports: dict[Tensor, int] = {}
         self._lying: dict[Tensor, Place] = {}
         self._slab = self._messages = self._work = 0
@@ -114,6 +116,7 @@ class SegmentingPass:
                 self.lanes.add((tensor.stage, place.lane))
         for before, after in step.renames:
             self._lying[after] = self._lying.pop(before)
+        self.held.append(sum(self._held()))
         match step.op:
             case Convolve() as op:
                 self._convolved(step.label, op)

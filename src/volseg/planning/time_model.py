@@ -16,13 +16,15 @@ from math import log2, prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
+from volseg.networks.description import Network
 from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work
 from volseg.planning.profile import Profile
-from volseg.planning.work import segmenting_work, training_work
+from volseg.planning.work import segmenting_work, training_work, work_of_step
 from volseg.program.kinds import COMMUNICATING, Kind
 from volseg.program.schedule import IN_PLACE, Schedule, covers
+from volseg.program.step import Program
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ def segmenting_time(
 ) -> TimePlan:  # fmt: skip
     """The network's part of segmenting one scan."""
     return _time(segmenting_work(unet(_covered(model)), layouts, schedule), layouts, profile, placing)
+
+
+def seconds_of_steps(
+    network: Network, program: Program, layouts: Sequence[Layout], profile: Profile, placing: Placing = Placing()
+) -> list[float]:
+    """Each step of a program, with the messages that it makes necessary."""
+    segmenting = not program.backward
+    return [
+        _time(work_of_step(network, layouts, step, segmenting=segmenting), layouts, profile, placing).seconds
+        for step in program.steps
+    ]
 
 
 def _covered(model: ModelConfig) -> ModelConfig:

@@ -42,6 +42,7 @@ class TrainingPass:
     peak_at  where that was
     work     bytes of the kernels' own memory, and of weights on their way, at the layer with most of it
     by_operation  bytes of tensors held in each operation at most, in their order
+    held          the same in each step
     """
 
     def __init__(self, network: Network, program: Program, share: Share, threads: int = 1) -> None:
@@ -51,6 +52,7 @@ class TrainingPass:
         self.by_level: dict[int, int] = {}
         self.work = 0
         self.by_operation: dict[str, int] = {}
+        self.held: list[int] = []
         self._pieces: dict[Tensor, Piece] = {}
         self._most = 0
         self._at_most: dict[str, int] = {}
@@ -92,6 +94,7 @@ class TrainingPass:
             self._take(tensor, step.label)
         for before, after in step.renames:
             self._pieces[after] = self._pieces.pop(before)
+        self.held.append(sum(piece.size for piece in self._pieces.values()) * FLOAT)
         match step.op:
             case Convolve() as op:
                 self._up_slab(op, op.output, self._brick_depth(op.output.stage))

@@ -58,6 +58,13 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     return work.done
 
 
+def work_of_step(network: Network, layouts: Sequence[Layout], step: Step, *, segmenting: bool) -> Work:
+    """One step of a program."""
+    work = _WorkPass(network, layouts, segmenting=segmenting)
+    work.go_through(step)
+    return work.done
+
+
 def merges_of(layouts: Sequence[Layout]) -> frozenset[int]:
     """The stages whose process grid is coarser than that of the stage before."""
     return frozenset(n for n in range(1, len(layouts)) if layouts[n].dims != layouts[n - 1].dims)
