@@ -6,7 +6,6 @@ another voxel or channel is the same structure with its addresses there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from volseg.nn.kernels.jit.language import Int, Pointer, Vector
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.window import Range
 
-Fields = Mapping[str, object]
+Fields = dict[str, object]
 
 
 @dataclass(frozen=True)

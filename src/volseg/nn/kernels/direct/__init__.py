@@ -7,8 +7,7 @@ machine code. The interface is that of `winograd`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from math import lcm, prod
 
 import torch
@@ -31,7 +30,8 @@ from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
-from volseg.nn.kernels.winograd import BrickSums, Ghosts, Pooled, Target
+from volseg.nn.kernels.stages import Ghosts, Reads, in_stages
+from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
 from volseg.partition.direct_tiling import (
     FLUSH_VOXELS,
     Cut,
@@ -97,7 +97,7 @@ def forward(
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
     entry, room = _forward_library(layout)["forward"], direct_room(cut, reach, voxel, 0, weight.stride, layout)
-    for order in _in_stages(cut, reach, window, ghosts):
+    for order in in_stages(_reads(cut, reach), window, ghosts):
         workers.run(entry.bind(**values, cutting=_cutting_fields(cut, order, h, w)), order.numel(), room)
 
 
@@ -131,9 +131,7 @@ def _gradients(
     _, h, w = (-(-n // s) for n, s in zip(sides, stride, strict=True))
     layout, threads = into.layout, len(into.sums)
     products = prod(into.kernel) * into.voxel * into.tile * (1 if weight is None else 2)
-    cut = plan_cut(
-        planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads
-    )
+    cut = plan_cut(planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads)
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
         "view": _view_fields(cut, reach, window.rows, into.voxel, layout.rows),
@@ -143,7 +141,7 @@ def _gradients(
     }  # fmt: skip
     library = _backward_library(layout, into.together, into.pairs)
     room = direct_room(cut, reach, into.voxel, into.tile, stride, layout)
-    for order in _in_stages(cut, reach, window.rows, ghosts):
+    for order in in_stages(_reads(cut, reach), window.rows, ghosts):
         jobs = [
             library["backward"].bind(
                 **common, cutting=_cutting_fields(cut, order, h, w), into=_weight_gradient_fields(into, n, cut),
@@ -157,44 +155,17 @@ def _gradients(
             target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])
 
 
-def _in_stages(cut: Cut, reach: Reach, window: Rows, ghosts: Sequence[Ghosts]) -> Iterator[Tensor]:
-    """The blocks, those that need ghosts last; an axis of the exchange is finished after each third of the others."""
-    if all(exchange.done for exchange in ghosts):
-        yield _order(cut)
-        return
-    early, late = _split(cut, reach, window.low, window.high, window.sides)
-    for part in early.chunk(3) if early.numel() else ():
-        yield part
-        for exchange in ghosts:
-            exchange.advance()
-    for exchange in ghosts:
-        exchange.wait()
-    if late.numel():
-        yield late
-
-
-@lru_cache(maxsize=1024)
-def _order(cut: Cut) -> Tensor:
-    """All blocks."""
-    return torch.arange(prod(cut.counts))
-
-
-@lru_cache(maxsize=1024)
-def _split(cut: Cut, reach: Reach, low: Triple, high: Triple, sides: Triple) -> tuple[Tensor, Tensor]:
-    """The blocks whose window holds no ghosts, and the others.
-
-    low, high  ghosts before and after the rank's block of `sides`
-    """
-    inside = torch.ones(cut.counts, dtype=torch.bool)
-    for axis, (start, length) in enumerate(
-        zip((cut.first_plane, 0, 0), (cut.planes, cut.lines, cut.columns), strict=True)
-    ):
-        first = (start + length * torch.arange(cut.counts[axis])) * reach.step[axis] + reach.first[axis]
-        last = first + reach.extent(axis, length)
-        clear = ((first >= 0) | (low[axis] == 0)) & ((last <= sides[axis]) | (high[axis] == 0))
-        inside &= clear.view([-1 if a == axis else 1 for a in range(3)])
-    numbers = _order(cut)
-    return numbers[inside.view(-1)], numbers[~inside.view(-1)]
+def _reads(cut: Cut, reach: Reach) -> tuple[Reads, Reads, Reads]:
+    """What blocks read on D, H, W."""
+    firsts, lengths = (cut.first_plane, 0, 0), (cut.planes, cut.lines, cut.columns)
+    d, h, w = (
+        Reads(
+            cut.counts[axis], firsts[axis] * reach.step[axis] + reach.first[axis], lengths[axis] * reach.step[axis],
+            reach.extent(axis, lengths[axis]),
+        )
+        for axis in range(3)
+    )  # fmt: skip
+    return d, h, w
 
 
 def _groups(

@@ -223,7 +223,6 @@ class Kit:
             values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
         )  # fmt: skip
 
-
     @staticmethod
     def _there(f: Function, block: Block, view: View, group: Group, z: Int) -> tuple[Int, Int]:
         """The first and last of a group's taps that meet planes which the source has, for plane z of a block.
@@ -276,7 +275,7 @@ def _define_product(module: Module, layout: Registers) -> Any:
             with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
                 first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
                 # A pointer for each six rows, and distances of one to five steps from it: all fit into registers.
-                bases = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
+                bases: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
                 with f.loop(inner, carried=[*bases, *outer.values]) as (c, state):
                     pointers, sums = state.values[: len(bases)], state.values[len(bases) :]
                     factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]

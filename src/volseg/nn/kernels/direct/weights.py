@@ -65,13 +65,14 @@ def group_fields(
     groups: Sequence[TapGroup], reach: Reach, lines: int, line: int, plane: int, voxel: int, together: int = 1,
     pairs: int = 1,
 ) -> dict[str, object]:  # fmt: skip
-    """The `blocks.Groups` of a window; keep the tensors under "kept" as long as a kernel reads them.
+    """The `blocks.Groups` of a window.
 
     lines, line, plane  of the window: lines of a phase, floats of a line and of a plane
     voxel               channels of the window
     together, pairs     taps are rounded up to, and columns, in the terms of a weight's gradient
     """
-    table, numbers, term = [], [], 0
+    table: list[int] = []
+    numbers, term = [], 0
     for group in groups:
         offsets = [
             z * plane + (y % reach.step[1] * lines + y // reach.step[1]) * line

@@ -308,7 +308,7 @@ class Module:
             values = [
                 caller.number(value) if isinstance(value, int) else value
                 for (name, kind), argument in zip(kinds.items(), arguments, strict=True)
-                for _, value in disassemble(kind, argument, name)
+                for value in disassemble(kind, argument, name)
             ]
             caller.builder.call(function, [value.value for value in values])
 

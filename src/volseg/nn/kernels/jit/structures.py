@@ -5,7 +5,7 @@ A structure is handed over as its numbers side by side, in the order of its fiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
@@ -13,41 +13,47 @@ from typing import Any, get_type_hints
 
 @cache
 def _fields_of(kind: type) -> dict[str, type]:
+    """The fields of a structure; none of a number."""
+    if not is_dataclass(kind):
+        return {}
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def numbers_of(kind: type) -> list[type]:
+@cache
+def numbers_of(kind: type) -> Sequence[type]:
     """The types of the numbers that a parameter consists of: its own type, or those of a structure's fields."""
-    if not is_dataclass(kind):
-        return [kind]
-    return [number for inner in _fields_of(kind).values() for number in numbers_of(inner)]
+    inner = _fields_of(kind)
+    return [number for field in inner.values() for number in numbers_of(field)] if inner else [kind]
 
 
 def assemble(kind: type, take: Callable[[type], Any]) -> Any:
     """A parameter of type `kind`, whose numbers `take` makes one after another, each from its type."""
-    if not is_dataclass(kind):
-        return take(kind)
-    return kind(**{name: assemble(inner, take) for name, inner in _fields_of(kind).items()})
+    inner = _fields_of(kind)
+    return kind(**{name: assemble(field, take) for name, field in inner.items()}) if inner else take(kind)
 
 
-def disassemble(kind: type, value: Any, name: str) -> Iterator[tuple[type, Any]]:
-    """The numbers of a parameter, each with its type, in the order of `numbers_of`.
+def disassemble(kind: type, value: Any, name: str) -> list[Any]:
+    """The numbers of a parameter, in the order of `numbers_of`.
 
-    value  of a structure: an object with its fields, a mapping from just their names, or None, whose numbers are None
+    value  of a structure: an object with its fields, a dictionary from just their names, or None: all numbers are None
     name   of the parameter, for the message
 
-    Raises AssertionError where a mapping has other names than the structure.
+    Raises AssertionError where a dictionary has other names than the structure.
     """
-    if not is_dataclass(kind):
-        yield kind, value
-        return
-    inner_kinds = _fields_of(kind)
-    if isinstance(value, Mapping) and value.keys() != inner_kinds.keys():
-        raise AssertionError(f"{name}: {sorted(value.keys() ^ inner_kinds.keys())}")
-    for field, inner in inner_kinds.items():
-        if value is None:
-            part = None
+    inner = _fields_of(kind)
+    if not inner:
+        return [value]
+    if value is None:
+        return [None] * len(numbers_of(kind))
+    if not isinstance(value, dict):
+        value = {field: getattr(value, field) for field in inner}
+    elif value.keys() != inner.keys():
+        raise AssertionError(f"{name}: {sorted(value.keys() ^ inner.keys())}")
+    numbers: list[Any] = []
+    for field, field_kind in inner.items():
+        if _fields_of(field_kind):
+            numbers += disassemble(field_kind, value[field], f"{name}.{field}")
         else:
-            part = value[field] if isinstance(value, Mapping) else getattr(value, field)
-        yield from disassemble(inner, part, f"{name}.{field}")
+            numbers.append(value[field])
+    return numbers

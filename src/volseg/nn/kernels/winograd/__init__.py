@@ -7,11 +7,9 @@ AMD EPYC 7003 (AVX2), in operations of the direct sum: 100 to 165 GF/s, where on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import lcm, prod
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +19,10 @@ from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
+from volseg.nn.kernels.stages import Ghosts, in_stages
 from volseg.nn.kernels.winograd.backward import build_backward
 from volseg.nn.kernels.winograd.forward import build_forward
+from volseg.nn.kernels.winograd.stages import reads_of
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
@@ -40,23 +40,18 @@ from volseg.partition.tiling import (
 from volseg.partition.window import Range
 
 
-class Ghosts(Protocol):
-    """An exchange of ghosts that is under way (`distributed.halo.GhostExchange`)."""
-
-    @property
-    def done(self) -> bool:
-        """Whether all ghosts are there."""
-
-    def advance(self) -> None:
-        """Finish an axis and start the next."""
-
-    def wait(self) -> None:
-        """Finish all axes."""
-
-
 def available() -> bool:
     """Whether this processor can run the kernels."""
     return widest_vector() > 0
+
+
+def applies(kernel: Triple, stride: Triple) -> bool:
+    """Whether the convolution of such a kernel is one of those here, with "same" padding.
+
+    With a stride of 2 on D there is `forward` and, from windows of its input, the weight's gradient (`add_for_image`),
+    but no `backward`.
+    """
+    return kernel[1:] == (3, 3) and kernel[0] in (1, 3, 5, 7) and stride[1:] == (1, 1) and stride[0] in (1, 2)
 
 
 @compiled_once
@@ -77,6 +72,7 @@ class Weight:
     inner     channels of the windows
     channels  of the results, rounded up to vectors
     taps      on D
+    step      the stride on D
     """
 
     packed: Tensor
@@ -84,33 +80,41 @@ class Weight:
     inner: int
     channels: int
     taps: int
+    step: int = 1
 
     def release(self) -> None:
         """Give the memory to the next weight; this one must not be used any more."""
         workers.give("weight", self.packed)
 
 
-def pack_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
+def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 1)) -> Weight:
     """The weight of a convolution for `forward`.
 
     weight   [K, C, kd, 3, 3]
     sources  C cut into the inputs' channels; each input's are stored rounded up to vectors, a single one's may be
              fewer than a vector
     """
+    _check(weight, stride)
     stored = _as_stored(weight.detach(), sources)
     k, c = stored.shape[:2]
     layout = registers_for([k], _read(sources), widest_vector())
-    return _pack(stored, False, c, k, layout, _forward_library(layout))
+    return _pack(stored, False, c, k, layout, _forward_library(layout), stride[0])
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     """The weight of the input gradient, for `backward`: taps reversed, inputs and outputs exchanged."""
+    _check(weight, (1, 1, 1))
     stored = _as_stored(weight.detach(), sources)
     k, c = stored.shape[:2]
     layout = registers_for([padded_channels(s) for s in sources], [k], widest_vector())
     if c % 8:  # an image's channels, which `forward` takes as they are
         stored, c = torch.nn.functional.pad(stored, [0] * 7 + [padded_channels(c) - c]), padded_channels(c)
     return _pack(stored, True, k, c, layout, _backward_library(layout, taps_together(weight.shape[2], layout)))
+
+
+def _check(weight: Tensor, stride: Triple) -> None:
+    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
+    assert applies(kernel, stride), f"no kernel {kernel} with stride {stride} here; see applies()"
 
 
 def _read(sources: Sequence[int]) -> list[int]:
@@ -136,12 +140,14 @@ def _pad_sources(weight: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
     return torch.cat(parts, dim)
 
 
-def _pack(stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, library: Library) -> Weight:
+def _pack(
+    stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, library: Library, step: int = 1
+) -> Weight:
     taps = stored.shape[2]
     packed = workers.take("weight", channels * POSITIONS * taps * inner)
     job = library["transform_weight"].bind(weight=_filter_fields(stored, turned), out=packed, inner=inner)
     workers.run(job, channels // layout.width * inner, weight_room(taps))
-    return Weight(packed, layout, inner, channels, taps)
+    return Weight(packed, layout, inner, channels, taps, step)
 
 
 def _filter_fields(weight: Tensor, turned: bool) -> dict[str, int]:
@@ -193,6 +199,8 @@ def forward(
 ) -> None:
     """Fill `out` with the convolution of one or two inputs side by side, zero beyond their ghosts.
 
+    Plane z of the output reads the planes from weight.step * z - weight.taps // 2 on.
+
     bias    [K], as many as `out` has stored, or None
     planes  of the output to compute; all by default
     origin  (0 or -1) on H and W: -1 where the block begins at an odd coordinate of the volume
@@ -203,61 +211,22 @@ def forward(
     deep, high, wide = (lcm(*sides) for sides in zip(brick, pool, strict=True))
     for first, multiple in zip(origin, (high, wide), strict=True):
         assert first == 0 or multiple == 1, "bricks and pools begin at even coordinates"
-    layout, taps = weight.layout, weight.taps
+    layout, taps, step = weight.layout, weight.taps, weight.step
     blocks = plan_blocks(
         planes or (0, d), h, w, weight.inner, weight.channels, layout.rows, (deep, high, wide), workers.count(), origin,
-        taps,
+        taps, step,
     )  # fmt: skip
     stride = sum(padded_channels(x.rows.channels) for x in inputs)
     values = {
-        "window": _window_fields(inputs[0].rows, stride, weight.inner, taps),
+        "window": _window_fields(inputs[0].rows, stride, weight.inner, taps, step),
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias, "target": target_fields(out),
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout, taps)
-    for order in _in_stages(blocks, inputs[0].rows, ghosts):
+    entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout, taps, step)
+    for order in in_stages(reads_of(blocks, taps, step), inputs[0].rows, ghosts):
         workers.run(entry.bind(**values, tiling=_tiling_fields(blocks, order, h, w)), order.numel(), room)
-
-
-def _in_stages(blocks: Blocks, window: Rows, ghosts: Sequence[Ghosts]) -> Iterator[Tensor]:
-    """The blocks, those that need ghosts last; an axis of the exchange is finished after each third of the others."""
-    if all(exchange.done for exchange in ghosts):
-        yield _order(blocks)
-        return
-    d, h, w = (valid[1] - high for valid, high in zip(window.valid, window.high, strict=True))
-    early, late = _split(blocks, window.low, window.high, (d, h, w))
-    for part in early.chunk(3) if early.numel() else ():
-        yield part
-        for exchange in ghosts:
-            exchange.advance()
-    for exchange in ghosts:
-        exchange.wait()
-    if late.numel():
-        yield late
-
-
-@lru_cache(maxsize=1024)
-def _order(blocks: Blocks) -> Tensor:
-    """All blocks."""
-    return torch.arange(prod(blocks.counts))
-
-
-@lru_cache(maxsize=1024)
-def _split(blocks: Blocks, low: Triple, high: Triple, sides: Triple) -> tuple[Tensor, Tensor]:
-    """The blocks whose window holds no ghosts, and the others.
-
-    low, high  ghosts before and after the rank's block of `sides`
-    """
-    inside = torch.ones(blocks.counts, dtype=torch.bool)
-    starts, lengths = (blocks.first_plane, *blocks.origin), (blocks.planes, 2 * blocks.pairs, 2 * blocks.tiles)
-    for axis, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        first = start + length * torch.arange(blocks.counts[axis])
-        clear = ((first > 0) | (low[axis] == 0)) & ((first + length < sides[axis]) | (high[axis] == 0))
-        inside &= clear.view([-1 if a == axis else 1 for a in range(3)])
-    numbers = _order(blocks)
-    return numbers[inside.view(-1)], numbers[~inside.view(-1)]
 
 
 def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> dict[str, int]:
@@ -269,8 +238,8 @@ def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> 
     }  # fmt: skip
 
 
-def _window_fields(rows: Rows, stride: int, inner: int, taps: int) -> dict[str, object]:
-    return {"ranges": range_fields(rows.valid), "stride": stride, "inner": inner, "taps": taps, "step": 1}
+def _window_fields(rows: Rows, stride: int, inner: int, taps: int, step: int) -> dict[str, object]:
+    return {"ranges": range_fields(rows.valid), "stride": stride, "inner": inner, "taps": taps, "step": step}
 
 
 @dataclass(frozen=True)
@@ -295,11 +264,16 @@ class WeightSums:
     sources  C cut into the inputs' channels
     voxels   of this rank's block: whether so many can be added in float32
     image    the windows are those of the input, not of the output's gradient (see `add_for_image`)
+    stride   of the convolution; with one on D they must be
     """
 
-    def __init__(self, weight: Tensor, sources: Sequence[int], voxels: int, image: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, sources: Sequence[int], voxels: int, image: bool = False, stride: Triple = (1, 1, 1)
+    ) -> None:
+        _check(weight, stride)
+        assert image or stride == (1, 1, 1), "strides want windows of the input"
         self._shape, self._sources, self.image = tuple(weight.shape[:2]), list(sources), image
-        self.taps = weight.shape[2]
+        self.taps, self.step = weight.shape[2], stride[0]
         stored = sum(padded_channels(s) for s in sources), padded_channels(weight.shape[0])
         self.tile_channels = stored[1] if image else stored[0]
         tiles, windows = [padded_channels(s) for s in sources], [stored[1]]
@@ -356,8 +330,10 @@ def backward(
 
 
 def add_for_image(x: Activation, gradient: Rows, into: WeightSums) -> None:
-    """The weight's gradient alone added to `into`, from windows of an image, which must have its ghosts."""
-    assert x.affine is None
+    """The weight's gradient alone added to `into`, from windows of the input, which must have its ghosts.
+
+    That is for the input that needs no gradient, the image, and for strides on D.
+    """
     _gradients(x, [Activation(gradient)], None, [], into, (0, gradient.sides[0]), ())
 
 
@@ -366,22 +342,22 @@ def _gradients(
     into: WeightSums, planes: Range, ghosts: Sequence[Ghosts],
 ) -> None:  # fmt: skip
     _, h, w = tiles[0].rows.sides
-    layout, threads, taps = into.layout, len(into.sums), into.taps
+    layout, threads, taps, step = into.layout, len(into.sums), into.taps, into.step
     stride = padded_channels(window.rows.channels)
     blocks = plan_blocks(
-        planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads, taps=taps
+        planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads, taps=taps, step=step
     )
     sums = [_sums_by_thread(target, threads) for target in targets]
     common = {
-        "window": _window_fields(window.rows, stride, into.inner, taps), "source": source_fields(window),
+        "window": _window_fields(window.rows, stride, into.inner, taps, step), "source": source_fields(window),
         "tiles": {
             "a": source_fields(tiles[0]), "b": source_fields(tiles[1]) if len(tiles) > 1 else None,
             "stride": into.tile_channels,
         },
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    room = backward_room(blocks, stride, into.tile_channels, layout, taps)
-    for order in _in_stages(blocks, window.rows, ghosts):
+    room = backward_room(blocks, stride, into.tile_channels, layout, taps, step)
+    for order in in_stages(reads_of(blocks, taps, step), window.rows, ghosts):
         tiling = _tiling_fields(blocks, order, h, w)
         jobs = [
             into.library()["backward"].bind(
