@@ -8,6 +8,7 @@ machine code. The interface is that of `winograd`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import lcm, prod
 
 import torch
@@ -20,11 +21,11 @@ from volseg.nn.kernels.direct.weights import (
     TapGroup,
     Weight,
     WeightSums,
+    backward_groups,
     forward_groups,
     group_fields,
     pack_turned_weight,
     pack_weight,
-    zeros,
 )
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
@@ -91,7 +92,7 @@ def forward(
     values = {
         "view": _view_fields(cut, reach, window, voxel, layout.rows), "groups": groups,
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
-        "weight": weight.packed, "bias": zeros(weight.channels) if bias is None else bias,
+        "weight": weight.packed, "bias": bias,
         "target": target_fields(out),
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
@@ -102,49 +103,72 @@ def forward(
 
 
 def backward(
-    inputs: Sequence[Activation], gradient: Rows, weight: Weight, targets: Sequence[Target], into: WeightSums, *,
-    planes: Range | None = None, ghosts: Sequence[Ghosts] = (),
+    inputs: Sequence[Activation], gradient: Rows, weight: Weight, targets: Sequence[Target], into: WeightSums | None,
+    *, planes: Range | None = None, ghosts: Sequence[Ghosts] = (),
 ) -> None:  # fmt: skip
     """Gradients of `forward`: of its inputs to `targets`, of its weight added to `into`.
 
+    inputs    whose ghosts are not read; where `into` is None, what they hold is read for activations alone
     gradient  of the output, with ghosts where the volume goes on; zero beyond them
     weight    from `pack_turned_weight`
     planes    of the output, whose inputs are those from the stride times the first on; all by default
     """
-    reach = backward_reach(weight.kernel, weight.stride)
-    _gradients(Activation(gradient), inputs, weight, targets, into, reach, planes or (0, gradient.sides[0]), ghosts)
+    window = _Windows(
+        Activation(gradient), backward_reach(weight.kernel, weight.stride), weight.voxel,
+        backward_groups(weight.kernel, weight.stride), weight.layout, weight.stride,
+    )  # fmt: skip
+    _gradients(window, inputs, weight, targets, into, planes or (0, gradient.sides[0]), ghosts)
 
 
 def add_for_image(x: Activation, gradient: Rows, into: WeightSums) -> None:
     """The weight's gradient alone added to `into`, from windows of an image, which must have its ghosts."""
     assert x.affine is None
-    reach = forward_reach(into.kernel, into.stride)
-    _gradients(x, [Activation(gradient)], None, [], into, reach, (0, gradient.sides[0]), ())
+    window = _Windows(
+        x, forward_reach(into.kernel, into.stride), into.voxel, forward_groups(into.kernel), into.layout, (1, 1, 1)
+    )
+    _gradients(window, [Activation(gradient)], None, [], into, (0, gradient.sides[0]), ())
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What windows of a gradient's blocks are cut from, and how: see `Reach` and `TapGroup`.
+
+    stride  voxels of the other tensors for each result on D, H, W
+    """
+
+    source: Activation
+    reach: Reach
+    voxel: int
+    groups: Sequence[TapGroup]
+    layout: Registers
+    stride: Triple
 
 
 def _gradients(
-    window: Activation, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target],
-    into: WeightSums, reach: Reach, planes: Range, ghosts: Sequence[Ghosts],
+    window: _Windows, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target],
+    into: WeightSums | None, planes: Range, ghosts: Sequence[Ghosts],
 ) -> None:  # fmt: skip
-    stride: Triple = (1, 1, 1) if into.image else into.stride
-    sides = tiles[0].rows.sides
-    _, h, w = (-(-n // s) for n, s in zip(sides, stride, strict=True))
-    layout, threads = into.layout, len(into.sums)
-    products = prod(into.kernel) * into.voxel * into.tile * (1 if weight is None else 2)
-    cut = plan_cut(planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads)
+    reach, voxel, layout, stride = window.reach, window.voxel, window.layout, window.stride
+    _, h, w = (-(-n // s) for n, s in zip(tiles[0].rows.sides, stride, strict=True))
+    threads = workers.count() if into is None else len(into.sums)
+    channels = sum(x.rows.channels for x in tiles)
+    together, pairs = (1, layout.window_channels(1)) if into is None else (into.together, into.pairs)
+    products = sum(prod(group.counts) for group in window.groups) * voxel * channels
+    products *= (weight is not None) + (into is not None)
+    cut = plan_cut(planes, h, w, reach, voxel, channels * prod(stride), products, layout.rows, (1, 1, 1), threads)
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
-        "view": _view_fields(cut, reach, window.rows, into.voxel, layout.rows),
-        "groups": _groups(cut, reach, into.groups, into.voxel, layout.rows, into.together, into.pairs),
-        "source": source_fields(window), "tile": _tile_fields(cut, tiles, stride, into.tile),
-        "weight": None if weight is None else weight.packed, "bias": zeros(layout.width),
+        "view": _view_fields(cut, reach, window.source.rows, voxel, layout.rows),
+        "groups": _groups(cut, reach, window.groups, voxel, layout.rows, together, pairs),
+        "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
+        "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library = _backward_library(layout, into.together, into.pairs)
-    room = direct_room(cut, reach, into.voxel, into.tile, stride, layout)
-    for order in in_stages(_reads(cut, reach), window.rows, ghosts):
+    library, room = _backward_library(layout, together, pairs), direct_room(cut, reach, voxel, channels, stride, layout)
+    for order in in_stages(_reads(cut, reach), window.source.rows, ghosts):
         jobs = [
             library["backward"].bind(
-                **common, cutting=_cutting_fields(cut, order, h, w), into=_weight_gradient_fields(into, n, cut),
+                **common, cutting=_cutting_fields(cut, order, h, w),
+                into=None if into is None else _weight_gradient_fields(into, n, cut),
                 a=_input_gradient_fields(targets, sums, 0, n), b=_input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)

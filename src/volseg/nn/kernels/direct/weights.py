@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -260,9 +259,3 @@ class WeightSums:
             parts = out.split([padded_channels(s) for s in self.sources], 1)
             out = torch.cat([part[:, :s] for part, s in zip(parts, self.sources, strict=True)], 1)
         return out[:k, :c].contiguous()
-
-
-@lru_cache(maxsize=64)
-def zeros(count: int) -> Tensor:
-    """A bias of so many zeros."""
-    return torch.zeros(count)
