@@ -47,7 +47,10 @@ from volseg.partition.direct_tiling import (
 from volseg.partition.tiling import Registers
 from volseg.partition.window import Range
 
-__all__ = ["Weight", "WeightSums", "add_for_image", "backward", "forward", "pack_turned_weight", "pack_weight"]
+__all__ = [
+    "BrickSums", "Pooled", "Target", "Weight", "WeightSums", "add_for_image", "backward", "forward",
+    "pack_turned_weight", "pack_weight",
+]  # fmt: skip
 
 
 @compiled_once
