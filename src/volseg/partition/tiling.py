@@ -28,6 +28,9 @@ _CACHE_FLOATS = 2**16
 _PLANES, _FEWEST_TILES = 8, 3
 """Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
 
+_STRIDED_PLANES = 2
+"""Of a block whose window takes two planes for each: it is to have enough tiles a plane to fill the registers."""
+
 _WEIGHT_FLOATS, _ROWS_PER_WEIGHT = 2**20, 16
 """For each 4 MiB of transformed weights a block has 16 tiles more, so that it multiplies as long as it reads them."""
 
@@ -122,10 +125,11 @@ def plan_blocks(
     pairs_there, tiles_there = (-(-(n - o) // 2) for n, o in zip((height, breadth), origin, strict=True))
     room = _CACHE_FLOATS // (POSITIONS * padded_channels(window))  # tiles of the window
     deep, high, long = multiple[0], lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
-    depth = _even(count, _PLANES, deep)
+    depth = _even(count, _PLANES if step == 1 else _STRIDED_PLANES, deep)
     tiles = _even(tiles_there, max(_FEWEST_TILES, room // _window_planes(depth, taps, step)), long)
     wanted = -(-POSITIONS * taps * window * results // _WEIGHT_FLOATS) * _ROWS_PER_WEIGHT
-    pairs = _even(pairs_there, -(-wanted // (depth * tiles)), high)
+    fewest = 1 if step == 1 else rows  # of a plane, whose tiles are then multiplied apart
+    pairs = _even(pairs_there, max(-(-wanted // (depth * tiles)), -(-fewest // tiles)), high)
     while depth > deep and -(-count // depth) * -(-pairs_there // pairs) * -(-tiles_there // tiles) < threads:
         depth = _even(count, depth // 2, deep)
     counts = (-(-count // depth), -(-pairs_there // pairs), -(-tiles_there // tiles))
