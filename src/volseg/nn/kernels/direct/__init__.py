@@ -40,7 +40,8 @@ from volseg.partition.direct_tiling import (
     backward_reach,
     direct_room,
     forward_reach,
-    plan_cut,
+    plan_forward,
+    plan_gradients,
     tile_size,
     window_of,
 )
@@ -86,8 +87,8 @@ def forward(
     deep, high, wide = (lcm(*sides) for sides in zip(brick, pool, strict=True))
     layout, reach, voxel = weight.layout, forward_reach(weight.kernel, weight.stride), weight.voxel
     d, h, w = out.sides
-    cut = plan_cut(
-        planes or (0, d), h, w, reach, voxel, 0, weight.terms * weight.channels, layout.rows, (deep, high, wide),
+    cut = plan_forward(
+        planes or (0, d), h, w, weight.kernel, weight.stride, voxel, weight.channels, layout, (deep, high, wide),
         workers.count(),
     )  # fmt: skip
     window = inputs[0].rows
@@ -118,7 +119,7 @@ def backward(
     """
     window = _Windows(
         Activation(gradient), backward_reach(weight.kernel, weight.stride), weight.voxel,
-        backward_groups(weight.kernel, weight.stride), weight.layout, weight.stride,
+        backward_groups(weight.kernel, weight.stride), weight.layout, weight.kernel, weight.stride,
     )  # fmt: skip
     _gradients(window, inputs, weight, targets, into, planes or (0, gradient.sides[0]), ghosts)
 
@@ -127,8 +128,9 @@ def add_for_image(x: Activation, gradient: Rows, into: WeightSums) -> None:
     """The weight's gradient alone added to `into`, from windows of an image, which must have its ghosts."""
     assert x.affine is None
     window = _Windows(
-        x, forward_reach(into.kernel, into.stride), into.voxel, forward_groups(into.kernel), into.layout, (1, 1, 1)
-    )
+        x, forward_reach(into.kernel, into.stride), into.voxel, forward_groups(into.kernel), into.layout, into.kernel,
+        (1, 1, 1),
+    )  # fmt: skip
     _gradients(window, [Activation(gradient)], None, [], into, (0, gradient.sides[0]), ())
 
 
@@ -144,6 +146,7 @@ class _Windows:
     voxel: int
     groups: Sequence[TapGroup]
     layout: Registers
+    kernel: Triple
     stride: Triple
 
 
@@ -156,9 +159,10 @@ def _gradients(
     threads = workers.count() if into is None else len(into.sums)
     channels = sum(x.rows.channels for x in tiles)
     together, pairs = (1, layout.window_channels(1)) if into is None else (into.together, into.pairs)
-    products = sum(prod(group.counts) for group in window.groups) * voxel * channels
-    products *= (weight is not None) + (into is not None)
-    cut = plan_cut(planes, h, w, reach, voxel, channels * prod(stride), products, layout.rows, (1, 1, 1), threads)
+    gradients = (weight is not None) + (into is not None)
+    cut = plan_gradients(
+        planes, h, w, reach, window.kernel, stride, voxel, channels, layout, gradients, threads
+    )  # fmt: skip
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
         "view": _view_fields(cut, reach, window.source.rows, voxel, layout.rows),
