@@ -1,4 +1,4 @@
-"""Convolution forward, input gradient and weight gradient: volseg's kernels against torch's own, by kernel and channels.
+"""Convolution forward and backward: volseg's kernels against torch's own, by kernel, stride and channels.
 
     python benchmarks/convolution.py [--repeats 7] [--threads 1] [--kernels 3x3x3/2,1x3x3]
 

@@ -169,9 +169,9 @@ def test_a_block_with_ghosts_has_the_bits_of_the_whole(kernel: Triple, stride: T
             own = Activation(Rows.of(block.rows.own.contiguous()), x.affine)
             part = direct.Target(Rows.of(torch.empty(*length, 16)))
             into = direct.WeightSums(weight, [16], 1, stride)
-            given = with_ghosts(upstream, origin, size, reach)
+            gradient_rows = with_ghosts(upstream, origin, size, reach)
             for planes in ((0, 1), (1, size[0])):
-                direct.backward([own], given, turned, [part], into, planes=planes)
+                direct.backward([own], gradient_rows, turned, [part], into, planes=planes)
             total += into.finish()
             there = tuple(slice(o, o + n) for o, n in zip(first_input, length, strict=True))
             assert torch.equal(part.rows.buffer, target.rows.buffer[there])

@@ -301,8 +301,8 @@ def _own_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple
     wide = weight if stored == x.shape[1] else weight.new_empty(weight.shape[0], stored, *weight.shape[2:])
     voxels = x.shape[0] * prod(grad.shape[2:])
     sums = block_convolution.weight_sums(wide, [stored], voxels, stride, image=True)
-    for sample, given in zip(x, grad, strict=True):
-        window, own = Rows(_rows(sample), padding, sides), given.permute(1, 2, 3, 0)
+    for sample, upstream in zip(x, grad, strict=True):
+        window, own = Rows(_rows(sample), padding, sides), upstream.permute(1, 2, 3, 0)
         padded = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
         block_convolution.add_for_image(Activation(window), Rows.of(padded.contiguous()), sums)
     return sums.finish()[:, : x.shape[1]].contiguous()

@@ -23,7 +23,7 @@ from typing import Any
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Ranges, Results, Source
-from volseg.nn.kernels.parts import Parts
+from volseg.nn.kernels.parts import Parts, add_channels
 from volseg.partition.tiling import Registers
 
 
@@ -242,8 +242,6 @@ class Kit:
 _NEAR_FLOATS, _FEW_ROWS = 6144, 96
 """Of a piece of weights that stays in the first cache: 24 KiB, half of one. Rows that make up for reading it."""
 
-_ROWS_OF_POINTER = 6
-
 
 def _define_begin(module: Module, layout: Registers) -> Any:
     vectors, rows, width = layout.vectors, layout.rows, layout.width
@@ -291,17 +289,7 @@ def _define_product(module: Module, layout: Registers) -> Any:
             places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
             with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
                 first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
-                # A pointer for each six rows, and distances of one to five steps from it: all fit into registers.
-                bases: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
-                with f.loop(inner, carried=[*bases, *outer.values]) as (c, state):
-                    pointers, sums = state.values[: len(bases)], state.values[len(bases) :]
-                    factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-                    new = []
-                    for n in range(rows):
-                        value = (pointers[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
-                        new += [f.fma(value, w, sums[n * vectors + m]) for m, w in enumerate(factors)]
-                    state.values = [*(pointer + 1 for pointer in pointers), *new]
-                outer.values = state.values[len(bases) :]
+                outer.values = add_channels(f, layout, first, step, weights, inner, outer.values)
             for place, total in zip(places, outer.values, strict=True):
                 place.store(total)
 
