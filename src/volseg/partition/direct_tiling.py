@@ -16,13 +16,13 @@ from volseg.partition.window import Range
 FLUSH_VOXELS = 12288
 """Voxels whose weight gradients are added in float32 before they go to float64."""
 
-_CACHE_FLOATS = 2**17
-"""Of a block's window and tile: 512 KiB, half of a second-level cache."""
+_CACHE_FLOATS = 2**18
+"""Of a block's window and tile: 1 MiB, half of a second-level cache."""
 
 _DEEPEST = 8
 """Planes of a block at most."""
 
-_FILL, _LINE, _WEIGHT, _FULL_CACHE, _BEYOND_CACHE = 0.15, 100.0, 0.3, 1.0, 1.5
+_FILL, _LINE, _WEIGHT, _FULL_CACHE, _BEYOND_CACHE = 0.15, 100.0, 1.0, 1.0, 1.5
 """Clock cycles to fill a float of the window, where 32 products take one; to begin a line of it; to read a float of the
 weights once more; how much longer filling takes where the window fills the cache; how much slower all is beyond it."""
 
@@ -122,6 +122,37 @@ def plan_cut(
     sides = min(((d, h, w) for d in lengths[0] for h in lengths[1] for w in lengths[2]), key=seconds)
     d, h, w = (-(-n // side) for n, side in zip((depth, height, breadth), sides, strict=True))
     return Cut(*planes, *sides, (d, h, w))
+
+
+def plan_forward(
+    planes: Range, height: int, breadth: int, kernel: Triple, stride: Triple, voxel: int, channels: int,
+    layout: Registers, multiple: Triple, threads: int,
+) -> Cut:  # fmt: skip
+    """The blocks of a convolution forward, whose output has these planes, height and breadth.
+
+    voxel, channels  of the inputs together and of the output, as stored
+    """
+    terms = prod(kernel) * voxel * channels
+    reach = forward_reach(kernel, stride)
+    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.rows, multiple, threads)
+
+
+def plan_gradients(
+    planes: Range, height: int, breadth: int, reach: Reach, kernel: Triple, stride: Triple, voxel: int, tile: int,
+    layout: Registers, gradients: int, threads: int,
+) -> Cut:  # fmt: skip
+    """The blocks of a convolution's gradients, whose output has these planes, height and breadth.
+
+    reach      `backward_reach`; for an image, whose weight alone has a gradient, `forward_reach`
+    stride     voxels of the tile for each result: the convolution's; 1 for an image
+    voxel      channels of the windows: the output's; for an image, its own
+    tile       channels of the inputs together; for an image, the output's
+    gradients  2 for those of the inputs and of the weight, 1 for either alone
+    """
+    terms = prod(kernel) * voxel * tile * gradients
+    return plan_cut(
+        planes, height, breadth, reach, voxel, tile * prod(stride), terms, layout.rows, (1, 1, 1), threads
+    )  # fmt: skip
 
 
 def _lengths(length: int, unit: int, most: int) -> list[int]:

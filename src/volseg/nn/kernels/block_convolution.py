@@ -13,7 +13,8 @@ from torch import Tensor
 from volseg.geometry import Triple
 from volseg.nn.kernels import direct, winograd
 from volseg.nn.kernels.rows import Activation, Rows
-from volseg.nn.kernels.winograd import BrickSums, Ghosts, Pooled, Target
+from volseg.nn.kernels.stages import Ghosts
+from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
 from volseg.partition.window import Range
 
 __all__ = [

@@ -8,6 +8,7 @@ the terms of each sum one by one, by fused multiply-adds, in an order that does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -100,6 +101,31 @@ def _define_fill_line(module: Module, layout: Registers) -> Any:
     return fill_line
 
 
+_ROWS_OF_POINTER = 6
+"""Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
+
+
+def add_channels(
+    f: Function, layout: Registers, first: Pointer, step: Int, weights: Pointer, channels: Int, sums: Sequence[Any]
+) -> list[Any]:
+    """Write down: the sums of `layout.rows` rows, `step` floats apart from `first` on, with their channels added.
+
+    weights  [channels, width]
+    sums     [rows][vectors]
+    """
+    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    pointers: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
+    with f.loop(channels, carried=[*pointers, *sums]) as (c, state):
+        places, old = state.values[: len(pointers)], state.values[len(pointers) :]
+        factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
+        new = []
+        for n in range(rows):
+            value = (places[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
+            new += [f.fma(value, w, old[n * vectors + m]) for m, w in enumerate(factors)]
+        state.values = [*(place + 1 for place in places), *new]
+    return list(state.values[len(pointers) :])
+
+
 def _define_product(module: Module, layout: Registers) -> Any:
     lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
 
@@ -117,16 +143,8 @@ def _define_product(module: Module, layout: Registers) -> Any:
         with f.loop(count, step=rows) as (r, _):
             sums = [f.constant(0)] * (rows * vectors)
             with f.loop(taps, carried=sums) as (tap, outer):
-                places = [x + (r + n + tap * shift) * stride for n in range(rows)]
-                weights = weight + tap * channels * width
-                with f.loop(channels, carried=outer.values) as (c, inner):
-                    factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-                    new = []
-                    for n, place in enumerate(places):
-                        value = (place + c).splat()
-                        new += [f.fma(value, w, inner.values[n * vectors + m]) for m, w in enumerate(factors)]
-                    inner.values = new
-                outer.values = inner.values
+                first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
+                outer.values = add_channels(f, layout, first, stride, weights, channels, outer.values)
             for n in range(rows * vectors):
                 (out + (r * width + n * lanes)).store(outer.values[n])
 

@@ -7,9 +7,9 @@ machine code. The interface is that of `winograd`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from math import lcm, prod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -21,17 +21,18 @@ from volseg.nn.kernels.direct.weights import (
     TapGroup,
     Weight,
     WeightSums,
+    backward_groups,
     forward_groups,
     group_fields,
     pack_turned_weight,
     pack_weight,
-    zeros,
 )
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
-from volseg.nn.kernels.winograd import BrickSums, Ghosts, Pooled, Target
+from volseg.nn.kernels.stages import Ghosts, Reads, in_stages
+from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
 from volseg.partition.direct_tiling import (
     FLUSH_VOXELS,
     Cut,
@@ -39,14 +40,18 @@ from volseg.partition.direct_tiling import (
     backward_reach,
     direct_room,
     forward_reach,
-    plan_cut,
+    plan_forward,
+    plan_gradients,
     tile_size,
     window_of,
 )
 from volseg.partition.tiling import Registers
 from volseg.partition.window import Range
 
-__all__ = ["Weight", "WeightSums", "add_for_image", "backward", "forward", "pack_turned_weight", "pack_weight"]
+__all__ = [
+    "BrickSums", "Pooled", "Target", "Weight", "WeightSums", "add_for_image", "backward", "forward",
+    "pack_turned_weight", "pack_weight",
+]  # fmt: skip
 
 
 @compiled_once
@@ -82,8 +87,8 @@ def forward(
     deep, high, wide = (lcm(*sides) for sides in zip(brick, pool, strict=True))
     layout, reach, voxel = weight.layout, forward_reach(weight.kernel, weight.stride), weight.voxel
     d, h, w = out.sides
-    cut = plan_cut(
-        planes or (0, d), h, w, reach, voxel, 0, weight.terms * weight.channels, layout.rows, (deep, high, wide),
+    cut = plan_forward(
+        planes or (0, d), h, w, weight.kernel, weight.stride, voxel, weight.channels, layout, (deep, high, wide),
         workers.count(),
     )  # fmt: skip
     window = inputs[0].rows
@@ -91,60 +96,86 @@ def forward(
     values = {
         "view": _view_fields(cut, reach, window, voxel, layout.rows), "groups": groups,
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
-        "weight": weight.packed, "bias": zeros(weight.channels) if bias is None else bias,
+        "weight": weight.packed, "bias": bias,
         "target": target_fields(out),
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
     entry, room = _forward_library(layout)["forward"], direct_room(cut, reach, voxel, 0, weight.stride, layout)
-    for order in _in_stages(cut, reach, window, ghosts):
+    for order in in_stages(_reads(cut, reach), window, ghosts):
         workers.run(entry.bind(**values, cutting=_cutting_fields(cut, order, h, w)), order.numel(), room)
 
 
 def backward(
-    inputs: Sequence[Activation], gradient: Rows, weight: Weight, targets: Sequence[Target], into: WeightSums, *,
-    planes: Range | None = None, ghosts: Sequence[Ghosts] = (),
+    inputs: Sequence[Activation], gradient: Rows, weight: Weight, targets: Sequence[Target], into: WeightSums | None,
+    *, planes: Range | None = None, ghosts: Sequence[Ghosts] = (),
 ) -> None:  # fmt: skip
     """Gradients of `forward`: of its inputs to `targets`, of its weight added to `into`.
 
+    inputs    whose ghosts are not read; where `into` is None, what they hold is read for activations alone
     gradient  of the output, with ghosts where the volume goes on; zero beyond them
     weight    from `pack_turned_weight`
     planes    of the output, whose inputs are those from the stride times the first on; all by default
     """
-    reach = backward_reach(weight.kernel, weight.stride)
-    _gradients(Activation(gradient), inputs, weight, targets, into, reach, planes or (0, gradient.sides[0]), ghosts)
+    window = _Windows(
+        Activation(gradient), backward_reach(weight.kernel, weight.stride), weight.voxel,
+        backward_groups(weight.kernel, weight.stride), weight.layout, weight.kernel, weight.stride,
+    )  # fmt: skip
+    _gradients(window, inputs, weight, targets, into, planes or (0, gradient.sides[0]), ghosts)
 
 
 def add_for_image(x: Activation, gradient: Rows, into: WeightSums) -> None:
     """The weight's gradient alone added to `into`, from windows of an image, which must have its ghosts."""
     assert x.affine is None
-    reach = forward_reach(into.kernel, into.stride)
-    _gradients(x, [Activation(gradient)], None, [], into, reach, (0, gradient.sides[0]), ())
+    window = _Windows(
+        x, forward_reach(into.kernel, into.stride), into.voxel, forward_groups(into.kernel), into.layout, into.kernel,
+        (1, 1, 1),
+    )  # fmt: skip
+    _gradients(window, [Activation(gradient)], None, [], into, (0, gradient.sides[0]), ())
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """What windows of a gradient's blocks are cut from, and how: see `Reach` and `TapGroup`.
+
+    stride  voxels of the other tensors for each result on D, H, W
+    """
+
+    source: Activation
+    reach: Reach
+    voxel: int
+    groups: Sequence[TapGroup]
+    layout: Registers
+    kernel: Triple
+    stride: Triple
 
 
 def _gradients(
-    window: Activation, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target],
-    into: WeightSums, reach: Reach, planes: Range, ghosts: Sequence[Ghosts],
+    window: _Windows, tiles: Sequence[Activation], weight: Weight | None, targets: Sequence[Target],
+    into: WeightSums | None, planes: Range, ghosts: Sequence[Ghosts],
 ) -> None:  # fmt: skip
-    stride: Triple = (1, 1, 1) if into.image else into.stride
-    sides = tiles[0].rows.sides
-    _, h, w = (-(-n // s) for n, s in zip(sides, stride, strict=True))
-    layout, threads = into.layout, len(into.sums)
-    products = prod(into.kernel) * into.voxel * into.tile * (1 if weight is None else 2)
-    cut = plan_cut(planes, h, w, reach, into.voxel, into.tile * prod(stride), products, layout.rows, (1, 1, 1), threads)
+    reach, voxel, layout, stride = window.reach, window.voxel, window.layout, window.stride
+    _, h, w = (-(-n // s) for n, s in zip(tiles[0].rows.sides, stride, strict=True))
+    threads = workers.count() if into is None else len(into.sums)
+    channels = sum(x.rows.channels for x in tiles)
+    together, pairs = (1, layout.window_channels(1)) if into is None else (into.together, into.pairs)
+    gradients = (weight is not None) + (into is not None)
+    cut = plan_gradients(
+        planes, h, w, reach, window.kernel, stride, voxel, channels, layout, gradients, threads
+    )  # fmt: skip
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
-        "view": _view_fields(cut, reach, window.rows, into.voxel, layout.rows),
-        "groups": _groups(cut, reach, into.groups, into.voxel, layout.rows, into.together, into.pairs),
-        "source": source_fields(window), "tile": _tile_fields(cut, tiles, stride, into.tile),
-        "weight": None if weight is None else weight.packed, "bias": zeros(layout.width),
+        "view": _view_fields(cut, reach, window.source.rows, voxel, layout.rows),
+        "groups": _groups(cut, reach, window.groups, voxel, layout.rows, together, pairs),
+        "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
+        "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library = _backward_library(layout, into.together, into.pairs)
-    room = direct_room(cut, reach, into.voxel, into.tile, stride, layout)
-    for order in _in_stages(cut, reach, window.rows, ghosts):
+    library, room = _backward_library(layout, together, pairs), direct_room(cut, reach, voxel, channels, stride, layout)
+    for order in in_stages(_reads(cut, reach), window.source.rows, ghosts):
         jobs = [
             library["backward"].bind(
-                **common, cutting=_cutting_fields(cut, order, h, w), into=_weight_gradient_fields(into, n, cut),
+                **common, cutting=_cutting_fields(cut, order, h, w),
+                into=None if into is None else _weight_gradient_fields(into, n, cut),
                 a=_input_gradient_fields(targets, sums, 0, n), b=_input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
@@ -155,44 +186,17 @@ def _gradients(
             target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])
 
 
-def _in_stages(cut: Cut, reach: Reach, window: Rows, ghosts: Sequence[Ghosts]) -> Iterator[Tensor]:
-    """The blocks, those that need ghosts last; an axis of the exchange is finished after each third of the others."""
-    if all(exchange.done for exchange in ghosts):
-        yield _order(cut)
-        return
-    early, late = _split(cut, reach, window.low, window.high, window.sides)
-    for part in early.chunk(3) if early.numel() else ():
-        yield part
-        for exchange in ghosts:
-            exchange.advance()
-    for exchange in ghosts:
-        exchange.wait()
-    if late.numel():
-        yield late
-
-
-@lru_cache(maxsize=1024)
-def _order(cut: Cut) -> Tensor:
-    """All blocks."""
-    return torch.arange(prod(cut.counts))
-
-
-@lru_cache(maxsize=1024)
-def _split(cut: Cut, reach: Reach, low: Triple, high: Triple, sides: Triple) -> tuple[Tensor, Tensor]:
-    """The blocks whose window holds no ghosts, and the others.
-
-    low, high  ghosts before and after the rank's block of `sides`
-    """
-    inside = torch.ones(cut.counts, dtype=torch.bool)
-    for axis, (start, length) in enumerate(
-        zip((cut.first_plane, 0, 0), (cut.planes, cut.lines, cut.columns), strict=True)
-    ):
-        first = (start + length * torch.arange(cut.counts[axis])) * reach.step[axis] + reach.first[axis]
-        last = first + reach.extent(axis, length)
-        clear = ((first >= 0) | (low[axis] == 0)) & ((last <= sides[axis]) | (high[axis] == 0))
-        inside &= clear.view([-1 if a == axis else 1 for a in range(3)])
-    numbers = _order(cut)
-    return numbers[inside.view(-1)], numbers[~inside.view(-1)]
+def _reads(cut: Cut, reach: Reach) -> tuple[Reads, Reads, Reads]:
+    """What blocks read on D, H, W."""
+    firsts, lengths = (cut.first_plane, 0, 0), (cut.planes, cut.lines, cut.columns)
+    d, h, w = (
+        Reads(
+            cut.counts[axis], firsts[axis] * reach.step[axis] + reach.first[axis], lengths[axis] * reach.step[axis],
+            reach.extent(axis, lengths[axis]),
+        )
+        for axis in range(3)
+    )  # fmt: skip
+    return d, h, w
 
 
 def _groups(

@@ -46,7 +46,8 @@ class InputGradient:
 class WeightGradient:
     """Where this thread adds up the gradient of a weight.
 
-    gradient  [size], for each group and tap [columns of the window, rounded up, channels of the tile], added to
+    gradient  [size], for each group and tap [columns of the window, rounded up, channels of the tile], added to; or
+              nothing, where nobody wants it
     total     the same in float64, to which `gradient` is moved each `flush` blocks, or nothing
     """
 
@@ -69,7 +70,7 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
     @module.entry
     def backward(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        cutting: Cutting, view: View, groups: Groups, source: Source, tile: Tile, weight: Pointer, bias: Pointer,
+        cutting: Cutting, view: View, groups: Groups, source: Source, tile: Tile, weight: Pointer,
         a: InputGradient, b: InputGradient, into: WeightGradient,
     ) -> None:  # fmt: skip
         """Blocks order[first ... last] of a convolution's gradients, from windows of one tensor and tiles of others.
@@ -80,16 +81,16 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
 
         source  the tensor of the windows
         weight  [channels of the tile / width][terms][width], or nothing
-        bias    [width] zeros
         """
         tiles = scratch + view.floats
         values = tiles + tile.floats
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, cutting, number)
             kit.fill_window(f, [source], block, view, scratch)
-            _fill_tile(f, kit, tile, block, cutting, tiles)
-            with f.loop(groups.count) as (n, _):
-                outer_sums(f, block, view, Group.of(groups, n), scratch, tile, cutting, tiles, into.gradient)
+            with f.when(into.gradient.is_given()):
+                _fill_tile(f, kit, tile, block, cutting, tiles)
+                with f.loop(groups.count) as (n, _):
+                    outer_sums(f, block, view, Group.of(groups, n), scratch, tile, cutting, tiles, into.gradient)
             following = since.values[0] + 1
             full = following.equals(into.flush)
             with f.when(full & into.total.is_given()):
@@ -99,7 +100,7 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
                 channel, group = k * width, Group.of(groups, n)
                 weights = weight + (channel * groups.terms + group.term * width)
                 results = kit.multiply(
-                    f, block, view, group, scratch, weights, bias, values
+                    f, block, view, group, scratch, weights, f.nothing(), values
                 )  # fmt: skip
                 results = _within(f, results, block, group, tile)
                 with f.either(channel < tile.a.channels) as (in_a, in_b):

@@ -8,7 +8,8 @@ Lines whose numbers have the same rest by the stride on H, a *phase*, lie togeth
 consecutive results lie at equal distances, from a line's end to the next line's beginning too, and the results of a
 plane (or of each line, where that wastes less) are rows of one matrix product for each tap on D and H; the taps on W
 are more columns of it. A result is summed over taps on D, on H, on W, then channels, each in ascending order of the
-voxels: its bits follow from what it reads.
+voxels, and then the bias is added: its bits follow from what it reads, and are those of `pointwise` for a kernel of
+one voxel.
 
 The gradient of a strided convolution's input is several such convolutions of the output's gradient with stride 1: one
 for each rest of the input's coordinates by the stride, with the taps that reach it. Each is a `Group` of products.
@@ -22,7 +23,7 @@ from typing import Any
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Ranges, Results, Source
-from volseg.nn.kernels.parts import Parts
+from volseg.nn.kernels.parts import Parts, add_channels
 from volseg.partition.tiling import Registers
 
 
@@ -154,6 +155,7 @@ class Kit:
     def __init__(self, module: Module, layout: Registers) -> None:
         self.layout, self.parts = layout, Parts(module, layout)
         self._begin, self._product = _define_begin(module, layout), _define_product(module, layout)
+        self._add_bias = _define_add_bias(module, layout)
 
     def fill_window(
         self, f: Function, sources: Sequence[Source], block: Block, view: View, window: Pointer
@@ -191,7 +193,7 @@ class Kit:
         """Write down: the results of a group of products, for as many channels as registers hold.
 
         weight  [terms, width] of the group
-        bias    [width]
+        bias    [width], or nothing
         values  room for them
         """
         width = self.layout.width
@@ -206,7 +208,7 @@ class Kit:
         with f.loop((block.planes + together - 1) // together) as (part, _):
             first, last = part * together, f.smaller((part + 1) * together, block.planes)
             with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
-                self._begin(f, bias, values + (z * view.result_lines + run) * line, count)
+                self._begin(f, values + (z * view.result_lines + run) * line, count)
             with f.loop((group.taps + taps - 1) // taps) as (t, _), f.loop((inner + columns - 1) // columns) as (c, _):
                 tap, column = t * taps, c * columns
                 with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
@@ -218,6 +220,8 @@ class Kit:
                         inner * width, values + (z * view.result_lines + run) * line, count,
                         f.smaller(columns, inner - column),
                     )  # fmt: skip
+            with f.when(bias.is_given()), f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
+                self._add_bias(f, bias, values + (z * view.result_lines + run) * line, count)
         zero = f.number(0)
         return Results(
             values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
@@ -238,21 +242,32 @@ class Kit:
 _NEAR_FLOATS, _FEW_ROWS = 6144, 96
 """Of a piece of weights that stays in the first cache: 24 KiB, half of one. Rows that make up for reading it."""
 
-_ROWS_OF_POINTER = 6
-
 
 def _define_begin(module: Module, layout: Registers) -> Any:
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    vectors, rows, width = layout.vectors, layout.rows, layout.width
 
     @module.define
-    def begin_with_bias(f: Function, bias: Pointer, out: Pointer, count: Int) -> None:
-        """out[r, :] = bias, for `count` rows, rounded up to `rows`."""
-        offsets = [(bias + n * lanes).load() for n in range(vectors)]
-        with f.loop((count + rows - 1) // rows * rows) as (r, _):
-            for n, offset in enumerate(offsets):
-                (out + (r * width + n * lanes)).store(offset)
+    def begin_with_zero(f: Function, out: Pointer, count: Int) -> None:
+        """out[r, :] = 0, for `count` rows, rounded up to `rows`."""
+        with f.loop((count + rows - 1) // rows * rows * vectors) as (n, _):
+            (out + n * (width // vectors)).store(f.constant(0))
 
-    return begin_with_bias
+    return begin_with_zero
+
+
+def _define_add_bias(module: Module, layout: Registers) -> Any:
+    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
+
+    @module.define
+    def add_bias(f: Function, bias: Pointer, out: Pointer, count: Int) -> None:
+        """out[r, :] += bias, for `count` rows."""
+        offsets = [(bias + n * lanes).load() for n in range(vectors)]
+        with f.loop(count) as (r, _):
+            for n, offset in enumerate(offsets):
+                place = out + (r * width + n * lanes)
+                place.store(place.load() + offset)
+
+    return add_bias
 
 
 def _define_product(module: Module, layout: Registers) -> Any:
@@ -274,17 +289,7 @@ def _define_product(module: Module, layout: Registers) -> Any:
             places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
             with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
                 first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
-                # A pointer for each six rows, and distances of one to five steps from it: all fit into registers.
-                bases = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
-                with f.loop(inner, carried=[*bases, *outer.values]) as (c, state):
-                    pointers, sums = state.values[: len(bases)], state.values[len(bases) :]
-                    factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-                    new = []
-                    for n in range(rows):
-                        value = (pointers[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
-                        new += [f.fma(value, w, sums[n * vectors + m]) for m, w in enumerate(factors)]
-                    state.values = [*(pointer + 1 for pointer in pointers), *new]
-                outer.values = state.values[len(bases) :]
+                outer.values = add_channels(f, layout, first, step, weights, inner, outer.values)
             for place, total in zip(places, outer.values, strict=True):
                 place.store(total)
 

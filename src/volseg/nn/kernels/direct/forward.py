@@ -25,7 +25,7 @@ def build_forward(layout: Registers) -> Library:
 
         b       nothing, or the second tensor
         weight  [target channels / width][terms][width]
-        bias    [target channels]
+        bias    [target channels], or nothing
         bricks, pools  nothing, or where sums and largest values of the results go as well
         """
         values = scratch + view.floats
@@ -35,8 +35,9 @@ def build_forward(layout: Registers) -> Library:
             kit.fill_window(f, [a, b], block, view, scratch)
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width
+                own_bias = f.choose(bias.is_given(), bias + channel, bias)
                 results = kit.multiply(
-                    f, block, view, group, scratch, weight + channel * groups.terms, bias + channel, values,
+                    f, block, view, group, scratch, weight + channel * groups.terms, own_bias, values,
                 )  # fmt: skip
                 parts.store(f, results, target.at(block.z, block.y, block.x, channel))
                 with f.when(bricks.sums.is_given()):

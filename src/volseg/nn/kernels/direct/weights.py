@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -65,13 +64,14 @@ def group_fields(
     groups: Sequence[TapGroup], reach: Reach, lines: int, line: int, plane: int, voxel: int, together: int = 1,
     pairs: int = 1,
 ) -> dict[str, object]:  # fmt: skip
-    """The `blocks.Groups` of a window; keep the tensors under "kept" as long as a kernel reads them.
+    """The `blocks.Groups` of a window.
 
     lines, line, plane  of the window: lines of a phase, floats of a line and of a plane
     voxel               channels of the window
     together, pairs     taps are rounded up to, and columns, in the terms of a weight's gradient
     """
-    table, numbers, term = [], [], 0
+    table: list[int] = []
+    numbers, term = [], 0
     for group in groups:
         offsets = [
             z * plane + (y % reach.step[1] * lines + y // reach.step[1]) * line
@@ -259,9 +259,3 @@ class WeightSums:
             parts = out.split([padded_channels(s) for s in self.sources], 1)
             out = torch.cat([part[:, :s] for part, s in zip(parts, self.sources, strict=True)], 1)
         return out[:k, :c].contiguous()
-
-
-@lru_cache(maxsize=64)
-def zeros(count: int) -> Tensor:
-    """A bias of so many zeros."""
-    return torch.zeros(count)

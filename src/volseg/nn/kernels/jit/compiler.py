@@ -131,8 +131,8 @@ class Entry:
     def bind(self, **values: Any) -> Job:
         """The function with its named parameters.
 
-        values  numbers, CPU tensors (float32, float64, int64), addresses, None for none; structures as mappings from
-                the names of their fields or as objects that have them, None for one whose numbers are all zero
+        values  numbers, CPU tensors (float32, float64, int64), addresses, None for none; structures as dictionaries
+                from the names of their fields or as objects that have them, None for one whose numbers are all zero
         """
         if values.keys() != self.parameters.keys():
             raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")

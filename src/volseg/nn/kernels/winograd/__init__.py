@@ -19,9 +19,10 @@ from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
+from volseg.nn.kernels.stages import Ghosts, in_stages
 from volseg.nn.kernels.winograd.backward import build_backward
 from volseg.nn.kernels.winograd.forward import build_forward
-from volseg.nn.kernels.winograd.stages import Ghosts, in_stages
+from volseg.nn.kernels.winograd.stages import reads_of
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
@@ -224,7 +225,7 @@ def forward(
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
     entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout, taps, step)
-    for order in in_stages(blocks, inputs[0].rows, ghosts, taps, step):
+    for order in in_stages(reads_of(blocks, taps, step), inputs[0].rows, ghosts):
         workers.run(entry.bind(**values, tiling=_tiling_fields(blocks, order, h, w)), order.numel(), room)
 
 
@@ -356,7 +357,7 @@ def _gradients(
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
     room = backward_room(blocks, stride, into.tile_channels, layout, taps, step)
-    for order in in_stages(blocks, window.rows, ghosts, taps, step):
+    for order in in_stages(reads_of(blocks, taps, step), window.rows, ghosts):
         tiling = _tiling_fields(blocks, order, h, w)
         jobs = [
             into.library()["backward"].bind(
