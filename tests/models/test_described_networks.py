@@ -20,8 +20,9 @@ from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import dice_cross_entropy
+from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import padded_shape
-from volseg.partition.share import busy_shares
+from volseg.partition.share import busy_shares, share_of
 from volseg.planning.segmenting_pass import SegmentingPass
 from volseg.planning.training_pass import TrainingPass
 from volseg.program.build import train_program
@@ -119,6 +120,36 @@ def test_gradients_are_those_of_torch(name: str, communicator: Communicator) -> 
                 error = relative_error(p.grad, expected[key].grad.float(), floor=1e-2)
                 assert error < 2e-4, (key, dims, checkpoints, float(error))
             assert fused.work.buffers.idle
+
+
+STAGES = {2: ((2, 1, 1), "1:1x1x1"), 3: ((1, 3, 1), "2:1x1x1"), 4: ((2, 2, 1), "1:2x1x1,2:1x1x1")}
+
+
+@pytest.mark.parallel([2, 3, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fewer_ranks_for_coarse_stages_give_the_same(name: str, communicator: Communicator) -> None:
+    settings, (dims, text) = NETWORKS[name], STAGES[communicator.size]
+    if settings.levels == 1:
+        text = "1:1x1x1"
+    model, whole = make(settings), volume(settings)
+    grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, settings.levels, dims)
+    layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+    block, here = take_block(whole, grid, layout), targets(whole)[(slice(None), *grid.block(layout).slices)]
+    with torch.no_grad():
+        alone = FusedNetwork(copy.deepcopy(model).eval(), serial_grid()).eval()(whole)
+        network = FusedNetwork(copy.deepcopy(model).eval(), grid, agglomeration=stages).eval()
+        assert torch.equal(gather_blocks(network(block), grid), alone)
+    plain, own = copy.deepcopy(model).train(), copy.deepcopy(model).train()
+    FusedNetwork(plain, serial_grid()).loss(whole, targets(whole))[0].backward()
+    expected = dict(plain.named_parameters())
+    fused = FusedNetwork(own, grid, agglomeration=stages)
+    fused.loss(block, here)[0].backward()
+    sum_gradients(own.parameters(), communicator)
+    for key, p in own.named_parameters():
+        assert relative_error(p.grad, expected[key].grad, floor=1e-2) < 1e-5, key
+    share = share_of(grid.coords, layout, settings.factors, stages, halo=model.network.halo)
+    planned = TrainingPass(model.network, train_program(model.network, share.merges, share.last), share)
+    assert planned.tensors == 4 * fused.work.buffers.total
 
 
 @pytest.mark.parallel([1, 2, 4])

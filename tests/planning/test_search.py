@@ -51,7 +51,7 @@ def question(task="train", shape=(128, 128, 128), **more):
 
 @pytest.mark.parametrize("task", ["train", "segment"])
 def test_no_fewer_ranks_than_the_fewest_fit(task):
-    asked = question(task, limit=int((1.0 if task == "train" else 0.45) * GIB))
+    asked = question(task, limit=int((1.0 if task == "train" else 0.445) * GIB))
     least = fewest(asked)
     assert least.ranks > 1
     assert fits(asked, least)
@@ -242,7 +242,7 @@ def test_agglomeration_where_messages_take_long():
 
     def times(latency):
         def time_of(stages):
-            layouts = stages.layouts(layout, MODEL.levels)
+            layouts = stages.layouts(layout, MODEL.factors)
             return training_time(MODEL, TrainingConfig(), layouts, machine(latency), Placing(64, 1))
 
         return time_of

@@ -108,8 +108,8 @@ def test_a_network_of_other_layers_is_refused_by_name(shared, scan, communicator
     with communicator.together():
         if communicator.is_root:
             _, card = load_model(shared / "run")
-            model = UNet(replace(MODEL.for_data(1, 3), kernel_size=5))
+            model = UNet(replace(MODEL.for_data(1, 3), up="nearest"))
             save_tensors(shared / "run" / WEIGHTS, model.state_dict(), replace(card, config=Config(model.config)))
     job = SegmentationJob(scan, shared / "run", shared / "m.nii", "2x1x1", agglomerate="1:1x1x1")
-    with pytest.raises(PartitionError, match=r"this one has kernel_size 5, .* use --agglomerate none"):
+    with pytest.raises(PartitionError, match=r"is an interpolation; use --agglomerate none"):
         segment(job, communicator)
