@@ -34,10 +34,16 @@ VARIANTS = {
         strides=((1, 1, 2), (2, 2, 2)), up="nearest", convolutions=1, norm="group", base_channels=8
     ),
     "residual, strided": config(
-        encoder="residual", blocks=(1, 2, 1), kernels=KERNELS, strides=STRIDES, down="stride", convolutions=1
+        encoder="residual",
+        in_channels=2,
+        blocks=(1, 2, 1),
+        kernels=KERNELS,
+        strides=STRIDES,
+        down="stride",
+        convolutions=1,
     ),
     "residual, as many channels, strided": config(
-        encoder="residual", blocks=(1, 1, 1), strides=STRIDES, down="stride", features=(4, 4, 4)
+        encoder="residual", in_channels=4, blocks=(1, 1, 1), strides=STRIDES, down="stride", features=(4, 4, 4)
     ),
 }
 
@@ -47,10 +53,13 @@ VARIANTS = {
 def test_partitioned_equals_serial(name: str, communicator: Communicator) -> None:
     """Logits, input gradient, every weight gradient, running statistics."""
     settings = VARIANTS[name]
-    for dims in GRIDS[communicator.size]:
+    for dims in {GRIDS[communicator.size][n] for n in (0, -1)}:
         grid = ProcessGrid(communicator, dims)
-        layout = grid.layout((16, 24, 16), settings.multiple)
-        assert_matches_serial(make(settings), grid, layout, 1, multiple_of=settings.multiple, tolerance=1e-3)
+        # Where two voxels of a pool are the same but for rounding, gradients jump: not in a volume of this shape.
+        layout = grid.layout((16, 24, 32), settings.multiple)
+        assert_matches_serial(
+            make(settings), grid, layout, settings.in_channels, multiple_of=settings.multiple, tolerance=1e-3
+        )
 
 
 @pytest.mark.parallel([1, 2, 3, 4, 8])
@@ -58,7 +67,7 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
     for name in ("nnU-Net's for thick slices", "residual, strided"):
         settings = VARIANTS[name]
         model = make(settings).eval()
-        whole = padded((9, 29, 31), settings.multiple)
+        whole = padded((9, 29, 31), settings.multiple).expand(-1, settings.in_channels, -1, -1, -1)
         assert whole.shape[2:] == (10, 32, 32)
         with torch.inference_mode():
             alone = partition_module(model, serial_grid(), settings.multiple)(whole)

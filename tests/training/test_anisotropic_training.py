@@ -70,7 +70,7 @@ def test_thick_slices_get_a_network_of_their_own(thick, tmp_path, covered):
 
 
 def test_all_axes_alike_where_that_is_asked_for_or_the_voxels_are_cubes(thick, tmp_path, covered):
-    for name, data, anisotropy in (("asked", thick, "none"), ("cubes", tiny_dataset(tmp_path / "cubes"), "auto")):
+    for name, data, anisotropy in (("asked", thick, "none"), ("cubes", tiny_dataset(tmp_path / "set"), "auto")):
         heard: list = []
         config = override(tiny_config(epochs=1), model={"anisotropy": anisotropy})
         train(TrainingJob(data, tmp_path / name, config), SERIAL, heard.append)
