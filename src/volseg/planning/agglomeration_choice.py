@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from volseg.config import ModelConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration, parse_agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.time_model import TimePlan
@@ -63,8 +65,7 @@ def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomer
     found = parse_agglomeration(text, model.levels, layout.dims)
     if found.stages and not covers(model):
         raise PartitionError(
-            f"--agglomerate {text}: only networks of kernel_size 3, up = transpose and a plain encoder are "
-            f"agglomerated, this one has kernel_size {model.kernel_size}, up = {model.up} and a {model.encoder} "
-            "encoder; use --agglomerate none"
+            f"--agglomerate {text}: this network is not agglomerated, as {why_not_covered(unet(model))}; "
+            "use --agglomerate none"
         )
     return found

@@ -8,14 +8,14 @@ from itertools import takewhile
 from volseg.errors import PartitionError
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.unet import unet
 from volseg.planning.nodes import SYSTEM, Node, on_nodes, placed_on
 from volseg.planning.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
 from volseg.planning.time_model import Placing, TimePlan
 
 _WORTH = 0.5
 """Efficiency below which more ranks are waste."""
-
-UNTIMED = "no time, for only networks of kernel_size 3 and up = transpose were measured"
 
 
 def time_text(seconds: float) -> str:
@@ -40,7 +40,7 @@ def why_chosen(question: Question, run: Candidate) -> str:
     if question.timed:
         text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)}); {memory}"
     else:
-        text = f"{ranks}: {memory}; {UNTIMED}"
+        text = f"{ranks}: {memory}; no time, for {why_not_covered(unet(question.model))}, which was not measured"
     if run.checkpoint_levels and run.checkpoint_levels != question.training.checkpoint_levels:
         levels = ",".join(map(str, run.checkpoint_levels))
         text += f"; fits because of --checkpoint-levels {levels}"
