@@ -43,7 +43,7 @@ VARIANTS = {
         convolutions=1,
     ),
     "residual, as many channels, strided": config(
-        encoder="residual", in_channels=4, blocks=(1, 1, 1), strides=STRIDES, down="stride", features=(4, 4, 4)
+        encoder="residual", in_channels=2, blocks=(1, 1, 1), strides=STRIDES, down="stride", features=(4, 4, 4)
     ),
 }
 

@@ -117,7 +117,7 @@ def _check_plot(asked: Asked, path: Path) -> None:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
     if not covers(asked.settings.model):
         raise ConfigError(
-            f"--plot {path}: this network has no planned time, for {why_not_covered(unet(asked.settings.model))}, which "
+            f"--plot {path}: the network has no planned time, for {why_not_covered(unet(asked.settings.model))}, which "
             "was not measured; leave out --plot, or plan another network"
         )
 
