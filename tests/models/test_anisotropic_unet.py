@@ -138,4 +138,4 @@ def test_deep_supervision_at_stages_of_their_own_shape(communicator: Communicato
     loss = FusedNetwork(model, grid).loss(
         take_block(whole, grid, layout), take_block(labels.unsqueeze(1), grid, layout)[:, 0]
     )[0]
-    assert float(loss) == pytest.approx(float(alone), rel=1e-5)
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-5)

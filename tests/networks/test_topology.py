@@ -126,7 +126,7 @@ def test_halvings_that_other_settings_need_are_kept(covered):
     assert kept == config
     assert reason.startswith("all axes are treated alike: else sides would allow 2 of 3 halvings (training.deep_super")
     assert with_network_for(config, THICK, SHAPE)[0].model.strides == STRIDES
-    with pytest.raises(ConfigError, match="deep_supervision: with model.levels = 2"):
+    with pytest.raises(ConfigError, match=r"deep_supervision: with model\.levels = 2"):
         with_network_for(Config(ModelConfig(levels=2), config.training), THICK, SHAPE)
 
 
