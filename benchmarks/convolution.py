@@ -1,79 +1,135 @@
-"""Convolution forward, input gradient and weight gradient: volseg's kernels against torch's own choice, by shape.
+"""Convolution forward and backward: volseg's kernels against torch's own, by kernel, stride and channels.
 
-    python benchmarks/convolution.py [--repeats 7]
+    python benchmarks/convolution.py [--repeats 7] [--threads 1] [--kernels 3x3x3/2,1x3x3]
 
-One thread; each row times the two in turn, and prints medians and their ratio (torch / volseg: above 1 is faster).
+Torch's own is the faster of `F.conv3d` (or its gradients) on contiguous and on channels-last memory. Each row times all
+in turn, and prints medians and their ratio (torch / volseg: above 1 is faster). With one thread the times are those
+that the processor spent, which other work on the machine disturbs less. `backward` is both gradients together, as
+training takes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from support.timing import in_turn
+from support.timing import ratio
 
-from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
+from volseg.geometry import Triple
+from volseg.nn.kernels import block_convolution
+from volseg.nn.kernels.rows import Activation, Rows
 
-# (input channels, output channels, side of the output block): a 16-channel U-Net's levels and small blocks of them
-SHAPES = [
-    (1, 16, 64),
-    (16, 16, 64),
-    (32, 16, 64),
-    (16, 16, 32),
-    (16, 16, 16),
-    (32, 32, 32),
-    (64, 64, 16),
-    (128, 128, 8),
-]
-ONE = (1, 1, 1)
+KERNELS: dict[str, tuple[Triple, Triple]] = {
+    "3x3x3": ((3, 3, 3), (1, 1, 1)),
+    "1x3x3": ((1, 3, 3), (1, 1, 1)),
+    "3x3x3/2": ((3, 3, 3), (2, 2, 2)),
+    "3x3x3/1x2x2": ((3, 3, 3), (1, 2, 2)),
+    "1x3x3/1x2x2": ((1, 3, 3), (1, 2, 2)),
+    "1x1x1": ((1, 1, 1), (1, 1, 1)),
+    "1x1x1/2": ((1, 1, 1), (2, 2, 2)),
+    "3x1x1": ((3, 1, 1), (1, 1, 1)),
+    "5x5x5": ((5, 5, 5), (1, 1, 1)),
+    "7x7x7": ((7, 7, 7), (1, 1, 1)),
+}
+SIDES = {16: 64, 32: 40, 64: 32, 128: 16}
+"""Of the input, by its channels."""
+
+LONG_KERNEL_SIDES = {16: 32, 32: 24, 64: 16, 128: 16}
+"""The same for 5x5x5 and 7x7x7."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, {repeats} repeats")
-    print("| in | out | side | pass | torch ms | volseg ms | ratio | volseg GF/s |")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kernels", type=lambda names: names.split(","), default=list(KERNELS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads")
+    print("| kernel/stride | channels | side | pass | torch ms | volseg ms | ratio | volseg GF/s |")
     print("|---|---|---|---|---|---|---|---|")
-    for inputs, outputs, side in SHAPES:
-        for name, plain, ours in passes(inputs, outputs, side):
-            times = in_turn({"torch": plain, "volseg": ours}, repeats)
-            a, b = statistics.median(times["torch"]), statistics.median(times["volseg"])
-            flops = 2 * 27 * inputs * outputs * side**3
-            print(
-                f"| {inputs} | {outputs} | {side} | {name} | {a * 1e3:.2f} | {b * 1e3:.2f} | {a / b:.1f} | "
-                f"{flops / b / 1e9:.0f} |",
-                flush=True,
-            )
+    for name in options.kernels:
+        kernel, stride = KERNELS[name]
+        for channels, side in (LONG_KERNEL_SIDES if kernel[2] > 3 else SIDES).items():
+            case = Case(kernel, stride, channels, side)
+            for what, torch_own, ours, operations in case.passes():
+                times = processor_seconds([*torch_own, ours], options.repeats, options.threads)
+                best = min(times[:-1], key=statistics.median)
+                own, taken = statistics.median(best), statistics.median(times[-1])
+                print(
+                    f"| {name} | {channels} | {side} | {what} | {own * 1e3:.2f} | {taken * 1e3:.2f} | "
+                    f"{ratio(best, times[-1]):.2f} | {operations / taken / 1e9:.0f} |",
+                    flush=True,
+                )
 
 
-def passes(inputs: int, outputs: int, side: int) -> list[tuple[str, Callable[[], object], Callable[[], object]]]:
-    """The three passes of a 3x3x3 convolution as (name, torch's, volseg's)."""
-    last = torch.channels_last_3d
-    haloed = (side + 2, side + 2, side + 2)
-    x = torch.randn(1, inputs, *haloed).contiguous(memory_format=last)
-    weight = torch.randn(outputs, inputs, 3, 3, 3)
-    grad = torch.randn(1, outputs, side, side, side).contiguous(memory_format=last)
-    plain_x, plain_grad = x.contiguous(), grad.contiguous()
-    backward = torch.ops.aten.convolution_backward
-    settings = ([1] * 3, [0] * 3, [1] * 3, False, [0] * 3, 1)
-    return [
-        ("forward", lambda: F.conv3d(plain_x, weight), lambda: convolve(x, weight, None, ONE, ONE, 1)),
-        (
-            "input gradient",
-            lambda: backward(plain_grad, plain_x, weight, None, *settings, [True, False, False]),
-            lambda: transposed_convolve(grad, weight, ONE, ONE, 1, haloed),
-        ),
-        (
-            "weight gradient",
-            lambda: backward(plain_grad, plain_x, weight, None, *settings, [False, True, False]),
-            lambda: weight_gradient(x, grad, weight, ONE, ONE, 1),
-        ),
-    ]
+def processor_seconds(calls: list[Callable[[], object]], repeats: int, threads: int) -> list[list[float]]:
+    """Seconds of each call, in turn after one turn that does not count; of one thread those that it ran."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + 1):
+        for call, own in zip(calls, times, strict=True):
+            begin = clock()
+            call()
+            if turn:
+                own.append(clock() - begin)
+    return times
+
+
+Pass = tuple[str, list[Callable[[], object]], Callable[[], object], float]
+
+
+class Case:
+    """A convolution of as many channels to as many, padded by half its kernel."""
+
+    def __init__(self, kernel: Triple, stride: Triple, channels: int, side: int) -> None:
+        self.kernel, self.stride, self.channels, self.sides = kernel, stride, channels, (side,) * 3
+        self.outputs = [-(-side // s) for s in stride]
+        self.weight = torch.randn(channels, channels, *kernel)
+        self.x, self.gradient = torch.randn(*self.sides, channels), torch.randn(*self.outputs, channels)
+        first, second = (t.permute(3, 0, 1, 2).unsqueeze(0) for t in (self.x, self.gradient))
+        self.layouts = [(first.contiguous(), second.contiguous()), (first, second)]
+        self.out, self.target = (
+            Rows.of(torch.empty(*self.outputs, channels)),
+            Rows.of(torch.empty(*self.sides, channels)),
+        )
+
+    def passes(self) -> list[Pass]:
+        """(name, torch's two, volseg's, floating-point operations) of forward and backward."""
+        weight, stride, sources = self.weight, self.stride, [self.channels]
+        packed = block_convolution.pack_weight(weight, sources, stride)
+        turned = block_convolution.pack_turned_weight(weight, sources, stride)
+        input_, gradient = Activation(Rows.of(self.x)), Rows.of(self.gradient)
+        padding = [k // 2 for k in self.kernel]
+        operations = 2.0 * self.weight.numel() * self.outputs[0] * self.outputs[1] * self.outputs[2]
+
+        def backward() -> object:
+            into = block_convolution.weight_sums(weight, sources, self.gradient.numel() // self.channels, stride)
+            block_convolution.backward([input_], gradient, turned, [block_convolution.Target(self.target)], into)
+            return into.finish()
+
+        def torch_backward(x: torch.Tensor, y: torch.Tensor) -> object:
+            settings = (stride, padding, [1] * 3, False, [0] * 3, 1, [True, True, False])
+            return torch.ops.aten.convolution_backward(y, x, weight, None, *settings)
+
+        return [
+            (
+                "forward",
+                [lambda x=x: F.conv3d(x, weight, None, stride, padding) for x, _ in self.layouts],
+                lambda: block_convolution.forward([input_], packed, None, self.out),
+                operations,
+            ),
+            (
+                "backward",
+                [lambda x=x, y=y: torch_backward(x, y) for x, y in self.layouts],
+                backward,
+                2 * operations,
+            ),
+        ]
 
 
 if __name__ == "__main__":

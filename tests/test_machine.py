@@ -48,3 +48,14 @@ def test_the_tightest_control_group_counts(groups, files, expected, tmp_path: Pa
 def test_this_process_has_memory() -> None:
     assert 0 < machine.resident_memory() <= machine.peak_memory() <= machine.physical_memory()
     assert 0 < machine.available_memory() <= machine.physical_memory()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.00 KiB"), (24.1 * 1024, "24.1 KiB"), (150 * 2**20, "150 MiB"),
+        (3.216 * GIB, "3.22 GiB"), (2048 * GIB, "2048 GiB"),
+    ],
+)  # fmt: skip
+def test_a_size_in_words_is_in_the_largest_unit_that_it_fills(count: float, text: str) -> None:
+    assert machine.size_text(count) == text

@@ -6,8 +6,11 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+"""Units of memory, the smallest first, and their bytes."""
 
 
 def peak_memory() -> int:
@@ -89,9 +92,20 @@ def _status(name: str) -> int | None:
 
 
 def gibibytes(count: float) -> str:
-    """Bytes as GiB: three digits that count, at least to a hundredth."""
-    size = count / 2**30
-    return f"{size:.0f} GiB" if size >= 100 else f"{size:.1f} GiB" if size >= 10 else f"{size:.2f} GiB"
+    """Bytes as GiB, whatever their number, so that sizes can be compared at a glance."""
+    return size_text(count, ("GiB",))
+
+
+def size_text(count: float, units: Sequence[str] = tuple(UNITS)) -> str:
+    """Bytes in the largest of `units` that they fill, else the first: three digits that count, at least to a hundredth.
+
+    units  some of `UNITS`, in their order
+    """
+    fitting = [unit for unit in units if count >= UNITS[unit]]
+    unit = fitting[-1] if fitting else units[0]
+    size = count / UNITS[unit]
+    digits = 0 if size >= 100 or unit == "bytes" else 1 if size >= 10 else 2
+    return f"{size:.{digits}f} {unit}"
 
 
 def prepare_for_torch() -> None:

@@ -20,8 +20,10 @@ def test_a_memory_plan_off_by_more_than_a_tenth_is_warned_of(monkeypatch, capsys
     choice = Choice(Schedule.IN_PLACE, plan, 99, False, "", {})
     time = TimeAccount(dict.fromkeys(Kind, (0.0, 0.0)))
     report = SegmentationReport(
-        (), (), (), box, box, spacing, (1, 1, 2), 1.0, (90, 100), choice, {}, Audit(), [], {}, time, 0.0, (None, None)
-    )
+        files=(), statistics=(), removed=(), shape=box, seen=box, spacing=spacing, grid=(1, 1, 2), seconds=1.0,
+        peaks=(90, 100), choice=choice, phases={}, audit=Audit(), placement=[], communication={}, time=time,
+        network_seconds=0.0, network_planned=(None, None),
+    )  # fmt: skip
     monkeypatch.setattr(segmentation, "segment", lambda *arguments: report)
     assert run(["segment", "scan.nii", "--no-progress"]) == 0
     assert ("planned and measured memory differ by 20%" in capsys.readouterr().err) == warned

@@ -65,6 +65,34 @@ def test_an_error_that_cannot_be_sent_does_not_leave_the_others_waiting(communic
     assert all("Unpicklable: " in message and "no header" in message for message in messages)
 
 
+@pytest.mark.parallel([1, 2, 3])
+def test_what_the_root_does_alone_all_have(communicator: Communicator) -> None:
+    ran: list[int] = []
+
+    def read() -> dict[str, int]:
+        ran.append(communicator.rank)
+        return {"rank": communicator.rank}
+
+    assert communicator.on_root(read) == {"rank": 0}
+    assert communicator.on_root(lambda: None) is None
+    assert ran == ([0] if communicator.is_root else [])
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_an_error_on_the_root_is_raised_on_all_and_the_job_goes_on(communicator: Communicator) -> None:
+    def read() -> None:
+        raise VolumeError(f"rank {communicator.rank} cannot read it")
+
+    def read_badly() -> None:
+        raise Unpicklable("header", threading.Lock())
+
+    messages = communicator.gather_all(raised(lambda: communicator.on_root(read)))
+    assert messages == ["VolumeError: rank 0 cannot read it"] * communicator.size
+    messages = communicator.gather_all(raised(lambda: communicator.on_root(read_badly)))
+    assert all("Unpicklable: " in message and "no header" in message for message in messages)
+    assert communicator.on_root(lambda: communicator.rank) == 0
+
+
 @pytest.mark.parallel([1, 2, 3, 4])
 def test_collectives(communicator: Communicator) -> None:
     rank, size = communicator.rank, communicator.size

@@ -147,17 +147,20 @@ def test_every_schedule_has_the_same_bits(
         told: list[float] = []
         fused = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         streamed = fused.streamed(schedule, store, told.append)
-        image = TensorImage(block, layout, grid, image_width(schedule))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
         assert np.array_equal(gather_blocks(torch.cat(parts, 2), grid).numpy(), alone.numpy()), agglomeration
         assert told == sorted(told)
         assert told[-1] == 1
-        assert streamed._done == pytest.approx(streamed._whole), "a rank's arithmetic is not what it counts"
+        assert streamed.progress is not None
+        assert streamed.progress.done == pytest.approx(1), "a rank's arithmetic is not what it counts"
         plain = FusedNetwork(model, grid).streamed(schedule)
-        plain._begin(layout, schedule, 0)
-        mine, without = communicator.reduce_all(np.array([streamed._whole, plain._whole]))
+        for _ in plain.logit_slabs(TensorImage(block, layout, grid, image_width(model.network, schedule)), layout):
+            pass
+        assert plain.progress is not None
+        mine, without = communicator.reduce_all(np.array([streamed.progress.whole, plain.progress.whole]))
         assert mine == pytest.approx(without), "leaders do what the others leave"
-        image = TensorImage(block, layout, grid, image_width(schedule, 1))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule, 1))
         for (first, last), part in streamed.feature_slabs(image, layout):
             d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, layout.shape, strict=True))
             d = min(d, box.start[0] + last + 1)
@@ -188,11 +191,11 @@ def test_a_training_network_runs_forward_without_gradients_too(communicator: Com
 def test_networks_of_other_layers_are_refused(communicator: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, stages = ProcessGrid(communicator, (2, 1, 1)), Agglomeration(((1, (1, 1, 1)),))
     for changes in ({"kernel_size": 5}, {"up": "trilinear"}):
-        with pytest.raises(PartitionError, match=r"--agglomerate 1:1x1x1: the layers .* use --agglomerate none"):
+        with pytest.raises(PartitionError, match=r"--agglomerate 1:1x1x1: this network .* use --agglomerate none"):
             FusedNetwork(UNet(config(**changes)), grid, agglomeration=stages)
     with pytest.raises(PartitionError, match="4:1x1x1: the network has levels 1 to 2"):
         FusedNetwork(UNet(config()), grid, agglomeration=Agglomeration(((4, (1, 1, 1)),)))
     if communicator.rank == 1:
         monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
-    with pytest.raises(PartitionError, match="a rank's processor needs are not agglomerated"):
+    with pytest.raises(PartitionError, match="not agglomerated, as a rank's processor lacks AVX2"):
         FusedNetwork(UNet(config()), grid, agglomeration=stages)

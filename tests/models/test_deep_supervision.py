@@ -19,13 +19,15 @@ from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import deep_levels, loss_weights
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import Agglomeration
-from volseg.planning.fused_memory import FusedWalk
-from volseg.planning.memory import parameter_count
-from volseg.planning.operations import training_work
+from volseg.partition.share import busy_shares
+from volseg.planning.training_pass import TrainingPass
+from volseg.planning.work import training_work
+from volseg.program.build import train_program
 
 SHAPE = (32, 40, 48)
 
@@ -134,10 +136,9 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
     fused.loss(block, target)[0].backward()
-    walks = [FusedWalk(settings, layout, deep=deep) for deep in (True, False)]
-    for walk in walks:
-        walk.forward()
-        walk.backward()
+    (share,) = busy_shares(layout, settings.factors)
+    networks = [unet(settings, deep) for deep in (True, False)]
+    walks = [TrainingPass(network, train_program(network), share) for network in networks]
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walks[0].tensors == walks[1].tensors
     assert fused.work.buffers.idle
@@ -151,7 +152,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     )  # fmt: skip
     fused.loss(block, target)[0].backward()
     layouts = [layout.coarser(2**level) for level in range(4)]
-    work = training_work(settings, layouts, 0, deep=True)
+    work = training_work(unet(settings, True), layouts)
     if communicator.size > 1:
         expected = [one.bytes for one in work.reductions if one.layer != "gradients of the weights"]
         assert sorted(counted) == sorted(expected)
@@ -161,8 +162,8 @@ def test_levels_and_weights_are_nnunet_s() -> None:
     assert [list(deep_levels(levels)) for levels in (0, 1, 2, 3, 5)] == [[], [], [], [1], [1, 2, 3]]
     assert loss_weights(0) == [1.0]
     assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
-    settings, training = config(levels=4), TrainingConfig(deep_supervision=True)
-    assert parameter_count(settings, training) == sum(p.numel() for p in make(settings).parameters())
+    settings = config(levels=4)
+    assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
 
 
 @pytest.mark.parallel(2)

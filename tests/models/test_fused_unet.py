@@ -17,8 +17,10 @@ from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
+from volseg.nn.fused import runner
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import IGNORE, dice_cross_entropy
+from volseg.program.step import Normalize
 
 VARIANTS = {
     "instance": config(),
@@ -227,7 +229,7 @@ def test_passes_that_are_not_finished_leave_nothing_behind(monkeypatch: pytest.M
         fused(x)
         fused(x, features_only=True)
         next(fused.logit_slabs(x))
-        monkeypatch.setattr(fused, "_run", broken)
+        monkeypatch.setitem(runner.OPERATIONS, Normalize, broken)
         with pytest.raises(ValueError, match="broken"):
             fused(x)
         monkeypatch.undo()

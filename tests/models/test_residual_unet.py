@@ -15,13 +15,14 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
-from volseg.models.unet import ResidualBlock, UNet
+from volseg.models.unet import UNet
+from volseg.networks.description import Convolution
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.layer_memory import LayerWalk
-from volseg.planning.memory import parameter_count
 from volseg.planning.planner import forward_halo_bytes
 from volseg.program.schedule import LAYERS, covers, schedules_of
 
@@ -63,34 +64,37 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
 
 def test_a_block_is_he_s() -> None:
     """Its parts put together by hand, with the projection and without."""
-    settings = config(encoder="residual")
-    torch.manual_seed(0)
-    x = torch.randn(1, 4, 8, 8, 8)
-    for block in (ResidualBlock(4, 6, settings), ResidualBlock(4, 4, settings)):
-        first, norm1, activation, second, norm2 = block.body
-        y = norm2(second(activation(norm1(first(x)))))
+    for channels in (4, 6):
+        settings = config(encoder="residual", in_channels=channels, base_channels=6, levels=0, blocks=(1,))
+        torch.manual_seed(0)
+        model, x = UNet(settings).train(), torch.randn(1, channels, 8, 8, 8)
+        block = model.encoder.get_submodule("0.0")
+        y = x
+        for path in ("body.0", "body.1", "", "body.3", "body.4"):
+            y = block.get_submodule(path)(y) if path else torch.nn.functional.leaky_relu(y, 0.01)
         shortcut = x
-        if block.skip._modules:
-            conv, norm = block.skip.children()
-            assert conv.kernel_size == (1, 1, 1)
-            shortcut = norm(conv(x))
+        if channels != 6:
+            assert block.get_submodule("skip.0").kernel_size == (1, 1, 1)
+            shortcut = block.get_submodule("skip.1")(block.get_submodule("skip.0")(x))
+        else:
+            assert "skip" not in dict(block.named_children())
         expected = torch.nn.functional.leaky_relu(y + shortcut, 0.01)
-        assert torch.equal(block(x), expected)
+        assert torch.equal(model(x, features_only=True), expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_models_of_memory_and_halos_count_its_layers(name: str) -> None:
     settings = VARIANTS[name]
     model = UNet(settings)
-    assert parameter_count(settings) == sum(p.numel() for p in model.parameters())
+    assert unet(settings).parameters() == sum(p.numel() for p in model.parameters())
     found = [m for m in model.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size == (3, 3, 3)]
-    expected = sum(len(settings.encoder_convolutions(level)) for level in range(settings.levels + 1))
-    assert len(found) == expected + 2 * settings.levels
-    counts = [len(list(level.children())) for level in model.encoder]
+    described = [n for n in unet(settings).nodes if isinstance(n, Convolution) and n.kernel == (3, 3, 3)]
+    assert len(found) == len(described)
+    counts = [len(list(level.children())) for level in model.encoder.children()]
     assert counts == list(settings.block_counts)
     layout = Layout.even((32, 32, 32), (1, 1, 2), settings.multiple)
     plain = replace(settings, encoder="plain", blocks=())
-    assert forward_halo_bytes(settings, layout) >= forward_halo_bytes(plain, layout)
+    assert forward_halo_bytes(unet(settings), layout) >= forward_halo_bytes(unet(plain), layout)
 
 
 @pytest.mark.parametrize(
@@ -115,12 +119,12 @@ def test_the_plan_holds_what_autograd_keeps(settings: ModelConfig) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = twin(torch.randn(1, 1, 32, 32, 32))
     assert logits.requires_grad
-    walk = LayerWalk(settings, Layout.even((32, 32, 32), (1, 1, 1), settings.multiple), training=True)
+    walk = LayerWalk(unet(settings), Layout.even((32, 32, 32), (1, 1, 1), settings.multiple), training=True)
     walk.forward()
     assert walk.ledger.total == pytest.approx(sum(kept.values()), rel=0.02)
     walk.loss()
     walk.backward()
-    assert not any("block" in name or "window" in name for name in walk.ledger.live), "something is never freed"
+    assert set(walk.ledger.live) == {"image", "target"}, "something is never freed"
 
 
 def test_default_blocks_are_nnunet_s() -> None:
@@ -138,7 +142,7 @@ def test_it_goes_layer_by_layer_and_is_not_agglomerated() -> None:
 
 def test_dropout_follows_the_last_block() -> None:
     model = UNet(config(encoder="residual", dropout=0.3))
-    assert all(isinstance(list(level.children())[-1], torch.nn.Dropout3d) for level in model.encoder)
+    assert all(isinstance(list(level.children())[-1], torch.nn.Dropout3d) for level in model.encoder.children())
     x = torch.randn(1, 1, 8, 8, 8)
     first = copy.deepcopy(model)(x)
     assert not torch.equal(first, model(x))

@@ -72,13 +72,13 @@ def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Pa
         store = ScratchStore(scratch) if schedule is SPILL else None
         told: list[float] = []
         streamed = FusedNetwork(model, grid).eval().streamed(schedule, store, told.append)
-        image = TensorImage(block, layout, grid, image_width(schedule))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
         assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), dims
         assert told == sorted(told)
         assert told[-1] == 1
         box = layout.block(grid.coords)
-        image = TensorImage(block, layout, grid, image_width(schedule, 1))
+        image = TensorImage(block, layout, grid, image_width(model.network, schedule, 1))
         reached = 0
         for (first, last), part in streamed.feature_slabs(image, layout):
             d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, shape, strict=True))
@@ -110,6 +110,6 @@ def test_statistics_that_cancel_are_taken_again(
     grid = ProcessGrid(communicator, (communicator.size, 1, 1))
     layout = grid.layout(shape, settings.multiple)
     streamed = FusedNetwork(model, grid).eval().streamed(schedule)
-    image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(schedule))
+    image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(model.network, schedule))
     parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
     assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone)

@@ -14,10 +14,10 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.geometry import PerAxis, Triple
 from volseg.models.unet import UNet
+from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.partition.layout import padded_shape
-from volseg.planning.memory import parameter_count
 
 
 def config(**changes) -> ModelConfig:
@@ -113,7 +113,7 @@ def test_dropout_draws_the_same_mask_on_any_grid(communicator: Communicator) -> 
 def test_the_memory_model_counts_the_network_s_parameters(name: str) -> None:
     model = UNet(VARIANTS[name])
     trainable = sum(p.numel() for p in model.parameters())
-    assert parameter_count(VARIANTS[name]) == trainable
+    assert unet(VARIANTS[name]).parameters() == trainable
 
 
 def test_features_are_what_the_head_reads() -> None:

@@ -10,12 +10,12 @@ from volseg.distributed.communicator import MpiCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.unet import unet
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
-from volseg.planning.operations import segmenting_work, training_work
+from volseg.planning.work import segmenting_work, training_work
 from volseg.program.schedule import Schedule
 
 DIMS = {2: (2, 1, 1), 4: (2, 2, 1)}
@@ -79,7 +79,7 @@ def test_a_training_step(communicator, monkeypatch, norm, stages):
     watched = Watched(monkeypatch)
     twin.loss(x, target)[0].backward()
     sum_gradients(twin.parameters(), communicator)
-    work = training_work(config, layouts, parameter_count(config))
+    work = training_work(unet(config), layouts)
     # A rank that does not lead takes no part in coarse levels; the model is that of a leader of all of them.
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
@@ -97,11 +97,11 @@ def test_a_training_step(communicator, monkeypatch, norm, stages):
 def test_segmenting(communicator, monkeypatch, norm, stages, schedule):
     config, grid, layout, layouts, twin, x = network(communicator, norm, stages)
     twin.eval()
-    image = TensorImage(x, layout, grid, image_width(schedule))
+    image = TensorImage(x, layout, grid, image_width(twin.network, schedule))
     watched = Watched(monkeypatch)
     for _ in twin.streamed(schedule).logit_slabs(image, layout):
         pass
-    work = segmenting_work(config, layouts, schedule)
+    work = segmenting_work(unet(config), layouts, schedule)
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
         assert watched.ghosts == sum(exchange.bytes for exchange in work.exchanges)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -12,18 +14,27 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.unet import unet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.losses import LossSums
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import Layout
-from volseg.partition.share import busy_shares, share_of
-from volseg.planning.fused_memory import FLOAT, FusedWalk, _loss_floats
+from volseg.partition.share import Share, busy_shares, share_of
 from volseg.planning.memory import training_memory
+from volseg.planning.scratch import FLOAT, loss_floats
+from volseg.planning.training_pass import TrainingPass
+from volseg.program.build import train_program
 
 
 def config(**changes) -> ModelConfig:
     return ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 8, "levels": 2} | changes))
+
+
+def pass_of(settings: ModelConfig, share: Share, checkpoints: Collection[int] = ()) -> TrainingPass:
+    """The memory of a rank, by the steps that it runs."""
+    network = unet(settings)
+    return TrainingPass(network, train_program(network, share.merges, share.last, frozenset(checkpoints)), share)
 
 
 VARIANTS = [
@@ -40,9 +51,8 @@ def test_one_rank_s_arena_is_the_planned_one(settings, shape, checkpoints):
     fused = FusedNetwork(UNet(settings), serial_grid(), checkpoints)
     x = torch.randn(1, settings.in_channels, *shape)
     fused.loss(x, torch.zeros(1, *shape, dtype=torch.uint8))[0].backward()
-    walk = FusedWalk(settings, Layout.even(shape, (1, 1, 1), settings.multiple), checkpoints)
-    walk.forward()
-    walk.backward()
+    (share,) = busy_shares(Layout.even(shape, (1, 1, 1), settings.multiple), settings.factors)
+    walk = pass_of(settings, share, checkpoints)
     assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert walk.tensors == 4 * fused.work.buffers.total
 
@@ -60,9 +70,8 @@ def test_the_arena_of_the_busiest_rank_is_the_planned_one(number, slab, communic
     fused = FusedNetwork(UNet(settings), grid)
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
-    walk = FusedWalk(settings, layout)
-    walk.forward()
-    walk.backward()
+    (share,) = busy_shares(layout, settings.factors)
+    walk = pass_of(settings, share)
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walk.tensors
 
@@ -84,16 +93,10 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
     block = take_block(torch.randn(1, 1, *shape), grid, layout)
     fused.loss(block, torch.zeros(block.shape[:1] + block.shape[2:], dtype=torch.uint8))[0].backward()
 
-    def walked(share):
-        walk = FusedWalk(settings, layout, checkpoints, share=share)
-        walk.forward()
-        walk.backward()
-        return walk
-
-    walk = walked(share_of(grid.coords, layout, settings.factors, stages))
+    walk = pass_of(settings, share_of(grid.coords, layout, settings.factors, stages), checkpoints)
     assert walk.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert walk.tensors == 4 * fused.work.buffers.total
-    most = max(walked(share).tensors for share in busy_shares(layout, settings.factors, stages))
+    most = max(pass_of(settings, share, checkpoints).tensors for share in busy_shares(layout, settings.factors, stages))
     assert most == max(communicator.gather_all(walk.tensors))
     planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
     assert planned.activations + planned.work >= most  # of the rank that needs most in all
@@ -132,6 +135,6 @@ def test_the_loss_holds_what_is_planned_for_a_slab(classes: int, voxels: int) ->
         if event.name() == "[memory]":
             total += event.nbytes()
             most = max(most, total)
-    planned = _loss_floats(voxels, classes) * FLOAT
+    planned = loss_floats(voxels, classes) * FLOAT
     assert most <= 1.05 * planned + 2**20
     assert most >= 0.6 * planned

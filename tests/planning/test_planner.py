@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.partition.layout import Layout, padded_shape
-from volseg.planning.layer_memory import Ledger
+from volseg.planning.ledger import Ledger
 from volseg.planning.memory import segmenting_memory, training_memory
 from volseg.planning.planner import (
     choose_grid,

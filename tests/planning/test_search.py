@@ -242,8 +242,8 @@ def test_agglomeration_where_messages_take_long():
 
     def times(latency):
         def time_of(stages):
-            layouts = stages.layouts(layout, MODEL.factors)
-            return training_time(MODEL, TrainingConfig(), layouts, 1000, machine(latency), Placing(64, 1))
+            layouts = stages.layouts(layout, MODEL.levels)
+            return training_time(MODEL, TrainingConfig(), layouts, machine(latency), Placing(64, 1))
 
         return time_of
 

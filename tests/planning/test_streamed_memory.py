@@ -14,6 +14,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.unet import unet
 from volseg.nn.blocks import take_block
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import TensorImage, image_width
@@ -23,8 +24,9 @@ from volseg.partition.basin import peak_of
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares, share_of
 from volseg.planning.memory import Beside, segmenting_memory
-from volseg.planning.streamed_memory import StreamedWalk, scratch_bytes
-from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, layer_costs, schedules_of
+from volseg.planning.segmenting_pass import SegmentingPass, scratch_bytes
+from volseg.planning.work import segmenting_work
+from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, schedules_of
 
 
 def config(**changes: object) -> ModelConfig:
@@ -65,14 +67,15 @@ def test_basins_and_windows_are_the_planned_ones(
     x = take_block(torch.randn(1, 1, *shape), grid, layout)
     store = CountingStore()
     streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
-    for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+    for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
         pass
-    walk = StreamedWalk(settings, layout, schedule).run()
+    (share,) = busy_shares(layout, settings.factors)
+    walk = SegmentingPass(unet(settings), schedule, share)
     assert max(communicator.gather_all(sum(store.sizes))) == peak_of(walk.basins)
     if schedule is RECOMPUTE:
         # Of the last pass: windows and the slab of the up-convolution; the walk has some planes of the image besides.
         held = 4 * max(communicator.gather_all(totals[-1]))
-        planned = walk.last.by_level[0] - walk._logits()
+        planned = walk.last.by_level[0] - walk.logits
         assert 0.85 * planned <= held <= planned
 
 
@@ -90,16 +93,14 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         x = take_block(torch.randn(1, 1, *shape), grid, layout)
         store = LiveStore()
         streamed = FusedNetwork(UNet(settings), grid, agglomeration=stages).eval().streamed(schedule, store)
-        for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(schedule)), layout):
+        for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
             pass
-        walk = StreamedWalk(
-            settings, layout, schedule, share=share_of(grid.coords, layout, settings.factors, stages)
-        ).run()
+        walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, settings.factors, stages))
         assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())
         if not walk.in_files:
             assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
         busiest = max(
-            StreamedWalk(settings, layout, schedule, share=share).run().peak.total
+            SegmentingPass(unet(settings), schedule, share).peak.total
             for share in busy_shares(layout, settings.factors, stages)
         )
         assert busiest == max(communicator.gather_all(walk.peak.total)), (dims, text)
@@ -173,6 +174,7 @@ def test_spilling_counts_a_whole_tensor_where_faces_touch_all_its_pages() -> Non
 
 def test_recomputing_costs_about_twice_the_arithmetic() -> None:
     model = config(levels=4, base_channels=16)
-    once, again = (sum(layer_costs(model, s).values()) for s in (IN_PLACE, RECOMPUTE))
+    layouts = [Layout.even((64, 64, 64), (1, 1, 1), 16).coarser(2**level) for level in range(5)]
+    once, again = (segmenting_work(unet(model), layouts, s).flops for s in (IN_PLACE, RECOMPUTE))
     assert 1 < again / once < 4
     assert schedules_of(config(levels=0)) == [IN_PLACE, SPILL]

@@ -21,8 +21,9 @@ from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout, padded_shape
 from volseg.segmentation.inference import segment_block, softmax
 from volseg.segmentation.job import SegmentationJob
+from volseg.segmentation.opening import open_scan
 from volseg.segmentation.scan_image import ScanImage
-from volseg.segmentation.segment import open_scan, segment
+from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
 from volseg.volumes.interpolation import AxisMap, interpolate_axes
 from volseg.volumes.resampling import axis_maps, resampled_space

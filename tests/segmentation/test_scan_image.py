@@ -14,8 +14,9 @@ from volseg.models.stored import WEIGHTS, load_model, save_tensors
 from volseg.models.unet import UNet
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
+from volseg.segmentation.opening import open_scan
 from volseg.segmentation.scan_image import ScanImage
-from volseg.segmentation.segment import open_scan, segment
+from volseg.segmentation.segment import segment
 
 
 def deep_run(folder, *, channel="CT", **changes):

@@ -28,6 +28,8 @@ from volseg.volumes.image_file import ImageFile
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.nifti import output as nifti_output
+from volseg.volumes.nifti import reading
+from volseg.volumes.nifti.inflate import SeekableGzip
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
@@ -468,6 +470,31 @@ def test_more_ranks_than_the_scan_can_hold_are_refused(tmp_path, run):
 
     with pytest.raises(PartitionError, match="largest grid is 4x5x4; 80 ranks would work"):
         choose_grid(SHAPE, 83, 4)
+
+
+@pytest.mark.parametrize(("statistics", "passes"), [(False, 2), (True, 3)])
+def test_a_compressed_scan_is_opened_once_and_inflated_once_a_look(tmp_path, run, monkeypatch, statistics, passes):
+    """The looks: some slices for their scale, the network's pass over all, and the intensities of the labels."""
+    opened, inflated = [], []
+    read_header, inflate = reading.read_header, SeekableGzip._inflate
+
+    def counted_header(path, channel):
+        opened.append(path)
+        return read_header(path, channel)
+
+    def counted_inflate(self, most):
+        piece = inflate(self, most)
+        inflated.append(len(piece))
+        return piece
+
+    monkeypatch.setattr(reading, "read_header", counted_header)
+    monkeypatch.setattr(SeekableGzip, "_inflate", counted_inflate)
+    scan, shape = tmp_path / "scan.nii.gz", (40, 64, 64)
+    save_nifti(scan, ct_like(shape))
+    segment(SegmentationJob(scan, run, statistics=statistics), SERIAL)
+    voxel_bytes = 2 * 40 * 64 * 64
+    assert opened == [scan]
+    assert (passes - 0.1) * voxel_bytes < sum(inflated) < (passes + 0.02) * voxel_bytes
 
 
 def test_names_in_capitals_are_read_as_what_they_are(tmp_path):

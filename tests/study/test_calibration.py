@@ -6,7 +6,6 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import ConfigError, LaunchError
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
 from volseg.planning.operations import Family
 from volseg.planning.time_model import training_time
 from volseg.study.calibration import Case, calibrate, measure_case, merge
@@ -25,8 +24,8 @@ def test_every_family_is_measured_and_times_add_up(communicator):
     assert found.within.measured == (communicator.size > 1)
     model = SMALL[1].model
     layout = Layout.even((32, 32, 32), (1, 1, 1), model.multiple)
-    layouts = [layout.coarser(2**level) for level in range(model.levels + 1)]
-    plan = training_time(model, TrainingConfig(), layouts, parameter_count(model), found)
+    layouts = [layout.coarser(factor) for factor in model.factors]
+    plan = training_time(model, TrainingConfig(), layouts, found)
     # What was measured piece by piece is the whole of a step on that volume, whose shape was measured.
     pieces = [c.seconds for c in setting.costs if "segment" not in c.family and c.voxels > 16**3 / 64]
     assert 0 < plan.seconds < 20 * sum(pieces)

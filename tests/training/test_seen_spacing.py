@@ -14,8 +14,8 @@ from volseg.config import Config, DataConfig, TrainingConfig, override
 from volseg.config.stored_run import CONFIG, read_run_config
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.stored import WEIGHTS, ModelCard, load_model, load_tensors
+from volseg.segmentation.opening import open_scan
 from volseg.segmentation.scan_image import ScanImage
-from volseg.segmentation.segment import open_scan
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train

@@ -194,7 +194,7 @@ def test_a_set_of_such_folders_is_told_how_to_be_brought_in(tmp_path):
     case.mkdir(parents=True)
     folder_of(case, organs())
     saved(case / "ct.nii.gz", np.arange(organs().size, dtype="i2").reshape(organs().shape))
-    with pytest.raises(VolumeError, match=r"1 folders with segmentations/, .*; bring each in") as refusal:
+    with pytest.raises(VolumeError, match=r"1 folder with segmentations/, .*; bring each in") as refusal:
         api.check(tmp_path / "all cases")
     loop = str(refusal.value).partition("and give NEW: ")[2]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

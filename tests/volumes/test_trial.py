@@ -64,8 +64,8 @@ def test_a_name_too_long_for_the_disk(tmp_path, check):
     ("number", "word"),
     [
         (errno.EROFS, "a disk that can only be read; choose another"),
-        (errno.EDQUOT, "12 KiB will be needed, and .* has no room"),
-        (errno.EFBIG, "takes no file of 12 KiB"),
+        (errno.EDQUOT, "12.0 KiB will be needed, and .* has no room"),
+        (errno.EFBIG, "takes no file of 12.0 KiB"),
         (errno.EACCES, "is not writable; choose another"),
         (errno.EIO, "cannot be written .*; choose another folder"),
     ],

@@ -38,7 +38,16 @@ def generate(
         from volseg.volumes.dataset import read_dataset
         from volseg.volumes.generation import Recipe, generate_dataset
 
-        recipe = Recipe(shape, cases, ellipsoids, classes, noise, blur, bias, seed)
+        recipe = Recipe(
+            shape=shape,
+            cases=cases,
+            ellipsoids=ellipsoids,
+            classes=classes,
+            noise=noise,
+            blur=blur,
+            bias=bias,
+            seed=seed,
+        )
         generate_dataset(out, recipe, every, format=format, overwrite=overwrite, listen=heard)
         return read_dataset(out)
 

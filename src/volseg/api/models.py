@@ -129,8 +129,9 @@ def train(
         if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
             raise ConfigError(f"max_time = {max_time!r}: give seconds, or a text such as 3h50m")
         job = TrainingJob(
-            Path(dataset or DATASET), Path(run), settings, partition, proceed, overwrite, _path(trace), trace_steps,
-            replicas, agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
+            dataset=Path(dataset or DATASET), run=Path(run), config=settings, partition=partition, proceed=proceed,
+            overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
+            agglomerate=agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
             command=command, flip_asked=flip is not None,
         )  # fmt: skip
@@ -257,7 +258,14 @@ def evaluate(
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as compare
 
-        job = EvaluationJob(Path(prediction), Path(reference), _path(labels), _path(output), partial, overwrite)
+        job = EvaluationJob(
+            prediction=Path(prediction),
+            reference=Path(reference),
+            labels=_path(labels),
+            output=_path(output),
+            partial=partial,
+            overwrite=overwrite,
+        )
         return compare(job, every, heard)
 
 

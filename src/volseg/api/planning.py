@@ -87,9 +87,10 @@ def question(
     size, own = _size(volume, shape)
     settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
     return Asked(
-        size, settings, [task] if task is not None else ["train", "segment"], find_profile(profile),
-        counts, parse_memory(memory) if isinstance(memory, str) else memory, named, replicas, threads or 1, node,
-        cores_per_node, nodes, agglomerate, _origin(volume, config, model, base_channels, levels),
+        shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
+        profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
+        dims=named, replicas=replicas, threads=threads or 1, node_memory=node, cores_per_node=cores_per_node,
+        nodes=nodes, agglomerate=agglomerate, origin=_origin(volume, config, model, base_channels, levels),
         why_network=why_network,
     )  # fmt: skip
 
@@ -117,15 +118,15 @@ def calibrate(
             found = [measure(every, heard)]
         else:
             found = measure_settings(find_launcher(launcher), heard)
-        profile: Profile | None = None
-        with every.together():
-            if every.is_root:
-                output = Path(output)
-                profile = merge([*known_profiles(output, found[-1]), *found])
-                output.parent.mkdir(parents=True, exist_ok=True)
-                save_profile(profile, output)
-        whole: Profile = every.broadcast(profile)
-        return whole
+        file = Path(output)
+
+        def keep() -> Profile:
+            profile = merge([*known_profiles(file, found[-1]), *found])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_profile(profile, file)
+            return profile
+
+        return every.on_root(keep)
 
 
 def run_study(

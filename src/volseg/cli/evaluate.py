@@ -42,7 +42,14 @@ def evaluate(
         from volseg.segmentation.comparison import evaluate as evaluate_masks
         from volseg.segmentation.evaluation import summary_text
 
-        asked = EvaluationJob(prediction, reference, labels, output, partial, overwrite)
+        asked = EvaluationJob(
+            prediction=prediction,
+            reference=reference,
+            labels=labels,
+            output=output,
+            partial=partial,
+            overwrite=overwrite,
+        )
         found = evaluate_masks(asked, work.communicator, work.listen)
         show = work.print if output is None else work.tell
         if json_output:

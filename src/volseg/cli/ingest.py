@@ -54,9 +54,7 @@ def ingest(
         from volseg.cli.render import table
 
         if list_series:
-            with work.communicator.together():
-                if work.communicator.is_root:
-                    work.print(series_table(source))
+            work.communicator.on_root(lambda: work.print(series_table(source)))
             return
         if output is None:
             raise ConfigError(f"{source}: give the file to write with --output, such as -o scan.nii.gz, or ask --list")

@@ -9,6 +9,7 @@ from volseg.geometry import Triple
 from volseg.networks.choice import network_facts
 from volseg.partition.layout import padded_shape
 from volseg.planning.answer import Answer, Asked, TaskAnswer
+from volseg.planning.listing import ListedStep, listed
 from volseg.planning.nodes import NodePlan
 from volseg.planning.planner import Plan
 from volseg.planning.profile import Profile
@@ -16,8 +17,8 @@ from volseg.planning.search import Candidate, Scaling, fits
 from volseg.planning.time_model import TimePlan
 
 
-def facts(asked: Asked, found: Answer) -> dict[str, Any]:
-    """Of all tasks."""
+def facts(asked: Asked, found: Answer, *, programs: bool = False) -> dict[str, Any]:
+    """Of all tasks; with `programs` the steps of each task's busiest rank, too."""
     model, node = asked.settings.model, asked.node
     return {
         "shape": list(asked.shape),
@@ -30,7 +31,7 @@ def facts(asked: Asked, found: Answer) -> dict[str, Any]:
         "node": None if node is None else {"cores": node.cores, "memory_bytes": node.memory},
         "profile": _profile(asked.profile),
         "tasks": {
-            **{str(task): _task(asked, one) for task, one in found.tasks.items()},
+            **{str(task): _task(asked, one) | (_program(one) if programs else {}) for task, one in found.tasks.items()},
             **{str(task): {"fits": False, "nodes": None, "reasons": [why]} for task, why in found.no_machines.items()},
         },
     }
@@ -99,6 +100,17 @@ def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
         "nodes": None if one.nodes is None else _nodes(one.nodes, timed),
         "reasons": list(one.reasons),
     }
+
+
+def _program(answered: TaskAnswer) -> dict[str, Any]:
+    """The steps; null where the network runs layer by layer."""
+    steps = listed(answered.question, answered.run)
+    return {"program": None if steps is None else [_step(step) for step in steps]}
+
+
+def _step(step: ListedStep) -> dict[str, Any]:
+    """Without the figures that are not planned."""
+    return {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
 
 
 def _run(run: Candidate, timed: bool) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def plan_partition(
         typer.Option(help="Machine, of volseg calibrate.  [default: volseg-profile.json, or a built-in one]"),
     ] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Print a batch script for Slurm, and nothing else.")] = False,
+    program: Annotated[
+        bool, typer.Option("--program", help="Print the steps of the busiest rank too, a line each.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw memory and time over the range of ranks: a PNG.")] = None,
     json_output: JsonOutput = False,
     debug: Debug = False,
@@ -78,6 +81,8 @@ def plan_partition(
 
     if slurm and json_output:
         raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
+    if slurm and program:
+        raise ConfigError("--slurm and --program: give one of them; a batch script is printed alone")
     if slurm and task is None:
         raise ConfigError("--slurm: say what for, with --for train or --for segment")
     asked = question(
@@ -98,11 +103,15 @@ def plan_partition(
 
         from volseg.cli.plan_facts import facts
 
-        print(json.dumps(facts(asked, found), indent=2))
+        print(json.dumps(facts(asked, found, programs=program), indent=2))
     else:
         from volseg.cli.plan_tables import show
 
         show(asked, found)
+        if program:
+            from volseg.cli.plan_program import show_programs
+
+            show_programs(found)
     # A limit that no plan meets is an answer, but one that a script must not overlook.
     if not found.fits:
         raise typer.Exit(1)

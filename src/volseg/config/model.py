@@ -108,16 +108,6 @@ class ModelConfig:
             return (0,) * (self.levels + 1)
         return self.blocks or tuple(_RESENC_BLOCKS[min(n, len(_RESENC_BLOCKS) - 1)] for n in range(self.levels + 1))
 
-    def encoder_convolutions(self, level: int) -> list[tuple[int, int]]:
-        """Channels in and out of the encoder's convolutions at a level, one after the other, but for those of skips."""
-        width, above = self.widths[level], (self.in_channels or 1, *self.widths)[level]
-        return [(above, width)] + [(width, width)] * ((2 * self.block_counts[level] or self.convolutions) - 1)
-
-    def has_projection(self, level: int) -> bool:
-        """Whether the skip of a level's first residual block is a 1x1x1 convolution, as channels or sides change."""
-        changes = (self.in_channels or 1, *self.widths)[level] != self.widths[level]
-        return self.encoder == "residual" and (changes or (level > 0 and self.down == "stride"))
-
     def for_data(self, in_channels: int, classes: int) -> ModelConfig:
         """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
         for name, asked, found in (("in_channels", self.in_channels, in_channels), ("classes", self.classes, classes)):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 Reduction = Literal["sum", "max", "min"]
+_Result = TypeVar("_Result")
 
 
 class Pending(Protocol):
@@ -110,6 +111,26 @@ class Communicator(ABC):
         except Exception as raised:
             error = raised
         self.raise_together(error)
+
+    def on_root(self, function: Callable[[], _Result]) -> _Result:
+        """What `function` returns on the root, on every rank: one rank reads, writes or decides for all. Collective.
+
+        function  runs on the root alone and must not communicate; its result must be picklable
+
+        The other ranks wait for it. Raises the error of `function` on all ranks.
+        """
+        if not self.is_root:
+            result, failure = self.broadcast(None)
+            if failure is not None:
+                raise failure
+            return cast(_Result, result)
+        try:
+            result = function()
+        except Exception as error:
+            self.broadcast((None, portable(error)))
+            raise
+        self.broadcast((result, None))
+        return result
 
 
 def portable(error: BaseException) -> BaseException:

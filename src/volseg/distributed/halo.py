@@ -15,7 +15,8 @@ from torch import Tensor
 
 from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
-from volseg.geometry import Triple
+from volseg.geometry import PerAxis, Triple
+from volseg.partition.ghosts import ghosts
 from volseg.partition.window import Range, WindowPlan
 from volseg.program.kinds import Kind
 
@@ -133,11 +134,9 @@ def _unpack(packed: Tensor, section: Tensor, *, add: bool = False) -> None:
         target.copy_(packed)
 
 
-def ghost_widths(grid: ProcessGrid, width: int) -> tuple[Triple, Triple]:
+def ghost_widths(grid: ProcessGrid, width: PerAxis) -> tuple[Triple, Triple]:
     """Ghosts of `width` before and after this rank's block on each axis: none where the volume ends."""
-    low = tuple(width if c > 0 else 0 for c in grid.coords)
-    high = tuple(width if c + 1 < n else 0 for c, n in zip(grid.coords, grid.dims, strict=True))
-    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+    return ghosts(grid.coords, grid.dims, width)
 
 
 class GhostExchange:
@@ -163,10 +162,10 @@ class GhostExchange:
     def advance(self) -> None:
         """Wait for the axis that is under way, if any, and start the next one."""
         if self._pending is not None:
-            message, ghosts = self._pending
+            message, places = self._pending
             with self._grid.communicator.meter.doing(Kind.HALO):
                 message.wait()
-                for packed, place in ghosts:
+                for packed, place in places:
                     place.copy_(packed)
             self._pending = None
             self._axis += 1
@@ -187,7 +186,7 @@ class GhostExchange:
     def _start_axis(self) -> None:
         axis, place = self._axis, self._grid.coords[self._axis]
         low, high, length = self._low[axis], self._high[axis], int(self._buffer.shape[axis])
-        sends, receives, ghosts = [], [], []
+        sends, receives, places = [], [], []
         # (neighbour, ghosts at home, what the neighbour's ghosts are filled with)
         for neighbour, width, ghost, inner in (
             (place - 1, low, 0, low),
@@ -199,8 +198,8 @@ class GhostExchange:
             received = torch.empty_like(packed)
             sends.append((neighbour, packed.numpy()))
             receives.append((neighbour, received.numpy()))
-            ghosts.append((received, self._face(ghost, width)))
-        self._pending = self._grid.lines[axis].start_send_receive(sends, receives), ghosts
+            places.append((received, self._face(ghost, width)))
+        self._pending = self._grid.lines[axis].start_send_receive(sends, receives), places
 
     def _face(self, start: int, width: int) -> Tensor:
         """A layer on the current axis: with the ghosts of the axes before, without those of the axes after."""

@@ -70,7 +70,9 @@ class Trace:
         rows = spans.rows()
         rows = outermost_first(rows[rows["begin"] >= self._clock.origin])
         place = f"grid {','.join(map(str, grid.coords))}" + ("" if replica is None else f" of replica {replica}")
-        own = _RankTrace(socket.gethostname(), place, self._clock, spans.names, spans.lost, rows)
+        own = _RankTrace(
+            node=socket.gethostname(), place=place, clock=self._clock, names=spans.names, lost=spans.lost, rows=rows
+        )
         facts = {"command": f"volseg {command}", "ranks": self._communicator.size, "grid": list(grid.dims)}
         with self._communicator.meter.during("trace"):
             ranks = _one_after_another(own, self._communicator)
@@ -125,7 +127,7 @@ def _one_after_another(own: _RankTrace, communicator: Communicator) -> Iterator[
     for rank, (number, node, place, clock, names, lost) in enumerate(sizes[1:], 1):
         rows = np.empty(number, ROW)
         communicator.send_receive([], [(rank, rows.view(np.uint8))])
-        yield _RankTrace(node, place, clock, names, lost, rows)
+        yield _RankTrace(node=node, place=place, clock=clock, names=names, lost=lost, rows=rows)
 
 
 @contextlib.contextmanager

@@ -47,8 +47,8 @@ def gather_planes(
             for plane, part in zip(whole, parts, strict=True):
                 plane[place] = part
         planes[name] = Plane(
-            whole[0], whole[1], (space.spacing[rows], space.spacing[columns]), chosen[axis], space.shape[axis],
-            whole[2] if reference is not None else None,
+            image=whole[0], mask=whole[1], spacing=(space.spacing[rows], space.spacing[columns]), index=chosen[axis],
+            count=space.shape[axis], reference=whole[2] if reference is not None else None,
         )  # fmt: skip
     return planes
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -72,18 +70,18 @@ class DescribedModule(nn.Module):
         for node in self.network.nodes:
             if node is head and features_only:
                 return values[head.reads[0]]
-            if isinstance(node, Head) and node.training:
-                if deep_logits is not None:
-                    deep_logits[node.stage] = self._run(node, values)
-            else:
-                values[node.name] = self._run(node, values)
+            inputs = [values[name] for name in node.reads]
             for name in node.reads:
                 if self._last_reader[name] == node.name and not (features_only and name == head.reads[0]):
                     del values[name]
+            if not (isinstance(node, Head) and node.training):
+                values[node.name] = self._run(node, inputs)
+            elif deep_logits is not None:
+                deep_logits[node.stage] = self._run(node, inputs)
         return values[head.name]
 
-    def _run(self, node: Node, values: Mapping[str, Tensor]) -> Tensor:
-        inputs = [values[name] for name in node.reads]
+    def _run(self, node: Node, inputs: list[Tensor]) -> Tensor:
+        """A node's output; several inputs go as soon as they are joined."""
         y: Tensor
         match node:
             case Addition():
@@ -94,6 +92,7 @@ class DescribedModule(nn.Module):
                 y = self.get_submodule(_path(node))(inputs[0])
             case _:
                 x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+                inputs.clear()
                 y = self.get_submodule(_path(node))(x)
         return y
 

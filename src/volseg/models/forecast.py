@@ -54,13 +54,13 @@ def this_machine(model: ModelConfig, communicator: Communicator) -> Machine | No
 
     Raises ConfigError, on all ranks, where a profile is named that cannot be read.
     """
-    found: tuple[Profile, bool, int] | None = None
-    with communicator.together():
-        if communicator.is_root:
-            read = find_profile()
-            own = (read.machine, read.cores) == (processor_name(), os.cpu_count())
-            found = read, own and read.source != "built in", torch.get_num_threads()
-    profile, measured_here, threads = communicator.broadcast(found)
+
+    def read() -> tuple[Profile, bool, int]:
+        profile = find_profile()
+        own = (profile.machine, profile.cores) == (processor_name(), os.cpu_count())
+        return profile, own and profile.source != "built in", torch.get_num_threads()
+
+    profile, measured_here, threads = communicator.on_root(read)
     placing = Placing(communicator.broadcast(ranks_on_this_machine(communicator)), threads)
     if not all(communicator.gather_all(winograd.available())):
         return None
@@ -110,5 +110,4 @@ def agglomeration_of_run(
     if text != "auto" or machine is None:
         return agglomeration_for(text, model, layout)
     question = Question(layout.shape, model, training, task, machine.nominal, placing=machine.placing)
-    chosen: Agglomeration = communicator.broadcast(agglomeration_on(question, layout.dims, replicas))
-    return chosen
+    return communicator.on_root(lambda: agglomeration_on(question, layout.dims, replicas))

@@ -38,7 +38,7 @@ from volseg.nn.fused.operand import Workplace
 from volseg.nn.fused.runner import run
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import Gradients, LogitSlabs, State
-from volseg.nn.kernels import winograd
+from volseg.nn.kernels import block_convolution
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
@@ -85,7 +85,7 @@ class FusedNetwork(nn.Module):
         self.work = Workplace(grid, Buffers())
         self._shape: tuple[int, ...] = ()
         self._state: weakref.ref[State] | None = None
-        kernels = np.array([float(winograd.available())])
+        kernels = np.array([float(block_convolution.available())])
         self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
         reason = why_not_covered(self.network) or ("" if self.kernels else "a rank's processor lacks AVX2")
         self.covered = not reason
@@ -201,7 +201,7 @@ class FusedNetwork(nn.Module):
         Forward only: gradients are off.
         """
         if self.covers(x):
-            image = TensorImage(x, layout, self.grid, image_width(IN_PLACE, 1))
+            image = TensorImage(x, layout, self.grid, image_width(self.network, IN_PLACE, 1))
             yield from self.streamed().feature_slabs(image, layout)
         else:
             yield (0, x.shape[2]), with_far_ghosts(self.twin(x, features_only=True), layout, self.grid)
@@ -221,7 +221,7 @@ class FusedNetwork(nn.Module):
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""
         with self._layouts(x) as layouts:
-            return TensorImage(x, layouts[0], self.grid, image_width(IN_PLACE)), layouts[0]
+            return TensorImage(x, layouts[0], self.grid, image_width(self.network, IN_PLACE)), layouts[0]
 
     def covers(self, x: Tensor) -> bool:
         """Whether the program takes an input of this kind."""
@@ -280,7 +280,7 @@ class FusedNetwork(nn.Module):
 
     def _enter_image(self, state: State, x: Tensor) -> None:
         image = Named(IMAGE, 0, 0, x.shape[1])
-        low, high = ghost_widths(self.grid, 1)
+        low, high = ghost_widths(self.grid, self.network.halo[0])
         rows = x.detach()[0].permute(1, 2, 3, 0)
         if low == high == (0, 0, 0):
             state.rows[image] = Rows.of(rows.contiguous())
@@ -340,7 +340,8 @@ class _Loss(torch.autograd.Function):
         classes = network.network.classes
         ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
         ctx.state = network.run_forward(x, network.adding_up(target, ctx.sums))
-        with network.work.meter.doing(Kind.HEAD):
+        meter, label = network.work.meter, network.network.head.name
+        with meter.during(label), meter.doing(Kind.HEAD):
             losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
         loss = sum(share * value for share, value in zip(network.shares, losses, strict=True))
         ctx.network, ctx.parameters = network, parameters

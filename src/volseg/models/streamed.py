@@ -66,6 +66,7 @@ class StreamedNetwork:
         self.journal = journal if self.network.deepest else None
         self.work = Workplace(self.grid, Buffers())
         self.seconds: dict[str, float] = {}
+        self.progress: Progress | None = None
         self._affines: dict[str, Affine] = {}
 
     # what comes out
@@ -143,8 +144,8 @@ class StreamedNetwork:
         works = [Workplace(grid, self.work.buffers) for grid in self.grids.grids]
         bricks = [context.brick(layout)[0] for layout in layouts]
         sides = [here.block(work.grid.coords).shape for work, here in zip(works, layouts, strict=False)]
-        progress = Progress(self.network, program, sides, self.tell)
-        memory = BasinMemory(self.network, program, works, layouts, image, self.store, progress, beyond)
+        self.progress = Progress(self.network, program, sides, self.tell)
+        memory = BasinMemory(self.network, program, works, layouts, image, self.store, self.progress, beyond)
         known = {f"{label}, activated": affine for label, affine in self._affines.items()}
         state = State(self.twin, self.grids, works, layouts, bricks, memory, known)
         state.affines.update(known)
@@ -220,7 +221,8 @@ class StreamedNetwork:
         begin = time.perf_counter()
         with self.grid.communicator.meter.during(label):
             yield
-        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - begin
+        if label != COARSE:
+            self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - begin
 
 
 def _reads_image(step: Step) -> bool:

@@ -165,6 +165,31 @@ class Network:
         """How many voxels of one stage one of a coarser stage stands for, per axis."""
         return quotient(self.factors[coarser], self.factors[finer])
 
+    @cached_property
+    def halo(self) -> tuple[Triple, ...]:
+        """How far beyond a block its tensors are read, on D, H, W, of each stage."""
+        widths = [[0, 0, 0] for _ in self.strides]
+        for node in self.nodes:
+            if isinstance(node, Convolution):
+                for stage in {node.stage, *(self._read_at(name, node) for name in node.reads)}:
+                    widths[stage] = [max(n, side // 2) for n, side in zip(widths[stage], node.kernel, strict=True)]
+        for node in self.nodes:
+            if isinstance(node, UpConvolution):  # its output's ghosts are made from its input's
+                above = widths[node.stage]
+                lifted = [-(-n // factor) for n, factor in zip(above, node.factors, strict=True)]
+                widths[node.stage + 1] = [max(pair) for pair in zip(widths[node.stage + 1], lifted, strict=True)]
+        return tuple((d, h, w) for d, h, w in widths)
+
+    @property
+    def image_reach(self) -> int:
+        """How far beyond a block the image is read, at most, on any axis; at least 1."""
+        readers = (node for node in self.readers[IMAGE] if isinstance(node, Convolution))
+        return max([1, *(max(node.kernel) // 2 for node in readers)])
+
+    def _read_at(self, name: str, reader: Node) -> int:
+        """The stage of the tensor from which a node's input is computed."""
+        return reader.stage if name != IMAGE and isinstance(self.by_name[name], UpConvolution) else self.stage_of(name)
+
     @property
     def deepest(self) -> int:
         """The last stage."""

@@ -136,11 +136,12 @@ class _Builder:
         stride = self._entering(level) if number == 0 else ONES
         inputs = next((node.channels for node in self.nodes if node.name == x), self.config.in_channels or 1)
         second = f"{part}.{2 * number + 2}"
-        y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
-        y = self._convolved(second, level, (y,), f"{module}.body", 3, slope=1.0)
+        skip = x
         if inputs != width or stride != ONES:
-            x = self._convolved(
+            skip = self._convolved(
                 f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, slope=1.0, stride=stride
             )
-        total = self.add(Addition(f"{second} sum", (y, x), level, width))
+        y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
+        y = self._convolved(second, level, (y,), f"{module}.body", 3, slope=1.0)
+        total = self.add(Addition(f"{second} sum", (y, skip), level, width))
         return self._activated(total, level, "", dropping, self.slope)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.channelwise import channels_last
 from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, triple
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
@@ -31,7 +32,7 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
         for axis in range(3):
             if scale[axis] > 1:
                 window = self._interpolate(window, plan, axis, scale[axis])
-        return window
+        return channels_last(window)
 
     def _interpolate(self, x: Tensor, plan: LayerPlan, axis: int, scale: int) -> Tensor:
         """Linear interpolation along one axis, at torch's source coordinates counted in the whole volume."""
@@ -42,9 +43,9 @@ class PartitionedUpsample(nn.Upsample, PartitionedLayer):
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = last - first
         weight = weight.to(device=x.device, dtype=x.dtype).view(shape)
-        below = x.index_select(2 + axis, (low - start).to(x.device))
-        above = x.index_select(2 + axis, (high - start).to(x.device))
-        return below * (1 - weight) + above * weight
+        # In place, to hold two tensors of the output's size and not five.
+        below = x.index_select(2 + axis, (low - start).to(x.device)).mul_(1 - weight)
+        return below.add_(x.index_select(2 + axis, (high - start).to(x.device)).mul_(weight))
 
     def _scale(self) -> Triple:
         factors = self.scale_factor if isinstance(self.scale_factor, tuple) else (self.scale_factor,) * 3

@@ -65,36 +65,43 @@ class Basin:
         return self.at_high_end(self.channels)
 
 
-def basin(sides: Triple, low: Triple, high: Triple, channels: int, above: int) -> Basin:
+def basin(sides: Triple, low: Triple, high: Triple, channels: int, above: int, reach: int = 1) -> Basin:
     """The basin of a level.
 
+    reach  planes before and after a slab that are read for it
     above  channels of the level above, whose pooled tensor begins in this basin; 0 where none does
     """
     planes = rolling_planes(sides, channels)
     empty = Basin(sides, low, high, channels, planes, 0)
     plane = empty.floats(channels) // (sides[0] + low[0] + high[0])
-    size = empty.floats(channels) + (planes + 1) * plane + _ALIGNMENT
+    size = empty.floats(channels) + (planes + reach) * plane + _ALIGNMENT
     if above:
-        # When a slab is written, from the low end on, the plane of the pooled tensor before it is still to be read.
+        # When a slab is written, from the low end on, the planes of the pooled tensor before it are still to be read.
         thin = plane // channels * above
         slabs = ranges(sides[0], planes)
-        begin = max((low[0] + last) * plane - (low[0] + first - 1) * thin for first, last in slabs)
+        begin = max((low[0] + last) * plane - (low[0] + first - reach) * thin for first, last in slabs)
         size = max(size, begin + _ALIGNMENT + empty.floats(above))
     return Basin(sides, low, high, channels, planes, -(-size // _ALIGNMENT) * _ALIGNMENT)
 
 
-def basins(sides: Sequence[Triple], ghosts: Sequence[Ghosts], channels: Sequence[int], top: int) -> dict[int, Basin]:
+def basins(
+    sides: Sequence[Triple], ghosts: Sequence[Ghosts], channels: Sequence[int], top: int, *,
+    reaches: Sequence[int] = (), hosted: bool = True,
+) -> dict[int, Basin]:  # fmt: skip
     """The basins of the levels from `top` on.
 
     sides     of this rank's block at each level
     ghosts    before and after it
     channels  of each level, as stored
+    reaches   planes before and after a slab that are read for it, of each level; 1 by default
+    hosted    whether the deepest lie in what the first one has to spare
     """
     found = {}
     for level in range(top, len(sides)):
         above = channels[level - 1] if level else 0
-        found[level] = basin(sides[level], *ghosts[level], channels[level], above)
-    return _hosted(found, top)
+        reach = max(1, reaches[level]) if reaches else 1
+        found[level] = basin(sides[level], *ghosts[level], channels[level], above, reach)
+    return _hosted(found, top) if hosted else found
 
 
 def _hosted(found: dict[int, Basin], top: int) -> dict[int, Basin]:

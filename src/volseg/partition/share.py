@@ -8,7 +8,10 @@ from itertools import product
 
 from volseg.geometry import Triple, quotient
 from volseg.partition.agglomeration import NONE, Agglomeration, group_size, leads, message_floats
+from volseg.partition.ghosts import ghosts
 from volseg.partition.layout import Layout
+
+_ONES: Triple = (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,11 @@ class Share:
     """One rank's part of all levels.
 
     sides      (d, h, w) of its block on each level that it takes part in, finest first
-    low, high  ghosts before and after that
+    low, high  1 on the axes where there are voxels of other ranks before and after that, else 0
     merges     levels whose grid is coarser than that of the level before, where this rank leads a group or is led
     layouts    of all levels
     factors    how many voxels of level 0 one of each level stands for
+    halo       the widths of a tensor's ghosts, of each level
     """
 
     sides: tuple[Triple, ...]
@@ -28,6 +32,7 @@ class Share:
     merges: frozenset[int]
     layouts: tuple[Layout, ...]
     factors: tuple[Triple, ...]
+    halo: tuple[Triple, ...]
 
     @property
     def last(self) -> int:
@@ -37,6 +42,17 @@ class Share:
     def below(self, level: int) -> Triple:
         """Sides of its block at the next level, on the grid of `level`."""
         return quotient(self.sides[level], self._stride(level + 1))
+
+    def sides_of(self, level: int, grid: int) -> Triple:
+        """Sides of its block of a tensor of `level` on the grid of `grid`, which is that level or the one above."""
+        return self.sides[level] if level == grid else self.below(grid)
+
+    def ghosts_of(self, level: int, grid: int) -> tuple[Triple, Triple]:
+        """Ghosts before and after that."""
+        widths = self.halo[level]
+        ends = self.low[grid], self.high[grid]
+        low, high = (tuple(there * n for there, n in zip(end, widths, strict=True)) for end in ends)
+        return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
     def message(self, level: int, channels: int) -> int:
         """Values of a message between a group and its leader where `level` is entered."""
@@ -48,11 +64,12 @@ class Share:
 
 def share_of(
     coords: Triple, layout: Layout, factors: Sequence[Triple], agglomeration: Agglomeration = NONE, *,
-    halos: bool = True,
+    halo: Sequence[Triple] = (), halos: bool = True,
 ) -> Share:  # fmt: skip
     """What the rank at `coords` of the finest level's grid has; without `halos` no block has ghosts.
 
     factors  how many voxels of level 0 one of each level stands for
+    halo     the widths of a tensor's ghosts, of each level; 1 by default
     """
     layouts = agglomeration.layouts(layout, factors)
     sides, low, high, merges = [], [], [], set()
@@ -65,20 +82,16 @@ def share_of(
             d, h, w = (c // n for c, n in zip(coords, size, strict=True))
             coords = d, h, w
         sides.append(here.block(coords).shape)
-        before, after = _ghosts(coords, here.dims, halos)
+        before, after = ghosts(coords, here.dims, int(halos))
         low.append(before)
         high.append(after)
-    return Share(tuple(sides), tuple(low), tuple(high), frozenset(merges), tuple(layouts), tuple(factors))
-
-
-def _ghosts(coords: Triple, dims: Triple, halos: bool) -> tuple[Triple, Triple]:
-    before = [int(halos and c > 0) for c in coords]
-    after = [int(halos and c + 1 < n) for c, n in zip(coords, dims, strict=True)]
-    return (before[0], before[1], before[2]), (after[0], after[1], after[2])
+    widths = tuple(halo) or (_ONES,) * len(factors)
+    return Share(tuple(sides), tuple(low), tuple(high), frozenset(merges), tuple(layouts), tuple(factors), widths)
 
 
 def busy_shares(
-    layout: Layout, factors: Sequence[Triple], agglomeration: Agglomeration = NONE, *, halos: bool = True
+    layout: Layout, factors: Sequence[Triple], agglomeration: Agglomeration = NONE, *,
+    halo: Sequence[Triple] = (), halos: bool = True,
 ) -> list[Share]:  # fmt: skip
     """The shares of the ranks of which one holds most.
 
@@ -93,7 +106,7 @@ def busy_shares(
             for axis in range(3)
         ]
         found.update(dict.fromkeys((d, h, w) for d, h, w in product(*axes)))
-    return [share_of(coords, layout, factors, agglomeration, halos=halos) for coords in found]
+    return [share_of(coords, layout, factors, agglomeration, halo=halo, halos=halos) for coords in found]
 
 
 def _candidates(layout: Layout, axis: int, grids: Sequence[tuple[int, int]], halos: bool) -> list[int]:
@@ -107,8 +120,8 @@ def _candidates(layout: Layout, axis: int, grids: Sequence[tuple[int, int]], hal
         wide = []
         for factor, parts in grids:
             size = ranks // parts
-            ghosts = halos * ((c > 0) + (c + size < ranks))
-            wide.append((cuts[c + size] - cuts[c]) // factor + ghosts)
+            beside = halos * ((c > 0) + (c + size < ranks))
+            wide.append((cuts[c + size] - cuts[c]) // factor + beside)
         widths[tuple(wide)] = c  # of two as wide the later one: windows are larger where there are planes before them
     return [c for wide, c in widths.items() if not any(_surpasses(other, wide) for other in widths)]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 from volseg.geometry import Triple
 from volseg.partition.tiling import padded_channels
@@ -23,29 +25,45 @@ _ROLLING_PLANES = 8
 UpSlab = tuple[Range, Triple]
 
 
-def up_slabs(below: Triple, low: Triple, high: Triple, channels: int, multiple: int) -> list[UpSlab]:
+@dataclass(frozen=True)
+class Lift:
+    """How an up-convolution's output follows from its input, and how far beside a slab it is read.
+
+    factors  on D, H, W
+    reach    planes before and after a slab
+    """
+
+    factors: Triple = (2, 2, 2)
+    reach: int = 1
+
+
+def up_slabs(
+    below: Triple, low: Triple, high: Triple, channels: int, multiple: int, lift: Lift = Lift()
+) -> list[UpSlab]:
     """Slabs of an up-convolution's output: its planes, and the sides of the input from which it is made.
 
     below      (d, h, w) of the input
     low, high  its ghosts
     channels   of the output, as stored
     multiple   slabs begin on multiples of it
+    lift       how the output follows from the input
 
     The slab has the planes before and after, and all ghosts: what a convolution of it reads.
     """
     d, h, w = below
-    unit = max(2, multiple)
-    planes = max(1, _UP_FLOATS // (4 * h * w * channels) // unit) * unit
-    return up_slabs_of(ranges(2 * d, planes), below, low, high)
+    unit = max(lift.factors[0], multiple)
+    plane = prod(lift.factors[1:]) * h * w * channels
+    planes = max(1, _UP_FLOATS // plane // unit) * unit
+    return up_slabs_of(ranges(lift.factors[0] * d, planes), below, low, high, lift)
 
 
-def up_slabs_of(slabs: Sequence[Range], below: Triple, low: Triple, high: Triple) -> list[UpSlab]:
+def up_slabs_of(slabs: Sequence[Range], below: Triple, low: Triple, high: Triple, lift: Lift = Lift()) -> list[UpSlab]:
     """`up_slabs` for the planes given."""
     d, h, w = below
     wide = h + low[1] + high[1], w + low[2] + high[2]
     found = []
     for planes in slabs:
-        start, stop = up_sources(planes, d, low[0], high[0])
+        start, stop = up_sources(planes, d, low[0], high[0], lift)
         found.append((planes, (stop - start, *wide)))
     return found
 
@@ -55,9 +73,11 @@ def ranges(length: int, step: int) -> list[Range]:
     return [(first, min(length, first + step)) for first in range(0, length, step)]
 
 
-def up_sources(planes: Range, depth: int, low: int, high: int) -> Range:
-    """The planes of the input that a slab of the output, and one plane more on each side, are made from."""
-    return max(-low, planes[0] // 2 - 1), min(depth + high, (planes[1] + 1) // 2 + 1)
+def up_sources(planes: Range, depth: int, low: int, high: int, lift: Lift = Lift()) -> Range:
+    """The planes of the input that a slab of the output, and the planes that are read beside it, are made from."""
+    factor = lift.factors[0]
+    first, stop = (planes[0] - lift.reach) // factor, -(-(planes[1] + lift.reach) // factor)
+    return max(-low, first), min(depth + high, stop)
 
 
 def head_slab_planes(sides: Triple, classes: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import lcm
 
 from volseg.geometry import Triple
 from volseg.partition.window import Range
@@ -16,7 +17,7 @@ LANES = 8
 """Channels are rounded up to vectors of so many float32."""
 
 POSITIONS, TAPS = 16, 3
-"""Of a transformed tile on H and W; taps on D."""
+"""Of a transformed tile on H and W; taps on D, unless a kernel has 1, 5 or 7 there."""
 
 FLUSH_TILES = 3072
 """Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
@@ -26,6 +27,9 @@ _CACHE_FLOATS = 2**16
 
 _PLANES, _FEWEST_TILES = 8, 3
 """Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
+
+_STRIDED_PLANES = 2
+"""Of a block whose window takes two planes for each: it is to have enough tiles a plane to fill the registers."""
 
 _WEIGHT_FLOATS, _ROWS_PER_WEIGHT = 2**20, 16
 """For each 4 MiB of transformed weights a block has 16 tiles more, so that it multiplies as long as it reads them."""
@@ -106,7 +110,7 @@ class Blocks:
 @lru_cache(maxsize=1024)
 def plan_blocks(
     planes: Range, height: int, breadth: int, window: int, results: int, rows: int, multiple: Triple,
-    threads: int, origin: tuple[int, int] = (0, 0),
+    threads: int, origin: tuple[int, int] = (0, 0), taps: int = TAPS, step: int = 1,
 ) -> Blocks:  # fmt: skip
     """Blocks whose transformed window is about as large as the cache, and enough of them for all threads.
 
@@ -115,19 +119,21 @@ def plan_blocks(
                      often
     multiple         blocks begin on multiples of it on D, H, W
     threads          there should be a block for each
+    taps, step       of the kernel on D: its size and its stride
     """
     count = planes[1] - planes[0]
     pairs_there, tiles_there = (-(-(n - o) // 2) for n, o in zip((height, breadth), origin, strict=True))
     room = _CACHE_FLOATS // (POSITIONS * padded_channels(window))  # tiles of the window
-    deep, high, long = multiple[0], max(1, multiple[1] // 2), max(1, multiple[2] // 2)
-    depth = _even(count, _PLANES, deep)
-    tiles = _even(tiles_there, max(_FEWEST_TILES, room // (depth + 2)), long)
-    wanted = -(-POSITIONS * 3 * window * results // _WEIGHT_FLOATS) * _ROWS_PER_WEIGHT
-    pairs = _even(pairs_there, -(-wanted // (depth * tiles)), high)
+    deep, high, long = multiple[0], lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
+    depth = _even(count, _PLANES if step == 1 else _STRIDED_PLANES, deep)
+    tiles = _even(tiles_there, max(_FEWEST_TILES, room // _window_planes(depth, taps, step)), long)
+    wanted = -(-POSITIONS * taps * window * results // _WEIGHT_FLOATS) * _ROWS_PER_WEIGHT
+    fewest = 1 if step == 1 else rows  # of a plane, whose tiles are then multiplied apart
+    pairs = _even(pairs_there, max(-(-wanted // (depth * tiles)), -(-fewest // tiles)), high)
     while depth > deep and -(-count // depth) * -(-pairs_there // pairs) * -(-tiles_there // tiles) < threads:
         depth = _even(count, depth // 2, deep)
     counts = (-(-count // depth), -(-pairs_there // pairs), -(-tiles_there // tiles))
-    whole = depth * pairs * tiles
+    whole = depth * pairs * tiles if step == 1 else pairs * tiles
     chunk = min(range(rows, 8 * rows + 1, rows), key=lambda c: _waste(whole, c, rows))
     return Blocks(planes[0], planes[1], depth, pairs, tiles, counts, origin, chunk)
 
@@ -144,25 +150,36 @@ def _even(length: int, most: int, unit: int) -> int:
     return -(-units // parts) * unit
 
 
-def forward_room(blocks: Blocks, stride: int, layout: Registers) -> int:
+def _window_planes(planes: int, taps: int, step: int) -> int:
+    return (planes - 1) * step + taps
+
+
+def forward_room(blocks: Blocks, stride: int, layout: Registers, taps: int = TAPS, step: int = 1) -> int:
     """Floats of scratch memory that `forward` needs."""
-    lines = (2 * blocks.pairs + 2) * (2 * blocks.tiles + 2) * stride
-    window = ((blocks.planes + 2) * blocks.pairs * blocks.tiles + layout.rows) * stride
-    products = (blocks.chunk + layout.rows) * layout.width
-    results = (blocks.planes * blocks.pairs * blocks.tiles + blocks.chunk) * 4 * layout.width
-    return lines + POSITIONS * (window + products) + results
+    return backward_room(blocks, stride, 0, layout, taps, step)
 
 
-WEIGHT_ROOM = 27 * 16
-"""Floats of scratch memory for the taps of a vector of channels."""
+def weight_room(taps: int) -> int:
+    """Floats of scratch memory for the taps of a vector of channels, so many of them on D."""
+    return 9 * taps * 16
 
 
-def backward_room(blocks: Blocks, stride: int, tile_stride: int, layout: Registers) -> int:
-    """Floats of scratch memory that `backward` needs."""
+def backward_room(
+    blocks: Blocks, stride: int, tile_stride: int, layout: Registers, taps: int = TAPS, step: int = 1
+) -> int:
+    """Floats of scratch memory that `backward` needs.
+
+    stride, tile_stride  channels of the windows and of the tiles
+    """
     columns, per_plane = 2 * blocks.tiles, blocks.pairs * blocks.tiles
     lines = max((2 * blocks.pairs + 2) * (columns + 2) * stride, 2 * blocks.pairs * columns * tile_stride)
-    window = ((blocks.planes + 2) * per_plane + layout.rows) * stride
+    window = (_window_planes(blocks.planes, taps, step) * per_plane + layout.rows) * stride
     tile = blocks.planes * per_plane * tile_stride
     products = (blocks.chunk + layout.rows) * layout.width
     results = (blocks.planes * per_plane + blocks.chunk) * 4 * layout.width
     return lines + POSITIONS * (window + tile + products) + results
+
+
+def taps_together(taps: int, layout: Registers) -> int:
+    """How many taps on D `outer_sums` takes at once: as many as the registers hold, a divisor of them all."""
+    return max(n for n in range(1, taps + 1) if taps % n == 0 and n <= layout.rows)

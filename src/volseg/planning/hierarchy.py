@@ -48,9 +48,7 @@ def fastest_sharing(
             if memory.peak > question.limit:
                 continue
         layouts = [layout.coarser(factor) for factor in question.model.factors]
-        plan = training_time(
-            question.model, question.training, layouts, question.parameters, question.profile, question.placing, count
-        )
+        plan = training_time(question.model, question.training, layouts, question.profile, question.placing, count)
         found.append((step_seconds([plan] * -(-batch // count)), count, dims))
     if not found:
         assert refused is not None

@@ -1,8 +1,8 @@
 """The memory model: what a rank holds, operation by operation, in the order in which the program does them.
 
-A walk goes through the same steps as the network (`fused_memory.py`; for networks that the fused layers do not cover
-`layer_memory.py`): each tensor is entered when it is made and struck out when its last reference goes. The peak is the
-largest sum, and the plan names the operation at which it occurs. Nothing is fitted but the size of the process itself.
+A pass goes through the steps that run (`training_pass.py`, `segmenting_pass.py`; for networks that the program does not
+cover `layer_memory.py`): each tensor is entered when it is made and struck out when nobody reads it any more. The peak
+is the largest sum, and the plan names the step at which it occurs. Nothing is fitted but the size of the process.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares
-from volseg.planning.fused_memory import FusedWalk
 from volseg.planning.layer_memory import LayerWalk
-from volseg.planning.streamed_memory import StreamedWalk
+from volseg.planning.scratch import FLOAT
+from volseg.planning.segmenting_pass import SegmentingPass
+from volseg.planning.training_pass import TrainingPass
+from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
 
-FLOAT = 4
 TRAINING_PROCESS = 477 * 2**20
 SEGMENTING_PROCESS = 374 * 2**20
 MPI = 19 * 2**20
@@ -75,12 +76,6 @@ class MemoryPlan:
         return self.process + self.weights + self.activations + self.work
 
 
-def parameter_count(model: ModelConfig, training: TrainingConfig | None = None) -> int:
-    """Weights of the U-Net of `models.unet`; with `training` also those of heads that it alone has."""
-    deep = training is not None and training.deep_supervision
-    return unet(model, deep).parameters(training=deep)
-
-
 def training_memory(
     model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:
@@ -90,24 +85,24 @@ def training_memory(
     walk = _walk_training(model, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, process, fixed)
-    return _finish_fused(walk, process, parameter_count(model, training) * FLOAT, training)
+    weights = unet(model, training.deep_supervision).parameters(training=True) * FLOAT
+    return _finish_fused(walk, process, weights, training)
 
 
 def _walk_training(
     model: ModelConfig, layout: Layout, training: TrainingConfig, threads: int = 1,
     agglomeration: Agglomeration = NONE, halos: bool = True,
-) -> FusedWalk | LayerWalk:  # fmt: skip
+) -> TrainingPass | LayerWalk:  # fmt: skip
     """Of the rank that needs most."""
+    network = unet(model, training.deep_supervision)
     if covers(model):
-        walks = [
-            FusedWalk(model, layout, training.checkpoint_levels, threads, share, training.deep_supervision)
-            for share in busy_shares(layout, model.factors, agglomeration, halos=halos)
+        checkpoints = frozenset(training.checkpoint_levels)
+        passes = [
+            TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
+            for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo, halos=halos)
         ]
-        for walk in walks:
-            walk.forward()
-            walk.backward()
-        return max(walks, key=lambda walk: walk.total)
-    layers = LayerWalk(model, layout, training=True, halos=halos, deep=training.deep_supervision)
+        return max(passes, key=lambda one: one.total)
+    layers = LayerWalk(network, layout, training=True, halos=halos)
     layers.forward()
     layers.loss()
     layers.backward()
@@ -141,18 +136,21 @@ def segmenting_memory(
     fixed = fixed_memory(model) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
-        layers = LayerWalk(model, layout, training=False)
+        layers = LayerWalk(unet(model), layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
         layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
         plan = _finish_layers(layers, process, fixed)
     else:
-        walks = [
-            StreamedWalk(model, layout, schedule, threads, beside.image, share).run()
-            for share in busy_shares(layout, model.factors, agglomeration)
-        ]
-        walk = max(walks, key=lambda walk: walk.peak.total)
+        network = unet(model)
+        walk = max(
+            (
+                SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
+                for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo)
+            ),
+            key=lambda one: one.peak.total,
+        )
         peak, last = walk.peak, walk.last
         if last.total + beside.mask > peak.total:
             by_level = (last.by_level[0] + beside.mask, *last.by_level[1:])
@@ -209,11 +207,11 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        (share,) = busy_shares(layout, model.factors, halos=False)
-        walks = [StreamedWalk(model, layout, s, share=share).run() for s in schedules_of(model) if s.in_memory]
+        (share,) = busy_shares(layout, model.factors, halo=unet(model).halo, halos=False)
+        walks = [SegmentingPass(unet(model), s, share) for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
-    layers = LayerWalk(model, layout, training=False, halos=False)
+    layers = LayerWalk(unet(model), layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
 
@@ -228,26 +226,27 @@ def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> 
     training  how it is trained; None to segment
     """
     if training is None:
-        return SEGMENTING_PROCESS + parameter_count(model) * FLOAT
-    return TRAINING_PROCESS + _weight_copies(training) * parameter_count(model, training) * FLOAT
+        return SEGMENTING_PROCESS + unet(model).parameters() * FLOAT
+    weights = unet(model, training.deep_supervision).parameters(training=True)
+    return TRAINING_PROCESS + _weight_copies(training) * weights * FLOAT
 
 
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:
     book = walk.ledger
-    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.model.levels + 1))
+    by_level = tuple(book.at_peak.get(level, 0) for level in range(walk.network.deepest + 1))
     whole = process + min(FREED_HEAP, book.peak // 10)
     parts = {"process": whole, "weights": weights, "tensors": book.peak}
     return MemoryPlan(whole, weights, book.peak, by_level, book.peak_at, parts=parts)
 
 
-def _finish_fused(walk: FusedWalk, process: int, weights: int, training: TrainingConfig) -> MemoryPlan:
+def _finish_fused(walk: TrainingPass, process: int, weights: int, training: TrainingConfig) -> MemoryPlan:
     """The plan; what the arena has free when most is held counts at full resolution.
 
     weights  bytes of one copy of them
     """
     copies = _weight_copies(training)
     activations = walk.tensors + walk.image
-    deeper = [walk.by_level.get(level, 0) for level in range(1, walk.model.levels + 1)]
+    deeper = [walk.by_level.get(level, 0) for level in range(1, walk.network.deepest + 1)]
     by_level = (activations - sum(deeper), *deeper)
     average = {"their average": weights} if training.ema > 0 else {}
     parts = {

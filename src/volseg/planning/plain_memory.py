@@ -1,22 +1,20 @@
-"""What the same U-Net holds in training as one writes it with plain torch modules: what volseg is compared with.
+"""What the same network holds in training as plain torch modules: what volseg is compared with.
 
-Autograd keeps each operation's input until backward: of every convolution its input, the norm's input and the
-activation's input, of a decoder the concatenation, and of pooling its indices (int64). What torch's convolutions work
-in is not counted: at 96^3 with 16 channels the model says 0.94 of what was measured, with 8 channels 0.91.
+Autograd keeps of every convolution its input, of a norm its input, and of an activation its input (of ReLU its
+result), of concatenations only what reads them, and of pooling its input and its indices (int64). What torch's
+convolutions work in is not counted: at 96^3 with 16 channels the model says 0.94 of what was measured, with 8 channels
+0.91.
 """
 
 from __future__ import annotations
 
-from math import prod
-
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.description import Convolution, Normalization
+from volseg.networks.unet import unet
 from volseg.partition.layout import padded_shape
-from volseg.planning.layer_memory import Ledger
-from volseg.planning.memory import parameter_count
-
-_LONG = 2
-"""float32 values that an int64 takes."""
+from volseg.planning.autograd_walk import LONG, AutogradWalk
+from volseg.planning.ledger import FLOAT
 
 
 def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int = 4) -> int:
@@ -24,81 +22,55 @@ def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int =
 
     weight_copies  weights, gradients and what the optimizer keeps: 4 with AdamW
     """
-    walk = _PlainWalk(model, padded_shape(shape, model.multiple))
+    network = unet(model)
+    walk = _PlainWalk(network, padded_shape(shape, model.multiple), training=True)
     walk.forward()
     walk.backward()
-    return walk.book.peak + weight_copies * parameter_count(model) * 4
+    return walk.ledger.peak + weight_copies * network.parameters() * FLOAT
 
 
-class _PlainWalk:
-    def __init__(self, model: ModelConfig, padded: Triple) -> None:
-        self.model, self.book = model, Ledger()
-        self.widths, self.classes = model.widths, model.classes or 2
-        self.voxels = [prod(padded) // prod(factor) for factor in model.factors]
-
-    def forward(self) -> None:
-        book, top = self.book, self.model.levels
-        book.make("image", 0, (self.model.in_channels or 1) * self.voxels[0])
-        for level in range(top + 1):
-            self._encode(level)
-            if level < top:
-                below = self.widths[level] * self.voxels[level + 1]
-                book.make(f"pooled {level}", level + 1, below)
-                book.make(f"indices {level}", level + 1, _LONG * below)
-        for level in reversed(range(top)):
-            size = self.widths[level] * self.voxels[level]
-            book.make("up", level, size)
-            book.make(f"joined {level}", level, 2 * size)
-            book.drop("up")
-            self._double(f"decoder {level}", level)
-        size = self.classes * self.voxels[0]
-        for name in ("logits", "probabilities", "logarithms"):
-            book.make(name, 0, size)
-        book.make("labels", 0, _LONG * self.voxels[0])
-        book.make("one-hot labels", 0, _LONG * size)
-
-    def _encode(self, level: int) -> None:
-        """A residual block holds as much, a sum in place of its second norm; a projection what its norm reads."""
-        for number in range(self.model.block_counts[level]):
-            self._double(f"encoder {level} block {number}", level)
-        if not self.model.block_counts[level]:
-            self._double(f"encoder {level}", level)
-        elif self.model.has_projection(level):
-            self.book.make(f"encoder {level} skip", level, self.widths[level] * self.voxels[level])
-
-    def _double(self, name: str, level: int) -> None:
-        for number in (1, 2):
-            for what in ("convolution", "norm", "activation"):
-                self.book.make(f"{name}.{number} {what}", level, self.widths[level] * self.voxels[level])
-
+class _PlainWalk(AutogradWalk):
     def backward(self) -> None:
-        book, top, size = self.book, self.model.levels, self.classes * self.voxels[0]
-        book.make("gradient of logits", 0, size)
-        book.make("another", 0, size)
-        book.drop("logits", "probabilities", "logarithms", "labels", "one-hot labels", "another")
-        book.make("gradient", 0, self.widths[0] * self.voxels[0])
+        """The loss, whose probabilities and one-hot labels the variables of a step keep, and all gradients."""
+        book, voxels, size = self.ledger, self.voxels[0], self.network.classes * self.voxels[0]
+        book.operation = "loss"
+        book.make("labels", 0, LONG * voxels)
+        book.make("one-hot labels", 0, LONG * size)
+        for name in ("logits", "probabilities", "logarithms", "gradient of logits", "another"):
+            book.make(name, 0, size)
+        book.drop("logarithms", "another")
+        self.head_backward()
         book.drop("gradient of logits")
-        for level in range(top):
-            self._double_backward(f"decoder {level}", level)
-            book.make("gradient", level, 2 * self.widths[level] * self.voxels[level])
-            book.drop(f"joined {level}")
-            book.make(f"gradient of skip {level}", level, self.widths[level] * self.voxels[level])
-            book.make("gradient", level + 1, self.widths[level + 1] * self.voxels[level + 1])
-        for level in reversed(range(top + 1)):
-            for number in reversed(range(self.model.block_counts[level])):
-                self._double_backward(f"encoder {level} block {number}", level)
-            if not self.model.block_counts[level]:
-                self._double_backward(f"encoder {level}", level)
-            book.drop(f"encoder {level} skip")
-            if level:
-                book.make("unpooled", level - 1, self.widths[level - 1] * self.voxels[level - 1])
-                book.drop(f"pooled {level - 1}", f"indices {level - 1}", "gradient", f"gradient of skip {level - 1}")
-                book.live["gradient"] = book.live.pop("unpooled")
+        super().backward()
 
-    def _double_backward(self, name: str, level: int) -> None:
-        size = self.widths[level] * self.voxels[level]
-        for number in (2, 1):
-            for what in ("activation", "norm", "convolution"):
-                self.book.make("next gradient", level, size)
-                self.book.drop("gradient", f"{name}.{number} {what}")
-                self.book.live["gradient"] = self.book.live.pop("next gradient")
+    def convolution(self, node: Convolution, x: str) -> None:
+        self._output(node)
+        self._save(node, x)
+
+    def convolution_backward(self, node: Convolution) -> None:
+        self._gradient_made(node, sum(self.network.inputs_of(node)), self.network.stage_of(node.reads[0]))
+
+    def normalization(self, node: Normalization, x: str) -> None:
+        """Up to three operations, each of which makes a tensor."""
+        y = x
+        for what, there in _operations(node).items():
+            if there:
+                result = self._make(f"{node.name}, {what}", node.stage, node.channels)
+                self._refer(result, "input")
+                if what != "dropout":
+                    relu = what == "activation" and node.slope == 0
+                    self._refer(result if relu else y, f"saved by {node.name}, {what}")
+                y = result
+        self._refer(y, f"value of {node.name}")
+
+    def normalization_backward(self, node: Normalization) -> None:
+        operations = [what for what, there in _operations(node).items() if there]
+        for what in reversed(operations):
+            self._next_gradient(node, what)
+            self._release(f"saved by {node.name}, {what}")
+        if not operations:
+            self._refer(self._tensor_of(f"gradient of {node.name}"), "gradient made")
+
+
+def _operations(node: Normalization) -> dict[str, bool]:
+    return {"norm": node.norm != "none", "activation": node.slope != 1, "dropout": node.dropout > 0}

@@ -11,9 +11,12 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
 from volseg.networks.deep_supervision import check_not_agglomerated
+from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import agglomeration_for
+from volseg.planning.ledger import FLOAT
 from volseg.planning.memory import (
     MemoryPlan,
     activations_without_halos,
@@ -37,10 +40,14 @@ def grids_of(ranks: int) -> Iterator[Triple]:
             yield z, y, ranks // z // y
 
 
-def halo_voxels(layout: Layout, width: PerAxis = 1) -> int:
-    """Voxels that the busiest rank receives in one exchange of a halo of `width`: ghosts on cut sides only."""
+def halo_voxels(layout: Layout, low: Triple = ONES, high: Triple = ONES) -> int:
+    """Voxels that the busiest rank receives in one exchange: ghosts on cut sides only.
+
+    low, high  ghosts before and after a block, on each axis
+    """
     inner = layout.largest_block
-    ghosts = [n * min(2, p - 1) for n, p in zip(per_axis(width), layout.dims, strict=True)]
+    # Of two ranks on an axis each has a neighbour on one side.
+    ghosts = [(0, max(a, b), a + b)[min(p - 1, 2)] for p, a, b in zip(layout.dims, low, high, strict=True)]
     return prod(n + g for n, g in zip(inner, ghosts, strict=True)) - prod(inner)
 
 
@@ -193,7 +200,7 @@ def make_plan(
     stages = agglomeration_for(agglomerate, model, layout)
     if task == "train" and training.deep_supervision:
         check_not_agglomerated(stages)
-    halo = forward_halo_bytes(model, layout, stages)
+    halo = forward_halo_bytes(unet(model), layout, stages)
     if task == "train":
         memory = training_memory(model, training, layout, threads, stages)
         return Plan(shape, layout, memory, halo, agglomeration=stages)
@@ -203,28 +210,43 @@ def make_plan(
     return Plan(shape, layout, plans[schedule], halo, schedule, plans, stages)
 
 
-def forward_halo_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
+def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
     """Bytes the busiest rank receives for one forward pass: the halos of all k > 1 convolutions, and merged blocks.
 
-    Where levels are agglomerated, some ranks receive what goes to the coarser grid, the others what comes back.
+    Where stages are agglomerated, some ranks receive what goes to the coarser grid, the others what comes back.
     """
-    layouts = agglomeration.layouts(layout, model.factors)
-    halos = [_level_halo_bytes(model, level, one) for level, one in enumerate(layouts)]
+    layouts = agglomeration.layouts(layout, network.factors)
+    halos = [_stage_halo_bytes(network, stage, here) for stage, here in enumerate(layouts)]
     most, gathered = 0, 0
-    for level, here in enumerate(layouts):
-        if level and here.dims != layouts[level - 1].dims:
-            before = layouts[level - 1].coarser(model.halvings[level - 1])
-            most = max(most, gathered + sum(halos[:level]) + 4 * prod(before.largest_block) * model.widths[level])
-            gathered += 4 * gathered_voxels(before, here) * model.widths[level - 1]
+    for stage, here in enumerate(layouts):
+        if stage and here.dims != layouts[stage - 1].dims:
+            before = layouts[stage - 1].coarser(network.strides[stage])
+            down = sum(node.channels for node in network.nodes if isinstance(node, MaxPool) and node.stage == stage)
+            up = sum(
+                sum(network.inputs_of(node))
+                for node in network.nodes
+                if isinstance(node, UpConvolution) and node.stage == stage - 1
+            )
+            most = max(most, gathered + sum(halos[:stage]) + FLOAT * prod(before.largest_block) * up)
+            gathered += FLOAT * gathered_voxels(before, here) * down
     return max(most, gathered + sum(halos))
 
 
-def _level_halo_bytes(model: ModelConfig, level: int, layout: Layout) -> int:
-    channels = model.widths[level]
-    inputs = [above for above, _ in model.encoder_convolutions(level)]
-    if level < model.levels:
-        inputs += [2 * channels, channels]
-    return 4 * halo_voxels(layout, quotient(model.stage_kernels[level], (2, 2, 2))) * sum(inputs)
+def _stage_halo_bytes(network: Network, stage: int, layout: Layout) -> int:
+    """Of the convolutions that read tensors of a stage, which `layout` cuts."""
+    total = 0
+    for node in network.nodes:
+        if isinstance(node, Convolution) and network.stage_of(node.reads[0]) == stage:
+            low, high = _reach(node)
+            total += FLOAT * halo_voxels(layout, low, high) * sum(network.inputs_of(node))
+    return total
+
+
+def _reach(node: Convolution) -> tuple[Triple, Triple]:
+    """Voxels that a convolution reads before and after a block, on each axis."""
+    d, h, w = (k // 2 for k in node.kernel)
+    after = [max(0, k - s - k // 2) for k, s in zip(node.kernel, node.stride, strict=True)]
+    return (d, h, w), (after[0], after[1], after[2])
 
 
 def fewest_ranks(

@@ -14,10 +14,10 @@ from math import prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple, quotient
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import choose_agglomeration
-from volseg.planning.memory import parameter_count
 from volseg.planning.planner import (
     Plan,
     fewest_ranks,
@@ -68,7 +68,8 @@ class Question:
     @cached_property
     def parameters(self) -> int:
         """Of the network."""
-        return parameter_count(self.model, self.training if self.task == "train" else None)
+        training = self.task == "train"
+        return unet(self.model, training and self.training.deep_supervision).parameters(training)
 
     @property
     def timed(self) -> bool:
@@ -152,7 +153,7 @@ def _time(
     layouts = agglomeration.layouts(layout, question.model.factors)
     model, profile, placing = question.model, question.profile, question.placing
     if question.task == "train":
-        return training_time(model, question.training, layouts, question.parameters, profile, placing, replicas)
+        return training_time(model, question.training, layouts, profile, placing, replicas)
     return segmenting_time(model, layouts, profile, schedule, placing)
 
 

@@ -11,16 +11,20 @@ sums        log2 P rounds of a small message (Thakur, Rabenseifner & Gropp, "Opt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log2, prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
+from volseg.networks.description import Network
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
-from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work, segmenting_work, training_work
+from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work
 from volseg.planning.profile import Profile
+from volseg.planning.work import segmenting_work, training_work, work_of_step
 from volseg.program.kinds import COMMUNICATING, Kind
-from volseg.program.schedule import IN_PLACE, Schedule
+from volseg.program.schedule import IN_PLACE, Schedule, covers
+from volseg.program.step import Program
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,16 @@ def step_seconds(cases: Sequence[TimePlan]) -> float:
 
 
 def training_time(
-    model: ModelConfig, training: TrainingConfig, layouts: Sequence[Layout], parameters: int, profile: Profile,
+    model: ModelConfig, training: TrainingConfig, layouts: Sequence[Layout], profile: Profile,
     placing: Placing = Placing(), replicas: int = 1,
 ) -> TimePlan:  # fmt: skip
     """A training step on one case a replica.
 
     layouts     of each level, finest first
-    parameters  of the network
     replicas    among which the gradients are summed besides
     """
-    work = training_work(
-        model, layouts, parameters, training.checkpoint_levels, replicas, training.deep_supervision
-    )  # fmt: skip
+    network = unet(_covered(model), training.deep_supervision)
+    work = training_work(network, layouts, training.checkpoint_levels, replicas)
     return _time(work, layouts, profile, placing, replicas)
 
 
@@ -105,7 +107,28 @@ def segmenting_time(
     placing: Placing = Placing(),
 ) -> TimePlan:  # fmt: skip
     """The network's part of segmenting one scan."""
-    return _time(segmenting_work(model, layouts, schedule), layouts, profile, placing)
+    return _time(segmenting_work(unet(_covered(model)), layouts, schedule), layouts, profile, placing)
+
+
+def seconds_of_steps(
+    network: Network, program: Program, layouts: Sequence[Layout], profile: Profile, placing: Placing = Placing()
+) -> list[float]:
+    """Each step of a program, with the messages that it makes necessary."""
+    segmenting = not program.backward
+    return [
+        _time(work_of_step(network, layouts, step, segmenting=segmenting), layouts, profile, placing).seconds
+        for step in program.steps
+    ]
+
+
+def _covered(model: ModelConfig) -> ModelConfig:
+    """The network that is timed: of one that the program does not cover, that which comes closest to it.
+
+    Such times are not shown: they only set machines and grids in order.
+    """
+    if covers(model):
+        return model
+    return replace(model, encoder="plain", blocks=(), kernel_size=3, up="transpose")
 
 
 def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int = 1) -> TimePlan:

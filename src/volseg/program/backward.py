@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from volseg.networks.description import IMAGE
+from volseg.networks.description import IMAGE, MaxPool
 from volseg.program.step import (
+    Add,
+    AddBackward,
     Classify,
     ClassifyBackward,
     Convolve,
@@ -17,6 +19,7 @@ from volseg.program.step import (
     Normalize,
     NormalizeBackward,
     Op,
+    Pool,
     Scatter,
     ScatterBackward,
     Source,
@@ -45,29 +48,38 @@ class _Backward:
         self.forward = forward
         self.steps: list[Step] = []
         self.begun: set[Tensor] = set()
-        self.pooled: dict[Tensor, Convolve] = {}
+        self.pooled: dict[Tensor, tuple[Tensor, MaxPool]] = {}
         self.bare: set[Tensor] = set()
         for step in forward:
-            if isinstance(step.op, Convolve) and step.op.pooled is not None:
-                self.pooled[step.op.output] = step.op
-                self.bare.add(step.op.pooled)
-            elif isinstance(step.op, Gather) and step.op.target is not None:
-                self.bare.add(step.op.target)
+            match step.op:
+                case Convolve(output=output, pooled=Tensor() as pooled, pooling=MaxPool() as node):
+                    self._enter_pooled(output, pooled, node)
+                case Pool() as op:
+                    self._enter_pooled(op.source.tensor, op.output, op.node)
+                case Gather(source=source, target=Tensor() as target) if source in self.bare:
+                    self.bare.add(target)
+
+    def _enter_pooled(self, tensor: Tensor, pooled: Tensor, node: MaxPool) -> None:
+        self.pooled[tensor] = pooled, node
+        self.bare.add(pooled)
 
     def run(self) -> list[Step]:
         for step in reversed(self.forward):
             match step.op:
                 case Classify() as op:
                     target = self._target(op.source)
-                    self._emit(ClassifyBackward(op.node, op.source, target), step.label)
+                    self.steps.append(Step(ClassifyBackward(op.node, op.source, target), step.label))
                 case Normalize() as op:
                     self._normalize(op, step.label)
                 case Convolve() as op:
                     self._convolve(op, step.label)
+                case Add() as op:
+                    self._add(op, step.label)
                 case Gather() as op:
                     given = None if op.target is None else op.target.gradient
                     label = f"level {op.stage}, scattered"
-                    self._emit(GatherBackward(op.stage, given, self._begin(op.source)), label)
+                    through = op.source not in self.bare
+                    self._emit(GatherBackward(op.stage, given, self._begin(op.source), through), label)
                 case Scatter() as op:
                     wanted = None if op.source is None else self._begin(op.source.tensor)
                     label = f"level {op.stage}, gathered"
@@ -92,12 +104,18 @@ class _Backward:
 
     def _normalize(self, op: Normalize, label: str) -> None:
         tensor = op.view.tensor
-        pooling = self.pooled.get(tensor)
-        if pooling is not None and pooling.pooled is not None and pooling.pooling is not None:
+        if tensor in self.pooled:
+            pooled, node = self.pooled[tensor]
             add = tensor.gradient in self.begun
             target = Target(self._begin(tensor), op.view.node, add)
-            self._emit(Unpool(pooling.pooling, op.view, pooling.pooled.gradient, target), label)
+            self._emit(Unpool(node, op.view, pooled.gradient, target), label)
         self._emit(NormalizeBackward(op.view, tensor.gradient), label)
+
+    def _add(self, op: Add, label: str) -> None:
+        first = self._target(op.sources[0])
+        assert not first.add, f"{label}: its first term is read by others, too"
+        second = self._target(op.sources[1])
+        self._emit(AddBackward(op.sources, op.output.gradient, (first, second)), label)
 
     def _convolve(self, op: Convolve, label: str) -> None:
         gradient = op.output.gradient

@@ -8,7 +8,7 @@ from volseg.networks.description import Network
 from volseg.program.backward import backward_steps
 from volseg.program.checkpointing import made_again, made_again_in
 from volseg.program.forward import forward_steps
-from volseg.program.in_place import in_place
+from volseg.program.in_place import in_place, sums_in_place
 from volseg.program.liveness import with_frees
 from volseg.program.recompute import recomputed
 from volseg.program.resume import COARSE, resumable
@@ -51,4 +51,4 @@ def segment_program(
         steps = resumable(steps, going_on=COARSE in known)
     if schedule is RECOMPUTE:
         steps = recomputed(steps, journal=journal, known=known)
-    return Program(tuple(in_place(with_frees(steps), merges)), (), last, merges)
+    return Program(tuple(in_place(with_frees(sums_in_place(steps)), merges)), (), last, merges)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from volseg.networks.description import IMAGE, Convolution, Network, Normalization
-from volseg.program.step import Convolve, Step
+from volseg.program.step import Convolve, Exchange, Step
 
 _FEW_CHANNELS = 4
 
@@ -40,5 +40,9 @@ def made_again_in(forward: Sequence[Step], backward: Sequence[Step], names: Coll
         if isinstance(op, Convolve) and op.node.name in names:
             again = replace(op, statistics=None, pooled=None, pooling=None, again=True)
             first = next(n for n, later in enumerate(steps) if op.output in later.reads)
-            steps.insert(first, Step(again, f"{step.label}, again"))
+            label = f"{step.label}, again"
+            reader = steps[first].op
+            if isinstance(reader, Convolve) and max(reader.node.kernel) > 1:
+                steps.insert(first, Step(Exchange(op.output), label))
+            steps.insert(first, Step(again, label))
     return steps

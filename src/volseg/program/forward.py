@@ -22,6 +22,7 @@ from volseg.program.step import (
     Lifted,
     Normalize,
     Op,
+    Pool,
     Scatter,
     SitOut,
     Source,
@@ -73,7 +74,7 @@ class _Forward:
     def run(self) -> list[Step]:
         for node in self.network.nodes:
             match node:
-                case Convolution() if node.stage <= self.last:
+                case Convolution() if self._grid_of(node) <= self.last:
                     self._convolution(node)
                 case Normalization():
                     self._normalization(node)
@@ -95,14 +96,20 @@ class _Forward:
         assert isinstance(view, View), f"{name} is never whole"
         return view
 
+    def _grid_of(self, node: Convolution) -> int:
+        """The stage on whose process grid a convolution is computed: that of what it reads, where it has strides."""
+        return self.network.stage_of(node.reads[0]) if max(node.stride) > 1 else node.stage
+
     def _convolution(self, node: Convolution) -> None:
-        output, pool = Tensor(node.name, node.stage, node.stage, node.channels), self._pool_of(node)
+        grid = self._grid_of(node) if node.stage in self.merges else node.stage
+        output, pool = Tensor(node.name, node.stage, grid, node.channels), self._pool_of(node)
         pooled = None if pool is None else Tensor(pool.name, pool.stage, node.stage, node.channels)
         sources = tuple(self.outputs[name] for name in node.reads)
         self._emit(Convolve(node, sources, output, self._norm_of(node), pooled, pool), node.name)
         if pool is not None and pooled is not None and pool.stage not in self.merges:
             self._exchange(pool.name, pooled, node.name)
-        self._exchange(node.name, output, node.name)
+        if grid == node.stage:
+            self._exchange(node.name, output, node.name)
         self.outputs[node.name] = View(output)
 
     def _exchange(self, name: str, tensor: Tensor, label: str) -> None:
@@ -123,28 +130,43 @@ class _Forward:
         return None
 
     def _normalization(self, node: Normalization) -> None:
-        if node.stage > self.last:
+        source = self.outputs.get(node.reads[0])
+        if source is None:
             if node.dropping:
                 self._emit(SitOut((node,)), node.reads[0])
             return
-        view = View(self._view(node.reads[0]).tensor, node)
+        view = View(source.tensor, node)
         self._emit(Normalize(view), view.tensor.name)
+        if view.tensor.grid < node.stage:
+            target = self._gathered(node.name, view.tensor)
+            if target is None:
+                return
+            view = View(target, node)
         self.outputs[node.name] = view
 
+    def _gathered(self, name: str, tensor: Tensor) -> Tensor | None:
+        """A tensor on the coarser grid of its stage, where this rank takes part in that."""
+        stage = tensor.stage
+        label, target = f"level {stage}, gathered", None
+        if stage <= self.last:
+            target = Tensor(f"gathered {tensor.name}", stage, stage, tensor.channels)
+        self._emit(Gather(stage, tensor, target), label)
+        if target is not None:
+            self._exchange(name, target, label)
+        return target
+
     def _pooled(self, node: MaxPool) -> None:
-        """It was made with what it is pooled from; here it goes to the ranks that take part in its stage."""
+        """What is pooled, mostly made with what it is pooled from, goes to the ranks that take part in its stage."""
         norm = self.network.by_name[node.reads[0]]
         assert isinstance(norm, Normalization)
         tensor = Tensor(node.name, node.stage, node.stage - 1, node.channels)
-        if node.stage in self.merges:
-            label, target = f"level {node.stage}, gathered", None
-            if node.stage <= self.last:
-                target = Tensor(f"gathered {node.stage - 1}", node.stage, node.stage, node.channels)
-            self._emit(Gather(node.stage, tensor, target), label)
-            if target is not None:
-                tensor = target
-                self._exchange(node.name, target, label)
-        self.outputs[node.name] = View(tensor, norm)
+        if not isinstance(self.network.by_name[norm.reads[0]], Convolution):
+            self._emit(Pool(node, self._view(norm.name), tensor), norm.reads[0])
+            if node.stage not in self.merges:
+                self._exchange(node.name, tensor, norm.reads[0])
+        target = self._gathered(node.name, tensor) if node.stage in self.merges else tensor
+        if target is not None:
+            self.outputs[node.name] = View(target, norm)
 
     def _lifted(self, node: UpConvolution) -> None:
         norm = self.network.by_name[node.reads[0]]

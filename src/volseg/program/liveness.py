@@ -23,6 +23,9 @@ def with_frees(steps: Sequence[Step]) -> list[Step]:
                 frees[latest[tensor]].append(tensor)
         for tensor in (*step.reads, *step.writes):
             latest[tensor] = number
+        for before, after in step.renames:
+            del latest[before]
+            latest[after] = number
     for tensor, number in latest.items():
         frees[number].append(tensor)
     return [

@@ -12,6 +12,7 @@ from typing import Literal
 
 from volseg.geometry import Triple
 from volseg.networks.description import Addition, Convolution, Head, MaxPool, Normalization, UpConvolution
+from volseg.partition.slabs import Lift
 from volseg.partition.tiling import padded_channels
 
 
@@ -69,6 +70,11 @@ class Lifted:
 Source = View | Lifted
 
 
+def lift_of(op: Convolve | ConvolveBackward, source: Lifted) -> Lift:
+    """How an up-convolution's output follows from its input, and how far beside a slab a convolution reads it."""
+    return Lift(source.node.factors, op.node.kernel[0] // 2)
+
+
 @dataclass(frozen=True)
 class Op:
     """What a step does. `reads` and `writes` of its step follow from it."""
@@ -79,6 +85,10 @@ class Op:
 
     def writes(self) -> Sequence[Tensor]:
         """Tensors that begin to exist."""
+        return ()
+
+    def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Tensors that cease to exist, and those that begin to exist in their memory."""
         return ()
 
 
@@ -128,14 +138,36 @@ class Normalize(Op):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """The sum of two views."""
+    """The sum of two views.
+
+    over_first  whether it overwrites the first of them
+    """
 
     node: Addition
     sources: tuple[View, ...]
     output: Tensor
+    over_first: bool = False
 
     def reads(self) -> Sequence[Tensor]:
         return [source.tensor for source in self.sources]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.over_first else [self.output]
+
+    def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
+        return [(self.sources[0].tensor, self.output)] if self.over_first else []
+
+
+@dataclass(frozen=True)
+class Pool(Op):
+    """The largest of each window of a tensor that is there already."""
+
+    node: MaxPool
+    source: View
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
 
     def writes(self) -> Sequence[Tensor]:
         return [self.output]
@@ -266,12 +298,35 @@ class ConvolveBackward(Op):
 
 
 @dataclass(frozen=True)
+class AddBackward(Op):
+    """A sum's gradient divided among its two terms: in its own memory that of the first."""
+
+    sources: tuple[View, ...]
+    gradient: Tensor
+    targets: tuple[Target, ...]
+
+    def reads(self) -> Sequence[Tensor]:
+        second = self.targets[1]
+        return [*(source.tensor for source in self.sources), self.gradient, *([second.tensor] if second.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.targets[1].add else [self.targets[1].tensor]
+
+    def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
+        return [(self.gradient, self.targets[0].tensor)]
+
+
+@dataclass(frozen=True)
 class GatherBackward(Op):
-    """The gradient of a stage's input back to the ranks that gave it: the adjoint of `Gather`."""
+    """The gradient of a stage's input back to the ranks that gave it: the adjoint of `Gather`.
+
+    through  whether it is that before an activation, which has sums
+    """
 
     stage: int
     source: Tensor | None
     target: Tensor
+    through: bool = False
 
     def reads(self) -> Sequence[Tensor]:
         return [] if self.source is None else [self.source]
@@ -345,10 +400,12 @@ class Pass(Op):
 class Place:
     """Where a tensor lies while segmenting in place: at an end of its stage's basin, or in memory of its own.
 
+    lane    of several basins side by side
     ghosts  whether memory of its own has room for them
     """
 
     end: Literal["low", "high", "port"]
+    lane: int = 0
     ghosts: bool = True
 
 
@@ -375,6 +432,11 @@ class Step:
     def writes(self) -> Sequence[Tensor]:
         """Tensors that begin to exist."""
         return self.op.writes()
+
+    @property
+    def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Tensors that cease to exist, and those that begin to exist in their memory."""
+        return self.op.renames()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
 
     Raises VolumeError, on all ranks, where masks cannot be paired, do not lie on one grid, or hold no label at all.
     """
-    with communicator.together():
-        if job.output is not None and communicator.is_root:
-            check_small_output(job.output, job.overwrite)
+    output = job.output
+    if output is not None:
+        communicator.on_root(partial(check_small_output, output, job.overwrite))
     given, ignore = _names(job, listen)
     pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
     for folder in (job.prediction, job.reference):
@@ -99,9 +100,8 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
         shown = ", ".join(str(value) for value in others[:8])
         listen(Caution(f"the masks also hold labels that --labels does not name, left out here: {shown}"))
     summary = summarise(results, values)
-    with communicator.together():
-        if job.output is not None and communicator.is_root:
-            write_summary(job.output, summary)
+    if output is not None:
+        communicator.on_root(partial(write_summary, output, summary))
     return Evaluation(tuple(results), labels, summary)
 
 

@@ -113,7 +113,7 @@ def connected_components(
     first[groups.entries] = groups.reduce(first, "min", communicator)
     owned = first == local
     owned[0] = False
-    return Components(labels, value, first, owned, communicator, groups)
+    return Components(labels=labels, value=value, first=first, owned=owned, communicator=communicator, _groups=groups)
 
 
 def check_connectivity(connectivity: int) -> None:

@@ -58,7 +58,9 @@ class BlockNetwork:
             schedule = LAYERS
         beyond = int(scan.back is not None)
         with grid.communicator.meter.doing(Kind.FILES):
-            self.image = ScanImage(scan, card, grid, image_width(schedule, beyond), kept=schedule is RECOMPUTE)
+            self.image = ScanImage(
+                scan, card, grid, image_width(model.network, schedule, beyond), kept=schedule is RECOMPUTE
+            )
         self.streamed: StreamedNetwork | None = None
         if schedule is not LAYERS:
             self.streamed = self.twin.streamed(schedule, store, tell, journal)

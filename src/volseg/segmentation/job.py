@@ -78,6 +78,11 @@ class SegmentationJob:
     go_on: bool = False
     agglomerate: str = "auto"
 
+    @property
+    def looks_at_image(self) -> bool:
+        """Whether the image's voxels are wanted once more, beside the mask."""
+        return self.statistics or self.preview
+
 
 def channel_files(path: Path, channels: int) -> list[ImageFile]:
     """The scan's channels: ``CASE_0000`` stands for all of them where the model wants several, and so does a 4-D file.
@@ -95,9 +100,9 @@ def channel_files(path: Path, channels: int) -> list[ImageFile]:
     return [ImageFile(path)]
 
 
-def input_files(path: Path, channels: int) -> list[Path]:
-    """All that is read of the scan: its channels' files (or folders), and both halves of a .hdr/.img pair."""
-    files = [file.path for file in channel_files(path, channels)]
+def input_files(channels: Iterable[ImageFile]) -> list[Path]:
+    """All that is read of a scan's channels: their files (or folders), and both halves of a .hdr/.img pair."""
+    files = [channel.path for channel in channels]
     pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
     return list(dict.fromkeys(files + pairs))
 
@@ -188,7 +193,9 @@ def rehearse_outputs(
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground
     }
-    contents["probabilities"] = Content(space, np.dtype(np.float32), model.classes, labels.ordered, fixes=fixes)
+    contents["probabilities"] = Content(
+        space=space, dtype=np.dtype(np.float32), channels=model.classes, names=labels.ordered, fixes=fixes
+    )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}
     if job.go_on:  # the output at level 1: an eighth of the voxels, twice as wide, 4 bytes each

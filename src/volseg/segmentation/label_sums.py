@@ -131,4 +131,13 @@ def _over_ranks(profiles: list[np.ndarray], values: _Values, box: Box, communica
     highest = communicator.reduce_all(np.stack(high), "max")
     least = communicator.reduce_all(values.least, "min")
     most = communicator.reduce_all(values.most, "max")
-    return LabelSums(integers[0], integers[1:4], lowest, highest, integers[4:], inexact, least, most)
+    return LabelSums(
+        voxels=integers[0],
+        indices=integers[1:4],
+        low=lowest,
+        high=highest,
+        exact=integers[4:],
+        inexact=inexact,
+        least=least,
+        most=most,
+    )

@@ -22,7 +22,7 @@ from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.planning.planner import choose_grid, most_ranks
-from volseg.planning.streamed_memory import scratch_bytes
+from volseg.planning.segmenting_pass import scratch_bytes
 from volseg.program.schedule import SPILL, Schedule
 
 _SHARE_OF_FREE = 0.9
@@ -109,7 +109,14 @@ def choose(
         else:
             what = "asked for, and fits" if schedule else "the fastest that fits" if len(plans) > 1 else "fits"
             reason = ", ".join([f"{what} {gibibytes(limit)} a rank", *refused.values()])
-            return Choice(candidate, plan, limit, given, reason, {s: p.peak for s, p in plans.items()})
+            return Choice(
+                schedule=candidate,
+                plan=plan,
+                limit=limit,
+                given=given,
+                reason=reason,
+                planned={s: p.peak for s, p in plans.items()},
+            )
     others = [s for s, p in plans.items() if s not in allowed and surely_fits(p, limit) and (s is not SPILL or room)]
     if others:
         remedy = f"--schedule {others[0]} would fit"

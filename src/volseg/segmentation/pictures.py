@@ -24,6 +24,4 @@ def write_preview(
     space, communicator = scan.mask_space, grid.communicator
     chosen = choose_planes(mask, len(labels), scan.mask_box, space, communicator)
     planes = gather_planes(image, mask, chosen, scan.mask_box, space, communicator)
-    with communicator.together():
-        if communicator.is_root:
-            draw_preview(path, planes, LabelTable(labels), title)
+    communicator.on_root(lambda: draw_preview(path, planes, LabelTable(labels), title))

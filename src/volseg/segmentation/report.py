@@ -19,7 +19,7 @@ from volseg.segmentation.statistics import LabelStatistics
 from volseg.volumes.audit import Audit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentationReport:
     """What was written, what the mask holds, and whether the memory plan came true.
 

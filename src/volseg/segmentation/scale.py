@@ -1,6 +1,9 @@
 """Whether a scan's values are of the scale that the model learned: said before the work, and after it.
 
-A scan of another scale gives a mask of garbage and no error. Some slices of the file tell, so little is read twice.
+A scan of another scale gives a mask of garbage and no error. Some slices of the file tell, so little is read twice. A
+compressed file, though, is inflated as far as the last of them, and again for the network: that costs a tenth of a
+second for 1.4 million voxels, 1 % of the time of a network of 16 channels. To keep what was inflated would cost memory
+for as long as the network runs, and to look while it runs would warn too late.
 """
 
 from __future__ import annotations

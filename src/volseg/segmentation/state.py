@@ -46,18 +46,8 @@ class SegmentationState:
         self.folder = beside(mask, "_state")
         self._communicator = communicator
         self._whole = Box.whole(scan.layout.coarser(card.config.model.factors[1]).shape)
-        self._content: dict[str, Any] | None = None
-        self.refused = ""
-        with communicator.together():
-            if communicator.is_root:
-                belongs = _belongs(scan, card, weights)
-                self._content, self.refused = self._read(belongs)
-                if self._content is None:
-                    # Before any block of it is overwritten: blocks of two runs must never be taken for one's.
-                    (self.folder / "state.json").unlink(missing_ok=True)
-                    self._content = {"belongs": belongs, "affines": {}, "blocks": []}
-        self._content, self.refused = communicator.broadcast((self._content, self.refused))
-        self.found = bool(self._content and self._content["blocks"])
+        self._content, self.refused = communicator.on_root(lambda: self._begin(_belongs(scan, card, weights)))
+        self.found = bool(self._content["blocks"])
 
     @property
     def described(self) -> str:
@@ -67,12 +57,10 @@ class SegmentationState:
 
     def affines(self) -> dict[str, Affine]:
         """As `Journal.affines`."""
-        assert self._content is not None
         return {label: _affine(values) for label, values in self._content["affines"].items()}
 
     def fill_coarse(self, box: Box, out: Tensor) -> None:
         """As `Journal.fill_coarse`."""
-        assert self._content is not None
         for start, stop in self._content["blocks"]:
             held = Box(tuple(start), tuple(stop))
             part = box.intersect(held)
@@ -82,7 +70,6 @@ class SegmentationState:
 
     def keep_coarse(self, box: Box, slabs: Iterator[Tensor]) -> None:
         """As `Journal.keep_coarse`. Raises OSError, on all ranks, where the disk is full."""
-        assert self._content is not None
         with self._communicator.together():
             self.folder.mkdir(exist_ok=True)
             with replacing(self.folder / _name(box)) as temporary, open(temporary, "wb") as file:
@@ -98,12 +85,8 @@ class SegmentationState:
 
     def keep(self, affines: dict[str, Affine]) -> None:
         """As `Journal.keep`."""
-        assert self._content is not None
         self._content["affines"] = {label: _plain(affine) for label, affine in affines.items()}
-        with self._communicator.together():
-            if self._communicator.is_root:
-                self.folder.mkdir(exist_ok=True)
-                write_text(self.folder / "state.json", json.dumps(self._content) + "\n")
+        self._communicator.on_root(self._write)
 
     def remove(self) -> None:
         """The job is done. On the root."""
@@ -113,6 +96,19 @@ class SegmentationState:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # holds what is not ours
             self.folder.rmdir()
+
+    def _begin(self, belongs: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """What is there, and why it is not used; where it is not, it is removed, and an empty content returned."""
+        content, refused = self._read(belongs)
+        if content is None:
+            # Before any block of it is overwritten: blocks of two runs must never be taken for one's.
+            (self.folder / "state.json").unlink(missing_ok=True)
+            content = {"belongs": belongs, "affines": {}, "blocks": []}
+        return content, refused
+
+    def _write(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        write_text(self.folder / "state.json", json.dumps(self._content) + "\n")
 
     def _read(self, belongs: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """What is there, if it is whole and this job's; else nothing and why."""

@@ -93,7 +93,12 @@ def label_statistics(counts: np.ndarray, space: Space, names: Mapping[str, int])
     """
     by_value = {value: name for name, value in names.items()}
     return [
-        LabelStatistics(label, by_value.get(label, str(label)), int(voxels), float(int(voxels) * space.voxel_ml))
+        LabelStatistics(
+            label=label,
+            name=by_value.get(label, str(label)),
+            voxels=int(voxels),
+            ml=float(int(voxels) * space.voxel_ml),
+        )
         for label, voxels in enumerate(counts)
         if label != 0
     ]
@@ -110,7 +115,9 @@ def write_statistics(path: str | Path, rows: Sequence[LabelStatistics]) -> None:
         write_text(path, json.dumps(records, indent=2) + "\n")
     elif path.suffix == ".csv":
         text = io.StringIO()
-        table = csv.DictWriter(text, list(LabelStatistics(0, "", 0, 0.0).record()), lineterminator="\n")
+        table = csv.DictWriter(
+            text, list(LabelStatistics(label=0, name="", voxels=0, ml=0.0).record()), lineterminator="\n"
+        )
         table.writeheader()
         table.writerows(records)
         write_text(path, text.getvalue())

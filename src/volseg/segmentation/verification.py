@@ -17,11 +17,11 @@ from volseg.models.unet import UNet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.segmentation.inference import BlockNetwork
-from volseg.segmentation.segment import open_scan
+from volseg.segmentation.opening import open_scan
 from volseg.volumes.scan import Scan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """How far the logits of this job's grid are from those of one rank.
 
@@ -66,7 +66,14 @@ def verify_partition(
     largest = communicator.reduce_all(np.array([difference, float(not np.array_equal(mine, expected_here))]), "max")
     wrong = int((mine.argmax(0) != expected_here.argmax(0)).sum()) if mine.size else 0
     counts = communicator.reduce_all(np.array([wrong, mine[0].size]))
-    return Verification(grid.dims, float(largest[0]), int(counts[0]), int(counts[1]), not largest[1], str(stages))
+    return Verification(
+        grid=grid.dims,
+        largest_difference=float(largest[0]),
+        mismatches=int(counts[0]),
+        voxels=int(counts[1]),
+        identical=not largest[1],
+        agglomeration=str(stages),
+    )
 
 
 @torch.inference_mode()

@@ -29,15 +29,16 @@ from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Triple
 from volseg.machine import physical_memory, processor_name
+from volseg.networks.unet import unet
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import CHANNELS, SIDE, measure_reference
 from volseg.partition.layout import Layout
-from volseg.planning.memory import parameter_count
-from volseg.planning.operations import Family, Operation, segmenting_work, training_work
+from volseg.planning.operations import Family, Operation
 from volseg.planning.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
+from volseg.planning.work import segmenting_work, training_work
 from volseg.program.kinds import Kind
 from volseg.segmentation.inference import segment_block
-from volseg.segmentation.segment import open_scan
+from volseg.segmentation.opening import open_scan
 from volseg.study.launching import Launcher, run_volseg
 from volseg.training.job import TrainingJob
 from volseg.training.setup import Setup, prepare
@@ -103,8 +104,9 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
             speed = network.bytes_per_second / 1e9
             listen(Message(f"messages {where}: {network.latency * 1e6:.1f} µs, {speed:.2f} GB/s"))
     return Profile(
-        processor_name(), os.cpu_count() or 1, physical_memory(), everyone, packing, (setting,),
-        within or UNMEASURED_WITHIN, between or BETWEEN_MACHINES, __version__, datetime.date.today().isoformat(),
+        machine=processor_name(), cores=os.cpu_count() or 1, memory=physical_memory(), memory_bandwidth=everyone,
+        copy_bandwidth=packing, settings=(setting,), within=within or UNMEASURED_WITHIN,
+        between=between or BETWEEN_MACHINES, volseg=__version__, date=datetime.date.today().isoformat(),
     )  # fmt: skip
 
 
@@ -121,8 +123,9 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     alone = max(p.copy_bandwidth for p in profiles)
     together = max(p.memory_bandwidth for p in profiles)
     return Profile(
-        last.machine, last.cores, last.memory, together, alone, tuple(settings[k] for k in sorted(settings)),
-        within, between, last.volseg, last.date,
+        machine=last.machine, cores=last.cores, memory=last.memory, memory_bandwidth=together, copy_bandwidth=alone,
+        settings=tuple(settings[k] for k in sorted(settings)), within=within, between=between, volseg=last.volseg,
+        date=last.date,
     )  # fmt: skip
 
 
@@ -169,8 +172,8 @@ def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
         setup = prepare(TrainingJob(folder / "data", folder / "run", config), alone, ignore)
         training = _steps(lambda: _train(setup), alone.meter, communicator)
         segmenting = _steps(_segmenter(setup, alone), alone.meter, communicator)
-    work = training_work(case.model, layouts, parameter_count(case.model))
-    forward = segmenting_work(case.model, layouts)
+    work = training_work(unet(case.model), layouts)
+    forward = segmenting_work(unet(case.model), layouts)
     found = _joined(work.operations, training) + _joined(forward.operations, segmenting)
     shared = communicator.gather_all([cost.seconds for cost in found])
     means = [statistics.fmean(times) for times in zip(*shared, strict=True)]
@@ -211,8 +214,7 @@ def _steps(step: Callable[[], None], meter: Meter, communicator: Communicator) -
         step()
         meter.by_kind()
         taken.append(dict(meter.taken[""]))
-        enough = len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS
-        if communicator.broadcast(enough):
+        if communicator.on_root(lambda: len(taken) >= _FEWEST and time.perf_counter() - begin > _SECONDS):
             break
     fast = sorted(taken, key=lambda one: sum(one.values()))[: (len(taken) + 1) // 2]
     keys = {key for one in fast for key in one}

@@ -61,7 +61,7 @@ class Case:
     @property
     def model(self) -> ModelConfig:
         """Its network."""
-        return ModelConfig(1, CLASSES, self.base_channels, self.levels)
+        return ModelConfig(in_channels=1, classes=CLASSES, base_channels=self.base_channels, levels=self.levels)
 
     @property
     def training(self) -> TrainingConfig:
@@ -141,7 +141,7 @@ def scaling_cases(ranges: Ranges) -> Iterator[Case]:
 def _both(shape: Triple, channels: int, levels: int, ranks: int, all_variants: bool = False) -> Iterator[Case]:
     for task, variants in VARIANTS.items():
         for variant in variants if all_variants else variants[:1]:
-            yield Case(task, shape, channels, levels, ranks, variant)
+            yield Case(task=task, shape=shape, base_channels=channels, levels=levels, ranks=ranks, variant=variant)
 
 
 def cube(side: int) -> Triple:

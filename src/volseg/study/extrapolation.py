@@ -10,7 +10,7 @@ from math import prod
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.partition.layout import Layout, padded_shape
-from volseg.planning.memory import MemoryPlan, parameter_count, segmenting_memory, training_memory
+from volseg.planning.memory import MemoryPlan, segmenting_memory, training_memory
 from volseg.planning.planner import choose_grid
 from volseg.planning.profile import Profile
 from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
@@ -65,7 +65,7 @@ def foretell(case: Case, profile: Profile, per_machine: int) -> Foretold:
     placing = Placing(per_machine, 1)
     if case.task == TRAIN:
         memory = training_memory(model, case.training, layout)
-        time = training_time(model, case.training, layouts, parameter_count(model), profile, placing)
+        time = training_time(model, case.training, layouts, profile, placing)
     else:
         schedule = Schedule(case.variant)
         memory = segmenting_memory(model, layout, schedule)

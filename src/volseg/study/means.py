@@ -53,8 +53,10 @@ def find_means(environment: Mapping[str, str] = os.environ) -> Means:
     memory = int(available_memory() * _SHARE)
     name, installed = processor_name(), physical_memory()
     if tasks is None:
-        return Means(name, cores, 1, memory, installed)
-    return Means(name, tasks, min(nodes or 1, tasks), memory, installed, scheduler=True)
+        return Means(machine=name, cores=cores, nodes=1, memory=memory, installed=installed)
+    return Means(
+        machine=name, cores=tasks, nodes=min(nodes or 1, tasks), memory=memory, installed=installed, scheduler=True
+    )
 
 
 def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:

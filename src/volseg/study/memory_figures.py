@@ -35,7 +35,14 @@ def against_side(view: View) -> Any:
         points(
             axes, [row.case.shape[0] for row in rows[task]], [(row.peak or 0) / GB for row in rows[task]], COLOURS[task]
         )
-    recompute = Case(SEGMENT, cube(least), view.ranges.channels[-1], view.ranges.levels, 1, "recompute")
+    recompute = Case(
+        task=SEGMENT,
+        shape=cube(least),
+        base_channels=view.ranges.channels[-1],
+        levels=view.ranges.levels,
+        ranks=1,
+        variant="recompute",
+    )
     model = over_sides(recompute, sides, view.profile)
     curve(axes, sides, [_gb(one) for one in model], COLOURS[SEGMENT], known, lw=1.0)
     label(axes, sides[-1], _gb(model[-1]), "segmenting,\nrecomputed", COLOURS[SEGMENT])

@@ -148,25 +148,25 @@ def read_rows(path: Path) -> list[Row]:
 
 def _parse(record: Mapping[str, str]) -> Row:
     case = Case(
-        record["task"], _triple(record["shape"]), int(record["base_channels"]), int(record["levels"]),
-        int(record["ranks"]), record["variant"],
+        task=record["task"], shape=_triple(record["shape"]), base_channels=int(record["base_channels"]),
+        levels=int(record["levels"]), ranks=int(record["ranks"]), variant=record["variant"],
     )  # fmt: skip
     if case.variant not in VARIANTS[case.task]:
         raise ValueError(f"variant {case.variant}")
     return Row(
-        case,
-        record["state"] == "done",
-        record["timed"] == "1",
-        _triple(record["grid"]) if record["grid"] else None,
-        int(record["peak_bytes"]) if record["peak_bytes"] else None,
-        int(record["planned_peak_bytes"]) if record["planned_peak_bytes"] else None,
-        _number(record["seconds"]),
-        _number(record["planned_seconds"]),
-        _by_kind(record, "seconds"),
-        _by_kind(record, "planned_seconds"),
-        _number(record["load_balance"]),
-        _number(record["wall_seconds"]) or 0.0,
-        record["error"],
+        case=case,
+        done=record["state"] == "done",
+        timed=record["timed"] == "1",
+        dims=_triple(record["grid"]) if record["grid"] else None,
+        peak=int(record["peak_bytes"]) if record["peak_bytes"] else None,
+        planned_peak=int(record["planned_peak_bytes"]) if record["planned_peak_bytes"] else None,
+        seconds=_number(record["seconds"]),
+        planned_seconds=_number(record["planned_seconds"]),
+        kinds=_by_kind(record, "seconds"),
+        planned_kinds=_by_kind(record, "planned_seconds"),
+        load_balance=_number(record["load_balance"]),
+        wall=_number(record["wall_seconds"]) or 0.0,
+        error=record["error"],
     )
 
 

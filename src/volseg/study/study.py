@@ -114,7 +114,9 @@ def _run(wishes: Wishes, means: Means, launcher: Launcher | None, deadline: floa
     cases, left = reachable(cases_of(wishes.parts, ranges), profile, means)
     cases.sort(key=lambda case: rank_of_need(case, ranges))  # of each rank the quickest first, as they are
     done = {case for case, row in rows.items() if row.done}
-    runner = Runner(wishes.folder / WORK, profile, means, launcher, deadline, listen)
+    runner = Runner(
+        folder=wishes.folder / WORK, profile=profile, means=means, launcher=launcher, deadline=deadline, listen=listen
+    )
 
     def keep(row: Row) -> None:
         rows[row.case] = row

@@ -193,7 +193,14 @@ def scaled_side(rows: Iterable[Row], ranges: Ranges, task: str) -> int:
 
 def main_case(ranges: Ranges, task: str, side: int, ranks: int = 1) -> Case:
     """The case that curves are drawn for: most channels, the fastest way."""
-    return Case(task, cube(side), ranges.channels[-1], ranges.levels, ranks, VARIANTS[task][0])
+    return Case(
+        task=task,
+        shape=cube(side),
+        base_channels=ranges.channels[-1],
+        levels=ranges.levels,
+        ranks=ranks,
+        variant=VARIANTS[task][0],
+    )
 
 
 def run_fastest(rows: Sequence[Row], task: str) -> list[Row]:

@@ -182,11 +182,7 @@ def fingerprint_of_run(
 
     Raises VolumeError where a case cannot be trained on.
     """
-    known = None
-    if job.proceed:
-        with communicator.together():
-            known = read_fingerprint(job.run) if communicator.is_root else None
-        known = communicator.broadcast(known)
+    known = communicator.on_root(lambda: read_fingerprint(job.run)) if job.proceed else None
     if known is not None and _is_of(known, dataset, spaces):
         return known
     found = examine(dataset, communicator, listen)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from volseg.geometry import Triple
 from volseg.models.forecast import Machine
 from volseg.partition.layout import padded_shape
-from volseg.planning.memory import parameter_count
 from volseg.planning.time_model import TimePlan, step_seconds, training_time
 from volseg.training.optimization import batch_of
 from volseg.training.resolution import Resolution
@@ -50,8 +49,7 @@ class StepForecast:
             layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
             layouts = resolution.twin.grids.agglomeration.layouts(layout, model.factors)
             self._known[known] = training_time(
-                model, self.setup.config.training, layouts,
-                parameter_count(model, self.setup.config.training), self.machine.profile, self.machine.placing,
+                model, self.setup.config.training, layouts, self.machine.profile, self.machine.placing,
                 resolution.replicas.count,
             )  # fmt: skip
         return self._known[known]

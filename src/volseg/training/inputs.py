@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,10 @@ def hash_inputs(
 
     Raises OSError, on all ranks, where a file cannot be read.
     """
-    before: dict[str, Any] = {}
-    with communicator.together():
-        if communicator.is_root and known is not None:
-            before = _read(known)
+    before = {} if known is None else communicator.on_root(partial(_read, known))
     named = _hashed(dataset, communicator, before)
-    with communicator.together():
-        if communicator.is_root and known is not None:
-            _write(known, named)
+    if known is not None:
+        communicator.on_root(partial(_write, known, named))
     return {name: {"bytes": one["bytes"], "sha256": one["sha256"]} for name, one in named.items()}
 
 
@@ -53,17 +50,16 @@ def check_same_inputs(run: Path, dataset: Dataset, communicator: Communicator) -
     Files are compared by their names in the data set, so that it may lie elsewhere now; only those whose time of change
     is another are read. A run of an older version, without `INPUTS`, says nothing of them.
     """
-    before: dict[str, Any] = {}
-    with communicator.together():
-        if communicator.is_root:
-            before = _read(run / INPUTS)
-    if not communicator.broadcast(bool(before)):
+    before = communicator.on_root(lambda: _read(run / INPUTS))
+    if not before:
         return
     now = _hashed(dataset, communicator, before)
-    with communicator.together():
-        if communicator.is_root:
-            _raise_where_changed(run, dataset, before, now)
-            _write(run / INPUTS, now)
+
+    def compare() -> None:
+        _raise_where_changed(run, dataset, before, now)
+        _write(run / INPUTS, now)
+
+    communicator.on_root(compare)
 
 
 def _raise_where_changed(run: Path, dataset: Dataset, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -88,28 +84,29 @@ def _raise_where_changed(run: Path, dataset: Dataset, before: Mapping[str, Any],
 def _hashed(dataset: Dataset, communicator: Communicator, before: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Bytes, stamp and SHA-256 of each input by its name. Collective.
 
-    before  the same of an earlier call, on the root
+    before  the same of an earlier call
     """
-    members: dict[Path, list[Path]] = {}
-    found: dict[Path, dict[str, Any]] = {}  # of each input
-    with communicator.together():
-        if communicator.is_root:
-            members = _members(dataset)
-            for path, files in members.items():
-                size, stamp = _stamp(path, files)
-                old = before.get(_name(path, dataset.folder))
-                same = isinstance(old, dict) and old.get("stamp") == stamp
-                found[path] = {"bytes": size, "stamp": stamp, "sha256": old.get("sha256") if same and old else None}
-    members, found = communicator.broadcast((members, found))
-    to_hash = [path for path, one in found.items() if one["bytes"] <= HASHED_BYTES and one["sha256"] is None]
+    members, inputs = communicator.on_root(lambda: _survey(dataset, before))
+    to_hash = [path for path, known in inputs.items() if known["bytes"] <= HASHED_BYTES and known["sha256"] is None]
     wanted = [file for path in to_hash for file in members[path]]
     mine: dict[Path, str] = {}
     with communicator.together():
         mine = {file: sha256(file) for file in wanted[communicator.rank :: communicator.size]}
     hashes = {file: digest for share in communicator.gather_all(mine) for file, digest in share.items()}
     for path in to_hash:
-        found[path]["sha256"] = _of_whole(path, members[path], hashes)
-    return {_name(path, dataset.folder): one for path, one in found.items()}
+        inputs[path]["sha256"] = _of_whole(path, members[path], hashes)
+    return {_name(path, dataset.folder): known for path, known in inputs.items()}
+
+
+def _survey(dataset: Dataset, before: Mapping[str, Any]) -> tuple[dict[Path, list[Path]], dict[Path, dict[str, Any]]]:
+    """The files of every input; and its bytes, stamp and hash, which is None where `before` does not tell it."""
+    members, inputs = _members(dataset), {}
+    for path, files in members.items():
+        size, stamp = _stamp(path, files)
+        old = before.get(_name(path, dataset.folder))
+        same = isinstance(old, dict) and old.get("stamp") == stamp
+        inputs[path] = {"bytes": size, "stamp": stamp, "sha256": old.get("sha256") if same and old else None}
+    return members, inputs
 
 
 def _write(path: Path, inputs: Mapping[str, Any]) -> None:

@@ -130,13 +130,7 @@ def newest_whole(run: Path, communicator: Communicator, listen: Listener) -> Pat
     The root looks, so that all ranks go on from the same one. Raises CheckpointError, on all ranks, where none is
     whole, or the newest whole one has another schema.
     """
-    found: tuple[Path, list[str]] | None = None
-    with communicator.together():
-        if communicator.is_root:
-            found = _first_whole(run)
-    found = communicator.broadcast(found)
-    assert found is not None
-    path, damaged = found
+    path, damaged = communicator.on_root(lambda: _first_whole(run))
     for reason in damaged:
         listen(Caution(f"{reason}\nskipped; going on from {path} instead"))
     return path

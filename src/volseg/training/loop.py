@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
@@ -45,10 +46,8 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
     log = MessageLog(job.run, listen, writes=communicator.is_root)
     try:
         with RunLock(job.run) as lock, Stopping(communicator, job.max_time) as stopping:
-            with communicator.together():
-                # Nobody trains on while we read.
-                if communicator.is_root and job.proceed and stored_checkpoints(job.run):
-                    lock.acquire()
+            if job.proceed:  # nobody trains on while we read
+                communicator.on_root(lambda: lock.acquire() if stored_checkpoints(job.run) else None)
             return _train(job, communicator, log, lock, stopping)
     except BaseException as error:
         log.failed(error)  # of a rank that fails alone, `cli.job` keeps the message
@@ -155,19 +154,22 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     """No step is left; what a job that was killed after the last one has not written is written now."""
     communicator, step = setup.world, setup.card.step
     listen = log.listen
-    last: dict[str, str] | None = None
-    with communicator.together():
-        if communicator.is_root and not is_reported(job.run, step):
-            last = next((row for row in read_log(job.run) if int(row["step"]) == step), None)
-    last = communicator.broadcast(last)
+    last = communicator.on_root(lambda: _unreported_row(job.run, step))
     if last is None:
         listen(Caution(f"nothing to do: the run has its {setup.steps} steps; give more --epochs to go on"))
         peaks = gather_peaks(communicator)
-        return TrainingReport(job.run, step, 0.0, None, None, None, peaks, setup.planned.peak)
+        return TrainingReport(
+            run=job.run,
+            steps=step,
+            seconds=0.0,
+            loss=None,
+            dice=None,
+            validation_dice=None,
+            peaks=peaks,
+            planned=setup.planned.peak,
+        )
     listen(Message(f"the run has its {setup.steps} steps, but no report of them: it is written now"))
-    with communicator.together():
-        if communicator.is_root:
-            open_run_folder(job, setup.config, lock, step, log)
+    communicator.on_root(lambda: open_run_folder(job, setup.config, lock, step, log))
     record = Record(job, setup, listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
     started = time.monotonic()
@@ -181,6 +183,13 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     record.finish()
     dice = record.dice_of_last_epoch()
     return make_report(job, setup, step, seconds, communication, float(last["loss"]), dice, record.last, inputs)
+
+
+def _unreported_row(run: Path, step: int) -> dict[str, str] | None:
+    """The log's row of `step`, which no report tells of; None where there is a report, or no such row. On the root."""
+    if is_reported(run, step):
+        return None
+    return next((row for row in read_log(run) if int(row["step"]) == step), None)
 
 
 def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:

@@ -83,9 +83,7 @@ class Record:
 
     def dice_of_last_epoch(self) -> float | None:
         """The mean soft Dice of the steps of the last epoch, those before an interruption too. Collective."""
-        own = None if self._log is None else dice_of_last_epoch(self._log.rows)
-        dice: float | None = self._world.broadcast(own)
-        return dice
+        return self._world.on_root(lambda: None if self._log is None else dice_of_last_epoch(self._log.rows))
 
     def before_checkpoint(self) -> None:
         """A checkpoint is about to be written: the log is not to be behind it, if that can be."""
@@ -96,15 +94,16 @@ class Record:
 
     def finish(self) -> None:
         """No step follows: draw what there is. Collective."""
-        with self._world.together():
-            if self._world.is_root:
-                assert self._log is not None
-                with self._or_complain(self._log.path, "its last rows are missing"):
-                    self._log.mend()
-                self._draw()
-                if self._events is not None:
-                    with self._or_complain(self._job.run / tensorboard.FOLDER, NO_PICTURE):
-                        self._events.close()
+        self._world.on_root(self._end)
+
+    def _end(self) -> None:
+        assert self._log is not None
+        with self._or_complain(self._log.path, "its last rows are missing"):
+            self._log.mend()
+        self._draw()
+        if self._events is not None:
+            with self._or_complain(self._job.run / tensorboard.FOLDER, NO_PICTURE):
+                self._events.close()
 
     def _draw(self) -> None:
         assert self._log is not None

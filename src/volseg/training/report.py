@@ -34,7 +34,7 @@ from volseg.versions import source_revision, versions
 LIBRARIES = ("torch", "numpy", "mpi4py", "llvmlite", "nibabel", "zarr", "pydicom", "safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingReport:
     """How a training run went.
 
@@ -78,7 +78,7 @@ def make_report(
 
     communication  as `communication_facts` has it, of the same `seconds`
     """
-    communicator, finest = setup.world, setup.finest
+    communicator = setup.world
     peaks = gather_peaks(communicator)
     cached = sum(resolution.blocks.cached_bytes for resolution in setup.resolutions)
     planned = setup.planned.peak + max(communicator.gather_all(cached))
@@ -91,22 +91,14 @@ def make_report(
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
     by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
     report = TrainingReport(
-        job.run, steps, seconds, loss, dice, None if validation is None else validation.mean, peaks, planned, waited,
-        shares, time["seconds_per_step"], None if plan is None else plan.seconds,
-        by_class, setup.steps, stopped, 0 if validation is None else validation.level,
+        run=job.run, steps=steps, seconds=seconds, loss=loss, dice=dice,
+        validation_dice=None if validation is None else validation.mean, peaks=peaks, planned=planned, waited=waited,
+        time=shares, step_seconds=time["seconds_per_step"], step_planned=None if plan is None else plan.seconds,
+        validation_by_class=by_class, all_steps=setup.steps, stopped=stopped,
+        validation_level=0 if validation is None else validation.level,
     )  # fmt: skip
     content: dict[str, Any] = {
-        "command": "train",
-        "command_line": job.command,
-        "dataset": str(job.dataset),
-        "ranks": communicator.size,
-        "replicas": finest.replicas.count,
-        "grid": list(finest.grid.dims),
-        "batch": setup.card.batch,
-        "agglomeration": str(finest.twin.grids.agglomeration),
-        "threads_per_rank": torch.get_num_threads(),
-        "placement": placement_facts(communicator, torch.get_num_threads()),
-        "cases": {"training": [case.name for case in setup.cases], "held_out": [case.name for case in setup.held_out]},
+        **_facts_of_setup(job, setup),
         "steps": steps,
         "all_steps": setup.steps,
         "stopped": stopped,
@@ -129,12 +121,33 @@ def make_report(
         "revision": source_revision(),
         "inputs": inputs,
     }
-    with communicator.together():
-        if communicator.is_root:
-            content["best"] = _best(job.run)
-            write_text(job.run / REPORT, json.dumps(content, indent=2) + "\n")
-            write_text(job.run / HTML, run_page(job.run, content))
+    communicator.on_root(lambda: _write(job.run, content))
     return report
+
+
+def _facts_of_setup(job: TrainingJob, setup: Setup) -> dict[str, Any]:
+    """How the run was set up, as it stands in the report. Collective."""
+    communicator, finest = setup.world, setup.finest
+    return {
+        "command": "train",
+        "command_line": job.command,
+        "dataset": str(job.dataset),
+        "ranks": communicator.size,
+        "replicas": finest.replicas.count,
+        "grid": list(finest.grid.dims),
+        "batch": setup.card.batch,
+        "agglomeration": str(finest.twin.grids.agglomeration),
+        "threads_per_rank": torch.get_num_threads(),
+        "placement": placement_facts(communicator, torch.get_num_threads()),
+        "cases": {"training": [case.name for case in setup.cases], "held_out": [case.name for case in setup.held_out]},
+    }
+
+
+def _write(run: Path, content: dict[str, Any]) -> None:
+    """report.json and report.html, with the best epoch of the log. On the root."""
+    content["best"] = _best(run)
+    write_text(run / REPORT, json.dumps(content, indent=2) + "\n")
+    write_text(run / HTML, run_page(run, content))
 
 
 def is_reported(run: Path, step: int) -> bool:

@@ -64,7 +64,7 @@ class Resolution:
         self.twin.rest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hierarchy:
     """What all resolutions of a run have in common.
 
@@ -105,11 +105,11 @@ class Hierarchy:
         question = None
         if machine is not None:
             question = Question(
-                self._largest(level),
-                config.model,
-                config.training,
-                "train",
-                machine.nominal,
+                shape=self._largest(level),
+                model=config.model,
+                training=config.training,
+                task="train",
+                profile=machine.nominal,
                 limit=finest.planned.peak,
                 placing=machine.placing,
             )
@@ -153,7 +153,16 @@ class Hierarchy:
         twin = FusedNetwork(
             self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
         )  # fmt: skip
-        return Resolution(level, largest, replicas, grid, blocks, samples, twin, self._planned(level, grid, stages))
+        return Resolution(
+            level=level,
+            largest=largest,
+            replicas=replicas,
+            grid=grid,
+            blocks=blocks,
+            samples=samples,
+            twin=twin,
+            planned=self._planned(level, grid, stages),
+        )
 
     def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:
         """Of a step on each case to train on, making its sample included, and of validating with each held out."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from volseg.drawing import html
 from volseg.geometry import format_triple
-from volseg.machine import gibibytes
+from volseg.machine import gibibytes, size_text
 from volseg.training.log import CLASS, Rows, finest, read_log
 from volseg.training.previews import FOLDER as PREVIEWS
 from volseg.training.progress import PICTURE
@@ -125,13 +125,9 @@ def _plan(report: Mapping[str, Any]) -> str:
 
 def _parts_of_memory(memory: Mapping[str, Any]) -> str:
     parts = sorted(memory["planned_parts"].items(), key=lambda item: -item[1])
-    rows = [(name, _size(size)) for name, size in parts if size]
+    rows = [(name, size_text(size)) for name, size in parts if size]
     said = f"<p>The planned peak comes at {html.text(memory['peak_at'])}.</p>"
     return said + html.table(("planned for", "memory"), rows, words=("planned for",))
-
-
-def _size(count: float) -> str:
-    return gibibytes(count) if count >= 0.1 * 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def _time(time: Mapping[str, Any]) -> str:

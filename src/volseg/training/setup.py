@@ -46,7 +46,7 @@ from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.scan import space_at
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """A run that is ready to begin, or to go on after `card.step` steps.
 
@@ -127,10 +127,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
 
     Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
     """
-    with communicator.together():
-        dataset = read_dataset(job.source) if communicator.is_root else None
-    dataset = communicator.broadcast(dataset)
-    assert dataset is not None
+    dataset = communicator.on_root(lambda: read_dataset(job.source))
     for note in dataset.notes:
         listen(Message(note))
     for warning in dataset.warnings:
@@ -139,9 +136,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     config = dataclasses.replace(job.config, model=model_config)
     config, of_sides = without_mirrored_sides(config, dataset.labels, job)
     config.check()
-    with communicator.together():
-        if communicator.is_root:
-            check_run_folder(job)
+    communicator.on_root(lambda: check_run_folder(job))
     if of_sides is not None:
         listen(Caution(of_sides))
     split = split_cases(dataset, config.training)
@@ -162,7 +157,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     model = UNet(model_config, config.training.deep_supervision)
     optimizer, averaged = make_optimizer(model, config.training), AveragedWeights(model, config.training.ema)
     hierarchy = Hierarchy(
-        job, config, dataset, [*cases, *held_out], [case.name for case in held_out], spacing, shapes, model, machine
+        job=job, config=config, dataset=dataset, cases=[*cases, *held_out], held_out=[case.name for case in held_out],
+        spacing=spacing, shapes=shapes, model=model, machine=machine,
     )  # fmt: skip
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
@@ -172,7 +168,10 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if not job.proceed:
         for fault in lost_labels(dataset, fingerprint, spacing, communicator, listen):
             listen(Caution(fault.message))
-    card = ModelCard(config, dataset.labels, (), spacing or median_spacing(own), 0, job.batch)
+    card = ModelCard(
+        config=config, labels=dataset.labels, schemes=(), spacing=spacing or median_spacing(own), step=0,
+        batch=job.batch,
+    )  # fmt: skip
     said: list[str] = []
     if job.proceed:
         path = newest_whole(job.run, communicator, listen)
@@ -194,8 +193,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if not job.proceed:
         averaged.begin()
     setup = Setup(
-        config, dataset, split, fingerprint, tuple(resolutions), model, optimizer, averaged, card, machine,
-        why_network=why_network,
+        config=config, dataset=dataset, split=split, fingerprint=fingerprint, resolutions=tuple(resolutions),
+        model=model, optimizer=optimizer, averaged=averaged, card=card, machine=machine, why_network=why_network,
     )  # fmt: skip
     resampled = 0 if spacing is None else sum(space_at(one, spacing) is not one for one in spaces.values())
     _announce(setup, job, resampled, said, listen)

@@ -7,11 +7,11 @@ import shlex
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-HEAD = 1024  # bytes that are looked at
+from volseg.volumes.signs import HEAD, Form, form_of
+
 ANOTHER = "copy or download it again"
-NIFTI_MAGIC = {348: (b"n+1\0", b"ni1\0"), 540: (b"n+2\0", b"ni2\0")}
 ENDINGS = (
     ".gz", ".nii", ".bz2", ".xz", ".zst", ".zip", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr",
     ".img", ".seg", ".tar", ".tgz", ".gipl",
@@ -44,23 +44,19 @@ def kind_of(path: Path) -> Kind | None:
             head = file.read(HEAD)
     except OSError:
         return None
-    if size == 0:
-        return Kind("empty (0 bytes)", ANOTHER)
-    packed = head[:2] == b"\x1f\x8b"
-    if packed:
-        head, whole = _inflated(head), head
-        if head[:2] == b"\x1f\x8b":
-            return Kind("gzip within gzip", f"unpack it once: gzip -dc < {_quoted(path)} > {_other(path, '.nii.gz')}")
-        if not head:
-            cut = f"gzip of {size} bytes without any contents" if len(whole) == size else "damaged gzip"
-            return Kind(cut, ANOTHER)
-    for matches, describe in _KINDS:
-        if matches(head):
-            kind = describe(path, head)
-            if packed and not (kind.is_nifti or kind.archive or "nib-convert" in kind.remedy):
-                return Kind(f"gzip of what is {kind.what}", f"unpack it, then: {kind.remedy}")
-            return kind
-    return None
+    form = form_of(head)
+    if form is not Form.GZIP:
+        return _WORDS[form](path, head) if form is not None else None
+    contents = _inflated(head)
+    form = form_of(contents)
+    if form is Form.GZIP:
+        return Kind("gzip within gzip", f"unpack it once: gzip -dc < {_quoted(path)} > {_other(path, '.nii.gz')}")
+    if form is Form.EMPTY:
+        return Kind(f"gzip of {size} bytes without any contents" if len(head) == size else "damaged gzip", ANOTHER)
+    kind = _WORDS[form](path, contents) if form is not None else None
+    if kind is None or kind.is_nifti or kind.archive or "nib-convert" in kind.remedy:
+        return kind
+    return Kind(f"gzip of what is {kind.what}", f"unpack it, then: {kind.remedy}")
 
 
 def _inflated(head: bytes) -> bytes:
@@ -69,17 +65,6 @@ def _inflated(head: bytes) -> bytes:
         return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(head, HEAD)
     except zlib.error:
         return b""
-
-
-def is_nifti(head: bytes) -> bool:
-    """Whether a file's first bytes are a NIfTI header."""
-    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
-    for order in orders:
-        size = int.from_bytes(head[:4], order)
-        if size in NIFTI_MAGIC:
-            place = 4 if size == 540 else 344
-            return head[place : place + 4] in NIFTI_MAGIC[size]
-    return False
 
 
 def _quoted(path: Path) -> str:
@@ -93,15 +78,6 @@ def _other(path: Path, ending: str) -> str:
         stem = stem[: stem.rindex(".")]
     other = path.with_name(stem + ending)
     return _quoted(path.with_name(f"{stem}_1{ending}") if other == path or other.exists() else other)
-
-
-def _begins(*signs: bytes) -> Callable[[bytes], bool]:
-    return lambda head: head.startswith(signs)
-
-
-def _says(pattern: bytes) -> Callable[[bytes], bool]:
-    """Text, after blanks and a byte order mark."""
-    return lambda head: re.match(rb"(\xef\xbb\xbf)?\s*(?:" + pattern + rb")", head, re.IGNORECASE) is not None
 
 
 def _fixed(what: str, remedy: str) -> Callable[[Path, bytes], Kind]:
@@ -148,46 +124,35 @@ def _mgh(path: Path, head: bytes) -> Kind:
     return Kind("a FreeSurfer volume (MGH)", f"convert it: nib-convert {_quoted(path)} {_other(path, '.nii.gz')}")
 
 
-def _is_mgh(head: bytes) -> bool:
-    """Version 1, then width, height, depth, frames and one of its four types."""
-    numbers = [int.from_bytes(head[n : n + 4], "big") for n in range(0, 24, 4)]
-    return numbers[0] == 1 and all(0 < number < 65536 for number in numbers[1:5]) and numbers[5] in (0, 1, 3, 4)
-
-
 def _text(path: Path, head: bytes) -> Kind:
     line = head.decode("ascii", "replace").strip().splitlines()[0][:60]
     return Kind(f"text, which begins {line!r}", ANOTHER, vague=True)
 
 
-def _is_text(head: bytes) -> bool:
-    return bool(head.strip()) and all(byte in b"\t\r\n\f" or 32 <= byte < 127 for byte in head)
-
-
-_KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[Path, bytes], Kind]], ...] = (
-    (is_nifti, lambda path, head: Kind("NIfTI", "", is_nifti=True)),
-    (lambda head: head[128:132] == b"DICM", _dicom),
-    (_begins(b"PK\x03\x04", b"PK\x05\x06"), _archive),
-    (_begins(b"version https://git-lfs"), _pointer),
-    (_says(rb"(\.\./)*(\.git)?/annex/objects/"), _annex),
-    (_says(rb"<!doctype html|<html|<head|<!--.*<html"), _fixed("a web page, saved in the file's place",
-     "download the file again (where it asks for a login, with it)")),
-    (_says(rb"<\?xml|<error"), _fixed("an XML text, perhaps a server's answer", "download the file again")),
-    (_begins(b"NRRD0"), _through_itk("a NRRD image")),
-    (_says(rb"[a-z]\w* *= *[^\n]*\n(?s:.*)\bNDims *=|NDims *=|ObjectType *="), _through_itk("a MetaImage")),
-    (_is_mgh, _mgh),
-    (_begins(b"BZh"), _unpacked("bzip2", "bzip2")),
-    (_begins(b"\xfd7zXZ\0"), _unpacked("xz", "xz")),
-    (_begins(b"\x28\xb5\x2f\xfd"), _unpacked("Zstandard", "zstd")),
-    (_begins(b"\x04\x22\x4d\x18"), _unpacked("LZ4", "lz4")),
-    (_begins(b"7z\xbc\xaf\x27\x1c"), lambda path, head: Kind("a 7z archive", f"unpack it: 7z x {_quoted(path)}")),
-    (_begins(b"Rar!"), lambda path, head: Kind("a RAR archive", f"unpack it: unrar x {_quoted(path)}")),
-    (lambda head: head[257:262] == b"ustar",
-     lambda path, head: Kind("a tar archive", f"unpack it: tar -xf {_quoted(path)}")),
-    (_begins(b"\x89HDF", b"CDF\x01", b"CDF\x02"),
-     lambda path, head: Kind("HDF5 or netCDF (MINC?)", f"convert MINC with: mnc2nii {_quoted(path)}")),
-    (_begins(b"\x93NUMPY"), _fixed("a NumPy array, which knows no spacing", "save it as NIfTI, with nibabel")),
-    (_begins(b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"%PDF"),
-     _fixed("a picture or document, no volume in space", "give .nii, .nii.gz or DICOM of what it shows")),
-    (_is_text, _text),
-    (lambda head: not any(head), _fixed("zeros at its beginning, as an unfinished copy leaves", ANOTHER)),
-)  # fmt: skip
+_WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
+    Form.NIFTI: lambda path, head: Kind("NIfTI", "", is_nifti=True),
+    Form.DICOM: _dicom,
+    Form.ZIP: _archive,
+    Form.LFS_POINTER: _pointer,
+    Form.ANNEX_POINTER: _annex,
+    Form.WEB_PAGE: _fixed("a web page, saved in the file's place",
+                          "download the file again (where it asks for a login, with it)"),
+    Form.XML: _fixed("an XML text, perhaps a server's answer", "download the file again"),
+    Form.JSON_ERROR: _text,
+    Form.NRRD: _through_itk("a NRRD image"),
+    Form.METAIMAGE: _through_itk("a MetaImage"),
+    Form.MGH: _mgh,
+    Form.BZIP2: _unpacked("bzip2", "bzip2"),
+    Form.XZ: _unpacked("xz", "xz"),
+    Form.ZSTANDARD: _unpacked("Zstandard", "zstd"),
+    Form.LZ4: _unpacked("LZ4", "lz4"),
+    Form.SEVEN_ZIP: lambda path, head: Kind("a 7z archive", f"unpack it: 7z x {_quoted(path)}"),
+    Form.RAR: lambda path, head: Kind("a RAR archive", f"unpack it: unrar x {_quoted(path)}"),
+    Form.TAR: lambda path, head: Kind("a tar archive", f"unpack it: tar -xf {_quoted(path)}"),
+    Form.HDF5: lambda path, head: Kind("HDF5 or netCDF (MINC?)", f"convert MINC with: mnc2nii {_quoted(path)}"),
+    Form.NUMPY: _fixed("a NumPy array, which knows no spacing", "save it as NIfTI, with nibabel"),
+    Form.PICTURE: _fixed("a picture or document, no volume in space", "give .nii, .nii.gz or DICOM of what it shows"),
+    Form.TEXT: _text,
+    Form.ZEROS: _fixed("zeros at its beginning, as an unfinished copy leaves", ANOTHER),
+    Form.EMPTY: _fixed("empty (0 bytes)", ANOTHER),
+}  # fmt: skip

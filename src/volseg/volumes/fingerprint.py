@@ -102,7 +102,16 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
             spacing = float(z), float(y), float(x)
             voxels = tuple(int(count) for count in case["voxels"])
             shape, ignored = (int(d), int(h), int(w)), int(case.get("ignored", 0))
-            cases.append(CaseFingerprint(str(case["name"]), shape, spacing, voxels, case["digest"], ignored))
+            cases.append(
+                CaseFingerprint(
+                    name=str(case["name"]),
+                    shape=shape,
+                    spacing=spacing,
+                    voxels=voxels,
+                    digest=case["digest"],
+                    ignored=ignored,
+                )
+            )
         found = [None if one is None else Intensities(**one) for one in values["foreground_intensities"]]
         labels = {str(name): int(value) for name, value in values["labels"].items()}
         images = tuple(image for value in values.get("image_intensities", ()) if (image := Portrait.from_json(value)))

@@ -102,7 +102,7 @@ def generate_dataset(
     partial = _begin(out, recipe, communicator, overwrite)
     try:
         _write_cases(partial, recipe, scenes, FILE_ENDING[format], communicator, listen)
-        _on_root(communicator, lambda: _finish(partial, out))
+        communicator.on_root(lambda: _finish(partial, out))
     except BaseException:
         if communicator.is_root:
             shutil.rmtree(partial, ignore_errors=True)
@@ -124,8 +124,7 @@ def _write_cases(
             write_volume(path, recipe.space, dtype, _producer(render, communicator), communicator)
         listen(Progress("generate", number + 1, len(scenes), "cases"))
     labels = {"background": 0} | {f"class_{k}": k for k in range(1, recipe.classes + 1)}
-    _on_root(
-        communicator,
+    communicator.on_root(
         lambda: write_dataset_json(
             folder, channel_names=(CHANNEL,), labels=labels, cases=len(scenes), file_ending=ending
         ),
@@ -146,7 +145,7 @@ def _producer(
 
 def _begin(out: Path, recipe: Recipe, communicator: Communicator, overwrite: bool) -> Path:
     """The hidden folder to write into, made by the root."""
-    partial = out.with_name(communicator.broadcast(f".{out.name}.{secrets.token_hex(4)}.partial"))
+    partial = out.with_name(communicator.on_root(lambda: f".{out.name}.{secrets.token_hex(4)}.partial"))
 
     def make() -> None:
         _check_target(out, overwrite)
@@ -158,7 +157,7 @@ def _begin(out: Path, recipe: Recipe, communicator: Communicator, overwrite: boo
         except OSError as error:
             raise VolumeError(f"{out}: cannot be made: {error.strerror}; choose a folder you can write to") from error
 
-    _on_root(communicator, make)
+    communicator.on_root(make)
     return partial
 
 
@@ -215,14 +214,3 @@ def _finish(partial: Path, out: Path) -> None:
         raise VolumeError(f"{out}: cannot be written: {error.strerror}; choose a folder you can write to") from error
     if replaced:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _on_root(communicator: Communicator, action: Callable[[], None]) -> None:
-    """Run `action` on the root; its error is raised on every rank."""
-    error: Exception | None = None
-    if communicator.is_root:
-        try:
-            action()
-        except Exception as caught:
-            error = caught
-    communicator.raise_together(error)

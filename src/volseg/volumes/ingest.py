@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,24 +84,22 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     if minimum == maximum:
         listen(Caution(f"{job.source}: every voxel is {minimum:g}"))
     report = IngestReport(
-        job.source,
-        volume.format,
-        job.output,
-        volume.shape,
-        volume.space.spacing,
-        str(volume.dtype),
-        minimum,
-        maximum,
-        volume.audit,
-        labels,
-        None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
-        {} if table is None else {name: value for value, name in table.foreground},
-        hashes,
-        report_path(job.output),
+        source=job.source,
+        format=volume.format,
+        output=job.output,
+        shape=volume.shape,
+        spacing=volume.space.spacing,
+        dtype=str(volume.dtype),
+        minimum=minimum,
+        maximum=maximum,
+        audit=volume.audit,
+        labels=labels,
+        labels_audit=None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
+        names={} if table is None else {name: value for value, name in table.foreground},
+        hashes=hashes,
+        report=report_path(job.output),
     )
-    with communicator.together():
-        if communicator.is_root:
-            write_report(report)
+    communicator.on_root(lambda: write_report(report))
     return report
 
 
@@ -112,7 +111,6 @@ def _open(
     remarks  gets what reading the mask brings up on this rank
     """
     volume, mask, table = None, None, None
-    of_outputs: list[str] = []
     with communicator.together():
         check_output(job.output, job.overwrite)
         check_small_output(report_path(job.output), job.overwrite)
@@ -126,10 +124,8 @@ def _open(
             space = resampled_space(volume.space, job.spacing)
             volume = resampled(volume, space, "linear")
             mask = None if mask is None else resampled(mask, space, "labels")
-        if communicator.is_root:
-            of_outputs = _rehearse(job, volume, mask, table)
     assert volume is not None
-    for line in of_outputs:
+    for line in communicator.on_root(partial(_rehearse, job, volume, mask, table)):
         listen(Caution(line))
     return volume, mask, table
 

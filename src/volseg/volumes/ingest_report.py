@@ -20,7 +20,7 @@ LIBRARIES = (
 NAMES_SHOWN = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IngestReport:
     """What was written.
 

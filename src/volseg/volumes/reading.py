@@ -12,6 +12,7 @@ from volseg.config.stored_run import is_run_folder
 from volseg.errors import VolumeError
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, names_in, stem_of
+from volseg.volumes.signs import ANNEX_MARK
 from volseg.volumes.volume import Volume
 
 
@@ -65,7 +66,7 @@ def missing(path: Path) -> str:
     if not path.is_symlink():
         return "no such file or folder"
     target = os.readlink(path)
-    remedy = f"fetch it: git annex get {path}" if "annex/objects" in target else "give the file itself"
+    remedy = f"fetch it: git annex get {path}" if ANNEX_MARK in target else "give the file itself"
     return f"a link to {target}, which is not there; {remedy}"
 
 

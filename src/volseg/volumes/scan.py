@@ -22,7 +22,7 @@ from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resa
 from volseg.volumes.volume import Space, Volume
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scan:
     """An image on disk, seen in canonical voxel order and laid over the process grid.
 
@@ -126,7 +126,17 @@ def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: PerAxis, sp
     block = grid.block(layout)
     boxes = tuple(mask_boxes(layout, images[0].shape, back))
     inside = block.intersect(Box.whole(seen.shape))
-    return Scan(channels[0], images, views, layout, block, inside, boxes, grid.communicator.rank, back)
+    return Scan(
+        source=channels[0],
+        images=images,
+        channels=views,
+        layout=layout,
+        block=block,
+        inside=inside,
+        boxes=boxes,
+        rank=grid.communicator.rank,
+        back=back,
+    )
 
 
 def mask_boxes(layout: Layout, shape: Triple, back: Sequence[AxisMap] | None) -> list[Box]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from volseg.errors import VolumeError
+from volseg.machine import size_text
 
 CLAIM = 16 << 20  # bytes that are really taken for a moment, which shows a quota that is used up
 UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -61,15 +62,6 @@ def check_room(needs: Mapping[Path, int]) -> None:
 def _folder_there(path: Path) -> Path:
     """The nearest folder above `path` that is there."""
     return next(folder for folder in path.absolute().parents if folder.exists())
-
-
-def size_text(count: float) -> str:
-    """Bytes in a unit that fits them."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.3g} {unit}"
 
 
 def _claim(descriptor: int, size: int) -> None:

@@ -45,11 +45,13 @@ class Unpublished:
 
     def publish(self) -> None:
         """Give the volume its name. Collective. Where that fails, nothing is left."""
-        error = None
-        if self._communicator.is_root:
-            error = _attempt(self.path, lambda: self._output.publish(self._temporary, self.path))
+
+        def name() -> None:
+            with _faults(self.path):
+                self._output.publish(self._temporary, self.path)
+
         try:
-            self._communicator.raise_together(error)
+            self._communicator.on_root(name)
         except BaseException:
             self.discard()
             raise
@@ -113,24 +115,24 @@ def prepare_volume(
     """
     path, size = Path(path), communicator.size
     stored = np.dtype(np.uint8) if np.dtype(dtype).kind == "b" else np.dtype(dtype)
-    content = Content(space, stored, channels, tuple(names), labels, tuple(fixes))
+    content = Content(
+        space=space, dtype=stored, channels=channels, names=tuple(names), labels=labels, fixes=tuple(fixes)
+    )
     output = _output(path, content, source)
-    error: Exception | None = None
     # Not the process's number: in containers a killed run and the next one often have the same.
     # A label is made beside the folder of the labels, so that a store without any is left without that folder.
     folder = store_of(path) or path.parent
-    temporary = folder / communicator.broadcast(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = folder / communicator.on_root(lambda: f".{path.name}.{secrets.token_hex(4)}.part")
     # Where a producer communicates and fails, the root may never get to remove it.
     written = Unpublished(path, output, temporary, communicator, everywhere=produce_communicates)
-    if communicator.is_root:
-        try:
-            _check_place(path, content, overwrite)
-            with _faults(path):
-                output.create(temporary)
-        except Exception as raised:
-            error = raised
+
+    def create() -> None:
+        _check_place(path, content, overwrite)
+        with _faults(path):
+            output.create(temporary)
+
     try:
-        communicator.raise_together(error)
+        communicator.on_root(create)
         error = _attempt(path, lambda: output.open(temporary))  # shared in the first round
         for first in range(0, len(output.units), size):
             units: list[Unit | None] = list(output.units[first : first + size])

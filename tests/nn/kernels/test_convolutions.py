@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oracles import relative_error
+from volseg.geometry import Triple
 from volseg.nn.kernels import parts, passes, pointwise, winograd
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, widest_vector
@@ -165,29 +166,43 @@ def test_pointwise_convolutions_and_their_gradients() -> None:
         expected = F.conv3d(values, weight.double(), bias.double())
         assert relative_error(first(out.buffer)[:, :outputs], expected) < 2e-6
         assert not out.buffer[..., outputs:].any()
-        check_gradients(x, weight, 1, pointwise.pack_turned_point(weight, packed.channels), packed.channels)
-        up = torch.randn(16, outputs, 2, 2, 2)
+        check_gradients(x, weight, pointwise.pack_turned_point(weight, packed.channels), packed.channels)
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 2, 1), (1, 1, 2)])
+def test_up_convolutions_and_their_gradients(factors: Triple) -> None:
+    x = Activation(Rows.of(torch.randn(3, 5, 13, 16)), Affine(torch.randn(16), torch.randn(16), 0.01))
+    values = first(x.values())
+    for outputs in (1, 8, 13, 32):
+        up, bias = torch.randn(16, outputs, *factors), torch.randn(outputs)
         packed = pointwise.pack_up(up, bias)
-        out = Rows.of(torch.full((6, 10, 26, padded_channels(outputs)), torch.nan))
+        sides = [s * n for s, n in zip(factors, (3, 5, 13), strict=True)]
+        out = Rows.of(torch.full((*sides, padded_channels(outputs)), torch.nan))
         pointwise.apply(x, packed, out)
-        expected = F.conv_transpose3d(values, up.double(), bias.double(), stride=2)
+        expected = F.conv_transpose3d(values, up.double(), bias.double(), stride=factors)
         assert relative_error(first(out.buffer)[:, :outputs], expected) < 2e-6
-        check_gradients(x, up, 2, pointwise.pack_turned_up(up), padded_channels(outputs))
+        check_gradients(x, up, pointwise.pack_turned_up(up), padded_channels(outputs))
 
 
-def check_gradients(x: Activation, weight: Tensor, spread: int, turned: pointwise.PointWeight, stored: int) -> None:
+def test_up_convolutions_by_other_factors_are_refused() -> None:
+    with pytest.raises(AssertionError, match=r"\(3, 2, 2\): factors are 1 or 2"):
+        pointwise.pack_up(torch.randn(8, 8, 3, 2, 2), None)
+
+
+def check_gradients(x: Activation, weight: Tensor, turned: pointwise.PointWeight, stored: int) -> None:
+    up = tuple(weight.shape[2:]) != (1, 1, 1)
     values, w = first(x.values()).requires_grad_(), weight.double().requires_grad_()
-    y = F.conv3d(values, w) if spread == 1 else F.conv_transpose3d(values, w, stride=2)
+    y = F.conv_transpose3d(values, w, stride=turned.spread) if up else F.conv3d(values, w)
     given = torch.zeros(*y.shape[2:], stored)
     given[..., : y.shape[1]] = torch.randn(*y.shape[2:], y.shape[1])
     y.backward(first(given)[:, : y.shape[1]])
     target, sums = Rows.of(torch.empty_like(x.rows.buffer)), torch.zeros(2, 16, dtype=torch.float64)
-    found = pointwise.gradients(x, Rows.of(given), turned, target, sums)
+    total = pointwise.gradients(x, Rows.of(given), turned, target, sums)
     k = y.shape[1]
-    if spread == 1:
-        assert relative_error(found[0, :k], w.grad[:, :, 0, 0, 0]) < 2e-6
+    if up:
+        assert relative_error(pointwise.up_weight_gradient(total, weight.shape).double(), w.grad) < 2e-6
     else:
-        assert relative_error(found.view(2, 2, 2, stored, 16)[:, :, :, :k].permute(4, 3, 0, 1, 2), w.grad) < 2e-6
+        assert relative_error(total[0, :k], w.grad[:, :, 0, 0, 0]) < 2e-6
     u = first(x.rows.buffer) * shaped(x.affine.scale) + shaped(x.affine.shift)
     expected = torch.where(u > 0, values.grad, values.grad * x.affine.slope)
     assert relative_error(first(target.buffer), expected) < 2e-6
@@ -195,6 +210,8 @@ def check_gradients(x: Activation, weight: Tensor, spread: int, turned: pointwis
     plain = Rows.of(torch.empty_like(x.rows.buffer))
     pointwise.gradients(x, Rows.of(given), turned, plain, None)
     assert relative_error(first(plain.buffer), values.grad) < 2e-6
+    pointwise.gradients(x, Rows.of(given), turned, plain, None, add=True)
+    assert relative_error(first(plain.buffer), 2 * values.grad) < 2e-6
 
 
 def test_passes_do_in_place_what_autograd_does() -> None:
@@ -233,13 +250,76 @@ def test_of_equal_values_the_first_has_the_share_as_in_torch() -> None:
     assert gradient.buffer.sum() == 24
 
 
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (1, 1, 2)])
+def test_pooling_by_any_window_and_its_gradient(window: Triple) -> None:
+    sides = [3 * n for n in window]
+    raw, scale = torch.randn(*sides, 16), torch.randn(16)
+    x, signs = Activation(Rows.of(raw), Affine(scale, torch.randn(16), 0.01)), torch.where(scale < 0, -1.0, 1.0)
+    out = Rows.of(torch.empty(3, 3, 3, 16))
+    passes.pool(x, window, out, signs)
+    expected = F.max_pool3d((raw * signs).permute(3, 0, 1, 2), window).permute(1, 2, 3, 0) * signs
+    assert torch.equal(out.buffer, expected)
+    r = raw.double().requires_grad_()
+    small, before = torch.randn(3, 3, 3, 16), torch.randn_like(raw)
+    (F.max_pool3d(first(r * signs), window) * signs.view(-1, 1, 1, 1) * first(small)).sum().backward()
+    plain = Rows.of(before.clone())
+    passes.unpool(plain, x, signs, Rows.of(small), None, window)
+    assert relative_error(plain.buffer.double(), before + r.grad) < 1e-6
+    through, sums = Rows.of(before.clone()), torch.zeros(2, 16, dtype=torch.float64)
+    passes.unpool(through, x, signs, Rows.of(small), sums, window)
+    u = raw * x.affine.scale + x.affine.shift
+    expected = torch.where(u > 0, before + r.grad, (before + r.grad) * 0.01)
+    assert relative_error(through.buffer.double(), expected) < 1e-6
+    assert relative_error(sums, torch.stack([expected.sum((0, 1, 2)), (expected * raw).sum((0, 1, 2))])) < 1e-5
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
+@pytest.mark.parametrize("other_slope", [None, 1.0, 0.2])
+def test_a_sum_and_its_gradient(slope: float, other_slope: float | None) -> None:
+    raws = [torch.randn(3, 4, 7, 16) for _ in range(2)]
+    x = Activation(Rows.of(raws[0].clone()), Affine(torch.randn(16), torch.randn(16), 1.0))
+    affine = None if other_slope is None else Affine(torch.randn(16), torch.randn(16), other_slope)
+    other, out = Activation(Rows.of(raws[1]), affine), Rows.of(torch.empty(3, 4, 7, 16))
+    u = [(raw.double() * a.scale + a.shift if a else raw.double()).requires_grad_()
+         for raw, a in zip(raws, (x.affine, affine), strict=True)]  # fmt: skip
+    y = F.leaky_relu(u[0] + (F.leaky_relu(u[1], other_slope) if affine else u[1]), slope)
+    for planes in ((0, 1), (1, 3)):
+        passes.add(x, other, out, slope, planes)
+    assert relative_error(out.buffer.double(), y.detach()) < 1e-6
+    upstream, before = torch.randn(3, 4, 7, 16), torch.randn(3, 4, 7, 16)
+    y.backward(upstream.double())
+    for adding in (False, True):
+        gradient, copy = Rows.of(upstream.clone()), Rows.of(before.clone())
+        sums = [torch.zeros(2, 16, dtype=torch.float64), torch.zeros(2, 16, dtype=torch.float64) if affine else None]
+        passes.divide(
+            gradient, out, slope, x, other, x_sums=sums[0], other_sums=sums[1], copy=copy, adding=adding
+        )  # fmt: skip
+        assert relative_error(gradient.buffer.double(), u[0].grad) < 1e-6
+        assert relative_error(copy.buffer.double(), u[1].grad + before * adding) < 1e-6
+        for got, term, raw in zip(sums, u, raws, strict=True):
+            both = torch.stack([term.grad.sum((0, 1, 2)), (term.grad * raw).sum((0, 1, 2))])
+            assert got is None or relative_error(got, both, floor=1.0) < 1e-5
+    in_place = out.buffer.clone()
+    passes.add(x, other, x.rows, slope)
+    assert torch.equal(x.rows.buffer, in_place)
+
+
+def test_a_zero_sum_has_no_gradient_under_relu_and_terms_that_differ_need_two_places() -> None:
+    zeros, upstream = Rows.of(torch.zeros(1, 1, 2, 8)), Rows.of(torch.ones(1, 1, 2, 8))
+    passes.divide(upstream, zeros, 0.0, Activation(zeros), Activation(zeros))
+    assert not upstream.buffer.any()
+    x = Activation(zeros, Affine(torch.ones(8), torch.zeros(8), 0.1))
+    with pytest.raises(AssertionError, match="different gradients"):
+        passes.divide(upstream, zeros, 0.0, x, x, other_sums=torch.zeros(2, 8, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("layout", [Registers(4, 2, 6), Registers(8, 1, 12), Registers(16, 1, 24)])
 def test_products_have_the_same_bits_whatever_the_registers(layout: Registers) -> None:
     """So a mask does not depend on whether it was computed with AVX2, AVX-512 or NEON."""
 
     def compute(layout: Registers) -> Tensor:
         module = Module(layout.lanes)
-        built = parts.define_parts(module, layout, taps=1)
+        built = parts.Parts(module, layout)
 
         @module.entry
         def multiply(

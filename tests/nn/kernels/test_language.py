@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,58 @@ def test_an_entry_wants_just_its_parameters_and_memory_it_can_use() -> None:
         entry.bind(out=None, a=1, b=1)
     with pytest.raises(AssertionError, match="float16"):
         entry.bind(out=torch.zeros(1, dtype=torch.float16), a=1, b=1, half=0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where lines lie, for a kernel."""
+
+    lines: Int
+    line: Int
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Numbers to read with a factor, for a kernel."""
+
+    data: Pointer
+    grid: Grid
+    factor: Vector
+
+
+def structured() -> Library:
+    """out[n, :] = a[n, :] * its factor (+ b[n, :] * its factor, where there is b)."""
+    module = Module(8)
+
+    @module.define
+    def add_line(f: Function, x: Scaled, number: Int, out: Pointer) -> None:
+        out.store(out.load() + (x.data + number * x.grid.line).load() * x.factor)
+
+    @module.entry
+    def add(
+        f: Function, first: Int, last: Int, scratch: Pointer, *, a: Scaled, count: Int, b: Scaled, out: Pointer
+    ) -> None:
+        with f.loop(f.smaller(last, a.grid.lines), start=first) as (n, _):
+            add_line(f, a, n, out + n * count)
+            with f.when(b.data.is_given()):
+                add_line(f, b, n, out + n * count)
+
+    return Library(module)
+
+
+def test_structures_arrive_whole_in_entries_and_parts() -> None:
+    entry = structured()["add"]
+    x, y = torch.randn(3, 8), torch.randn(3, 16)
+    a = {"data": x, "grid": {"lines": 3, "line": 8}, "factor": 2.0}
+    b = SimpleNamespace(data=y, grid=SimpleNamespace(lines=3, line=16), factor=0.5)
+    out = torch.zeros(4, 8)
+    entry.bind(a=a, count=8, b=None, out=out)(0, 4)
+    assert torch.equal(out[:3], x * 2)
+    assert not out[3].any(), "a structure's number counts the lines"
+    entry.bind(a=a, count=8, b=b, out=out.zero_())(1, 4)
+    assert torch.equal(out[1:3], x[1:] * 2 + y[1:, :8] * 0.5)
+    with pytest.raises(AssertionError, match=r"a\.grid.*lines.*pitch"):
+        entry.bind(a=a | {"grid": {"pitch": 3, "line": 8}}, count=8, b=b, out=out)
 
 
 def test_shares_cover_all_items_once() -> None:

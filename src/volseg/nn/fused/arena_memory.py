@@ -11,8 +11,9 @@ from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import up_slabs
+from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Lifted, Place, Tensor
+from volseg.program.step import Convolve, Lifted, Place, Tensor, lift_of
 
 
 class ArenaMemory:
@@ -34,11 +35,14 @@ class ArenaMemory:
 
     def take(self, tensor: Tensor, place: Place | None) -> Rows:
         """As `Memory.take`."""
-        return self.works[tensor.grid].rows(self._layout(tensor), tensor.channels)
+        return self.works[tensor.grid].rows(self._layout(tensor), tensor.channels, self.network.halo[tensor.stage])
 
     def give(self, tensor: Tensor, rows: Rows) -> None:
         """As `Memory.give`."""
         self.works[tensor.grid].buffers.give(rows)
+
+    def rename(self, before: Tensor, after: Tensor) -> None:
+        """As `Memory.rename`."""
 
     def slabs(self, op: Convolve) -> Sequence[Range]:
         """As `Memory.slabs`: the whole block, but for what an up-convolution makes slab by slab."""
@@ -46,9 +50,10 @@ class ArenaMemory:
         for source in op.sources:
             if isinstance(source, Lifted):
                 below = self._layout(source.tensor).block(grid.coords).shape
-                low, high = ghost_widths(grid, 1)
+                low, high = ghost_widths(grid, self.network.halo[source.tensor.stage])
                 multiple = self.bricks[op.output.stage][0]
-                return [planes for planes, _ in up_slabs(below, low, high, op.output.stored, multiple)]
+                stored = padded_channels(source.node.channels)
+                return [planes for planes, _ in up_slabs(below, low, high, stored, multiple, lift_of(op, source))]
         return [(0, self._layout(op.output).block(grid.coords).shape[0])]
 
     def operand(self, tensor: Tensor, planes: Range) -> Operand | None:

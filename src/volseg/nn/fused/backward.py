@@ -18,12 +18,14 @@ from volseg.nn.fused.normalization import normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import Up, bias_sums
-from volseg.nn.kernels import passes, pointwise, winograd
+from volseg.nn.kernels import addition, passes, pointwise, pooling
+from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.step import (
+    AddBackward,
     ClassifyBackward,
     ConvolveBackward,
     GatherBackward,
@@ -67,7 +69,8 @@ def unpool(state: State, op: Unpool) -> None:
     signs = state.signs[op.source.tensor.name]
     with state.work(tensor).meter.doing(Kind.POOLING):
         x = state.operand(op.source).activation
-        passes.unpool(gradient, x, signs, state.rows[op.given], state.zero_sums(tensor))
+        sums = None if op.target.through is None else state.zero_sums(tensor)
+        pooling.unpool(gradient, x, signs, state.rows[op.given], sums, op.node.window)
 
 
 def normalize_backward(state: State, op: NormalizeBackward) -> None:
@@ -94,18 +97,18 @@ def convolve_backward(state: State, op: ConvolveBackward) -> None:
     conv, gradient = cast(nn.Conv3d, state.layer(op.node.module)), state.rows[op.gradient]
     work, voxels = state.work(op.gradient), prod(gradient.sides)
     pending = state.pending([op.gradient])
-    sums: winograd.WeightSums | None = None
-    turned: winograd.Weight | None = None
+    sums: kernels.WeightSums | None = None
+    turned: kernels.Weight | None = None
     for planes, inputs, targets in _slabs(state, op):
         sizes = [x.channels for x in inputs]
-        sums = sums or winograd.WeightSums(conv.weight, sizes, voxels, image=not targets)
+        sums = sums or kernels.weight_sums(conv.weight, sizes, voxels, op.node.stride, image=not targets)
         with work.meter.doing(Kind.CONVOLUTION):
             activations = [x.activation for x in inputs]
             if not targets:
-                winograd.add_for_image(activations[0], gradient, sums)
+                kernels.add_for_image(activations[0], gradient, sums)
                 continue
-            turned = turned or winograd.pack_turned_weight(conv.weight, sizes)
-            winograd.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
+            turned = turned or kernels.pack_turned_weight(conv.weight, sizes, op.node.stride)
+            kernels.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
     for exchange in pending:
         exchange.wait()
     assert sums is not None
@@ -115,7 +118,7 @@ def convolve_backward(state: State, op: ConvolveBackward) -> None:
         state.enter(conv, sums.finish(), None)
 
 
-_Slab = tuple[Range, list[Operand], Sequence[winograd.Target]]
+_Slab = tuple[Range, list[Operand], Sequence[kernels.Target]]
 
 
 def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
@@ -133,15 +136,15 @@ def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
     targets = {source.tensor: target for source, target in zip(op.sources, op.targets, strict=True)}
     inputs = [state.operand(other) for other in others]
     slots = [_target(state, targets[other.tensor]) for other in others]
-    below = _UpBackward(state, lifted(state, source), targets[source.tensor])
+    below = _UpBackward(state, lifted(state, op, source), targets[source.tensor])
     for planes, slab, slot in below.slabs(op):
         yield planes, [*inputs, slab], [*slots, slot]
     below.finish()
 
 
-def _target(state: State, target: Target) -> winograd.Target:
+def _target(state: State, target: Target) -> kernels.Target:
     sums = None if target.through is None else state.zero_sums(target.tensor)
-    return winograd.Target(state.rows[target.tensor], sums)
+    return kernels.Target(state.rows[target.tensor], sums, target.add)
 
 
 @dataclass
@@ -154,7 +157,7 @@ class _UpBackward:
     weight: TorchTensor | None = None
     bias: TorchTensor | None = None
 
-    def slabs(self, op: ConvolveBackward) -> Iterator[tuple[Range, Operand, winograd.Target]]:
+    def slabs(self, op: ConvolveBackward) -> Iterator[tuple[Range, Operand, kernels.Target]]:
         """Each slab, and where its gradient goes, which goes on through the up-convolution at once."""
         work = self.state.work(op.gradient)
         target = _target(self.state, self.target)
@@ -162,7 +165,7 @@ class _UpBackward:
             sides = (planes[1] - planes[0], *slab.rows.sides[1:])
             given = work.buffers.slab("its gradient", sides, slab.rows.channels)
             behind = shifted(given, planes[0])
-            yield planes, slab, winograd.Target(behind)
+            yield planes, slab, kernels.Target(behind)
             with work.meter.doing(Kind.UP):
                 self.weight = self.up.backward(planes, behind, target, self.weight)
                 sums = bias_sums(given)
@@ -175,11 +178,28 @@ class _UpBackward:
         self.state.enter(self.up.module, *self.up.finished(self.weight, self.bias))
 
 
+def add_backward(state: State, op: AddBackward) -> None:
+    """A sum's gradient, which lies where the first term's is to be, divided among both."""
+    first, second = op.targets
+    x, other = (state.operand(source).activation for source in op.sources)
+    x_sums, other_sums = (None if t.through is None else state.zero_sums(t.tensor) for t in op.targets)
+    gradient = state.rows[first.tensor]
+    with state.work(first.tensor).meter.doing(Kind.NORM):
+        addition.divide(
+            gradient, gradient, 1.0, x, other, x_sums=x_sums, other_sums=other_sums, copy=state.rows[second.tensor],
+            adding=second.add,
+        )  # fmt: skip
+
+
 def gather_backward(state: State, op: GatherBackward) -> None:
     """The gradient of a stage's input back to the ranks that gave it."""
     merge, target = state.grids.merges[op.stage], state.rows[op.target]
     whole = None if op.source is None else state.rows[op.source]
     merging.scatter(merge, state.layout(op.target), whole, target, state.works[0].buffers)
+    if op.source is not None and op.source in state.sums:
+        state.sums[op.target] = state.sums.pop(op.source)  # those who lead have them for their groups
+    elif op.through:
+        state.zero_sums(op.target)
 
 
 def scatter_backward(state: State, op: ScatterBackward) -> None:
@@ -193,7 +213,8 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
 
 
 BACKWARD: dict[type, Any] = {
-    ClassifyBackward: classify_backward, Unpool: unpool, NormalizeBackward: normalize_backward,
-    ConvolveBackward: convolve_backward, GatherBackward: gather_backward, ScatterBackward: scatter_backward,
+    ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool,
+    NormalizeBackward: normalize_backward, ConvolveBackward: convolve_backward,
+    GatherBackward: gather_backward, ScatterBackward: scatter_backward,
 }  # fmt: skip
 """The functions that execute backward operations."""

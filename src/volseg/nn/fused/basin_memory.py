@@ -20,7 +20,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import ranges
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.in_place import HIGH, PORTS
+from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
 from volseg.program.step import Convolve, Pass, Place, Program, Tensor
 
@@ -46,47 +46,51 @@ class BasinMemory:
         self._beyond = beyond if passes else 0
         sides = [self._sides(layout, work) for work, layout in zip(works, layouts, strict=False)]
         ghosts = [
-            ghost_widths(work.grid, 1 if level in program.merges else self._ghosts_of(level))
+            ghost_widths(work.grid, network.halo[level] if level in program.merges else self._halo(level, beyond))
             for level, work in enumerate(works)
         ]
-        stored = [padded_channels(width) for width in network.widths]
-        self.basins: dict[int, Basin] = basins(sides, ghosts, stored, 1 if passes else 0)
-        self._memory: dict[int, TorchTensor] = {}
-        self._lying: dict[int, set[Tensor]] = {stage: set() for stage in self.basins}
-        self._ends: dict[Tensor, Place] = {}
+        stored, first = [padded_channels(width) for width in network.widths], 1 if passes else 0
+        self.basins: dict[int, Basin] = basins(
+            sides, ghosts, stored, first, reaches=[halo[0] for halo in network.halo],
+            hosted=can_host(program.forward, first),
+        )  # fmt: skip
+        self._memory: dict[tuple[int, int], TorchTensor] = {}
+        self._places: dict[Tensor, Place] = {}
 
     @staticmethod
     def _sides(layout: Layout, work: Workplace) -> Triple:
         return layout.block(work.grid.coords).shape
 
-    def _ghosts_of(self, stage: int) -> int:
-        """Voxels around its block that the up-convolution from a stage reads, where the volume goes on."""
-        return 1 + self._beyond * (stage == 1)
+    def _halo(self, stage: int, beyond: int = 0) -> Triple:
+        """Voxels around its block that are read of a stage's tensors, where the volume goes on."""
+        more = self._beyond * (stage == 1)
+        least = beyond * (stage == 0)
+        d, h, w = (max(n + more, least) for n in self.network.halo[stage])
+        return d, h, w
 
     def take(self, tensor: Tensor, place: Place | None) -> Rows:
         """As `Memory.take`, where the program planned it."""
         assert place is not None
-        if place in PORTS:
-            return self._port(tensor, self._ghosts_of(tensor.stage) if place.ghosts else 0)
+        self._places[tensor] = place
+        if place.end == "port":
+            return self._port(tensor, self._halo(tensor.stage) if place.ghosts else (0, 0, 0))
         basin = self.basins[tensor.stage]
-        begin = basin.at_high_end(tensor.stored) if place == HIGH else 0
+        begin = basin.at_high_end(tensor.stored) if place.end == "high" else 0
         shape = (*(n + a + b for n, a, b in zip(basin.sides, basin.low, basin.high, strict=True)), tensor.stored)
-        buffer = self._of_stage(tensor.stage)[begin : begin + basin.floats(tensor.stored)].view(shape)
-        self._lying[tensor.stage].add(tensor)
-        self._ends[tensor] = place
+        buffer = self._lane(tensor.stage, place.lane)[begin : begin + basin.floats(tensor.stored)].view(shape)
         return Rows(buffer, basin.low, basin.sides)
 
-    def _of_stage(self, stage: int) -> TorchTensor:
+    def _lane(self, stage: int, lane: int) -> TorchTensor:
         """The memory of a basin, which may lie in that of another."""
         basin = self.basins[stage]
-        if stage not in self._memory:
+        if (stage, lane) not in self._memory:
             if basin.host is None:
-                self._memory[stage] = self.store.take(basin.size)
+                self._memory[stage, lane] = self.store.take(basin.size)
             else:
-                self._memory[stage] = self._memory[basin.host][basin.offset : basin.offset + basin.size]
-        return self._memory[stage]
+                self._memory[stage, lane] = self._memory[basin.host, 0][basin.offset : basin.offset + basin.size]
+        return self._memory[stage, lane]
 
-    def _port(self, tensor: Tensor, ghosts: int) -> Rows:
+    def _port(self, tensor: Tensor, ghosts: Triple) -> Rows:
         """Memory of its own, on the grid that the tensor lies on, with so many ghosts where that is cut."""
         work = self.works[tensor.grid]
         factor = self.network.factor_between(tensor.grid, tensor.stage)
@@ -97,23 +101,28 @@ class BasinMemory:
 
     def give(self, tensor: Tensor, rows: Rows) -> None:
         """As `Memory.give`; a basin in which nothing lies goes back."""
-        lying = self._lying.get(tensor.stage, set())
-        lying.discard(tensor)
-        if not lying:
-            self._memory.pop(tensor.stage, None)
+        lane = self._places.pop(tensor).lane
+        lying = {(other.stage, place.lane) for other, place in self._places.items() if place.end != "port"}
+        if (tensor.stage, lane) not in lying:
+            self._memory.pop((tensor.stage, lane), None)
+
+    def rename(self, before: Tensor, after: Tensor) -> None:
+        """As `Memory.rename`."""
+        self._places[after] = self._places.pop(before)
 
     def slabs(self, op: Convolve) -> Sequence[Range]:
         """As `Memory.slabs`: rising where the output lies at the low end, else falling."""
         basin = self.basins[op.output.stage]
         rising = ranges(basin.sides[0], basin.planes)
-        return rising[::-1] if self._ends[op.output] == HIGH else rising
+        return rising[::-1] if self._places[op.output].end == "high" else rising
 
     def operand(self, tensor: Tensor, planes: Range) -> Operand | None:
         """As `Memory.operand`: the image is read where it is needed."""
         if tensor.name != IMAGE:
             return None
+        reach = self.network.image_reach
         with self.works[0].meter.doing(Kind.FILES):
-            return read_planes(self.image, self.layouts[0], self.works[0].grid.coords, planes)
+            return read_planes(self.image, self.layouts[0], self.works[0].grid.coords, planes, reach, reach)
 
     def computed(self, names: Sequence[str], planes: Range) -> None:
         """As `Memory.computed`."""

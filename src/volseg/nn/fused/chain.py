@@ -16,7 +16,7 @@ from volseg.nn.fused.forward import stored_bias
 from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.fused.up import Up
-from volseg.nn.kernels import winograd
+from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import ranges, window_planes
@@ -91,7 +91,7 @@ class Chain:
         self.beyond = beyond
 
     def run(
-        self, sums: winograd.BrickSums | None = None, pooled: winograd.Pooled | None = None
+        self, sums: kernels.BrickSums | None = None, pooled: kernels.Pooled | None = None
     ) -> Iterator[tuple[Range, Operand]]:
         """Ranges of this rank's planes, and the last stage's output there, good until the next are asked for. Local.
 
@@ -102,7 +102,7 @@ class Chain:
             _Window(self.work, f"window {n}", stage, self.layout, width, self.step)
             for n, (stage, width) in enumerate(zip(self.stages, widths, strict=True))
         ]
-        weights = [winograd.pack_weight(s.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
+        weights = [kernels.pack_weight(s.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
         depth = self.layout.block(self.work.grid.coords).shape[0]
         last_stage = len(windows) - 1
         for first, last in ranges(depth, self.step):
@@ -124,8 +124,8 @@ class Chain:
         return [before] if stage.up is None else [before, stage.up.channels]
 
     def _compute(
-        self, windows: Sequence[_Window], number: int, width: int, planes: Range, weight: winograd.Weight,
-        sums: winograd.BrickSums | None, pooled: winograd.Pooled | None,
+        self, windows: Sequence[_Window], number: int, width: int, planes: Range, weight: kernels.Weight,
+        sums: kernels.BrickSums | None, pooled: kernels.Pooled | None,
     ) -> None:  # fmt: skip
         window, stage = windows[number], self.stages[number]
         low, high = window.low, window.high
@@ -140,7 +140,7 @@ class Chain:
         origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
         start = self.layout.block(self.work.grid.coords).start
         with self.work.meter.doing(Kind.CONVOLUTION):
-            winograd.forward(
+            kernels.forward(
                 [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
                 stored_bias(stage.conv, window.buffer.shape[3]),
                 window.operand.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,

@@ -17,13 +17,27 @@ from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Up
-from volseg.nn.kernels import pointwise, winograd
+from volseg.nn.kernels import addition, pointwise, pooling
+from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.program.step import Classify, Convolve, Exchange, Gather, Lifted, Normalize, Scatter, SitOut
+from volseg.program.step import (
+    Add,
+    Classify,
+    Convolve,
+    ConvolveBackward,
+    Exchange,
+    Gather,
+    Lifted,
+    Normalize,
+    Pool,
+    Scatter,
+    SitOut,
+    lift_of,
+)
 
 _NO_BRICK: Triple = (1, 1, 1)
 
@@ -40,12 +54,13 @@ def convolve(state: State, op: Convolve) -> None:
         state.bricks_of[op.output] = sums
     if op.pooled is not None:
         state.signs[op.output.name] = channel_signs(norm, rows.channels)
-        pooled = winograd.Pooled(state.rows[op.pooled], state.signs[op.output.name])
-    weight: winograd.Weight | None = None
+        assert op.pooling is not None
+        pooled = kernels.Pooled(state.rows[op.pooled], state.signs[op.output.name], op.pooling.window)
+    weight: kernels.Weight | None = None
     for planes, inputs in _inputs(state, op):
         with work.meter.doing(Kind.CONVOLUTION):
-            weight = weight or winograd.pack_weight(conv.weight, [x.channels for x in inputs])
-            winograd.forward(
+            weight = weight or kernels.pack_weight(conv.weight, [x.channels for x in inputs], op.node.stride)
+            kernels.forward(
                 [x.activation for x in inputs], weight, stored_bias(conv, rows.channels), rows, planes=planes,
                 origin=work.origin(layout), sums=sums, pooled=pooled,
                 ghosts=state.pending(source.tensor for source in op.sources),
@@ -58,7 +73,7 @@ def convolve(state: State, op: Convolve) -> None:
 def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]:
     """Planes of the output, and there what the convolution reads."""
     slabs, work = state.memory.slabs(op), state.work(op.output)
-    lifts = [lifted(state, source).slabs_of(work, slabs) for source in op.sources if isinstance(source, Lifted)]
+    lifts = [lifted(state, op, source).slabs_of(work, slabs) for source in op.sources if isinstance(source, Lifted)]
     if lifts or state.memory.overwrites:
         for source in op.sources:
             state.wait(source.tensor)
@@ -72,9 +87,30 @@ def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]
         yield planes, inputs
 
 
-def lifted(state: State, source: Lifted) -> Up:
-    """An up-convolution with what it reads."""
-    return Up(cast(nn.ConvTranspose3d, state.layer(source.node.module)), state.operand(source.view))
+def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
+    """An up-convolution with what it reads, for the convolution that reads it."""
+    module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
+    return Up(module, state.operand(source.view), lift_of(op, source).reach)
+
+
+def pool(state: State, op: Pool) -> None:
+    """The largest of each window of a tensor that is there already."""
+    tensor = op.source.tensor
+    state.signs[tensor.name] = channel_signs(None, tensor.stored)
+    with state.work(tensor).meter.doing(Kind.POOLING):
+        x = state.operand(op.source).activation
+        pooling.pool(x, op.node.window, state.rows[op.output], state.signs[tensor.name])
+
+
+def add(state: State, op: Add) -> None:
+    """The sum of two views; where the program renamed one of them, in its memory."""
+    first, second = op.sources
+    with state.work(op.output).meter.doing(Kind.NORM):
+        rows = state.rows[op.output]
+        x = Operand(rows, first.tensor.channels, state.affine(first)) if first.tensor not in state.rows else None
+        x = x or state.operand(first)
+        addition.add(x.activation, state.operand(second).activation, rows, 1.0)
+    state.bricks_of[op.output] = None
 
 
 def exchange(state: State, op: Exchange) -> None:
@@ -98,7 +134,7 @@ def normalize_view(state: State, op: Normalize) -> None:
         )  # fmt: skip
 
 
-def raw_slabs(rows: Rows, sums: winograd.BrickSums | None) -> Iterator[TorchTensor]:
+def raw_slabs(rows: Rows, sums: kernels.BrickSums | None) -> Iterator[TorchTensor]:
     """The block, some bricks thick at a time; whole where bricks are single voxels."""
     planes = rows.sides[0] if sums is None else LARGEST_BRICK[0]
     for first, last in ranges(rows.sides[0], planes):
@@ -164,12 +200,12 @@ def needs_statistics(norm: nn.Module | None) -> bool:
     return norm.training or not isinstance(norm, nn.BatchNorm3d) or norm.running_mean is None
 
 
-def brick_sums(sides: Triple, channels: int, brick: Triple) -> winograd.BrickSums | None:
+def brick_sums(sides: Triple, channels: int, brick: Triple) -> kernels.BrickSums | None:
     """Room for the sums of a block's bricks; None where these are single voxels."""
     if brick == _NO_BRICK:
         return None
     counts = [n // b for n, b in zip(sides, brick, strict=True)]
-    return winograd.BrickSums(torch.empty(*counts, 2, channels), brick)
+    return kernels.BrickSums(torch.empty(*counts, 2, channels), brick)
 
 
 def channel_signs(norm: nn.Module | None, stored: int) -> TorchTensor:
@@ -205,6 +241,6 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, Classify: classify,
+    SitOut: sit_out, Classify: classify, Pool: pool, Add: add,
 }  # fmt: skip
 """The functions that execute forward operations."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
 from volseg.geometry import Triple
+from volseg.networks.description import Convolution, Network
 from volseg.nn.fused.operand import Operand
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
@@ -45,11 +46,16 @@ def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def read_planes(image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1) -> Operand:
-    """The image where a convolution of `planes` reads it, with `width` voxels around the block on H and W."""
+def read_planes(
+    image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1, beside: int = 1
+) -> Operand:
+    """The image where a convolution of `planes` reads it, and `beside` planes before and after them.
+
+    width  voxels around the block on H and W
+    """
     low, high = reach(layout, coords, width)
     sides = layout.block(coords).shape
-    wanted = max(planes[0] - 1, -low[0]), min(planes[1] + 1, sides[0] + high[0])
+    wanted = max(planes[0] - beside, -low[0]), min(planes[1] + beside, sides[0] + high[0])
     return Operand(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)
 
 
@@ -86,6 +92,11 @@ class TensorImage:
         return self._rows[tuple(cut)].contiguous()
 
 
-def image_width(schedule: Schedule, beyond: int = 0) -> int:
-    """Voxels around a block that the image is asked for, where the volume goes on."""
-    return {RECOMPUTE: 4 + beyond, LAYERS: 0}.get(schedule, 1)
+def image_width(network: Network, schedule: Schedule, beyond: int = 0) -> int:
+    """Voxels around a block that the image is asked for, where the volume goes on.
+
+    beyond  voxels around the block that are wanted of what the head reads
+    """
+    if schedule is RECOMPUTE:
+        return sum(isinstance(node, Convolution) and node.stage == 0 for node in network.nodes) + beyond
+    return 0 if schedule is LAYERS else network.image_reach

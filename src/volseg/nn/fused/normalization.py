@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from volseg.distributed.communicator import Communicator
 from volseg.geometry import Triple
+from volseg.nn.kernels.block_convolution import BrickSums
 from volseg.nn.kernels.reproducible import brick_moments, moments, order_free_sum
 from volseg.nn.kernels.rows import Affine
-from volseg.nn.kernels.winograd import BrickSums
 from volseg.nn.normalization import CANCELLED, PartitionedBatchNorm3d, PartitionedNorm, Pooling
 
 

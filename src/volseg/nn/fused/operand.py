@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.meter import Meter
+from volseg.geometry import Triple
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
@@ -42,12 +43,12 @@ class Workplace:
         """Of this rank."""
         return self.grid.communicator.meter
 
-    def rows(self, layout: Layout, channels: int) -> Rows:
+    def rows(self, layout: Layout, channels: int, halo: Triple) -> Rows:
         """Uninitialised rows of this rank's block of `layout`, `channels` rounded up.
 
-        With room for ghosts even where nobody needs them: tensors of one size can have each other's memory.
+        With room for ghosts of `halo` even where nobody needs them: tensors of one size can have each other's memory.
         """
-        low, high = ghost_widths(self.grid, 1)
+        low, high = ghost_widths(self.grid, halo)
         return self.buffers.take(layout.block(self.grid.coords).shape, padded_channels(channels), low, high)
 
     def origin(self, layout: Layout) -> tuple[int, int]:

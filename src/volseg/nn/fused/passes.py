@@ -14,7 +14,7 @@ from volseg.nn.fused.image import Image
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
-from volseg.nn.kernels import winograd
+from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import rolling_planes
 from volseg.partition.window import Range
@@ -32,7 +32,7 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
     sums = brick_sums(sides, tensor.stored, state.bricks[0]) if needs_statistics(norm) else None
     pooled = None
     if op.pooled is not None:
-        pooled = winograd.Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored))
+        pooled = kernels.Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored))
     if sums is not None or pooled is not None:
         for planes, _ in chain.run(sums, pooled):
             state.memory.computed([convolution.node.name for convolution in op.chain], planes)
@@ -61,7 +61,8 @@ def features(state: State, op: Pass, image: Image, beyond: int) -> Iterator[tupl
 def _chain(state: State, op: Pass, image: Image, beyond: int = 0) -> Chain:
     stages = []
     for convolution, view in zip(op.chain, op.views, strict=True):
-        up = next((lifted(state, source) for source in convolution.sources if isinstance(source, Lifted)), None)
+        lifts = (lifted(state, convolution, s) for s in convolution.sources if isinstance(s, Lifted))
+        up = next(lifts, None)
         node = view.node
         assert node is not None
         conv = cast(nn.Conv3d, state.layer(convolution.node.module))

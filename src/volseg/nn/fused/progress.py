@@ -16,6 +16,7 @@ class Progress:
 
     sides  of this rank's block, of the stages that it takes part in
     tell   is called with the share that is done, below 1
+    whole  all that there is to do
     """
 
     def __init__(
@@ -28,14 +29,18 @@ class Progress:
             if isinstance(node, Convolution) and node.stage < len(sides)
         }
         depths = {name: sides[network.stage_of(name)][0] for name in self._costs}
-        self._whole = sum(self._costs[name] * depths[name] for step in program.forward for name in _convolved(step))
+        self.whole = sum(self._costs[name] * depths[name] for step in program.forward for name in _convolved(step))
 
     def count(self, names: Sequence[str], planes: Range) -> None:
         """Planes of these convolutions are done."""
         self._done += (planes[1] - planes[0]) * sum(self._costs[name] for name in names)
-        share = self._done / self._whole
-        if self._tell is not None and share < 1:  # the end is told once, by the caller
-            self._tell(share)
+        if self._tell is not None and self.done < 1:  # the end is told once, by the caller
+            self._tell(self.done)
+
+    @property
+    def done(self) -> float:
+        """The share that is done."""
+        return self._done / self.whole
 
 
 def _convolved(step: Step) -> Iterator[str]:

@@ -28,6 +28,10 @@ def run_step(step: Step, state: State, execute: Callable[[], None] | None = None
     """
     for tensor, place in zip_longest(step.writes, step.places):
         state.rows[tensor] = state.memory.take(tensor, place)
+    for before, after in step.renames:
+        state.wait(before)
+        state.rows[after] = state.rows.pop(before)
+        state.memory.rename(before, after)
     if execute is not None:
         execute()
     else:

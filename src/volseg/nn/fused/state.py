@@ -16,8 +16,8 @@ from volseg.geometry import Triple
 from volseg.networks.description import Network
 from volseg.nn.fused.normalization import Statistics
 from volseg.nn.fused.operand import Operand, Workplace
+from volseg.nn.kernels.block_convolution import BrickSums
 from volseg.nn.kernels.rows import Affine, Rows
-from volseg.nn.kernels.winograd import BrickSums
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range
 from volseg.program.step import Convolve, Place, Tensor, View
@@ -51,6 +51,9 @@ class Memory(Protocol):
 
     def give(self, tensor: Tensor, rows: Rows) -> None:
         """Nobody reads a tensor any more."""
+
+    def rename(self, before: Tensor, after: Tensor) -> None:
+        """A tensor ceases to exist, and another lies where it lay."""
 
     def slabs(self, op: Convolve) -> Sequence[Range]:
         """The planes of a convolution's output that are computed at a time, in their order."""
@@ -109,8 +112,11 @@ class State:
 
     def operand(self, view: View) -> Operand:
         """A tensor as it is read."""
-        affine = None if view.node is None else self.affines[view.node.name]
-        return Operand(self.rows[view.tensor], view.tensor.channels, affine)
+        return Operand(self.rows[view.tensor], view.tensor.channels, self.affine(view))
+
+    def affine(self, view: View) -> Affine | None:
+        """The coefficients by which a tensor is read; None where it is read as it is."""
+        return None if view.node is None else self.affines[view.node.name]
 
     def start_exchange(self, tensor: Tensor) -> None:
         """Begin to fetch the ghosts of a tensor. Collective."""

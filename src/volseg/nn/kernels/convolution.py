@@ -2,9 +2,10 @@
 
 Reproducible means: a voxel's bits do not depend on the size of the tensor it was computed in. On CPU in float32
 
-- a 3x3x3 kernel with stride 1 goes to `winograd`, a 1x1x1 one and a transposed 2x2x2 one with stride 2 to `pointwise`:
-  they add in one order, whatever the processor and the shape, and need to know at most whether the block begins at an
-  odd coordinate (`origin`);
+- kernels of 1, 3, 5 or 7 and strides of 1 or 2 on each axis, without dilation and groups, go to the kernels of
+  `block_convolution`, a 1x1x1 one and a transposed one whose kernel of 1 or 2 is its stride to `pointwise`: they add in
+  one order, whatever the processor and the shape, and need to know at most whether the block begins at an odd
+  coordinate (`origin`). A network of torch modules so has the bits of the fused one;
 - everything else goes to oneDNN directly (`torch.ops.aten.mkldnn_convolution`): `F.conv3d` leaves oneDNN for a kernel
   17 times slower when N = 1 and C*D*H <= 20480, which partitioned blocks and coarse levels are.
 
@@ -25,13 +26,14 @@ a small N = 1 problem is folded in two along D.
 from __future__ import annotations
 
 from itertools import product
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.nn.kernels import pointwise, winograd
+from volseg.nn.kernels import block_convolution, direct, pointwise, winograd
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
 
@@ -44,16 +46,28 @@ def _onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-def _minimal(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> bool:
-    """Whether `winograd` takes a convolution, or its gradients."""
-    plain = stride == dilation == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (3, 3, 3)
-    return plain and _onednn(x) and _onednn(weight) and winograd.available()
+def _own(x: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int) -> bool:
+    """Whether `block_convolution` takes a convolution, or its gradients."""
+    plain = dilation == (1, 1, 1) and groups == 1 and block_convolution.refusal(weight.shape[2:], stride) is None
+    return plain and _onednn(x) and _onednn(weight) and block_convolution.available()
+
+
+def _half(weight: Tensor) -> Triple:
+    """Half of a kernel: the padding that `block_convolution` counts with."""
+    d, h, w = (k // 2 for k in weight.shape[2:])
+    return d, h, w
+
+
+def _inside(x: Tensor, weight: Tensor) -> Triple:
+    """The sides of a window without half a kernel before and after."""
+    d, h, w = (n - 2 * half for n, half in zip(x.shape[2:], _half(weight), strict=True))
+    return d, h, w
 
 
 def _pointwise(x: Tensor, weight: Tensor, stride: Triple, groups: int) -> bool:
     """Whether `pointwise` takes a 1x1x1 convolution."""
     plain = stride == (1, 1, 1) and groups == 1 and tuple(weight.shape[2:]) == (1, 1, 1)
-    return plain and _onednn(x) and _onednn(weight) and winograd.available()
+    return plain and _onednn(x) and _onednn(weight) and block_convolution.available()
 
 
 def _rows(sample: Tensor) -> Tensor:
@@ -86,11 +100,11 @@ def convolve(
     origin  -1 on H, on W where the result begins at an odd coordinate of the volume, else 0
     y       [N, K, (D - dilation * (kd - 1) - 1) // stride + 1, ...], channels-last
     """
-    if _minimal(x, weight, stride, dilation, groups):
-        return _minimal_convolve(x, weight, bias, origin)
     if _pointwise(x, weight, stride, groups):
         packed = pointwise.pack_point(weight, bias)
         return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[0])
+    if _own(x, weight, stride, dilation, groups):
+        return _own_convolve(x, weight, bias, stride, origin)
     if not _onednn(x):
         return F.conv3d(x, weight, bias, stride, 0, dilation, groups)
     kernel = tuple(weight.shape[2:])
@@ -109,25 +123,28 @@ def convolve(
     return _last(y)
 
 
-def _minimal_convolve(x: Tensor, weight: Tensor, bias: Tensor | None, origin: tuple[int, int]) -> Tensor:
-    packed = winograd.pack_weight(weight, [weight.shape[1]])
+def _own_convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, origin: tuple[int, int]
+) -> Tensor:  # fmt: skip
+    packed = block_convolution.pack_weight(weight, [weight.shape[1]], stride)
     stored = packed.channels
     bias = None if bias is None else F.pad(bias.detach(), [0, stored - bias.shape[0]])
-    d, h, w = (n - 2 for n in x.shape[2:])
+    padding, sides = _half(weight), _inside(x, weight)
     results = []
     for sample in x:
-        window = Rows(_rows(sample), (1, 1, 1), (d, h, w))
-        out = Rows.of(torch.empty(d, h, w, stored))
-        winograd.forward([Activation(window)], packed, bias, out, origin=origin)
+        window = Rows(_rows(sample), padding, sides)
+        out = Rows.of(torch.empty(*(-(-n // s) for n, s in zip(sides, stride, strict=True)), stored))
+        block_convolution.forward([Activation(window)], packed, bias, out, origin=origin)
         results.append(out.buffer)
+    packed.release()
     return _samples(results, weight.shape[0])
 
 
 def _apply(packed: pointwise.PointWeight, rows: Tensor) -> Tensor:
-    """[d, h, w, C] to [spread d, spread h, spread w, K]."""
-    s = packed.spread
-    channels = packed.channels // s  # both voxels along W lie in one row
-    out = Rows.of(torch.empty(rows.shape[0] * s, rows.shape[1] * s, rows.shape[2] * s, channels))
+    """[d, h, w, C] to [sd d, sh h, sw w, K], s the spread."""
+    sides = [n * s for n, s in zip(rows.shape[:3], packed.spread, strict=True)]
+    channels = packed.channels // packed.spread[2]  # both voxels along W lie in one row
+    out = Rows.of(torch.empty(*sides, channels))
     pointwise.apply(Activation(Rows.of(rows)), packed, out)
     return out.buffer
 
@@ -147,12 +164,20 @@ def transposed_convolve(
         missing = [n - m for n, m in zip(shape, full.shape[2:], strict=True)]
         return F.pad(full, [0, missing[2], 0, missing[1], 0, missing[0]]) if any(missing) else full
     kernel: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
-    if _minimal(x, weight, stride, dilation, groups):
-        return _minimal_transposed(x, weight, shape)
-    doubles = kernel == stride == (2, 2, 2) and tuple(2 * n for n in x.shape[2:]) == shape
-    if doubles and groups == 1 and dilation == (1, 1, 1) and _onednn(weight) and winograd.available():
+    doubles = kernel == stride and set(stride) <= {1, 2}
+    if (
+        doubles
+        and tuple(s * n for s, n in zip(stride, x.shape[2:], strict=True)) == shape
+        and groups == 1
+        and dilation == (1, 1, 1)
+        and _onednn(weight)
+        and winograd.available()
+    ):
         packed = pointwise.pack_up(weight, None)
         return _samples([_apply(packed, _rows(sample)) for sample in x], weight.shape[1])
+    if _own(x, weight, stride, dilation, groups) and kernel != (1, 1, 1):
+        minimal = block_convolution.minimal(kernel, stride)
+        return _minimal_transposed(x, weight, shape) if minimal else _direct_transposed(x, weight, stride, shape)
     turned = _turn(weight, groups)
     if stride == kernel and groups == 1 and tuple(n * s for n, s in zip(x.shape[2:], stride, strict=True)) == shape:
         return _depth_to_space(x, weight, stride)
@@ -169,11 +194,32 @@ def _minimal_transposed(x: Tensor, weight: Tensor, shape: Triple) -> Tensor:
         x = F.pad(x, [0, 0, 0, 0, 0, 0, 0, turned.inner - x.shape[1]])
     results = []
     for sample in x:
-        # The result begins one voxel before x does, and beyond x there is nothing: ghosts the other way round.
-        given = Rows(_rows(sample), (-1, -1, -1), shape)
+        # The result begins half a kernel before x does, and beyond x there is nothing: ghosts the other way round.
+        d, h, w = _half(weight)
+        given = Rows(_rows(sample), (-d, -h, -w), shape)
         out = Rows.of(torch.empty(*shape, turned.channels))
         winograd.forward([Activation(given)], turned, None, out)
         results.append(out.buffer)
+    return _samples(results, weight.shape[1])
+
+
+def _direct_transposed(x: Tensor, weight: Tensor, stride: Triple, shape: Triple) -> Tensor:
+    turned = direct.pack_turned_weight(weight, [weight.shape[1]], stride)
+    if turned.voxel > x.shape[1]:
+        x = F.pad(x, [0, 0, 0, 0, 0, 0, 0, turned.voxel - x.shape[1]])
+    # The result begins half a kernel before the voxels that x stands for, and blocks at multiples of the stride: so
+    # some are computed before it.
+    before = [-(-half // s) for half, s in zip(_half(weight), stride, strict=True)]
+    extra = [b * s - half for b, s, half in zip(before, stride, _half(weight), strict=True)]
+    sides = [n + e for n, e in zip(shape, extra, strict=True)]
+    d, h, w = (-(-n // s) for n, s in zip(sides, stride, strict=True))
+    results = []
+    for sample in x:
+        out = Rows.of(torch.empty(*sides, turned.channels))
+        gradient = Rows(_rows(sample), (-before[0], -before[1], -before[2]), (d, h, w))
+        direct.backward([Activation(out)], gradient, turned, [direct.Target(out)], None)
+        results.append(out.buffer[extra[0] :, extra[1] :, extra[2] :])
+    turned.release()
     return _samples(results, weight.shape[1])
 
 
@@ -234,8 +280,8 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
     """
     if not _onednn(x):
         return _weight_gradient(x, grad, weight, stride, dilation, groups)
-    if _minimal(x, weight, stride, dilation, groups):
-        return _minimal_weight_gradient(x, grad, weight)
+    if _own(x, weight, stride, dilation, groups) and tuple(weight.shape[2:]) != (1, 1, 1):
+        return _own_weight_gradient(x, grad, weight, stride)
     x, grad = _last(x), _last(grad)
     planes = max(1, _EXACT_VOXELS // (grad.shape[0] * grad.shape[3] * grad.shape[4]))
     if planes >= grad.shape[2]:
@@ -249,15 +295,16 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
     return total.to(weight.dtype)
 
 
-def _minimal_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    d, h, w = grad.shape[2:]
+def _own_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple) -> Tensor:
+    padding, sides = _half(weight), _inside(x, weight)
     stored = x.shape[1] if x.shape[1] < 8 else padded_channels(x.shape[1])
-    wide = weight if stored == x.shape[1] else weight.new_empty(weight.shape[0], stored, 3, 3, 3)
-    sums = winograd.WeightSums(wide, [stored], x.shape[0] * d * h * w, image=True)
-    for sample, given in zip(x, grad, strict=True):
-        window, own = Rows(_rows(sample), (1, 1, 1), (d, h, w)), given.permute(1, 2, 3, 0)
+    wide = weight if stored == x.shape[1] else weight.new_empty(weight.shape[0], stored, *weight.shape[2:])
+    voxels = x.shape[0] * prod(grad.shape[2:])
+    sums = block_convolution.weight_sums(wide, [stored], voxels, stride, image=True)
+    for sample, upstream in zip(x, grad, strict=True):
+        window, own = Rows(_rows(sample), padding, sides), upstream.permute(1, 2, 3, 0)
         padded = F.pad(own, [0, padded_channels(own.shape[3]) - own.shape[3]])
-        winograd.add_for_image(Activation(window), Rows.of(padded.contiguous()), sums)
+        block_convolution.add_for_image(Activation(window), Rows.of(padded.contiguous()), sums)
     return sums.finish()[:, : x.shape[1]].contiguous()
 
 

@@ -8,27 +8,61 @@ the terms of each sum one by one, by fused multiply-adds, in an order that does 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Source
+from volseg.nn.kernels.results import define_moments, define_pool, define_store, define_through_activation
 from volseg.partition.tiling import Registers
 
 
-@dataclass(frozen=True)
 class Parts:
-    """The parts, written down in one module."""
+    """The parts, each written down in `module` where a kernel first uses it."""
 
-    fill_line: Any
-    product: Any
-    outer_sums: Any
-    store: Any
-    through_activation: Any
+    def __init__(self, module: Module, layout: Registers, taps: int = 1) -> None:
+        """taps  that `outer_sums` takes at once"""
+        self._module, self._layout, self._taps = module, layout, taps
+
+    @cached_property
+    def fill_line(self) -> Any:
+        """``fill_line(f, target, stride, start, count, low, high, source)``"""
+        return _define_fill_line(self._module, self._layout)
+
+    @cached_property
+    def product(self) -> Any:
+        """``product(f, x, stride, shift, taps, weight, out, count, channels)``"""
+        return _define_product(self._module, self._layout)
+
+    @cached_property
+    def outer_sums(self) -> Any:
+        """``outer_sums(f, x, stride, shift, y, width_y, out, count, channels)``"""
+        return _define_outer_sums(self._module, self._layout, self._taps)
+
+    @cached_property
+    def store(self) -> Any:
+        """``store(f, results, target)``"""
+        return define_store(self._module, self._layout)
+
+    @cached_property
+    def through_activation(self) -> Any:
+        """``through_activation(f, results, target, raw, sums)``"""
+        return define_through_activation(self._module, self._layout)
+
+    @cached_property
+    def moments(self) -> Any:
+        """``moments(f, results, bricks)``"""
+        return define_moments(self._module, self._layout)
+
+    @cached_property
+    def pool(self) -> Any:
+        """``pool(f, results, pools)``"""
+        return define_pool(self._module, self._layout)
 
 
-def define_parts(module: Module, layout: Registers, taps: int) -> Parts:
-    """Write the parts down in `module`; `outer_sums` takes `taps` at once."""
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+def _define_fill_line(module: Module, layout: Registers) -> Any:
+    lanes = layout.lanes
 
     @module.define
     def zero_voxels(f: Function, target: Pointer, stride: Int, begin: Int, end: Int, channels: Int) -> None:
@@ -37,35 +71,63 @@ def define_parts(module: Module, layout: Registers, taps: int) -> Parts:
 
     @module.define
     def fill_line(
-        f: Function, target: Pointer, stride: Int, start: Int, count: Int, low: Int, high: Int, source: Pointer,
-        channels: Int, scale: Pointer, shift: Pointer, slope: Vector,
+        f: Function, target: Pointer, stride: Int, start: Int, count: Int, low: Int, high: Int, source: Source
     ) -> None:  # fmt: skip
         """The voxels start ... start + count of a line, activated, and zero beyond low ... high.
 
-        Activated: leaky(source * scale + shift).
-
-        target    [count, stride], of which the channels rounded up to `lanes` are written
-        source    the line's voxel 0; `channels` numbers a voxel
-        scale     [channels], or nothing: the source is taken as it is
+        target  [count, stride], of which the source's channels rounded up to `lanes` are written
+        source  from the line's voxel 0 on
         """
+        channels = source.channels
         begin = f.smaller(f.larger(low - start, 0), count)
         end = f.smaller(f.larger(high - start, begin), count)
         zero_voxels(f, target, stride, 0, begin, channels)
         zero_voxels(f, target, stride, end, count, channels)
-        first = source + start * channels
+        first = source.data + start * channels
         with f.either((channels % lanes).equals(0)) as (aligned, odd):
             with odd:  # an image: few channels, as they are
                 zero_voxels(f, target, stride, begin, end, channels)
                 with f.loop(end, start=begin) as (x, _), f.loop(channels) as (c, _):
                     (target + (x * stride + c)).copy_one(first + (x * channels + c))
-            with aligned, f.loop(channels, step=lanes) as (c, _), f.either(scale.is_given()) as (given, bare):
+            with aligned, f.loop(channels, step=lanes) as (c, _), f.either(source.scale.is_given()) as (scaled, bare):
                 with bare, f.loop(end, start=begin) as (x, _):
                     (target + (x * stride + c)).store((first + (x * channels + c)).load())
-                with given:
-                    a, b = (scale + c).load(), (shift + c).load()
+                with scaled:
+                    a, b = (source.scale + c).load(), (source.shift + c).load()
                     with f.loop(end, start=begin) as (x, _):
                         value = (first + (x * channels + c)).load() * a + b
-                        (target + (x * stride + c)).store(f.leaky(value, slope))
+                        (target + (x * stride + c)).store(f.leaky(value, source.slope))
+
+    return fill_line
+
+
+_ROWS_OF_POINTER = 6
+"""Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
+
+
+def add_channels(
+    f: Function, layout: Registers, first: Pointer, step: Int, weights: Pointer, channels: Int, sums: Sequence[Any]
+) -> list[Any]:
+    """Write down: the sums of `layout.rows` rows, `step` floats apart from `first` on, with their channels added.
+
+    weights  [channels, width]
+    sums     [rows][vectors]
+    """
+    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    pointers: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
+    with f.loop(channels, carried=[*pointers, *sums]) as (c, state):
+        places, old = state.values[: len(pointers)], state.values[len(pointers) :]
+        factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
+        new = []
+        for n in range(rows):
+            value = (places[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
+            new += [f.fma(value, w, old[n * vectors + m]) for m, w in enumerate(factors)]
+        state.values = [*(place + 1 for place in places), *new]
+    return list(state.values[len(pointers) :])
+
+
+def _define_product(module: Module, layout: Registers) -> Any:
+    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
 
     @module.define
     def product(
@@ -81,23 +143,15 @@ def define_parts(module: Module, layout: Registers, taps: int) -> Parts:
         with f.loop(count, step=rows) as (r, _):
             sums = [f.constant(0)] * (rows * vectors)
             with f.loop(taps, carried=sums) as (tap, outer):
-                places = [x + (r + n + tap * shift) * stride for n in range(rows)]
-                weights = weight + tap * channels * width
-                with f.loop(channels, carried=outer.values) as (c, inner):
-                    factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-                    new = []
-                    for n, place in enumerate(places):
-                        value = (place + c).splat()
-                        new += [f.fma(value, w, inner.values[n * vectors + m]) for m, w in enumerate(factors)]
-                    inner.values = new
-                outer.values = inner.values
+                first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
+                outer.values = add_channels(f, layout, first, stride, weights, channels, outer.values)
             for n in range(rows * vectors):
                 (out + (r * width + n * lanes)).store(outer.values[n])
 
-    return Parts(fill_line, product, _outer_sums(module, layout, taps), *_define_results(module, layout))
+    return product
 
 
-def _outer_sums(module: Module, layout: Registers, taps: int) -> Any:
+def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
     lanes, vectors, width, pairs = layout.lanes, layout.vectors, layout.width, layout.window_channels(taps)
 
     @module.define
@@ -131,52 +185,6 @@ def _outer_sums(module: Module, layout: Registers, taps: int) -> Any:
                     place.store(place.load() + state.values[number * vectors + m])
 
     return outer_sums
-
-
-def _define_results(module: Module, layout: Registers) -> tuple[Any, Any]:
-    """What is done with results [planes, lines, columns, width] while they are in the cache."""
-    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
-
-    @module.define
-    def store(
-        f: Function, results: Pointer, columns: Int, lines: Int, planes: Int, y0: Int, y1: Int, x0: Int, x1: Int,
-        out: Pointer, plane: Int, line: Int, channels: Int,
-    ) -> None:  # fmt: skip
-        """Copy the lines y0 ... y1 and columns x0 ... x1 of the results to out, [.., .., channels] there."""
-        with f.loop(planes) as (z, _), f.loop(y1, start=y0) as (y, _):
-            source = results + (z * lines + y) * columns * width
-            target = out + (z * plane + y * line)
-            with f.loop(x1, start=x0) as (x, _):
-                for n in range(vectors):
-                    (target + (x * channels + n * lanes)).store((source + (x * width + n * lanes)).load())
-
-    @module.define
-    def through_activation(
-        f: Function, results: Pointer, columns: Int, lines: Int, planes: Int, y0: Int, y1: Int, x0: Int, x1: Int,
-        out: Pointer, plane: Int, line: Int, raw: Pointer, raw_plane: Int, raw_line: Int, channels: Int,
-        scale: Pointer, shift: Pointer, slope: Vector, sums: Pointer,
-    ) -> None:  # fmt: skip
-        """Results are the gradient of leaky(raw * scale + shift): store that before the activation, and add it up.
-
-        out, raw  [.., .., channels]
-        sums      [2, channels] float64: of the gradient stored, and of its product with raw
-        """
-        wide = sums.wide()
-        for n in range(vectors):
-            a, b, zero = (scale + n * lanes).load(), (shift + n * lanes).load(), f.constant(0)
-            with f.loop(planes) as (z, _), f.loop(y1, start=y0) as (y, _):
-                source = results + ((z * lines + y) * columns * width + n * lanes)
-                before = raw + (z * raw_plane + y * raw_line + n * lanes)
-                target = out + (z * plane + y * line + n * lanes)
-                with f.loop(x1, start=x0, carried=[zero, zero]) as (x, state):
-                    value = (before + x * channels).load()
-                    gradient = f.leaky_gradient((source + x * width).load(), value * a + b, slope)
-                    (target + x * channels).store(gradient)
-                    state.values = state.values[0] + gradient, state.values[1] + gradient * value
-                for at, total in ((n * lanes, state.values[0]), (channels + n * lanes, state.values[1])):
-                    (wide + at).store((wide + at).load() + total.wide())
-
-    return store, through_activation
 
 
 def move_to_total(f: Function, gradient: Pointer, total: Pointer, size: Int) -> None:

@@ -77,14 +77,14 @@ def _appearance(settings: AugmentationConfig, rng: np.random.Generator) -> Appea
     brightness, contrast = _around_one(rng, settings.brightness_range), _around_one(rng, settings.contrast_range)
     inverted, gamma = _around_one(rng, settings.gamma_range), _around_one(rng, settings.gamma_range)
     return Appearance(
-        float(noise) if chances[0] < settings.noise else 0.0,
-        key if chances[0] < settings.noise else (0, 0),
-        float(blur) if chances[1] < settings.blur else 0.0,
-        brightness if chances[2] < settings.brightness else 1.0,
-        contrast if chances[3] < settings.contrast else 1.0,
-        float(resolution) if chances[4] < settings.low_resolution else 1.0,
-        inverted if chances[5] < settings.gamma_inverted else 1.0,
-        gamma if chances[6] < settings.gamma else 1.0,
+        noise=float(noise) if chances[0] < settings.noise else 0.0,
+        noise_key=key if chances[0] < settings.noise else (0, 0),
+        blur=float(blur) if chances[1] < settings.blur else 0.0,
+        brightness=brightness if chances[2] < settings.brightness else 1.0,
+        contrast=contrast if chances[3] < settings.contrast else 1.0,
+        resolution=float(resolution) if chances[4] < settings.low_resolution else 1.0,
+        gamma_inverted=inverted if chances[5] < settings.gamma_inverted else 1.0,
+        gamma=gamma if chances[6] < settings.gamma else 1.0,
     )
 
 

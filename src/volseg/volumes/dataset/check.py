@@ -54,12 +54,7 @@ def check_dataset(
 
     Raises VolumeError where there is no data set at all: no folder, or a dataset.json that cannot be understood.
     """
-    surveyed = None
-    with communicator.together():
-        surveyed = survey_dataset(source) if communicator.is_root else None
-    surveyed = communicator.broadcast(surveyed)
-    assert surveyed is not None
-    dataset, of_files = surveyed
+    dataset, of_files = communicator.on_root(lambda: survey_dataset(source))
     for note in dataset.notes:
         listen(Message(note))
     found = examine(dataset, communicator, listen)

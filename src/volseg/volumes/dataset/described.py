@@ -51,7 +51,16 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
         fault for part in (IMAGES, LABELS) for fault in _ignored(folder / part, None if rows is not None else ending)
     ]
     ordered = tuple(sorted(cases, key=lambda case: case.name))
-    return Dataset(folder, channels, labels, ending, ordered, tuple(notes), ignore), faults
+    dataset = Dataset(
+        folder=folder,
+        channel_names=channels,
+        labels=labels,
+        file_ending=ending,
+        cases=ordered,
+        notes=tuple(notes),
+        ignore=ignore,
+    )
+    return dataset, faults
 
 
 def file_ending(description: Mapping[str, Any], folder: Path) -> str:

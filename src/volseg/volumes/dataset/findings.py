@@ -153,4 +153,6 @@ def fingerprint_of(dataset: Dataset, number: int, found: Sequence[Findings]) -> 
     counts = tuple(voxels[value] for value in range(len(dataset.labels)))
     ignored = sum(part.ignored for part in found)
     name = dataset.cases[number].name
-    return CaseFingerprint(name, found[0].shape, found[0].spacing, counts, _digest(found), ignored)
+    return CaseFingerprint(
+        name=name, shape=found[0].shape, spacing=found[0].spacing, voxels=counts, digest=_digest(found), ignored=ignored
+    )

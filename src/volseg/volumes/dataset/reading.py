@@ -79,9 +79,10 @@ def _no_set(path: Path) -> str:
         return f"{path}: no {DESCRIPTION} in it{nested}"
     by_structure = sorted(path.glob("*/segmentations"))
     if by_structure:
+        folders = f"{len(by_structure)} folder{'s' if len(by_structure) > 1 else ''}"
         return (
-            f"{path}: no {DESCRIPTION} in it, but {len(by_structure)} folders with segmentations/, as TotalSegmentator "
-            f"has them; bring each in, and give NEW: mkdir NEW; for c in "
+            f"{path}: no {DESCRIPTION} in it, but {folders} with segmentations/, as TotalSegmentator has them; "
+            f"bring each in, and give NEW: mkdir NEW; for c in "
             f'{shlex.quote(str(path))}/*/; do volseg ingest "$c"/ct.nii.gz --labels "$c"/segmentations '
             '-o NEW/"$(basename "$c")".nii.gz; done'
         )

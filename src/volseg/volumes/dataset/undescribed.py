@@ -78,7 +78,16 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
     notes = _notes(source, channels)
     if ends_taken - {INGESTED}:
         notes += (f"{folder}: labels are taken from {', '.join(f'CASE{end}' for end in sorted(ends_taken))}",)
-    return Dataset(folder, channels, labels, ending, tuple(whole), notes, ignore), faults
+    dataset = Dataset(
+        folder=folder,
+        channel_names=channels,
+        labels=labels,
+        file_ending=ending,
+        cases=tuple(whole),
+        notes=notes,
+        ignore=ignore,
+    )
+    return dataset, faults
 
 
 def labels_beside(there: Mapping[str, Path]) -> dict[str, dict[str, str]]:
@@ -156,7 +165,16 @@ def survey_pair(source: DataSource) -> tuple[Dataset, list[Fault]]:
     labels, ignore = _label_names(source, [label])
     case = Case(stem_of(path.name), channels_of_file(path, len(channels)), label)
     ending = ending_of(path.name).lower()
-    return Dataset(path, channels, labels, ending, (case,), _notes(source, channels), ignore), []
+    dataset = Dataset(
+        folder=path,
+        channel_names=channels,
+        labels=labels,
+        file_ending=ending,
+        cases=(case,),
+        notes=_notes(source, channels),
+        ignore=ignore,
+    )
+    return dataset, []
 
 
 def _labels_of(path: Path, beside: Sequence[Path], name: str | None) -> list[Path]:

@@ -97,7 +97,7 @@ def plan_corrections(path: Path, placement: Placement, *, tilt: bool, gaps: bool
         + placement.across * placement.pixel[1] * corner[1]
     )
     space = placement.grid((count, *size), spacing, origin)
-    return Plan(space, corner, shifts, lower, weights, tuple(fixes))
+    return Plan(space=space, corner=corner, shifts=shifts, lower=lower, weights=weights, fixes=tuple(fixes))
 
 
 def even_grid(gaps: np.ndarray, rounding: float = 0.0) -> tuple[int, float]:

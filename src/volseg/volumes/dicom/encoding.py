@@ -66,7 +66,7 @@ def enter(file: BinaryIO, most: int, guard: Callable[[BinaryIO], Any] = lambda f
     if inflated is None and (declared in NATIVE or not declared):
         syntax = UNCOMPRESSED.get((implicit, little), declared)
     source = file if inflated is None else io.BytesIO(inflated)
-    return DataSet(source, cut, meta, syntax, implicit, little)
+    return DataSet(file=source, cut=cut, meta=meta, syntax=syntax, implicit=implicit, little=little)
 
 
 def contradiction(declared: str, syntax: str) -> str:

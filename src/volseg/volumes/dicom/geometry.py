@@ -172,7 +172,14 @@ def place(path: Path, images: Sequence[Image]) -> Placement:
     across, down = _perpendicular(images[0], directions.mean(axis=0))
     order = np.argsort(positions @ np.cross(across, down), kind="stable")
     pixel = float(pixels[0, 0]), float(pixels[0, 1])
-    return Placement(tuple(images[n] for n in order), positions[order], across, down, pixel, sizes[0])
+    return Placement(
+        images=tuple(images[n] for n in order),
+        positions=positions[order],
+        across=across,
+        down=down,
+        pixel=pixel,
+        size=sizes[0],
+    )
 
 
 def same_places(placement: Placement) -> list[tuple[int, int]]:

@@ -34,7 +34,7 @@ ZOOM_TOLERANCE = 1e-3  # relative
 CIFTI_INTENTS = range(3000, 3100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NiftiHeader:
     """A header, understood.
 
@@ -103,15 +103,16 @@ def read_header(path: Path, channel: int | None = None) -> NiftiHeader:
     check_affine(affine, path)
     volume_bytes = math.prod(shape) * dtype.itemsize
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(intercept))
+    first, end = offset + (channel or 0) * volume_bytes, offset + channels * volume_bytes
     facts = (
         ("header", f"{version}, {'big' if header.endianness == '>' else 'little'}-endian"),
         ("stored as", dtype.name + ("" if scaling == (1.0, 0.0) else ", times {:g} plus {:g}".format(*scaling))),
         ("position from", position),
     )
     return NiftiHeader(
-        path, files, data_file, Space(shape, affine), offset + (channel or 0) * volume_bytes,
-        offset + channels * volume_bytes, channels, dtype, *scaling,
-        (*warnings, *_misnamed(data_file, packed)), facts, forms, packed,
+        path=path, files=files, data=data_file, space=Space(shape, affine), offset=first, end=end, channels=channels,
+        raw=dtype, slope=scaling[0], intercept=scaling[1], warnings=(*warnings, *_misnamed(data_file, packed)),
+        facts=facts, forms=forms, packed=packed,
     )  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def test_a_member_shorter_than_declared(tmp_path):
     ("limit", "value", "message"),
     [
         ("MAX_ZIP_MEMBERS", 5, "7 members, limit 5"),
-        ("MAX_ZIP_BYTES", 1000, "inflates to .* GiB, limit"),
+        ("MAX_ZIP_BYTES", 1000, "inflates to .* KiB, limit 1000 bytes"),
         ("MAX_ZIP_DIRECTORY_BYTES", 100, "a list of members of"),
     ],
 )

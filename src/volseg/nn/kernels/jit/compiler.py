@@ -16,6 +16,7 @@ from llvmlite import binding
 from torch import Tensor
 
 from volseg.nn.kernels.jit.language import Module, Vector
+from volseg.nn.kernels.jit.structures import disassemble, numbers_of
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
@@ -123,22 +124,30 @@ class Entry:
     def __init__(self, library: Library, name: str, address: int, parameters: dict[str, type]) -> None:
         self.name, self.parameters = name, parameters
         self._library = library
+        kinds = [number for kind in parameters.values() for number in numbers_of(kind)]
+        self._vectors = [place for place, kind in enumerate(kinds) if kind is Vector]
         self.call: Callable[..., None] = _CALL(address)
 
     def bind(self, **values: Any) -> Job:
-        """The function with its named parameters: numbers, float32 or float64 CPU tensors, addresses, None for none."""
+        """The function with its named parameters.
+
+        values  numbers, CPU tensors (float32, float64, int64), addresses, None for none; structures as dictionaries
+                from the names of their fields or as objects that have them, None for one whose numbers are all zero
+        """
         if values.keys() != self.parameters.keys():
             raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")
-        words, held = [], []
+        numbers: list[Any] = []
         for name, kind in self.parameters.items():
-            value = values[name]
-            if isinstance(value, Tensor):
-                held.append(value)
-                value = address(value)
-            elif kind is Vector:
-                value = _bits(value)
-            words.append(value or 0)
+            numbers += disassemble(kind, values[name], name)
+        for place in self._vectors:
+            numbers[place] = _bits(numbers[place] or 0.0)
+        held = [number for number in numbers if isinstance(number, Tensor)]
+        words = [number if type(number) is int else _word(number) for number in numbers]
         return Job(self, np.array(words, dtype=np.int64), held)
+
+
+def _word(number: Any) -> int:
+    return address(number) if isinstance(number, Tensor) else int(number or 0)
 
 
 @lru_cache(maxsize=64)
@@ -149,6 +158,6 @@ def _bits(value: float) -> int:
 
 def address(tensor: Tensor) -> int:
     """Where a CPU tensor's first value lies."""
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64, torch.int64):
         raise AssertionError(f"no memory for a kernel: {tensor.dtype} on {tensor.device}")
     return tensor.data_ptr()

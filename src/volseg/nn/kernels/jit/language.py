@@ -1,7 +1,8 @@
 """A small language for kernels: 64-bit integers, pointers, and vectors of floats, with Python's operators.
 
-A kernel is a Python function whose parameters are annotated with `Int`, `Pointer` or `Vector`; calling its body once
-writes down the instructions. Python loops unroll, `Function.loop` loops at run time:
+A kernel is a Python function whose parameters are annotated with `Int`, `Pointer`, `Vector`, or a frozen dataclass of
+those (`structures.py`); calling its body once writes down the instructions. Python loops unroll, `Function.loop` loops
+at run time:
 
     @module.define
     def scale(f: Function, x: Pointer, factor: Vector, count: Int) -> None:
@@ -14,9 +15,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, get_type_hints
 
 from llvmlite import ir
+
+from volseg.nn.kernels.jit.structures import assemble, disassemble, numbers_of
 
 FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 
@@ -293,15 +297,20 @@ class Module:
     def define(self, body: Body) -> Body:
         """Write down `body` as a function; the result, called in another body, writes down a call of it."""
         kinds = _parameters(body)
-        f, function = self._begin(body.__name__, [self._type(kind) for kind in kinds.values()])
-        body(f, *(kind(f, argument) for kind, argument in zip(kinds.values(), function.args, strict=True)))
+        f, function = self._begin(body.__name__, [self._type(n) for kind in kinds.values() for n in numbers_of(kind)])
+        numbers = iter(function.args)
+        body(f, *(assemble(kind, lambda number: number(f, next(numbers))) for kind in kinds.values()))
         f.builder.ret_void()
         function.linkage = "internal"
         function.attributes.add("noinline")  # inlined, the larger kernels take three times as long to compile
 
         def call(caller: Function, *arguments: Any) -> None:
-            numbers = (caller.number(a) if isinstance(a, int) else a for a in arguments)
-            caller.builder.call(function, [a.value for a in numbers])
+            values = [
+                caller.number(value) if isinstance(value, int) else value
+                for (name, kind), argument in zip(kinds.items(), arguments, strict=True)
+                for value in disassemble(kind, argument, name)
+            ]
+            caller.builder.call(function, [value.value for value in values])
 
         return call
 
@@ -310,22 +319,22 @@ class Module:
 
         first, last  the range of work items to do
         scratch      this thread's memory
-        named        what `compiler.Entry.bind` is given by name: integers, pointers, floats (as vectors)
+        named        what `compiler.Entry.bind` is given by name: integers, pointers, floats (as vectors), structures
         """
         kinds = _parameters(body)
         named = dict(list(kinds.items())[3:])
-        record = INT.as_pointer()
-        f, function = self._begin(body.__name__, [record, INT, INT, FLOAT.as_pointer()])
-        values: dict[str, Any] = {}
-        for number, (name, kind) in enumerate(named.items()):
-            word = f.builder.load(f.builder.gep(function.args[0], [INT(number)]))
+        f, function = self._begin(body.__name__, [INT.as_pointer(), INT, INT, FLOAT.as_pointer()])
+        places = count()
+
+        def next_number(kind: type) -> Any:
+            word = f.builder.load(f.builder.gep(function.args[0], [INT(next(places))]))
             if kind is Pointer:
-                values[name] = Pointer(f, f.builder.inttoptr(word, FLOAT.as_pointer()))
-            elif kind is Vector:
-                bits = f.builder.bitcast(f.builder.trunc(word, INDEX), FLOAT)
-                values[name] = f.splat(bits)
-            else:
-                values[name] = Int(f, word)
+                return Pointer(f, f.builder.inttoptr(word, FLOAT.as_pointer()))
+            if kind is Vector:
+                return f.splat(f.builder.bitcast(f.builder.trunc(word, INDEX), FLOAT))
+            return Int(f, word)
+
+        values = {name: assemble(kind, next_number) for name, kind in named.items()}
         first, last, scratch = function.args[1:]
         body(f, Int(f, first), Int(f, last), Pointer(f, scratch), **values)
         f.builder.ret_void()

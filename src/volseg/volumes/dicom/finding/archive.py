@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from volseg.errors import VolumeError
+from volseg.machine import size_text
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
 from volseg.volumes.dicom.finding.foreign import Foreign
@@ -78,7 +79,7 @@ def _require_within_limits(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         raise VolumeError(f"{path}: {len(infos)} members, limit {limits.MAX_ZIP_MEMBERS}{remedy}")
     total = sum(info.file_size for info in infos)
     if total > limits.MAX_ZIP_BYTES:
-        raise VolumeError(f"{path}: inflates to {_gib(total)} GiB, limit {_gib(limits.MAX_ZIP_BYTES)} GiB{remedy}")
+        raise VolumeError(f"{path}: inflates to {size_text(total)}, limit {size_text(limits.MAX_ZIP_BYTES)}{remedy}")
     size = path.stat().st_size
     if _is_bomb(total, size):
         ratio = f"inflates to {total / size:.0f} times its size, limit {limits.MAX_RATIO}"
@@ -87,10 +88,6 @@ def _require_within_limits(path: Path, infos: list[zipfile.ZipInfo]) -> None:
 
 def _is_bomb(inflated: int, stored: int) -> bool:
     return inflated > limits.SUSPECT_BYTES and inflated > limits.MAX_RATIO * stored
-
-
-def _gib(size: int) -> str:
-    return f"{size / (1 << 30):.3g}"
 
 
 def _why_not(info: zipfile.ZipInfo) -> str | None:
@@ -108,7 +105,9 @@ def _why_not(info: zipfile.ZipInfo) -> str | None:
         method = METHODS.get(info.compress_type, f"method {info.compress_type}")
         return f"compressed by {method}, which is not read; unpack the archive and give the folder"
     if info.file_size > limits.MAX_MEMBER_BYTES:
-        return f"inflates to {_gib(info.file_size)} GiB, limit {_gib(limits.MAX_MEMBER_BYTES)} GiB; unpack the archive"
+        return (
+            f"inflates to {size_text(info.file_size)}, limit {size_text(limits.MAX_MEMBER_BYTES)}; unpack the archive"
+        )
     if _is_bomb(info.file_size, info.compress_size):
         return f"inflates more than {limits.MAX_RATIO} times: perhaps a zip bomb; not opened"
     return None

@@ -15,9 +15,10 @@ from typing import BinaryIO
 from volseg.errors import VolumeError
 from volseg.volumes.audit import Dropped
 from volseg.volumes.dicom import limits
-from volseg.volumes.dicom.finding.foreign import ANNEX_MARK, LOOKED_AT, Foreign, foreign, packing
+from volseg.volumes.dicom.finding.foreign import Foreign, foreign, packing
 from volseg.volumes.dicom.finding.marks import DICOM_MARK, DICOM_MARK_AT, looks_like_dicom
 from volseg.volumes.dicom.image import Entry, printable
+from volseg.volumes.signs import ANNEX_MARK, HEAD, Form, form_of
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,13 @@ def _folder(path: Path) -> Source:
 def _annexed(file: Path) -> str:
     """What to do about a link of git-annex (so of DataLad) whose file was not fetched; "" for any other."""
     target = os.readlink(file) if file.is_symlink() else ""
-    annexed = ANNEX_MARK.decode() in target.replace(os.sep, "/")
+    annexed = ANNEX_MARK in target.replace(os.sep, "/")
     return "a link of git-annex whose file is not here; git annex get fetches it" if annexed else ""
 
 
 def _file(path: Path) -> Source:
     with path.open("rb") as file:
-        start = file.read(LOOKED_AT)
+        start = file.read(HEAD)
         if looks_like_dicom(start):
             from volseg.volumes.dicom.finding.directory import is_directory, referenced_files, unlisted_beside
 
@@ -123,7 +124,7 @@ def _file(path: Path) -> Source:
                 beside = tuple(FileEntry(name) for name in unlisted_beside(path, found))
                 return Source(path, "DICOMDIR", tuple(FileEntry(name) for name in found), tuple(lost), beside)
             return Source(path, "file", (FileEntry(path),))
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"):
+    if form_of(start) is Form.ZIP:
         from volseg.volumes.dicom.finding.archive import read_archive
 
         members, passed = read_archive(path)

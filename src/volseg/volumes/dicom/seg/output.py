@@ -24,6 +24,7 @@ import numpy as np
 
 from volseg.errors import VolumeError, first_line
 from volseg.files import flush_to_disk, replacing
+from volseg.machine import gibibytes
 from volseg.volumes.dicom.seg.codes import property_of
 from volseg.volumes.dicom.seg.headers import number_of, text_of
 from volseg.volumes.dicom.seg.source import Series, check_source, open_series
@@ -74,7 +75,7 @@ class SegOutput(SharedFile):
         bits = math.prod(self._space.shape) * len(segments)
         if bits // 8 <= MOST_BYTES:
             return series.remarks
-        most = f"{bits / 8 / 2**30:.1f} GiB if each of its {len(segments)} labels is in every slice"
+        most = f"{gibibytes(bits / 8)} if each of its {len(segments)} labels is in every slice"
         return (*series.remarks, f"a DICOM SEG holds 4 GiB, and this one may need {most}; .nii.gz has no such limit")
 
     def create(self, temporary: Path) -> None:
@@ -155,7 +156,7 @@ def _check_size(path: Path, frames: int, segments: int, mask: np.ndarray) -> Non
     size = frames * mask[0].size // 8
     if size > MOST_BYTES:
         raise VolumeError(
-            f"{path}: {frames} frames of {segments} segments take {size / 2**30:.1f} GiB, and a DICOM SEG holds 4 GiB"
+            f"{path}: {frames} frames of {segments} segments take {gibibytes(size)}, and a DICOM SEG holds 4 GiB"
         )
 
 

@@ -1,0 +1,158 @@
+"""The machine code of the convolution's gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from volseg.nn.kernels.jit.compiler import Library
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Results, Source, Target
+from volseg.nn.kernels.parts import move_to_total
+from volseg.nn.kernels.winograd.blocks import Block, Kit, Memory, Tiling, Window
+from volseg.nn.kernels.winograd.transforms import define_finish_gradient, define_transform_weight
+from volseg.partition.tiling import POSITIONS, Registers
+
+
+def build_backward(layout: Registers, taps: int) -> Library:
+    """Compile `backward`, `transform_weight` and `finish_gradient` for one layout of the registers.
+
+    taps  whose outer sums are taken together; it divides those of the kernel
+    """
+    module = Module(layout.lanes)
+    _define_backward(module, Kit(module, layout, taps), taps)
+    define_transform_weight(module, layout)
+    define_finish_gradient(module)
+    return Library(module)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One or two activated tensors side by side, whose tiles meet the windows; the second may be nothing.
+
+    stride  channels of both
+    """
+
+    a: Source
+    b: Source
+    stride: Int
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """Where the gradient of an input goes.
+
+    sums  [2, channels] float64: then it goes through the input's activation first, and its sums are added here
+    """
+
+    target: Target
+    sums: Pointer
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """Where this thread adds up the gradient of a weight.
+
+    gradient  [16, taps, inner, channels of the tiles], added to
+    total     the same in float64, to which `gradient` is moved each `flush` blocks, or nothing
+    """
+
+    gradient: Pointer
+    total: Pointer
+    flush: Int
+
+
+def _define_backward(module: Module, kit: Kit, together: int) -> None:
+    width = kit.layout.width
+
+    @module.entry
+    def backward(
+        f: Function, first: Int, last: Int, scratch: Pointer, *,
+        tiling: Tiling, window: Window, source: Source, tiles: Tiles, weight: Pointer,
+        a: InputGradient, b: InputGradient, into: WeightGradient,
+    ) -> None:  # fmt: skip
+        """Blocks order[first ... last] of a convolution's gradients, from windows of one tensor and tiles of others.
+
+        The windows are those of the output's gradient, the tiles those of the inputs: then the product of the windows
+        with `weight` is the inputs' gradient, which goes to a and b, and the outer sums are the weight's gradient, its
+        taps reversed. Without `weight` it may be the other way round: windows of an input, tiles of the output's
+        gradient.
+
+        source  the tensor of the windows
+        """
+        memory = kit.memory(f, scratch, tiling, window, tiles.stride)
+        size = window.inner * tiles.stride * window.taps * POSITIONS
+        with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
+            block = Block.of(f, tiling, number)
+            kit.fill_window(f, [source], block, tiling, window, memory)
+            _fill_tiles(f, kit, tiles, block, tiling, memory)
+            _add_outer_sums(f, kit, tiles, block, tiling, window, memory, into.gradient, together)
+            following = since.values[0] + 1
+            full = following.equals(into.flush)
+            with f.when(full & into.total.is_given()):
+                move_to_total(f, into.gradient, into.total, size)
+            since.values = (f.choose(full, f.number(0), following),)
+            with f.when(weight.is_given()), f.loop(tiles.stride // width) as (k, _):
+                channel = k * width
+                weights = weight + channel * POSITIONS * window.taps * window.inner
+                results = kit.multiply(f, block, tiling, window, memory, weights, f.nothing())
+                with f.either(channel < tiles.a.channels) as (in_a, in_b):
+                    with in_a:
+                        _hand_on(f, kit, results, block, tiles.a, a, channel)
+                    with in_b:
+                        _hand_on(f, kit, results, block, tiles.b, b, channel - tiles.a.channels)
+        with f.when(into.total.is_given()):
+            move_to_total(f, into.gradient, into.total, size)
+
+
+def _fill_tiles(f: Function, kit: Kit, tiles: Tiles, block: Block, tiling: Tiling, memory: Memory) -> None:
+    """Write down: a block's tiles, transformed."""
+    columns, zero = tiling.tiles * 2, f.number(0)
+    line_stride = columns * tiles.stride
+    with f.loop(block.planes) as (dz, _):
+        z = block.z + dz
+        with f.loop(tiling.pairs * 2) as (dy, _):
+            y = block.y + dy
+            end = f.choose(y < tiling.height, tiling.breadth, zero)
+            line, extent = memory.lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
+            kit.parts.fill_line(f, line, *extent, tiles.a.at(z, y))
+            with f.when(tiles.b.data.is_given()):
+                kit.parts.fill_line(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
+        with f.loop(tiling.pairs) as (pair, _):
+            kit.transforms.tiles(
+                f, memory.lines + pair * 2 * line_stride, line_stride,
+                memory.tile + (dz * tiling.pairs + pair) * tiling.tiles * tiles.stride, memory.tile_position,
+                tiling.tiles, tiles.stride,
+            )  # fmt: skip
+
+
+def _add_outer_sums(
+    f: Function, kit: Kit, tiles: Tiles, block: Block, tiling: Tiling, window: Window, memory: Memory,
+    gradient: Pointer, together: int,
+) -> None:  # fmt: skip
+    """Write down: a block's part of the weight's gradient, so many taps together."""
+    per_plane, size = tiling.pairs * tiling.tiles, window.inner * tiles.stride
+    runs, length = kit.runs(f, block, tiling, window)
+    with (
+        f.loop(POSITIONS) as (p, _),
+        f.loop(window.taps, step=together) as (tap, _),
+        f.loop(runs) as (run, _),
+    ):
+        first = (run * window.step + tap) * per_plane * window.stride
+        kit.parts.outer_sums(
+            f, memory.window + (p * memory.position + first), window.stride, per_plane,
+            memory.tile + (p * memory.tile_position + run * per_plane * tiles.stride), tiles.stride,
+            gradient + (p * window.taps + tap) * size, length, window.inner,
+        )  # fmt: skip
+
+
+def _hand_on(
+    f: Function, kit: Kit, results: Results, block: Block, raw: Source, into: InputGradient, channel: Int
+) -> None:
+    """Write down: the gradient of an input from a channel on goes where it belongs."""
+    target = into.target.at(block.z, block.y, block.x, channel)
+    with f.either(into.sums.is_given()) as (through, plain):
+        with plain, f.when(into.target.out.is_given()):
+            kit.parts.store(f, results, target)
+        with through:
+            source = raw.from_channel(block.z, block.y, block.x, channel)
+            kit.parts.through_activation(f, results, target, source, into.sums + channel * 2)

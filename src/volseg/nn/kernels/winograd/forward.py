@@ -1,0 +1,51 @@
+"""The machine code of the convolution forward."""
+
+from __future__ import annotations
+
+from volseg.nn.kernels.jit.compiler import Library
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
+from volseg.nn.kernels.winograd.blocks import Block, Kit, Tiling, Window
+from volseg.nn.kernels.winograd.transforms import define_transform_weight
+from volseg.partition.tiling import POSITIONS, Registers
+
+
+def build_forward(layout: Registers) -> Library:
+    """Compile `forward` and `transform_weight` for one layout of the registers."""
+    module = Module(layout.lanes)
+    _define_forward(module, Kit(module, layout))
+    define_transform_weight(module, layout)
+    return Library(module)
+
+
+def _define_forward(module: Module, kit: Kit) -> None:
+    width, parts = kit.layout.width, kit.parts
+
+    @module.entry
+    def forward(
+        f: Function, first: Int, last: Int, scratch: Pointer, *,
+        tiling: Tiling, window: Window, a: Source, b: Source, weight: Pointer, bias: Pointer,
+        target: Target, bricks: Bricks, pools: Pools,
+    ) -> None:  # fmt: skip
+        """Blocks order[first ... last] of a convolution of one or two activated tensors side by side.
+
+        b       nothing, or the second tensor
+        weight  [target channels / width][16][taps][inner][width]
+        bias    [target channels], or nothing
+        bricks, pools  nothing, or where sums and largest values of the results go as well
+        """
+        memory = kit.memory(f, scratch, tiling, window, 0)
+        with f.loop(last, start=first) as (number, _):
+            block = Block.of(f, tiling, number)
+            kit.fill_window(f, [a, b], block, tiling, window, memory)
+            y, x = block.y + block.y0, block.x + block.x0
+            with f.loop(target.channels // width) as (k, _):
+                channel = k * width
+                weights = weight + channel * POSITIONS * window.taps * window.inner
+                own_bias = f.choose(bias.is_given(), bias + channel, bias)
+                results = kit.multiply(f, block, tiling, window, memory, weights, own_bias)
+                parts.store(f, results, target.at(block.z, block.y, block.x, channel))
+                with f.when(bricks.sums.is_given()):
+                    parts.moments(f, results, bricks.at(block.z, y, x, channel))
+                with f.when(pools.target.out.is_given()):
+                    parts.pool(f, results, pools.at(block.z, y, x, channel))

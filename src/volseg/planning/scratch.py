@@ -1,0 +1,100 @@
+"""What kernels work in, besides the tensors: threads' scratch memory, and weights on their way to and from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from volseg.geometry import Triple
+from volseg.networks.description import IMAGE
+from volseg.partition.direct_tiling import FLUSH_VOXELS, backward_reach, direct_room, forward_reach, plan_cut
+from volseg.partition.tiling import (
+    FLUSH_TILES,
+    LANES,
+    POSITIONS,
+    backward_room,
+    forward_room,
+    padded_channels,
+    plan_blocks,
+    registers_for,
+)
+from volseg.program.step import Convolve, ConvolveBackward, Lifted, Source
+
+FLOAT = 4
+_LOSS_PIECE = 2**16
+_LOSS_TENSORS = 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """Values (float32) of one operation.
+
+    weights  as they are given and made ready, and their gradients
+    scratch  of each thread
+    """
+
+    weights: int
+    scratch: int
+
+
+def stored_inputs(sources: Sequence[Source], image: int) -> list[int]:
+    """Channels of what a convolution reads, as stored; an image of `image` channels is stored as it is."""
+    return [_stored(source, image) for source in sources]
+
+
+def _stored(source: Source, image: int) -> int:
+    if source.tensor.name == IMAGE:
+        return image
+    return padded_channels(source.node.channels) if isinstance(source, Lifted) else source.tensor.stored
+
+
+def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
+    """A convolution's forward. sides: of the output's block."""
+    (d, h, w), inputs, width, kernel = sides, stored_inputs(op.sources, image), op.output.stored, op.node.kernel
+    inner, layout = sum(inputs), registers_for([width], [], LANES)
+    weight = prod(kernel) * inner * width
+    if is_minimal(kernel, op.node.stride):
+        taps = kernel[0]
+        blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads, taps=taps)
+        packed = POSITIONS * taps * inner * width
+        return Work(packed + weight, forward_room(blocks, padded_channels(inner), layout, taps))
+    reach = forward_reach(kernel, op.node.stride)
+    cut = plan_cut((0, d), h, w, reach, inner, 0, weight, layout.rows, (1, 1, 1), threads)
+    return Work(2 * weight, direct_room(cut, reach, inner, 0, op.node.stride, layout))
+
+
+def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads: int) -> Work:
+    """A convolution's backward. sides: of the output's block."""
+    inputs, given = stored_inputs(op.sources, image) if op.targets else [], op.gradient.stored
+    tile = sum(inputs) or given
+    window = given if inputs else padded_channels(image)
+    layout = registers_for(inputs or [given], [], LANES)
+    (d, h, w), kernel, voxels = sides, op.node.kernel, prod(sides)
+    weight = prod(kernel) * window * tile
+    if is_minimal(kernel, op.node.stride):
+        taps = kernel[0]
+        blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads, taps=taps)
+        sums = POSITIONS * taps * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
+        turned = POSITIONS * taps * window * tile if inputs else 0
+        return Work(threads * sums + turned + 2 * weight, backward_room(blocks, window, tile, layout, taps))
+    stride: Triple = op.node.stride if inputs else (1, 1, 1)
+    reach = backward_reach(kernel, op.node.stride) if inputs else forward_reach(kernel, op.node.stride)
+    cut = plan_cut((0, d), h, w, reach, window, tile * prod(stride), weight, layout.rows, (1, 1, 1), threads)
+    sums = weight * (3 if voxels > 4 * FLUSH_VOXELS * threads else 1)
+    room = direct_room(cut, reach, window, tile, stride, layout)
+    return Work(threads * sums + (weight if inputs else 0) + 2 * weight, room)
+
+
+def is_minimal(kernel: Triple, stride: Triple) -> bool:
+    """Whether a convolution is computed by Winograd's minimal filtering (`kernels.block_convolution`)."""
+    return kernel[1:] == (3, 3) and stride == (1, 1, 1)
+
+
+def loss_floats(voxels: int, classes: int) -> int:
+    """Values that `losses.LossSums` holds of a slab of so many voxels: a piece of it, several times.
+
+    Where the slab has several pieces, one tensor of the last is still there when those of the next are made.
+    """
+    tensors = _LOSS_TENSORS + (voxels > _LOSS_PIECE)
+    return tensors * min(voxels, _LOSS_PIECE) * classes

@@ -1,0 +1,219 @@
+"""What the busiest rank does in a training step, and in segmenting a scan: the steps of its program as work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from math import prod
+
+from volseg.networks.description import IMAGE, Convolution, Network, Normalization
+from volseg.partition.layout import Layout
+from volseg.partition.tiling import padded_channels
+from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
+from volseg.planning.scratch import FLOAT
+from volseg.program import step as ops
+from volseg.program.build import segment_program, train_program
+from volseg.program.kinds import Kind
+from volseg.program.schedule import IN_PLACE, Schedule
+from volseg.program.step import Convolve, Lifted, Step, Tensor
+
+_SEGMENTING = {
+    Family.FORWARD: Family.SEGMENT_FORWARD, Family.UP: Family.SEGMENT_UP, Family.NORM: Family.SEGMENT_NORM,
+}  # fmt: skip
+
+
+def training_work(
+    network: Network, layouts: Sequence[Layout], checkpoint_stages: Collection[int] = (), replicas: int = 1
+) -> Work:
+    """A training step on one case of each replica.
+
+    layouts  of each stage, finest first
+    """
+    program = train_program(network, merges_of(layouts), checkpoint_stages=frozenset(checkpoint_stages))
+    work = _WorkPass(network, layouts, segmenting=False)
+    parameters = network.parameters(training=True)
+    work.operate("other", Kind.FILES, Family.LOAD, 0, network.in_channels, 1)
+    work.reduce("other", 0, 2 * sum(layouts[0].dims) * DOUBLE)  # where the blocks lie
+    work.exchange("other", Tensor(IMAGE, 0, 0, network.in_channels), network.in_channels)
+    for step in program.steps:
+        work.go_through(step)
+    ranks = prod(layouts[0].dims) * replicas
+    if ranks > 1:
+        work.done.reductions.append(Reduction(GRADIENTS, 0, parameters * FLOAT, ranks))
+    if replicas > 1:  # loss and Dice of all cases, and running statistics
+        work.done.reductions.append(Reduction(GRADIENTS, 0, 3 * replicas * DOUBLE, replicas))
+    work.operate("other", Kind.OPTIMIZER, Family.OPTIMIZER, 0, 1, 1, parameters)
+    work.operate("other", Kind.OTHER, Family.REST, 0, network.in_channels, network.widths[0])
+    return work.done
+
+
+def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Schedule = IN_PLACE) -> Work:
+    """The network's part of segmenting one scan.
+
+    layouts  of each stage, finest first
+    """
+    work = _WorkPass(network, layouts, segmenting=True)
+    for step in segment_program(network, schedule, merges_of(layouts)).steps:
+        work.go_through(step)
+    work.operate("other", Kind.OTHER, Family.SEGMENT_REST, 0, network.in_channels, network.widths[0])
+    return work.done
+
+
+def work_of_step(network: Network, layouts: Sequence[Layout], step: Step, *, segmenting: bool) -> Work:
+    """One step of a program."""
+    work = _WorkPass(network, layouts, segmenting=segmenting)
+    work.go_through(step)
+    return work.done
+
+
+def merges_of(layouts: Sequence[Layout]) -> frozenset[int]:
+    """The stages whose process grid is coarser than that of the stage before."""
+    return frozenset(n for n in range(1, len(layouts)) if layouts[n].dims != layouts[n - 1].dims)
+
+
+class _WorkPass:
+    """Goes through the steps of the ranks that lead in all stages."""
+
+    def __init__(self, network: Network, layouts: Sequence[Layout], *, segmenting: bool) -> None:
+        self.network, self.layouts, self.segmenting = network, layouts, segmenting
+        self.voxels = [prod(layout.largest_block) for layout in layouts]
+        self.ranks = [prod(layout.dims) for layout in layouts]
+        self.done = Work()
+
+    def go_through(self, step: Step) -> None:
+        """Enter the work of a step."""
+        label = step.label
+        match step.op:
+            case ops.Convolve() as op:
+                if self.segmenting and any(source.tensor.name == IMAGE for source in op.sources):
+                    self._load(label)
+                self._convolve(label, op)
+            case ops.Pass() as op:
+                self._pass(label, op)
+            case ops.Exchange() as op:
+                self.exchange(label, op.tensor, op.tensor.stored)
+            case ops.Normalize() as op:
+                self._normalize(label, op.view.node, op.view.tensor)
+            case ops.Classify() as op:
+                self._classify(label, op)
+            case ops.NormalizeBackward() as op if op.view.node is not None and op.view.node.norm != "none":
+                tensor = op.view.tensor
+                self.operate(label, Kind.NORM, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
+                self.reduce(label, tensor.stage, 2 * tensor.channels * DOUBLE)
+            case ops.ConvolveBackward() as op:
+                self._convolve_backward(label, op)
+            case ops.Unpool() as op:
+                tensor = op.target.tensor
+                self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)
+            case ops.Gather() as op:
+                self._transfer(label, op.stage, op.source)
+            case ops.GatherBackward() as op:
+                self._transfer(label, op.stage, op.target)
+            case ops.Scatter() as op:
+                self._transfer(label, op.stage, op.target.tensor)
+                self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
+            case ops.ScatterBackward() as op:
+                self._transfer(label, op.stage, op.source)
+                self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
+
+    def operate(
+        self, layer: str, kind: Kind, family: Family, stage: int, inputs: int, outputs: int, voxels: int | None = None,
+        times: float = 1.0,
+    ) -> None:  # fmt: skip
+        """Enter an operation on the largest block of a stage."""
+        family = _SEGMENTING.get(family, family) if self.segmenting else family
+        count = self.voxels[stage] if voxels is None else voxels
+        self.done.operations.append(Operation(layer, kind, family, stage, inputs, outputs, count, times))
+
+    def _convolve(self, label: str, op: Convolve, times: float = 1.0) -> None:
+        """A convolution, and the up-convolution that it reads."""
+        node = op.node
+        for source in op.sources:
+            if isinstance(source, Lifted):
+                below = source.tensor.channels
+                self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
+        inputs = sum(self.network.inputs_of(node))
+        self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+
+    def _load(self, label: str) -> None:
+        self.operate(label, Kind.FILES, Family.SEGMENT_LOAD, 0, self.network.in_channels, 1)
+
+    def _pass(self, label: str, op: ops.Pass) -> None:
+        """Each convolution on more voxels than the one behind it."""
+        last = op.views[-1]
+        if op.head is None and op.pooled is None and not self._takes_statistics(last.node):
+            return  # nothing to find out
+        self._load(label)
+        for number, convolution in enumerate(op.chain):
+            self._convolve(label, convolution, self._wider(len(op.chain) - 1 - number))
+        if op.head is not None:
+            self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, last.tensor.channels, op.head.channels)
+            return
+        self._normalize(label, last.node, last.tensor)
+
+    def _wider(self, width: int) -> float:
+        """How many times a block's voxels a convolution computes that reaches `width` voxels beyond it."""
+        dims, sides = self.layouts[0].dims, self.layouts[0].largest_block
+        return prod(n + width * min(2, p - 1) for n, p in zip(sides, dims, strict=True)) / prod(sides)
+
+    def _takes_statistics(self, node: Normalization | None) -> bool:
+        """Whether a norm takes the statistics of what it is given; batch norms have theirs when segmenting."""
+        return node is not None and node.norm != "none" and not (self.segmenting and node.norm == "batch")
+
+    def _normalize(self, label: str, node: Normalization | None, tensor: Tensor) -> None:
+        """The largest sum, and the sum."""
+        if self._takes_statistics(node):
+            self.operate(label, Kind.NORM, Family.NORM, tensor.stage, 1, tensor.channels)
+            for _ in range(2):
+                self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
+
+    def _classify(self, label: str, op: ops.Classify) -> None:
+        channels, classes = op.source.tensor.channels, op.node.channels
+        if self.segmenting:
+            self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, channels, classes)
+            return
+        self.operate(label, Kind.HEAD, Family.HEAD, op.node.stage, channels, classes)
+        self.reduce(label, op.node.stage, (2 + 4 * classes) * DOUBLE)
+
+    def _convolve_backward(self, label: str, op: ops.ConvolveBackward) -> None:
+        node: Convolution = op.node
+        family = Family.BACKWARD if op.targets else Family.IMAGE_BACKWARD
+        inputs = sum(self.network.inputs_of(node))
+        self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels)
+        for source in op.sources:
+            if isinstance(source, Lifted):
+                below = source.tensor.channels
+                self.operate(label, Kind.UP, Family.UP_BACKWARD, node.stage, below, source.node.channels)
+
+    # messages
+
+    def reduce(self, layer: str, grid: int, size: int) -> None:
+        """Enter a reduction of so many bytes over the ranks of a stage's grid."""
+        if self.ranks[grid] > 1:
+            self.done.reductions.append(Reduction(layer, grid, size, self.ranks[grid]))
+
+    def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
+        """Enter the ghosts of a tensor of so many stored channels."""
+        layout = self.layouts[tensor.grid].coarser(self.network.factor_between(tensor.grid, tensor.stage))
+        sides, axes = list(layout.largest_block), []
+        for axis, parts in enumerate(layout.dims):
+            if parts == 1:
+                continue
+            neighbours = min(2, parts - 1)
+            face = prod(sides) // sides[axis]
+            axes.append((axis, neighbours, neighbours * face * stored * FLOAT))
+            sides[axis] += neighbours
+        if axes:
+            self.done.exchanges.append(Exchange(layer, tensor.stage, tuple(axes), tensor.grid))
+
+    def _merged(self, stage: int) -> int:
+        """Ranks of the stage above whose blocks make one here."""
+        return self.ranks[stage - 1] // self.ranks[stage]
+
+    def _transfer(self, layer: str, stage: int, tensor: Tensor) -> None:
+        merged = self._merged(stage)
+        size = self.voxels[stage] * padded_channels(tensor.channels) * FLOAT
+        self.done.transfers.append(Transfer(layer, stage, merged - 1, size * (merged - 1) // merged))
+
+    def _tell_group(self, layer: str, stage: int, size: int) -> None:
+        """Enter something small, from a leader to its group or summed over it."""
+        self.done.reductions.append(Reduction(layer, stage, size, self._merged(stage), group=True))

@@ -1,0 +1,94 @@
+"""What `segment` settles before the work: which ranks take part in which levels, the schedule, and what to warn of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from volseg.distributed.communicator import Communicator
+from volseg.models.bringing_back import mask_type
+from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
+from volseg.nn.kernels.winograd import available
+from volseg.partition.agglomeration import Agglomeration
+from volseg.program.kinds import Kind
+from volseg.program.schedule import covers
+from volseg.segmentation.job import SegmentationJob, rehearse_outputs
+from volseg.segmentation.limit import BesideVoxels, Choice, choose
+from volseg.segmentation.opening import LaidOut, Opened
+from volseg.segmentation.scale import strange_values
+from volseg.volumes.scan import Scan
+from volseg.volumes.writing import SEGMENTATION_SUFFIX
+from volseg.volumes.zarr.label_image import store_of
+
+SEG_LIBRARIES = 120 * 2**20
+"""What highdicom adds to the process that writes a DICOM SEG, measured on 20 x 512 x 512 voxels; its frames come on top
+(see `dicom.seg.output`)."""
+PICTURE_LIBRARIES = 30 * 2**20
+"""What Pillow and a preview add to the process that draws it: 17 MiB with planes of 128² voxels, 46 with 700²."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """How the network will be run.
+
+    machine  as the time model sees it; None where no time can be foretold
+    stages   which levels run on fewer ranks
+    choice   the schedule, and the memory planned for it
+    scratch  the folder for what does not fit into memory
+    remarks  what the user should know of the outputs, one line each
+    strange  warnings of values that are far from those the model learned
+    """
+
+    machine: Machine | None
+    stages: Agglomeration
+    choice: Choice
+    scratch: Path
+    remarks: tuple[str, ...]
+    strange: tuple[str, ...]
+
+
+def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator: Communicator) -> Chosen:
+    """Choose how a scan is segmented, and try all that could refuse the outputs later. Collective.
+
+    Some slices of the scan are read, to see whether its values are of the model's scale.
+
+    Raises VolsegError, on all ranks, where nothing fits the memory, the outputs cannot be written, or a slice cannot be
+    read.
+    """
+    model, scan = opened.card.config.model, laid.scan
+    machine = this_machine(model, communicator) if covers(model) else None
+    stages = agglomeration_of_run(
+        job.agglomerate, "segment", model, opened.card.config.training, scan.layout, machine, communicator
+    )
+    scratch = job.scratch or (store_of(opened.mask) or opened.mask).parent
+    choice = choose(
+        model, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
+        kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
+    )  # fmt: skip
+    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, model))
+    with communicator.meter.doing(Kind.FILES):
+        strange = strange_values(scan, opened.card, communicator)
+    return Chosen(
+        machine=machine, stages=stages, choice=choice, scratch=scratch, remarks=tuple(remarks), strange=strange
+    )
+
+
+def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
+    """What the busiest rank will hold beside the network: the mask, and what is made of it."""
+    classes, blocks = opened.card.config.model.classes, prod(scan.layout.largest_block)
+    voxels = max(box.size for box in scan.boxes)
+    label = mask_type(classes).itemsize
+    afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)
+    if not job.cleaning.removes_nothing:
+        afterwards = max(afterwards, 4)  # the components' numbers
+    libraries = SEG_LIBRARIES if opened.mask.suffix.lower() == SEGMENTATION_SUFFIX else 0
+    libraries += PICTURE_LIBRARIES if job.preview else 0
+    return BesideVoxels(
+        image=sum(volume.dtype.itemsize for volume in scan.channels),
+        mask=(label + (4 * classes if job.probabilities else 0)) * voxels / blocks,
+        afterwards=afterwards * voxels / blocks,
+        once=libraries,
+    )

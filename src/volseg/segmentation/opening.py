@@ -1,0 +1,110 @@
+"""What `segment` opens before it chooses anything: the model, and the scan, laid over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.stored import ModelCard, load_model
+from volseg.models.unet import UNet
+from volseg.planning.planner import grid_for
+from volseg.program.kinds import Kind
+from volseg.segmentation.job import SegmentationJob, channel_files, check_outputs, input_files, plan_outputs
+from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.image_file import ImageFile
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.resampling import Spacing
+from volseg.volumes.scan import Scan, lay_out, open_channels, seen_space
+from volseg.volumes.volume import Volume
+
+SpacingChoice = Spacing | Literal["model", "native"]
+"""At which spacing the network sees a scan: the model's, the scan's own, or mm along canonical D, H, W."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job whose model and scan are open, and whose outputs have a place.
+
+    labels    of the model
+    outputs   the paths that will be written, by kind (`job.plan_outputs`)
+    channels  of the scan, as the files have them
+    """
+
+    model: UNet
+    card: ModelCard
+    labels: LabelTable
+    outputs: dict[str, Path]
+    channels: tuple[Volume, ...]
+
+    @property
+    def mask(self) -> Path:
+        """Where the mask goes."""
+        return self.outputs["mask"]
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A scan laid over a grid of all ranks."""
+
+    scan: Scan
+    grid: ProcessGrid
+
+
+def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
+    """Open the model and the scan's files, of which little but headers is read. Collective.
+
+    Raises VolsegError, on all ranks, where the model or the scan cannot be read, or an output cannot be written.
+    """
+    model, card = load_model(job.model)
+    labels = LabelTable(card.labels)
+    outputs = plan_outputs(job, labels)
+    with communicator.together():
+        files = channel_files(job.scan, card.config.model.in_channels)
+    communicator.on_root(lambda: check_outputs(outputs, input_files(files), job.overwrite))
+    with communicator.meter.doing(Kind.FILES):
+        channels = _open(files, job.dicom, communicator)
+    return Opened(model, card, labels, outputs, channels)
+
+
+def lay_out_over_ranks(
+    channels: Sequence[Volume], card: ModelCard, partition: str, spacing: SpacingChoice, communicator: Communicator
+) -> LaidOut:
+    """Lay a scan's open channels over a grid of all ranks. Collective.
+
+    partition  the grid: ``auto`` or ``2x1x1``
+
+    Raises PartitionError where it cannot be split so.
+    """
+    wanted = card.seen_at if spacing == "model" else None if spacing == "native" else spacing
+    multiple = card.config.model.multiple
+    with communicator.together():
+        shape = seen_space(channels[0], wanted).shape
+    grid = ProcessGrid(communicator, grid_for(partition, shape, communicator.size, multiple))
+    return LaidOut(lay_out(channels, grid, multiple, wanted), grid)
+
+
+def open_scan(
+    path: Path,
+    card: ModelCard,
+    partition: str,
+    communicator: Communicator,
+    spacing: SpacingChoice = "model",
+    dicom: DicomOptions = DicomOptions(),  # noqa: B008  (frozen)
+) -> tuple[Scan, ProcessGrid]:
+    """The scan at `path` laid over a grid of all ranks, for a model. Collective.
+
+    Raises VolumeError, on all ranks, where it cannot be read, PartitionError where it cannot be split so.
+    """
+    with communicator.together():
+        files = channel_files(path, card.config.model.in_channels)
+    laid = lay_out_over_ranks(_open(files, dicom, communicator), card, partition, spacing, communicator)
+    return laid.scan, laid.grid
+
+
+def _open(files: Sequence[ImageFile], dicom: DicomOptions, communicator: Communicator) -> tuple[Volume, ...]:
+    with communicator.together():
+        return open_channels(files, dicom)

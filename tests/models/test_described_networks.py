@@ -1,0 +1,169 @@
+"""Networks of every kind that a description can say: run by their programs, they are the plain torch modules."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from oracles import GRIDS, relative_error, serial_grid
+from volseg.config import ModelConfig
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.models.fused import FusedNetwork
+from volseg.models.unet import UNet
+from volseg.networks.coverage import why_not_covered
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.fused.image import TensorImage, image_width
+from volseg.nn.fused.scratch import ScratchStore
+from volseg.nn.gradients import sum_gradients
+from volseg.nn.losses import dice_cross_entropy
+from volseg.partition.layout import padded_shape
+from volseg.partition.share import busy_shares
+from volseg.planning.segmenting_pass import SegmentingPass
+from volseg.planning.training_pass import TrainingPass
+from volseg.program.build import train_program
+from volseg.program.schedule import IN_PLACE, SPILL, schedules_of
+
+
+def config(**changes) -> ModelConfig:
+    return ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 4, "levels": 2} | changes))
+
+
+THIN = {"kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "strides": ((1, 2, 2), (2, 2, 2))}
+NETWORKS = {
+    "residual": config(encoder="residual", blocks=(1, 2, 1)),
+    "residual, group norm": config(encoder="residual", norm="group", base_channels=8, blocks=(2, 1, 1)),
+    "residual, batch norm, two channels": config(encoder="residual", norm="batch", in_channels=2, blocks=(1, 1, 1)),
+    "residual, no norm, relu": config(encoder="residual", norm="none", blocks=(1, 1, 1), activation="relu"),
+    "residual, strided": config(encoder="residual", blocks=(1, 2, 1), down="stride"),
+    "anisotropic": config(**THIN),
+    "anisotropic, residual, strided": config(**THIN, encoder="residual", blocks=(1, 1, 2), down="stride"),
+    "strided": config(down="stride"),
+    "three convolutions": config(convolutions=3),
+    "one convolution": config(convolutions=1, features=(8, 12, 20)),
+    "kernels of 5": config(kernel_size=5, levels=1),
+    "kernels of each size": config(kernels=((1, 5, 3), (3, 1, 3), (1, 1, 7))),
+    "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
+}
+
+
+def make(settings: ModelConfig) -> UNet:
+    torch.manual_seed(4)
+    model = UNet(settings)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1:
+                p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def volume(settings: ModelConfig, shape: tuple[int, int, int] = (15, 22, 30)) -> Tensor:
+    whole = padded_shape(shape, settings.multiple)
+    return torch.randn(1, settings.in_channels, *whole, generator=torch.Generator().manual_seed(1))
+
+
+def targets(whole: Tensor) -> Tensor:
+    return torch.randint(0, 3, (1, *whole.shape[2:]), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+
+
+@pytest.mark.parallel([1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
+    name: str, communicator: Communicator, tmp_path
+) -> None:
+    settings = NETWORKS[name]
+    model, whole = make(settings).eval(), volume(settings)
+    assert not why_not_covered(model.network)
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(whole.double())
+        alone = FusedNetwork(model, serial_grid()).eval()(whole)
+    assert relative_error(alone, expected.float()) < 1e-5
+    for dims in GRIDS[communicator.size]:
+        grid = ProcessGrid(communicator, dims)
+        layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+        block = take_block(whole, grid, layout)
+        for schedule in schedules_of(settings):
+            store = ScratchStore(tmp_path) if schedule is SPILL else None
+            network = FusedNetwork(model, grid).eval().streamed(schedule, store)
+            width = image_width(model.network, schedule)
+            image = TensorImage(block, layout, grid, width)
+            parts = [part.clone() for _, part in network.logit_slabs(image, layout)]
+            assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), (dims, schedule)
+
+
+@pytest.mark.parallel([1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_those_of_torch(name: str, communicator: Communicator) -> None:
+    settings = NETWORKS[name]
+    model, whole = make(settings).train(), volume(settings)
+    plain = copy.deepcopy(model).double()
+    plain_loss = dice_cross_entropy(plain(whole.double()), targets(whole), serial_grid().communicator)[0]
+    plain_loss.backward()
+    expected = dict(plain.named_parameters())
+    for dims in GRIDS[communicator.size][:2]:
+        grid = ProcessGrid(communicator, dims)
+        layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+        for checkpoints in ((), (0, 1)):
+            own = copy.deepcopy(model)
+            fused = FusedNetwork(own, grid, checkpoints)
+            block = take_block(whole, grid, layout)
+            here = targets(whole)[(slice(None), *grid.block(layout).slices)]
+            loss, _ = fused.loss(block, here)
+            loss.backward()
+            sum_gradients(own.parameters(), communicator)
+            assert abs(float(loss) / float(plain_loss) - 1) < 1e-5
+            for key, p in own.named_parameters():
+                error = relative_error(p.grad, expected[key].grad.float(), floor=1e-2)
+                assert error < 2e-4, (key, dims, checkpoints, float(error))
+            assert fused.work.buffers.idle
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_memory_is_planned_by_the_steps_that_run(name: str, communicator: Communicator) -> None:
+    settings = NETWORKS[name]
+    model, whole = make(settings), volume(settings)
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+    fused = FusedNetwork(model, grid)
+    block = take_block(whole, grid, layout)
+    fused.loss(block, targets(whole)[(slice(None), *grid.block(layout).slices)])[0].backward()
+    (share,) = busy_shares(layout, settings.factors, halo=model.network.halo)
+    planned = TrainingPass(model.network, train_program(model.network), share)
+    assert max(communicator.gather_all(fused.work.buffers.total)) * 4 == planned.tensors
+    store = Counting()
+    network = FusedNetwork(model, grid).eval().streamed(IN_PLACE, store)
+    image = TensorImage(block, layout, grid, image_width(model.network, IN_PLACE))
+    for _ in network.logit_slabs(image, layout):
+        pass
+    assert max(communicator.gather_all(store.most)) * 4 == planned_lanes(SegmentingPass(model.network, IN_PLACE, share))
+
+
+def planned_lanes(planned: SegmentingPass) -> int:
+    """Bytes of the basins at the moment with most of them."""
+    return max(moment.parts["tensors of the levels"] + moment.parts["halos"] for moment in planned.moments)
+
+
+class Counting(ScratchStore):
+    """Memory of which it is known how much there was at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def take(self, floats: int) -> Tensor:
+        import weakref
+
+        tensor = torch.empty(floats)
+        self.now += floats
+        self.most = max(self.most, self.now)
+        weakref.finalize(tensor.untyped_storage(), self._gone, floats)
+        return tensor
+
+    def _gone(self, floats: int) -> None:
+        self.now -= floats
+
+    def relax(self) -> None:
+        pass
