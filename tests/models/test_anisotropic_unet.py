@@ -19,7 +19,6 @@ from volseg.networks.description import Convolution, MaxPool, UpConvolution
 from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
-from volseg.planning.memory import parameter_count
 
 KERNELS = ((1, 3, 3), (3, 3, 3), (3, 3, 3))
 STRIDES = ((1, 2, 2), (2, 2, 2))
@@ -83,7 +82,7 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_are_counted(name: str) -> None:
     trainable = sum(p.numel() for p in UNet(VARIANTS[name]).parameters())
-    assert parameter_count(VARIANTS[name]) == trainable
+    assert unet(VARIANTS[name]).parameters() == trainable
 
 
 def test_what_the_configuration_says_is_what_is_made() -> None:
