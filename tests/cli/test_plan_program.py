@@ -37,8 +37,8 @@ def test_json_has_the_steps_that_training_runs(plan):
     network = unet(ModelConfig(base_channels=8, levels=2))
     program = train_program(network, checkpoint_stages=frozenset({1}))
     assert [step["label"] for step in found] == [step.label for step in program.steps]
-    assert found[0] == {"label": "encoder 0.1", "does": "convolve", "reads": ["image"], "writes": ["encoder 0.1"],
-                        "frees": []}  # fmt: skip
+    first = {"label": "encoder 0.1", "does": "convolve", "reads": ["image"], "writes": ["encoder 0.1"], "frees": []}
+    assert first.items() <= found[0].items()
     assert "encoder 1.1, again" in {step["label"] for step in found}
     made = Counter(name for step in found for name in step["writes"])
     assert made == Counter(name for step in found for name in step["frees"]), "what is made goes"
@@ -84,9 +84,9 @@ def test_what_steps_hold_and_cost_is_what_is_planned(plan, task):
     assert code == 0
     answered = json.loads(out)["tasks"][task]
     found = answered["program"]
-    assert 0 < max(step["held"] for step in found) <= answered["run"]["peak_bytes_per_rank"]
+    assert 0 < max(step["held"] for step in found) <= answered["peak_bytes_per_rank"]
     assert all(step["seconds"] >= 0 for step in found)
-    assert sum(step["seconds"] for step in found) > 0
+    assert 0.3 * answered["seconds"] < sum(step["seconds"] for step in found) < 1.01 * answered["seconds"]
     assert found[0]["seconds"] > 0
 
 

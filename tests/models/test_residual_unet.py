@@ -24,7 +24,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.layer_memory import LayerWalk
 from volseg.planning.planner import forward_halo_bytes
-from volseg.program.schedule import LAYERS, covers, schedules_of
+from volseg.program.schedule import IN_PLACE, LAYERS, SPILL, covers, schedules_of
 
 VARIANTS = {
     "instance": config(encoder="residual"),
@@ -52,13 +52,15 @@ def test_logits_have_the_same_bits_on_any_grid(communicator: Communicator) -> No
     model = make(settings).eval()
     whole = padded((19, 29, 31), settings.multiple)
     with torch.inference_mode():
-        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        alone = FusedNetwork(model, serial_grid()).eval()(whole)
         assert relative_error(alone, model(whole)) < 1e-4
+        layers = partition_module(model, serial_grid(), settings.multiple)(whole)
+        assert relative_error(layers, alone) < 1e-5
         for dims in GRIDS[communicator.size]:
             grid = ProcessGrid(communicator, dims)
             block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
             fused = FusedNetwork(model, grid).eval()
-            assert not fused.covers(block)
+            assert fused.covers(block)
             assert torch.equal(gather_blocks(fused(block), grid), alone), dims
 
 
@@ -132,11 +134,18 @@ def test_default_blocks_are_nnunet_s() -> None:
     assert ModelConfig(levels=2).block_counts == (0, 0, 0)
 
 
-def test_it_goes_layer_by_layer_and_is_not_agglomerated() -> None:
+def test_it_has_a_program_and_its_finest_stage_is_held() -> None:
     settings = VARIANTS["instance"]
-    assert not covers(settings)
+    assert covers(settings)
+    assert schedules_of(settings) == [IN_PLACE, SPILL]
+    layout = Layout.even((16, 16, 16), (2, 1, 1), 4)
+    assert str(agglomeration_for("1:1x1x1", settings, layout)) == "1:1x1x1"
+
+
+def test_what_has_no_program_is_not_agglomerated() -> None:
+    settings = config(encoder="residual", up="trilinear")
     assert schedules_of(settings) == [LAYERS]
-    with pytest.raises(PartitionError, match="a residual encoder; use --agglomerate none"):
+    with pytest.raises(PartitionError, match="as up 1 is an interpolation; use --agglomerate none"):
         agglomeration_for("1:1x1x1", settings, Layout.even((16, 16, 16), (2, 1, 1), 4))
 
 

@@ -63,9 +63,9 @@ def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomer
     if text == "auto":
         return NONE
     found = parse_agglomeration(text, model.levels, layout.dims)
-    if found.stages and not covers(model):
+    reason = why_not_covered(unet(model))
+    if found.stages and reason:
         raise PartitionError(
-            f"--agglomerate {text}: this network is not agglomerated, as {why_not_covered(unet(model))}; "
-            "use --agglomerate none"
+            f"--agglomerate {text}: this network is not agglomerated, as {reason}; use --agglomerate none"
         )
     return found

@@ -8,7 +8,14 @@ from math import prod
 
 from volseg.geometry import Triple
 from volseg.networks.description import IMAGE
-from volseg.partition.direct_tiling import FLUSH_VOXELS, backward_reach, direct_room, forward_reach, plan_cut
+from volseg.partition.direct_tiling import (
+    FLUSH_VOXELS,
+    backward_reach,
+    direct_room,
+    forward_reach,
+    plan_forward,
+    plan_gradients,
+)
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
@@ -60,7 +67,7 @@ def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
         packed = POSITIONS * taps * inner * width
         return Work(packed + weight, forward_room(blocks, padded_channels(inner), layout, taps))
     reach = forward_reach(kernel, op.node.stride)
-    cut = plan_cut((0, d), h, w, reach, inner, 0, weight, layout.rows, (1, 1, 1), threads)
+    cut = plan_forward((0, d), h, w, kernel, op.node.stride, inner, width, layout, (1, 1, 1), threads)
     return Work(2 * weight, direct_room(cut, reach, inner, 0, op.node.stride, layout))
 
 
@@ -80,7 +87,8 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
         return Work(threads * sums + turned + 2 * weight, backward_room(blocks, window, tile, layout, taps))
     stride: Triple = op.node.stride if inputs else (1, 1, 1)
     reach = backward_reach(kernel, op.node.stride) if inputs else forward_reach(kernel, op.node.stride)
-    cut = plan_cut((0, d), h, w, reach, window, tile * prod(stride), weight, layout.rows, (1, 1, 1), threads)
+    gradients = 2 if inputs else 1
+    cut = plan_gradients((0, d), h, w, reach, kernel, stride, window, tile, layout, gradients, threads)
     sums = weight * (3 if voxels > 4 * FLUSH_VOXELS * threads else 1)
     room = direct_room(cut, reach, window, tile, stride, layout)
     return Work(threads * sums + (weight if inputs else 0) + 2 * weight, room)
