@@ -38,6 +38,18 @@ def test_round_trip_through_toml(tmp_path):
     assert read_config(path) == config
 
 
+def test_kernels_and_strides_survive_the_round_trip(tmp_path):
+    model = ModelConfig(
+        levels=1, kernels=((1, 3, 3), (5, 3, 7)), strides=((1, 2, 2),), features=(8, 24), convolutions=3, down="stride",
+        anisotropy="none",
+    )  # fmt: skip
+    path = tmp_path / "config.toml"
+    path.write_bytes(tomli_w.dumps(config_tables(Config(model))).encode())
+    assert read_config(path).model == model
+    assert (model.widths, model.factors, model.multiple) == ((8, 24), ((1, 1, 1), (1, 2, 2)), (1, 2, 2))
+    assert (model.stage_kernels, model.halvings) == (model.kernels, model.strides)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.builds(
@@ -77,6 +89,30 @@ def test_any_valid_model_survives_the_round_trip(model):
         ({"model": {"dropout": float("nan")}}, r"model.dropout = nan is outside"),
         ({"model": {"norm": "group", "base_channels": 12}}, r"norm = 'group' needs channels in multiples of 8"),
         ({"model": {"classes": 1}}, r"model.classes = 1"),
+        ({"model": {"kernels": 3}}, r"model.kernels = 3 must be a list of three whole numbers each, such as \[\[1, 2"),
+        ({"model": {"strides": [2, 2, 2]}}, r"model.strides = .* must be a list of three whole numbers each"),
+        ({"model": {"strides": [[2, 2, True]]}}, r"model.strides = .* must be a list of three whole numbers each"),
+        (
+            {"model": {"kernels": [[3, 3, 3]]}},
+            r"model.kernels has 1 entries, but levels = 3 gives resolutions: 4",
+        ),
+        ({"model": {"strides": [[2, 2, 2]] * 4}}, r"model.strides has 4 entries, but levels = 3 gives halvings: 3"),
+        ({"model": {"levels": 0, "strides": [[2, 2, 2]]}}, r"model.strides has 1 entries, but levels = 0"),
+        ({"model": {"features": [8, 16]}}, r"model.features has 2 entries, but levels = 3 gives resolutions: 4"),
+        (
+            {"model": {"levels": 0, "kernels": [[1, 2, 3]]}},
+            r"model.kernels: \[1, 2, 3\] must be three of 1, 3, 5",
+        ),
+        ({"model": {"levels": 1, "strides": [[1, 3, 2]]}}, r"model.strides: \[1, 3, 2\] must be three of 1 and 2"),
+        ({"model": {"levels": 1, "strides": [[1, 1, 1]]}}, r"model.strides: \[1, 1, 1\] must be .*, and one a 2"),
+        ({"model": {"levels": 1, "features": [8, 0]}}, r"model.features = \[8, 0\] must be numbers of 1 to 2048"),
+        (
+            {"model": {"levels": 0, "kernels": [[3, 3, 3]], "kernel_size": 5}},
+            r"kernel_size = 5 .* leave out either",
+        ),
+        ({"model": {"convolutions": 0}}, r"model.convolutions = 0 is outside 1..8"),
+        ({"model": {"down": "average"}}, r"model.down = 'average' is not one of pool, stride"),
+        ({"model": {"anisotropy": "some"}}, r"model.anisotropy = 'some' is not one of auto, none"),
         ({"training": {"epochs": 0}}, r"training.epochs = 0 is outside"),
         ({"training": {"learning_rate": -1}}, r"training.learning_rate = -1.0 is outside"),
         ({"training": {"validation": -2}}, r"training.validation = -2 is outside"),

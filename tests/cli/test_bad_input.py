@@ -276,7 +276,7 @@ def rewrite(path: Path, **changes):
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = json.loads(file.metadata()["volseg"])
-    del card["checksum"], card["validation_dice"], card["finest_from"]
+    del card["checksum"], card["validation_dice"], card["finest_from"], card["network"]
     save_file(tensors, str(path), metadata={"volseg": json.dumps(card | changes)})
 
 

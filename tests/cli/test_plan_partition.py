@@ -402,11 +402,11 @@ def test_where_the_ranks_lie_is_said(plan, tmp_path, more):
 
 
 def test_networks_without_a_time_say_so(plan, tmp_path):
-    (tmp_path / "wide.toml").write_text("[model]\nup = 'trilinear'\n")
+    (tmp_path / "wide.toml").write_text('[model]\nup = "trilinear"\n')
     arguments = ("--shape=64x64x64", "--config", tmp_path / "wide.toml", "--ranks=1:4")
     code, out, _ = plan(*arguments)
     assert code == 0
-    assert "such a network takes: up 2 is an interpolation" in " ".join(out.split())
+    assert "no time, for up 2 is an interpolation, which was not measured" in " ".join(out.split())
     assert not re.search(r"\d m?s\b|efficiency", out)
     _, found = facts(plan, *arguments)
     for task in found["tasks"].values():
@@ -422,3 +422,33 @@ def test_a_plot_is_drawn(plan, tmp_path):
     assert code == 0
     assert "efficiency" in out
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_network_follows_the_spacing(plan, tmp_path, monkeypatch):
+    """As `train` chooses it, where there are kernels for it; `--anisotropy none` in the file keeps all axes alike."""
+    monkeypatch.setattr("volseg.networks.choice.why_not_covered", lambda network: "")
+    _, found = facts(plan, "--shape=40x90x90", "--spacing=5x0.8x0.8", "--ranks=2")
+    assert found["network"]["strides"] == [[1, 2, 2], [1, 2, 2], [2, 2, 2]]
+    assert found["network"]["kernels"] == [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]]
+    assert found["network"]["reason"].startswith("voxels of 5x0.8x0.8 mm, 40x90x90 of them: kernels 1x3x3")
+    assert found["padded_shape"] == [40, 96, 96]
+    scan = save_nifti(tmp_path / "scan.nii", ct_like((40, 90, 90)), np.diag([0.8, 0.8, 5.0, 1.0]))
+    assert facts(plan, scan, "--ranks=2")[1]["network"] == found["network"]
+    assert facts(plan, scan, "--ranks=2", "--spacing=1")[1]["network"]["strides"] == [[2, 2, 2]] * 3
+    assert facts(plan, "--shape=40x90x90", "--ranks=2")[1]["network"]["reason"] is None
+    (tmp_path / "config.toml").write_text('[model]\nanisotropy = "none"\n')
+    _, alike = facts(plan, scan, "--ranks=2", "--config", tmp_path / "config.toml")
+    assert (alike["network"]["reason"], alike["padded_shape"]) == (None, [40, 96, 96])
+    out = " ".join(plan(scan, "--ranks=2")[1].split())
+    assert "network: voxels of 5x0.8x0.8 mm, 40x90x90 of them: kernels 1x3x3, 1x3x3" in out
+
+
+def test_the_network_of_a_run_is_settled(plan, tmp_path):
+    (tmp_path / "config.toml").write_text("[model]\nlevels = 2\nstrides = [[1, 2, 2], [2, 2, 2]]\n")
+    code, found = facts(plan, "--shape=13x18x15", "--ranks=1", "--model", tmp_path)
+    assert (code, found["padded_shape"]) == (0, [14, 20, 16])
+    assert found["network"]["strides"] == [[1, 2, 2], [2, 2, 2]]
+    assert found["tasks"]["train"]["peak_bytes_per_rank"] > 0
+    code, _, err = plan("--shape=13x18x15", "--model", tmp_path, "--spacing=5x1x1")
+    assert code == 2
+    assert "leave out --spacing, or --model" in err

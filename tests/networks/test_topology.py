@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from volseg.config import ModelConfig
+from volseg.config import Config, ModelConfig, TrainingConfig
+from volseg.errors import ConfigError
 from volseg.networks import choice
-from volseg.networks.choice import described, network_facts, network_for
+from volseg.networks.choice import described, network_facts, network_for, with_network_for
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.topology import topology
 from volseg.networks.unet import unet
@@ -117,6 +118,16 @@ def test_fewer_halvings_where_sides_would_be_too_short(covered):
     assert (made.model.widths, made.model.block_counts) == ((4, 8, 8, 16), (1, 1, 2, 2))
     assert "in 3 halvings, as sides would be too short for 5" in made.reason
     made.model.check()
+
+
+def test_halvings_that_other_settings_need_are_kept(covered):
+    config = Config(ModelConfig(), TrainingConfig(deep_supervision=True))
+    kept, reason = with_network_for(config, THICK, (9, 18, 21))
+    assert kept == config
+    assert reason.startswith("all axes are treated alike: else sides would allow 2 of 3 halvings (training.deep_super")
+    assert with_network_for(config, THICK, SHAPE)[0].model.strides == STRIDES
+    with pytest.raises(ConfigError, match=r"deep_supervision: with model\.levels = 2"):
+        with_network_for(Config(ModelConfig(levels=2), config.training), THICK, SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,32 @@ def test_boxes():
     assert box.relative_to(box) == Box((0, 0, 0), (4, 4, 4))
     assert Box.whole((9, 9, 9)).contains(box)
     assert not box.contains(Box.whole((9, 9, 9)))
+
+
+@given(
+    st.tuples(*[st.integers(1, 70)] * 3),
+    st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3),
+    st.tuples(*[st.integers(1, 3)] * 3),
+)
+def test_multiples_of_each_axis(shape, multiple, dims):
+    padded = padded_shape(shape, multiple)
+    for n, whole, m in zip(shape, padded, multiple, strict=True):
+        assert whole == padded_shape((n, n, n), m)[0]
+    if any(p * m > n for p, m, n in zip(dims, multiple, padded, strict=True)):
+        with pytest.raises(PartitionError, match="is too fine"):
+            Layout.even(padded, dims, multiple)
+        return
+    layout = Layout.even(padded, dims, multiple)
+    for cuts, n, p, m in zip(layout.boundaries, padded, dims, multiple, strict=True):
+        assert cuts == split(n, p, m)
+    small = layout.coarser(multiple)
+    assert small.shape == tuple(n // m for n, m in zip(padded, multiple, strict=True))
+    assert small.coarser(1) == small
+
+
+def test_boundaries_that_are_no_multiples_are_refused():
+    layout = Layout.even((4, 8, 8), (2, 2, 1), (2, 4, 1))
+    with pytest.raises(PartitionError, match=r"boundaries \[0, 2, 4\] on axis D are not multiples of 4"):
+        layout.coarser((4, 4, 1))
+    with pytest.raises(PartitionError, match="in blocks of multiples of 1x4x4: the largest grid is 4x2x2"):
+        Layout.even((4, 8, 8), (1, 4, 1), (1, 4, 4))

@@ -198,7 +198,7 @@ def test_a_run_of_a_version_before_goes_on(broken, data, whole):
     with safe_open(str(path), framework="pt") as file:
         card = json.loads(file.metadata()["volseg"])
     del card["checksum"], card["validation_dice"], card["finest_from"], card["config"]["training"]["keep"]
-    del card["config"]["training"]["checkpoint_seconds"]
+    del card["config"]["training"]["checkpoint_seconds"], card["network"]
     save_file(load_file(path), broken / CHECKPOINT, metadata={"volseg": json.dumps(card)})
     for stored in (broken / "checkpoints").iterdir():
         stored.unlink()

@@ -261,16 +261,13 @@ def _with_network(
 
     Raises ConfigError where a spacing is asked for besides a run.
     """
-    from dataclasses import replace
-
-    from volseg.networks.choice import network_for
+    from volseg.networks.choice import with_network_for
 
     if run is not None and asked is not None:
         raise ConfigError(f"--spacing: the network of {run} is what it is; leave out --spacing, or --model")
     if run is not None or spacing is None:
         return settings, ""
-    choice = network_for(settings.model, spacing, shape)
-    return replace(settings, model=choice.model), choice.reason
+    return with_network_for(settings, spacing, shape)
 
 
 def _size(volume: Path | None, shape: Triple | None) -> tuple[Triple, Spacing | None]:

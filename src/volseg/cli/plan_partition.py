@@ -120,12 +120,15 @@ def plan_partition(
 def _check_plot(asked: Asked, path: Path) -> None:
     from volseg.networks.coverage import why_not_covered
     from volseg.networks.unet import unet
+    from volseg.program.schedule import covers
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
-    reason = why_not_covered(unet(asked.settings.model))
-    if reason:
-        raise ConfigError(f"--plot {path}: this network has no planned time, as {reason}")
+    if not covers(asked.settings.model):
+        raise ConfigError(
+            f"--plot {path}: the network has no planned time, for {why_not_covered(unet(asked.settings.model))}, which "
+            "was not measured; leave out --plot, or plan another network"
+        )
 
 
 def _plot(found: Answer, path: Path) -> None:

@@ -36,7 +36,8 @@ class ModelConfig:
     kernel_size    side of the convolutions, odd
     norm           instance, group, batch or none
     activation     leaky_relu or relu
-    up             transpose (2x2x2 up-convolution), trilinear or nearest (after a 1x1x1 convolution)
+    up             transpose (up-convolution of 2x2x2, or as `strides` say), trilinear or nearest (after a 1x1x1
+                   convolution)
     dropout        probability of dropping a channel at the end of each level's convolutions
     anisotropy     auto: a new run whose voxels are twice as long on one axis as on another, or more, gets kernels and
                    strides by the data's spacing and shape, and at most `levels` halvings; none: all axes alike.

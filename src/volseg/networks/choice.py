@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from volseg.config import ModelConfig
+from volseg.config import Config, ModelConfig
+from volseg.errors import ConfigError
 from volseg.geometry import Triple, format_triple
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.topology import Spacing, is_anisotropic, topology
@@ -56,6 +57,23 @@ def network_for(model: ModelConfig, spacing: Spacing, shape: Triple) -> Choice:
         f"{data}: {shown}{fewer if len(strides) < model.levels else ''}, for an axis is halved while its spacing is "
         "less than twice the finest (--anisotropy none: all axes alike)",
     )
+
+
+def with_network_for(config: Config, spacing: Spacing, shape: Triple) -> tuple[Config, str]:
+    """The configuration with the network of `network_for`, and the reason.
+
+    Where that has fewer halvings than other settings need, such as deep supervision, the network is kept.
+    """
+    choice = network_for(config.model, spacing, shape)
+    suited = replace(config, model=choice.model)
+    try:
+        suited.check()
+    except ConfigError as error:
+        if choice.model.levels == config.model.levels:
+            raise
+        halvings = f"{choice.model.levels} of {config.model.levels} halvings"
+        return config, f"all axes are treated alike: else sides would allow {halvings} ({error})"
+    return suited, choice.reason
 
 
 def network_facts(model: ModelConfig, reason: str) -> dict[str, Any]:

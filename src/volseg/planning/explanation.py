@@ -17,8 +17,6 @@ from volseg.planning.time_model import Placing, TimePlan
 _WORTH = 0.5
 """Efficiency below which more ranks are waste."""
 
-_NO_TIME = "no time, as it was not measured what such a network takes"
-
 
 def time_text(seconds: float) -> str:
     """Seconds, three digits that count."""
@@ -42,7 +40,7 @@ def why_chosen(question: Question, run: Candidate) -> str:
     if question.timed:
         text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)}); {memory}"
     else:
-        text = f"{ranks}: {memory}; {_NO_TIME}: {why_not_covered(unet(question.model))}"
+        text = f"{ranks}: {memory}; no time, for {why_not_covered(unet(question.model))}, which was not measured"
     if run.checkpoint_levels and run.checkpoint_levels != question.training.checkpoint_levels:
         levels = ",".join(map(str, run.checkpoint_levels))
         text += f"; fits because of --checkpoint-levels {levels}"

@@ -78,7 +78,7 @@ class Question:
 
     @property
     def most_ranks(self) -> int:
-        """Of one replica: each has a block of 2^levels voxels a side at least."""
+        """Of one replica: each has a block whose sides are the strides' product at least."""
         if self.dims is not None:
             return prod(self.dims)
         return prod(quotient(padded_shape(self.shape, self.model.multiple), self.model.multiple))

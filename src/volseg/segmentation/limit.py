@@ -138,9 +138,7 @@ def _why(model: ModelConfig, lacking: int) -> str:
         return "for the processor lacks the instructions of the fast kernels"
     if model.levels == 0:
         return "for it has but one level"
-    network = unet(model)
-    reason = why_not_covered(network)
-    return f"as {reason}" if reason else "as its finest stage is no chain of 3x3x3 convolutions"
+    return f"for {why_not_covered(unet(model))}, which is not streamed"
 
 
 class _Planner:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from volseg.config import Config
 from volseg.geometry import Triple
-from volseg.networks.choice import Choice, network_for
+from volseg.networks.choice import with_network_for
 from volseg.training.job import TrainingJob
 from volseg.volumes.crops import crop_shape
 from volseg.volumes.resampling import Spacing
@@ -23,8 +22,7 @@ def with_network(
     spacing  mm, D, H, W, at which the network sees the cases, or the median of their own
     shapes   voxels, D, H, W, of the training cases at that spacing
     """
-    choice = Choice(config.model) if job.proceed else network_for(config.model, spacing, _seen(config, shapes))
-    return dataclasses.replace(config, model=choice.model), choice.reason
+    return (config, "") if job.proceed else with_network_for(config, spacing, _seen(config, shapes))
 
 
 def _seen(config: Config, shapes: Sequence[Triple]) -> Triple:
