@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oracles import relative_error
 from volseg.geometry import Triple
-from volseg.nn.kernels import block_convolution, direct, winograd
+from volseg.nn.kernels import block_convolution, direct, pointwise, winograd
 from volseg.nn.kernels.direct import weights
 from volseg.nn.kernels.jit.compiler import widest_vector
 from volseg.nn.kernels.reproducible import brick_moments
@@ -30,7 +30,7 @@ def widest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """Every test on vectors of 8 floats, and on those of 16 where the processor has them."""
     if request.param > widest_vector():
         pytest.skip("no vectors of 16 floats here")
-    for module in (winograd, weights):
+    for module in (winograd, weights, pointwise):
         monkeypatch.setattr(module, "widest_vector", lambda: request.param)
     return int(request.param)
 
@@ -226,6 +226,15 @@ def test_sums_of_bricks_and_the_pooled_tensor_are_those_of_the_output(kernel: Tr
     assert torch.equal(sums.sums.view(-1, 2, 24), brick_moments(out.buffer, (8, 2, 8)))
     expected = F.max_pool3d((out.buffer * signs).permute(3, 0, 1, 2), (1, 2, 2)).permute(1, 2, 3, 0) * signs
     assert torch.equal(pooled.rows.buffer, expected)
+
+
+def test_a_kernel_of_one_voxel_has_the_bits_of_pointwise() -> None:
+    """So that a network of torch modules, whose layers take `pointwise`, has those of the fused one."""
+    x, weight, bias = activated((3, 5, 13), 24), torch.randn(16, 24, 1, 1, 1), torch.randn(16)
+    out, expected = (Rows.of(torch.empty(3, 5, 13, 16)) for _ in range(2))
+    direct.forward([x], direct.pack_weight(weight, [24]), bias, out)
+    pointwise.apply(x, pointwise.pack_point(weight, bias), expected)
+    assert torch.equal(out.buffer, expected.buffer)
 
 
 def test_weight_gradients_of_many_voxels_add_up_in_float64() -> None:
