@@ -11,9 +11,10 @@ from torch import Tensor
 
 from oracles import relative_error
 from volseg.geometry import Triple
-from volseg.nn.kernels import block_convolution, direct, winograd
+from volseg.nn.kernels import block_convolution, direct, pointwise, winograd
 from volseg.nn.kernels.direct import weights
 from volseg.nn.kernels.jit.compiler import widest_vector
+from volseg.nn.kernels.jit.workers import Work
 from volseg.nn.kernels.reproducible import brick_moments
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.direct_tiling import axis_taps, backward_reach, forward_reach, plan_cut, window_of
@@ -30,7 +31,7 @@ def widest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """Every test on vectors of 8 floats, and on those of 16 where the processor has them."""
     if request.param > widest_vector():
         pytest.skip("no vectors of 16 floats here")
-    for module in (winograd, weights):
+    for module in (winograd, weights, pointwise):
         monkeypatch.setattr(module, "widest_vector", lambda: request.param)
     return int(request.param)
 
@@ -228,6 +229,15 @@ def test_sums_of_bricks_and_the_pooled_tensor_are_those_of_the_output(kernel: Tr
     assert torch.equal(pooled.rows.buffer, expected)
 
 
+def test_a_kernel_of_one_voxel_has_the_bits_of_pointwise() -> None:
+    """So that a network of torch modules, whose layers take `pointwise`, has those of the fused one."""
+    x, weight, bias = activated((3, 5, 13), 24), torch.randn(16, 24, 1, 1, 1), torch.randn(16)
+    out, expected = (Rows.of(torch.empty(3, 5, 13, 16)) for _ in range(2))
+    direct.forward([x], direct.pack_weight(weight, [24]), bias, out)
+    pointwise.apply(x, pointwise.pack_point(weight, bias), expected)
+    assert torch.equal(out.buffer, expected.buffer)
+
+
 def test_weight_gradients_of_many_voxels_add_up_in_float64() -> None:
     """A sum over 10^5 voxels of values far from zero: float32 alone would lose digits."""
     x, upstream = torch.rand(16, 96, 96, 8) + 10, torch.rand(16, 48, 48, 8) + 10
@@ -274,3 +284,33 @@ def test_the_front_takes_winograd_where_it_applies_and_refuses_by_name() -> None
             [], Rows.of(torch.empty(1, 1, 1, 8)), block_convolution.pack_turned_weight(plain, [8]), [],
             block_convolution.weight_sums(strided, [8], 1, (2, 2, 2)),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_kernel_stays_within_the_memory_that_it_asks_for(
+    kernel: Triple, stride: Triple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what is planned is enough: values behind it are as they were."""
+    asked: list[int] = []
+
+    def run_guarded(work: Work | list[Work], items: int, floats: int = 0) -> None:
+        memory = torch.full((floats + 8192,), 7.0)
+        (work if callable(work) else work[0])(0, items, memory.data_ptr())
+        assert (memory[floats:] == 7).all(), "written behind the end"
+        asked.append(floats)
+
+    monkeypatch.setattr(direct.workers, "run", run_guarded)
+    for sides, channels, outputs in (((9, 7, 30), [16, 8], 32), ((3, 30, 9), [64], 16), ((1, 1, 1), [8], 8),
+                                     ((6, 11, 13), [3], 16)):  # fmt: skip
+        inputs = [Activation(Rows.of(torch.randn(*sides, count))) for count in channels]
+        weight = torch.randn(outputs, sum(channels), *kernel)
+        out = Rows.of(torch.empty(*output_sides(sides, stride), outputs))
+        direct.forward(inputs, direct.pack_weight(weight, channels, stride), None, out)
+        if channels == [3]:
+            direct.add_for_image(inputs[0], out, direct.WeightSums(weight, channels, 1, stride, image=True))
+            continue
+        targets = [direct.Target(Rows.of(torch.empty_like(x.rows.buffer))) for x in inputs]
+        into = direct.WeightSums(weight, channels, 1, stride)
+        direct.backward(inputs, out, direct.pack_turned_weight(weight, channels, stride), targets, into)
+    assert len(asked) == 8
