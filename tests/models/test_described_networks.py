@@ -46,7 +46,7 @@ NETWORKS = {
     "three convolutions": config(convolutions=3),
     "one convolution": config(convolutions=1, features=(8, 12, 20)),
     "kernels of 5": config(kernel_size=5, levels=1),
-    "kernels of each size": config(kernels=((1, 5, 3), (3, 1, 3), (1, 1, 7))),
+    "kernels of each size": config(kernels=((1, 5, 7), (3, 1, 5), (1, 1, 3))),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 

@@ -42,6 +42,7 @@ from volseg.nn.kernels import block_convolution
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
@@ -240,7 +241,9 @@ class FusedNetwork(nn.Module):
         context.begin_pass(x)
         try:
             layout = context.layout_of(self, x)
-            yield self.grids.agglomeration.layouts(layout, self.network.factors)
+            layouts = self.grids.agglomeration.layouts(layout, self.network.factors)
+            check_blocks(layouts, self.network.halo)
+            yield layouts
         finally:
             context.end_pass()
 

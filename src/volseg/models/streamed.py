@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.merging import LevelGrids
-from volseg.geometry import Box
+from volseg.geometry import Box, Triple
 from volseg.models.journal import Journal
 from volseg.models.unet import UNet
 from volseg.networks.description import IMAGE
@@ -31,6 +31,7 @@ from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import State
 from volseg.nn.kernels import passes, pointwise
 from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
@@ -39,6 +40,7 @@ from volseg.program.kinds import Kind
 from volseg.program.resume import COARSE
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
 from volseg.program.step import Classify, Fetch, Keep, Normalize, Pass, Program, Step
+from volseg.program.step import Tensor as Named
 
 
 class StreamedNetwork:
@@ -141,9 +143,14 @@ class StreamedNetwork:
         context.begin_pass_of(layout)
         context.end_pass()
         layouts = self.grids.agglomeration.layouts(layout, self.network.factors)
+        check_blocks(layouts, self.network.halo)
         works = [Workplace(grid, self.work.buffers) for grid in self.grids.grids]
         bricks = [context.brick(layout)[0] for layout in layouts]
-        sides = [here.block(work.grid.coords).shape for work, here in zip(works, layouts, strict=False)]
+
+        def sides(tensor: Named) -> Triple:
+            factor = self.network.factor_between(tensor.grid, tensor.stage)
+            return layouts[tensor.grid].coarser(factor).block(works[tensor.grid].grid.coords).shape
+
         self.progress = Progress(self.network, program, sides, self.tell)
         memory = BasinMemory(self.network, program, works, layouts, image, self.store, self.progress, beyond)
         known = {f"{label}, activated": affine for label, affine in self._affines.items()}

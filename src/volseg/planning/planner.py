@@ -14,6 +14,7 @@ from volseg.networks.deep_supervision import check_not_agglomerated
 from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
 from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
+from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.ledger import FLOAT
@@ -98,11 +99,13 @@ def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: s
     """
     padded = padded_shape(shape, model.multiple)
     layouts = [Layout.even(padded, dims, model.multiple) for dims in fitting_grids(shape, ranks, model.multiple)]
-    if agglomerate in ("none", "auto"):
+    halo = unet(model).halo
+    if agglomerate in ("none", "auto") and max(map(max, halo)) <= 1:  # which any block is thick enough for
         return layouts
     found, refused = [], {}
     for layout in layouts:
         try:
+            check_blocks([layout.coarser(factor) for factor in model.factors], halo)
             agglomeration_for(agglomerate, model, layout)
         except PartitionError as error:
             refused[layout.dims] = str(error)

@@ -181,9 +181,9 @@ class SegmentingPass:
         stage, more = op.output.stage, self._sums(op) + self._resident(op.output.stage, self._read(op))
         if any(source.tensor.name == IMAGE for source in op.sources):
             more += self._image_slab()
-        basin = self.basins[stage]
         for source in op.sources:
             if isinstance(source, Lifted):
+                basin = self.basins[stage]
                 planes = ranges(basin.sides[0], basin.planes)
                 self._slab = max(self._slab, self._up_slab(source, planes, lift_of(op, source)))
                 more += self._resident_below(source.tensor)
@@ -262,7 +262,7 @@ class SegmentingPass:
         if op.statistics is None or max(side) == 1:
             return 0
         brick = prod(min(n, most) for n, most in zip(side, (8, 2, 8), strict=True))
-        return prod(self.share.sides[stage]) // brick * 2 * op.output.stored * FLOAT
+        return prod(self._sides(op.output)) // brick * 2 * op.output.stored * FLOAT
 
     @property
     def logits(self) -> int:

@@ -17,7 +17,7 @@ from volseg.nn.fused.scratch import Store
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.basin import Basin, basins
 from volseg.partition.layout import Layout
-from volseg.partition.slabs import ranges
+from volseg.partition.slabs import ranges, rolling_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.in_place import can_host
@@ -54,12 +54,18 @@ class BasinMemory:
             sides, ghosts, stored, first, reaches=[halo[0] for halo in network.halo],
             hosted=can_host(program.forward, first),
         )  # fmt: skip
+        self._stored = stored
         self._memory: dict[tuple[int, int], TorchTensor] = {}
         self._places: dict[Tensor, Place] = {}
 
     @staticmethod
     def _sides(layout: Layout, work: Workplace) -> Triple:
         return layout.block(work.grid.coords).shape
+
+    def _sides_of(self, tensor: Tensor) -> Triple:
+        """Of this rank's block of a tensor."""
+        factor = self.network.factor_between(tensor.grid, tensor.stage)
+        return self._sides(self.layouts[tensor.grid].coarser(factor), self.works[tensor.grid])
 
     def _halo(self, stage: int, beyond: int = 0) -> Triple:
         """Voxels around its block that are read of a stage's tensors, where the volume goes on."""
@@ -92,9 +98,7 @@ class BasinMemory:
 
     def _port(self, tensor: Tensor, ghosts: Triple) -> Rows:
         """Memory of its own, on the grid that the tensor lies on, with so many ghosts where that is cut."""
-        work = self.works[tensor.grid]
-        factor = self.network.factor_between(tensor.grid, tensor.stage)
-        sides = self._sides(self.layouts[tensor.grid].coarser(factor), work)
+        work, sides = self.works[tensor.grid], self._sides_of(tensor)
         low, high = ghost_widths(work.grid, ghosts)
         shape = (*(n + a + b for n, a, b in zip(sides, low, high, strict=True)), tensor.stored)
         return Rows(self.store.take(prod(shape)).view(shape), low, sides)
@@ -112,8 +116,8 @@ class BasinMemory:
 
     def slabs(self, op: Convolve) -> Sequence[Range]:
         """As `Memory.slabs`: rising where the output lies at the low end, else falling."""
-        basin = self.basins[op.output.stage]
-        rising = ranges(basin.sides[0], basin.planes)
+        sides = self._sides_of(op.output)
+        rising = ranges(sides[0], rolling_planes(sides, self._stored[op.output.stage]))
         return rising[::-1] if self._places[op.output].end == "high" else rising
 
     def operand(self, tensor: Tensor, planes: Range) -> Operand | None:

@@ -6,30 +6,31 @@ from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 from volseg.geometry import Triple
-from volseg.networks.description import Convolution, Network
+from volseg.networks.description import Network
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Pass, Program, Step
+from volseg.program.step import Convolve, Pass, Program, Step, Tensor
 
 
 class Progress:
     """Counts planes of convolutions, each by its products.
 
-    sides  of this rank's block, of the stages that it takes part in
+    sides  of this rank's block of a tensor
     tell   is called with the share that is done, below 1
     whole  all that there is to do
     """
 
     def __init__(
-        self, network: Network, program: Program, sides: Sequence[Triple], tell: Callable[[float], None] | None
-    ) -> None:
-        self._tell, self._done = tell, 0.0
-        self._costs = {
-            node.name: sum(network.inputs_of(node)) * node.channels * prod(node.kernel) * prod(sides[node.stage][1:])
-            for node in network.nodes
-            if isinstance(node, Convolution) and node.stage < len(sides)
-        }
-        depths = {name: sides[network.stage_of(name)][0] for name in self._costs}
-        self.whole = sum(self._costs[name] * depths[name] for step in program.forward for name in _convolved(step))
+        self, network: Network, program: Program, sides: Callable[[Tensor], Triple],
+        tell: Callable[[float], None] | None,
+    ) -> None:  # fmt: skip
+        self._tell, self._done, self.whole = tell, 0.0, 0.0
+        self._costs: dict[str, float] = {}
+        for step in program.forward:
+            for op in _convolved(step):
+                depth, height, breadth = sides(op.output)
+                products = sum(network.inputs_of(op.node)) * op.node.channels * prod(op.node.kernel)
+                self._costs[op.node.name] = products * height * breadth
+                self.whole += products * height * breadth * depth
 
     def count(self, names: Sequence[str], planes: Range) -> None:
         """Planes of these convolutions are done."""
@@ -43,9 +44,9 @@ class Progress:
         return self._done / self.whole
 
 
-def _convolved(step: Step) -> Iterator[str]:
+def _convolved(step: Step) -> Iterator[Convolve]:
     match step.op:
         case Convolve() as op:
-            yield op.node.name
+            yield op
         case Pass() as op:
-            yield from (one.node.name for one in op.chain)
+            yield from op.chain
