@@ -8,9 +8,7 @@ from one operation to the next.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -18,40 +16,31 @@ import torch
 from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.halo import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
+from volseg.models.passes import Passes
 from volseg.models.streamed import StreamedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.deep_supervision import check_not_agglomerated, loss_weights
-from volseg.networks.description import IMAGE
-from volseg.nn.convert import context_of, partition_module
-from volseg.nn.fused.arena_memory import ArenaMemory
-from volseg.nn.fused.buffers import Buffers
-from volseg.nn.fused.forward import logits as logits_of
+from volseg.nn.convert import partition_module
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.operand import Workplace
-from volseg.nn.fused.runner import run
 from volseg.nn.fused.scratch import Store
-from volseg.nn.fused.state import Gradients, LogitSlabs, State
+from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.kernels import block_convolution
 from volseg.nn.kernels.rows import Rows
 from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
 from volseg.partition.agglomeration import NONE, Agglomeration
-from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.build import train_program
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, Schedule
-from volseg.program.step import Classify, Program
-from volseg.program.step import Tensor as Named
 
 
 class FusedNetwork(nn.Module):
@@ -80,12 +69,9 @@ class FusedNetwork(nn.Module):
         super().__init__()
         self.network, self.grid = model.network, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=self.network.factors[-1]))
-        self.checkpoint_levels, self.class_weights = frozenset(checkpoint_levels), tuple(class_weights)
+        self.class_weights = tuple(class_weights)
         self.supervised = {head.stage: head.name for head in sorted(self.network.heads, key=lambda head: head.stage)}
         self.shares = loss_weights(len(self.supervised) - 1)
-        self.work = Workplace(grid, Buffers())
-        self._shape: tuple[int, ...] = ()
-        self._state: weakref.ref[State] | None = None
         kernels = np.array([float(block_convolution.available())])
         self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
         reason = why_not_covered(self.network) or ("" if self.kernels else "a rank's processor lacks AVX2")
@@ -97,11 +83,12 @@ class FusedNetwork(nn.Module):
         if len(self.supervised) > 1:
             check_not_agglomerated(agglomeration)
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
+        self.passes = Passes(self.twin, self.grids, checkpoint_levels)
 
     @property
-    def program(self) -> Program:
-        """The steps of this rank in a training step."""
-        return train_program(self.network, frozenset(self.grids.merges), self.grids.last, self.checkpoint_levels)
+    def work(self) -> Workplace:
+        """Where the tensors of a training step lie."""
+        return self.passes.work
 
     def forward(self, x: Tensor, features_only: bool = False) -> Tensor:
         """Logits; with `features_only` what the head reads, [1, channels, d, h, w]. Collective."""
@@ -145,7 +132,7 @@ class FusedNetwork(nn.Module):
         """`LossSums.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
         sums = {stage: LossSums(self.network.classes) for stage in self.supervised}
         if self.covers(x):
-            self.run_forward(x, self.adding_up(target, sums))
+            self.passes.forward(x, self.adding_up(target, sums))
         else:
             deep: dict[int, Tensor] = {}
             for stage, logits in ({0: self.twin(x, deep_logits=deep)} | deep).items():
@@ -217,11 +204,11 @@ class FusedNetwork(nn.Module):
 
     def rest(self) -> None:
         """Give back the memory that passes keep for each other."""
-        self.work = Workplace(self.grid, Buffers())
+        self.passes.rest()
 
     def _streamed_input(self, x: Tensor) -> tuple[TensorImage, Layout]:
         """Collective."""
-        with self._layouts(x) as layouts:
+        with self.passes.layouts(x) as layouts:
             return TensorImage(x, layouts[0], self.grid, image_width(self.network, IN_PLACE)), layouts[0]
 
     def covers(self, x: Tensor) -> bool:
@@ -231,68 +218,6 @@ class FusedNetwork(nn.Module):
         weight = next(self.twin.parameters())
         ours = self.covered and weight.device.type == "cpu" and weight.dtype == torch.float32
         return plain and not wanted and ours
-
-    # the steps of a pass
-
-    @contextmanager
-    def _layouts(self, x: Tensor) -> Iterator[list[Layout]]:
-        """The layout of this input at each stage, on that stage's grid. Collective."""
-        context = context_of(self.twin)
-        context.begin_pass(x)
-        try:
-            layout = context.layout_of(self, x)
-            layouts = self.grids.agglomeration.layouts(layout, self.network.factors)
-            check_blocks(layouts, self.network.halo)
-            yield layouts
-        finally:
-            context.end_pass()
-
-    def run_forward(self, x: Tensor, consume: Callable[[str, int, LogitSlabs], None]) -> State:
-        """The forward steps; `consume` gets the logits of each head, by its name and stage. Collective."""
-        with self._layouts(x) as layouts:
-            work = self._begin(x)
-            works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
-            bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
-            memory = ArenaMemory(self.network, works, layouts, bricks)
-            state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume)
-            self._enter_image(state, x)
-            self._state = weakref.ref(state)
-            run(self.program.forward, state)
-        return state
-
-    def run_backward(self, state: State, slabs: Mapping[str, LogitSlabs]) -> Gradients:
-        """The gradients of all parameters from slabs of the logits' gradients, by head. Collective."""
-        state.logit_gradients = slabs
-        run(self.program.backward, state)
-        return state.gradients
-
-    def logits_again(self, state: State) -> Mapping[str, LogitSlabs]:
-        """The logits of each head that the forward steps gave, by its name."""
-        steps = (step.op for step in self.program.forward)
-        return {op.node.name: logits_of(state, op) for op in steps if isinstance(op, Classify)}
-
-    def _begin(self, x: Tensor) -> Workplace:
-        """Memory for a pass: that of the last one, unless somebody still holds its state."""
-        last = None if self._state is None else self._state()
-        if last is not None and not self.work.buffers.idle:
-            self.work = Workplace(self.grid, Buffers())
-        elif self._shape != tuple(x.shape) or not self.work.buffers.idle:  # not idle: a pass was broken off
-            self.work.buffers.clear()
-        self._shape = tuple(x.shape)
-        return self.work
-
-    def _enter_image(self, state: State, x: Tensor) -> None:
-        image = Named(IMAGE, 0, 0, x.shape[1])
-        low, high = ghost_widths(self.grid, self.network.halo[0])
-        rows = x.detach()[0].permute(1, 2, 3, 0)
-        if low == high == (0, 0, 0):
-            state.rows[image] = Rows.of(rows.contiguous())
-            return
-        block = state.layouts[0].block(self.grid.coords).shape
-        shape = (*(n + a + b for n, a, b in zip(block, low, high, strict=True)), x.shape[1])
-        state.rows[image] = Rows(torch.empty(shape), low, block)
-        state.rows[image].own.copy_(rows)
-        state.start_exchange(image)
 
 
 def coarse(target: Tensor, factor: Triple) -> Tensor:
@@ -319,7 +244,7 @@ class _Logits(torch.autograd.Function):
             if stage == 0:
                 parts.extend(rows.own[..., : network.network.classes] for _, rows in slabs)
 
-        ctx.state = network.run_forward(x, consume)
+        ctx.state = network.passes.forward(x, consume)
         ctx.network, ctx.parameters = network, parameters
         return torch.cat(parts).permute(3, 0, 1, 2).unsqueeze(0)
 
@@ -328,7 +253,7 @@ class _Logits(torch.autograd.Function):
         state, network = _once(ctx), ctx.network
         rows = _as_rows(grad, padded_channels(grad.shape[1]))
         slabs = dict.fromkeys(network.supervised.values(), ())
-        gradients = network.run_backward(state, slabs | {network.network.head.name: [((0, rows.sides[0]), rows)]})
+        gradients = network.passes.backward(state, slabs | {network.network.head.name: [((0, rows.sides[0]), rows)]})
         return None, None, *(gradients.get(p) for p in ctx.parameters)
 
 
@@ -342,7 +267,7 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         classes = network.network.classes
         ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
-        ctx.state = network.run_forward(x, network.adding_up(target, ctx.sums))
+        ctx.state = network.passes.forward(x, network.adding_up(target, ctx.sums))
         meter, label = network.work.meter, network.network.head.name
         with meter.during(label), meter.doing(Kind.HEAD):
             losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
@@ -356,13 +281,13 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (target,) = ctx.saved_tensors
         state, network = _once(ctx), ctx.network
-        logits = network.logits_again(state)
+        logits = network.passes.logits_again(state)
         slabs = {}
         for share, (stage, sums) in zip(network.shares, ctx.sums.items(), strict=True):
             name = network.supervised[stage]
             at = coarse(target, network.network.factors[stage])[0]
             slabs[name] = _logit_gradients(network, logits[name], at, sums, share * float(grad))
-        gradients = network.run_backward(state, slabs)
+        gradients = network.passes.backward(state, slabs)
         return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 
 

@@ -224,6 +224,11 @@ class Network:
         """Of a node's output, or of the image."""
         return 0 if name == IMAGE else self.by_name[name].stage
 
+    def made_from(self, name: str) -> str:
+        """The node that makes the tensor which a norm or a pooling reads."""
+        node = self.by_name[name]
+        return self.made_from(node.reads[0]) if isinstance(node, (Normalization, MaxPool)) else name
+
     def inputs_of(self, node: Node) -> tuple[int, ...]:
         """Channels of each tensor that a node reads."""
         return tuple(self.channels_of(name) for name in node.reads)

@@ -152,7 +152,7 @@ class _Forward:
             target = Tensor(f"gathered {tensor.name}", stage, stage, tensor.channels)
         self._emit(Gather(stage, tensor, target), label)
         if target is not None:
-            self._exchange(name, target, label)
+            self._exchange(name, target, self.network.made_from(name))
         return target
 
     def _pooled(self, node: MaxPool) -> None:
@@ -179,7 +179,7 @@ class _Forward:
             assert below is None or isinstance(below, View)
             self._emit(Scatter(stage, below, target), label)
             if needs_ghosts(self.network, node.name, self.merges):
-                self._emit(Exchange(target.tensor), label)
+                self._emit(Exchange(target.tensor), norm.reads[0])
             below = target
         assert isinstance(below, View)
         self.outputs[node.name] = Lifted(below, node)
