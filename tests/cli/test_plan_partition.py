@@ -452,3 +452,19 @@ def test_the_network_of_a_run_is_settled(plan, tmp_path):
     code, _, err = plan("--shape=13x18x15", "--model", tmp_path, "--spacing=5x1x1")
     assert code == 2
     assert "leave out --spacing, or --model" in err
+
+
+def test_a_crop_is_planned_with_its_making_and_validation(plan, tmp_path):
+    """A step on a crop needs less than one on the whole, and the command asks for it; segmenting sees all."""
+    whole, cropped = (facts(plan, "--shape=192x192x192", "--ranks=1", *more)[1] for more in ((), ("--crop=64x64x64",)))
+    peaks = [found["tasks"]["train"]["peak_bytes_per_rank"] for found in (whole, cropped)]
+    assert peaks[1] < peaks[0] / 2
+    assert whole["tasks"]["segment"] == cropped["tasks"]["segment"]
+    assert "--crop 64x64x64" in cropped["tasks"]["train"]["command"]
+    assert cropped["tasks"]["train"]["seconds"] < whole["tasks"]["train"]["seconds"] / 10
+    (tmp_path / "validated.toml").write_text("[data]\ncrop = [64, 64, 64]\n[training]\nvalidation = 1\n")
+    _, validated = facts(plan, "--shape=192x192x192", "--ranks=1", "--config", tmp_path / "validated.toml")
+    assert validated["tasks"]["train"]["peak_at"].startswith("validation")
+    (tmp_path / "turned.toml").write_text("[augmentation]\nrotate = 0.5\nblur = 0.2\n")
+    _, turned = facts(plan, "--shape=192x192x192", "--ranks=1", "--config", tmp_path / "turned.toml")
+    assert turned["tasks"]["train"]["peak_bytes_per_rank"] >= peaks[0]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from volseg.api.ranks import ranks as ranks_of_job
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
-from volseg.geometry import Triple
+from volseg.geometry import Triple, format_triple
 
 if TYPE_CHECKING:
     from volseg.config import Config
@@ -33,6 +33,7 @@ def plan_partition(
     nodes: int | None = None, base_channels: int | None = None, levels: int | None = None, agglomerate: str = "auto",
     checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
     model: str | Path | None = None, profile: str | Path | None = None, spacing: Spacing | str | None = None,
+    crop: Triple | str | None = None,
 ) -> Answer:  # fmt: skip
     """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
 
@@ -45,19 +46,21 @@ def plan_partition(
     profile      of `calibrate`; None: volseg-profile.json, or a built-in one
     spacing      mm, (D, H, W) or "5x0.8x0.8", of the voxels, by which `train` chooses kernels and strides; None: that
                  of `volume`, and all axes alike where there is only `shape`
+    crop         (D, H, W) voxels, or "256x256x256", of a random crop of the volume a step; None: as `config` says
 
     ``answer.tasks["train"].run`` is the plan; ``answer.fits`` whether it keeps to the memory.
 
     Raises ConfigError for arguments that do not go together, PartitionError where the volume cannot be split so.
     """
     from volseg.planning.answer import answer
-    from volseg.sizes import parse_spacing
+    from volseg.sizes import parse_shape, parse_spacing
 
     return answer(
         question(
             volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
             base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
             parse_spacing(spacing) if isinstance(spacing, str) else spacing,
+            parse_shape(crop) if isinstance(crop, str) else crop,
         )
     )  # fmt: skip
 
@@ -67,7 +70,7 @@ def question(
     task: str | None, partition: str, replicas: int, threads: int | None, node_memory: str | None,
     cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
     checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
-    profile: str | Path | None, spacing: Spacing | None = None,
+    profile: str | Path | None, spacing: Spacing | None = None, crop: Triple | None = None,
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
     from volseg.planning.answer import Asked
@@ -83,14 +86,14 @@ def question(
         node = _node_memory(node_memory, cores_per_node)
         _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
     volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels)
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop)
     size, own = _size(volume, shape)
     settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
     return Asked(
         shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
         profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
         dims=named, replicas=replicas, threads=threads or 1, node_memory=node, cores_per_node=cores_per_node,
-        nodes=nodes, agglomerate=agglomerate, origin=_origin(volume, config, model, base_channels, levels),
+        nodes=nodes, agglomerate=agglomerate, origin=_origin(volume, config, model, base_channels, levels, crop),
         why_network=why_network,
     )  # fmt: skip
 
@@ -221,8 +224,9 @@ def _refuse_with_machines(**given: object) -> None:
 
 
 def _origin(
-    volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None
-) -> Origin:
+    volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None,
+    crop: Triple | None,
+) -> Origin:  # fmt: skip
     from volseg.config import read_config
     from volseg.config.stored_run import CONFIG
     from volseg.planning.command import Origin
@@ -231,7 +235,8 @@ def _origin(
     again = () if file is None else read_config(file).training.checkpoint_levels
     options = {"--base-channels": base_channels, "--levels": levels}
     changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    return Origin(file, again, None if changed else run, changed, volume)
+    seen = [] if crop is None else ["--crop", format_triple(crop)]
+    return Origin(file, again, None if changed else run, [*changed, *seen], volume)
 
 
 def _settings(
@@ -240,6 +245,7 @@ def _settings(
     base_channels: int | None,
     levels: int | None,
     checkpoint_levels: tuple[int, ...] | None,
+    crop: Triple | None,
 ) -> Config:
     from volseg.config import Config, override, read_config
     from volseg.config.stored_run import CONFIG
@@ -251,7 +257,7 @@ def _settings(
     else:
         settings = read_config(config) if config is not None else Config()
     model = {"base_channels": base_channels, "levels": levels}
-    return override(settings, model=model, training={"checkpoint_levels": checkpoint_levels})
+    return override(settings, model=model, training={"checkpoint_levels": checkpoint_levels}, data={"crop": crop})
 
 
 def _with_network(

@@ -57,7 +57,12 @@ def plan_partition(
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [model].")] = None,
+    crop: Annotated[
+        str | None, typer.Option(help="A random crop of the volume a training step, such as 256x256x256.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with [model], and how it is trained: [data], [augmentation].")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
     profile: Annotated[
         Path | None,
@@ -90,6 +95,7 @@ def plan_partition(
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
         base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
         config, model, profile, None if spacing is None else parse_spacing(spacing),
+        None if crop is None else parse_shape(crop),
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)

@@ -14,6 +14,7 @@ from volseg.planning.explanation import why_chosen, why_fewest, why_no_machines,
 from volseg.planning.nodes import Node, NodePlan, on_nodes
 from volseg.planning.plain_memory import plain_training_bytes
 from volseg.planning.profile import Profile
+from volseg.planning.sampling import Sampling
 from volseg.planning.search import (
     Candidate,
     Question,
@@ -65,7 +66,7 @@ class Asked:
         placing = Placing(per_machine, self.threads)
         return Question(
             self.shape, self.settings.model, self.settings.training, task, self.profile, self.limit, placing, self.dims,
-            self.agglomerate,
+            self.agglomerate, Sampling.of(self.settings),
         )  # fmt: skip
 
     @cached_property

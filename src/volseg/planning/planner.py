@@ -24,8 +24,8 @@ from volseg.planning.memory import (
     fixed_memory,
     segmenting_memories,
     surely_fits,
-    training_memory,
 )
+from volseg.planning.sampling import WHOLE, Sampling
 from volseg.program.schedule import Schedule
 
 _FINENESS = 128
@@ -183,7 +183,7 @@ class Plan:
 
 def make_plan(
     shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
-    limit: int | None = None, agglomerate: str = "none", threads: int = 1,
+    limit: int | None = None, agglomerate: str = "none", threads: int = 1, sampling: Sampling = WHOLE,
 ) -> Plan:  # fmt: skip
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
 
@@ -191,21 +191,23 @@ def make_plan(
            the one that needs least. Without a limit the fastest
     agglomerate  as `agglomeration_for` reads it
     threads      of each rank
+    sampling     what a training step sees of the volume
 
     Where no grid is named, it is the best of those that the stages suit.
 
     Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
     """
+    seen = sampling.view(shape) if task == "train" else shape
     if dims is None:
-        layout = least_halo(suited_layouts(shape, model, ranks, agglomerate))
+        layout = least_halo(suited_layouts(seen, model, ranks, agglomerate))
     else:
-        layout = Layout.even(padded_shape(shape, model.multiple), dims, model.multiple)
+        layout = Layout.even(padded_shape(seen, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
     if task == "train" and training.deep_supervision:
         check_not_agglomerated(stages)
     halo = forward_halo_bytes(unet(model), layout, stages)
     if task == "train":
-        memory = training_memory(model, training, layout, threads, stages)
+        memory = sampling.memory(model, training, layout, shape, threads, stages)
         return Plan(shape, layout, memory, halo, agglomeration=stages)
     plans = segmenting_memories(model, layout, threads=threads, agglomeration=stages)
     fitting = [s for s, plan in plans.items() if limit is None or surely_fits(plan, limit)]
@@ -254,7 +256,7 @@ def _reach(node: Convolution) -> tuple[Triple, Triple]:
 
 def fewest_ranks(
     shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1,
-    agglomerate: str = "none",
+    agglomerate: str = "none", sampling: Sampling = WHOLE,
 ) -> Plan | None:  # fmt: skip
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
 
@@ -264,9 +266,9 @@ def fewest_ranks(
     """
 
     def plan_on(ranks: int) -> Plan:
-        return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads)
+        return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads, sampling)
 
-    padded = padded_shape(shape, model.multiple)
+    padded = padded_shape(sampling.view(shape) if task == "train" else shape, model.multiple)
     most = prod(quotient(padded, model.multiple))
     room = limit - fixed_memory(model, training if task == "train" else None)
     if room <= 0:
@@ -278,7 +280,7 @@ def fewest_ranks(
         refusal = error
     if finest is not None and not finest.fits(limit, in_memory=True):
         # And so on any grid before it, but for one rank, which does without MPI.
-        alone = make_plan(shape, model, 1, task, training, None, limit, "none", threads)
+        alone = make_plan(shape, model, 1, task, training, None, limit, "none", threads, sampling)
         return alone if agglomerate in ("none", "auto") and alone.fits(limit, in_memory=True) else None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
     first = max(1, -(-activations_without_halos(model, padded, task) // room))

@@ -28,6 +28,7 @@ from volseg.planning.planner import (
     suited_layouts,
 )
 from volseg.planning.profile import Profile
+from volseg.planning.sampling import WHOLE, Sampling
 from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
 from volseg.program.schedule import IN_PLACE, Schedule, covers
 
@@ -53,6 +54,7 @@ class Question:
     placing  ranks on a machine, and their threads
     dims     the only grid allowed, of one replica; None for any
     agglomerate  as `agglomeration_for` reads it; "auto" is what the time model chooses where it fits
+    sampling  what a training step sees of the volume
     """
 
     shape: Triple
@@ -64,6 +66,12 @@ class Question:
     placing: Placing = field(default_factory=Placing)
     dims: Triple | None = None
     agglomerate: str = "none"
+    sampling: Sampling = WHOLE
+
+    @property
+    def seen(self) -> Triple:
+        """The sides of what is computed at once: of the volume, or of what a training step sees of it."""
+        return self.sampling.view(self.shape) if self.task == "train" else self.shape
 
     @cached_property
     def parameters(self) -> int:
@@ -81,7 +89,7 @@ class Question:
         """Of one replica: each has a block whose sides are the strides' product at least."""
         if self.dims is not None:
             return prod(self.dims)
-        return prod(quotient(padded_shape(self.shape, self.model.multiple), self.model.multiple))
+        return prod(quotient(padded_shape(self.seen, self.model.multiple), self.model.multiple))
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
     ranks, training = prod(dims), question.training
     plan = make_plan(
         question.shape, question.model, ranks, question.task, training, dims, question.limit, stages,
-        question.placing.threads,
+        question.placing.threads, question.sampling,
     )  # fmt: skip
     time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas, plan.agglomeration)
     again = training.checkpoint_levels if question.task == "train" else ()
@@ -143,7 +151,7 @@ def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglome
     model = question.model
     if question.task == "train" and question.training.deep_supervision:
         return NONE
-    layout = Layout.even(padded_shape(question.shape, model.multiple), dims, model.multiple)
+    layout = Layout.even(padded_shape(question.seen, model.multiple), dims, model.multiple)
     return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
 
 
@@ -199,7 +207,7 @@ def _grids(question: Question, ranks: int, replicas: int) -> list[Triple]:
         if prod(question.dims) != ranks:
             raise PartitionError(f"{format_triple(question.dims)} is no grid of {ranks} ranks")
         return [question.dims]
-    layouts = suited_layouts(question.shape, question.model, ranks, question.agglomerate)
+    layouts = suited_layouts(question.seen, question.model, ranks, question.agglomerate)
     chosen = least_halo(layouts)
     smallest = min(prod(layout.largest_block) for layout in layouts)
     balanced = [layout for layout in layouts if prod(layout.largest_block) <= smallest * _BALANCE]
@@ -226,7 +234,7 @@ def fewest(question: Question) -> Candidate | None:
     for one in _options(question):
         plan = fewest_ranks(
             one.shape, one.model, one.task, one.training, question.limit, question.placing.threads,
-            question.agglomerate,
+            question.agglomerate, question.sampling,
         )  # fmt: skip
         if plan is not None:
             found.append(candidate(one, plan.layout.dims))
@@ -289,4 +297,4 @@ def powers_up_to(most: int) -> list[int]:
 
 def largest_possible(question: Question, below: int) -> int:
     """The most ranks up to `below` for which there is a grid."""
-    return most_ranks(padded_shape(question.shape, question.model.multiple), below, question.model.multiple)
+    return most_ranks(padded_shape(question.seen, question.model.multiple), below, question.model.multiple)
