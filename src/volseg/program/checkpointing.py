@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from volseg.networks.description import IMAGE, Convolution, Network, Normalization
+from volseg.networks.description import IMAGE, Addition, Convolution, Network, Normalization
 from volseg.program.step import Convolve, Exchange, Step
 
 _FEW_CHANNELS = 4
@@ -14,22 +14,28 @@ _FEW_CHANNELS = 4
 def made_again(network: Network, checkpoint_stages: Collection[int]) -> set[str]:
     """The convolutions whose outputs backward makes again.
 
-    Those of the stages asked for that one other convolution of the stage alone reads. That of an image of few channels
-    always: it costs a hundredth of a step, and its output is a fifth of what there is.
+    Those of the stages asked for that one other node of the stage alone reads. That of an image of few channels always:
+    it costs a hundredth of a step, and its output is a fifth of what there is. In residual networks those of all stages:
+    a block has two outputs and their sum, of which the sum and the second one are enough.
     """
+    residual = any(isinstance(node, Addition) for node in network.nodes)
     names = set()
     for node in network.nodes:
         if isinstance(node, Convolution) and _read_by_one(network, node):
             cheap = node.reads == (IMAGE,) and network.in_channels <= _FEW_CHANNELS
-            if cheap or node.stage in checkpoint_stages:
+            if cheap or residual or node.stage in checkpoint_stages:
                 names.add(node.name)
     return names
 
 
 def _read_by_one(network: Network, node: Convolution) -> bool:
+    """Whether one convolution alone reads a convolution's output, or, of a projection of one voxel, one sum."""
     reading = [r for norm in network.readers[node.name] for r in network.readers[norm.name]]
     inner = all(isinstance(norm, Normalization) for norm in network.readers[node.name])
-    return inner and len(reading) == 1 and isinstance(reading[0], Convolution) and reading[0].stage == node.stage
+    if not inner or len(reading) != 1 or reading[0].stage != node.stage:
+        return False
+    projected = isinstance(reading[0], Addition) and max(node.kernel) == 1
+    return isinstance(reading[0], Convolution) or projected
 
 
 def made_again_in(forward: Sequence[Step], backward: Sequence[Step], names: Collection[str]) -> list[Step]:
