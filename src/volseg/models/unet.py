@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from volseg.config import ModelConfig
 from volseg.models.described import DescribedModule
+from volseg.networks import architectures
 from volseg.networks.description import Network
-from volseg.networks.unet import unet
 
 DEEP_HEADS = "deep_heads."
 """What the names of parameters begin with that are for training alone."""
@@ -22,5 +22,5 @@ class UNet(DescribedModule):
     def __init__(
         self, config: ModelConfig, deep_supervision: bool = False, described: Network | None = None
     ) -> None:  # fmt: skip
-        super().__init__(described or unet(config, deep_supervision))
+        super().__init__(described or architectures.described(config, deep_supervision))
         self.config = config

@@ -8,9 +8,9 @@ from math import prod
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import IMAGE, Network
-from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.basin import Basin, Ghosts, basins
 from volseg.partition.layout import Layout
@@ -34,6 +34,7 @@ from volseg.program.step import (
     Scatter,
     Step,
     Tensor,
+    UpConvolve,
     lift_of,
 )
 
@@ -126,6 +127,9 @@ class SegmentingPass:
                 self._transferred(step, op.stage, op.source)
             case Scatter() as op:
                 self._transferred(step, op.stage, op.target.tensor)
+            case UpConvolve() as op:
+                more = self._resident(op.output.stage) + self._resident_below(op.source.tensor)
+                self._note(step.label, op.output.stage, more + self._slab)
             case Add() | Pool():
                 self._note(step.label, step.op.output.stage, self._slab)
             case Classify():
@@ -286,7 +290,7 @@ class SegmentingPass:
 
 def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
     """Of files that SPILL has at once, on the busiest rank."""
-    network = unet(model)
+    network = described(model)
     if why_not_covered(network):
         return 0
     shares = busy_shares(layout, network.factors, agglomeration, halo=network.halo)

@@ -89,6 +89,10 @@ class _WorkPass:
                 self._convolve(label, op)
             case ops.Pass() as op:
                 self._pass(label, op)
+            case ops.UpConvolve() as op:
+                self._up(label, Family.UP, op.source, op.output)
+            case ops.UpConvolveBackward() as op:
+                self._up(label, Family.UP_BACKWARD, op.source, op.gradient)
             case ops.Exchange() as op:
                 self.exchange(label, op.tensor, op.tensor.stored)
             case ops.Normalize() as op:
@@ -133,6 +137,9 @@ class _WorkPass:
                 self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
         inputs = sum(self.network.inputs_of(node))
         self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+
+    def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
+        self.operate(label, Kind.UP, family, output.stage, source.tensor.channels, output.channels)
 
     def _load(self, label: str) -> None:
         self.operate(label, Kind.FILES, Family.SEGMENT_LOAD, 0, self.network.in_channels, 1)

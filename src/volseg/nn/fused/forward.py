@@ -21,7 +21,7 @@ from volseg.nn.kernels import addition, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK
 from volseg.nn.kernels.rows import Rows
-from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges
+from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.step import (
@@ -36,6 +36,7 @@ from volseg.program.step import (
     Pool,
     Scatter,
     SitOut,
+    UpConvolve,
     lift_of,
 )
 
@@ -91,6 +92,16 @@ def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
     """An up-convolution with what it reads, for the convolution that reads it."""
     module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
     return Up(module, state.operand(source.view), lift_of(op, source).reach)
+
+
+def up_convolve(state: State, op: UpConvolve) -> None:
+    """An up-convolution's whole output, some planes at a time."""
+    layer, x = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source)
+    weight = pointwise.pack_up(layer.weight, layer.bias)
+    for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
+        with state.work(op.output).meter.doing(Kind.UP):
+            pointwise.apply(x.activation, weight, state.rows[op.output], planes)
+        state.memory.computed([], planes)
 
 
 def pool(state: State, op: Pool) -> None:
@@ -152,12 +163,12 @@ def gather(state: State, op: Gather) -> None:
 def scatter(state: State, op: Scatter) -> None:
     """A stage's output from those who lead, its coefficients, and running statistics of the stages behind it."""
     merge, node, target = state.grids.merges[op.stage], op.target.node, op.target.tensor
-    assert node is not None
     whole = None if op.source is None else state.operand(op.source)
     rows = state.rows[target]
     merging.scatter(merge, state.layout(target), None if whole is None else whole.rows, rows, state.works[0].buffers)
     affine = None if whole is None else whole.affine
-    state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
+    if node is not None:
+        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
     merge.share(running_statistics(state.twin, op.stage))
 
 
@@ -241,6 +252,6 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, Classify: classify, Pool: pool, Add: add,
+    SitOut: sit_out, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
 }  # fmt: skip
 """The functions that execute forward operations."""
