@@ -102,7 +102,7 @@ class _WorkPass:
             case ops.NormalizeBackward() as op if op.view.node is not None and op.view.node.norm != "none":
                 tensor = op.view.tensor
                 self.operate(label, Kind.NORM, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
-                self.reduce(label, tensor.stage, 2 * tensor.channels * DOUBLE)
+                self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
             case ops.ConvolveBackward() as op:
                 self._convolve_backward(label, op)
             case ops.Unpool() as op:
@@ -114,10 +114,12 @@ class _WorkPass:
                 self._transfer(label, op.stage, op.target)
             case ops.Scatter() as op:
                 self._transfer(label, op.stage, op.target.tensor)
-                self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
+                if op.target.node is not None:
+                    self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
             case ops.ScatterBackward() as op:
                 self._transfer(label, op.stage, op.source)
-                self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
+                if op.through:
+                    self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
 
     def operate(
         self, layer: str, kind: Kind, family: Family, stage: int, inputs: int, outputs: int, voxels: int | None = None,

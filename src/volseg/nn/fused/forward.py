@@ -19,7 +19,7 @@ from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import addition, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
-from volseg.nn.kernels.reproducible import LARGEST_BRICK
+from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
@@ -121,7 +121,6 @@ def add(state: State, op: Add) -> None:
         x = Operand(rows, first.tensor.channels, state.affine(first)) if first.tensor not in state.rows else None
         x = x or state.operand(first)
         addition.add(x.activation, state.operand(second).activation, rows, 1.0)
-    state.bricks_of[op.output] = None
 
 
 def exchange(state: State, op: Exchange) -> None:
@@ -130,16 +129,19 @@ def exchange(state: State, op: Exchange) -> None:
 
 
 def normalize_view(state: State, op: Normalize) -> None:
-    """Coefficients from the sums that the convolution left."""
+    """Coefficients from the sums that the convolution left, or from those of a tensor that no convolution made."""
     node, tensor = op.view.node, op.view.tensor
     assert node is not None
     sums, rows = state.bricks_of.pop(tensor, None), state.rows[tensor]
     if node.name in state.known:
         state.affines[node.name] = state.known[node.name]
         return
+    norm = state.layer(node.module) if node.module else nn.Identity()
     with state.work(tensor).meter.doing(Kind.NORM):
+        if sums is None and needs_statistics(norm):
+            sums = sums_of_bricks(rows, state.bricks[tensor.stage])
         state.affines[node.name], state.statistics[node.name] = normalize(
-            state.layer(node.module) if node.module else nn.Identity(), tensor.channels, rows.channels,
+            norm, tensor.channels, rows.channels,
             lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape, node.slope, kept_channels(state, node),
             state.work(tensor).grid.communicator,
         )  # fmt: skip
@@ -217,6 +219,17 @@ def brick_sums(sides: Triple, channels: int, brick: Triple) -> kernels.BrickSums
         return None
     counts = [n // b for n, b in zip(sides, brick, strict=True)]
     return kernels.BrickSums(torch.empty(*counts, 2, channels), brick)
+
+
+def sums_of_bricks(rows: Rows, brick: Triple) -> kernels.BrickSums | None:
+    """The sums of a block's bricks; None where these are single voxels."""
+    sums = brick_sums(rows.sides, rows.channels, brick)
+    if sums is not None:
+        for number, slab in enumerate(raw_slabs(rows, sums)):
+            layers = slab.shape[0] // brick[0]
+            whole = sums.sums[number * (LARGEST_BRICK[0] // brick[0]) :][:layers]
+            whole.copy_(brick_moments(slab, brick).view_as(whole))
+    return sums
 
 
 def channel_signs(norm: nn.Module | None, stored: int) -> TorchTensor:
