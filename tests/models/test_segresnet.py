@@ -73,8 +73,8 @@ def test_only_tensors_with_several_readings_have_several_gradients():
     own = [step.op for step in steps if isinstance(step.op, NormalizeBackward) and step.op.total is not None]
     normed = {op.view.tensor.name for op in own}
     assert {"initial", "down 1", "up 0 sum"} <= normed
-    # The last sum of a stage is read raw alone, by the skip connection and the next stage; a block's convolutions through
-    # a norm alone or raw alone.
+    # The last sum of a stage is read raw alone, by the skip connection and the next stage; a block's convolutions
+    # through a norm alone or raw alone.
     assert not normed & {"encoder 0.2 sum", "encoder 0.1", "encoder 0.2", "decoder 0.1", "decoder 0.2 sum"}
     plain = train_program(described(ModelConfig(in_channels=1, classes=3, encoder="residual"))).backward
     assert all(step.op.total is None for step in plain if isinstance(step.op, NormalizeBackward))

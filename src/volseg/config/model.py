@@ -30,9 +30,6 @@ _OF_UNETS = ("encoder", "up", "down", "convolutions", "dropout")
 class ModelConfig:
     """A 3D network.
 
-    architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
-                   convolution, strided convolutions down, skip connections by addition), which has no encoder, up,
-                   down, convolutions or dropout to set
     in_channels    image channels; 0: as many as the data set has
     classes        output classes, the background included; 0: as many as the data set has
     base_channels  channels at full resolution; doubled at each level up to 320
@@ -57,6 +54,9 @@ class ModelConfig:
     convolutions   convolutions at each resolution, in the decoder and in a plain encoder
     down           pool (2x2x2 maximum, or as `strides` say) or stride (the first convolution of a resolution takes
                    every second voxel)
+    architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
+                   convolution, strided convolutions down, skip connections by addition), which has no encoder, up,
+                   down, convolutions or dropout to set
     """
 
     in_channels: int = 0
