@@ -1,4 +1,4 @@
-"""The 3D U-Net of a configuration as a torch module, the same code on one rank or many."""
+"""The network of a configuration as a torch module, the same code on one rank or many."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEEP_HEADS = "deep_heads."
 
 
 class UNet(DescribedModule):
-    """A 3D U-Net of `config.levels` halvings.
+    """A 3D U-Net of `config.levels` halvings, or the other architecture that `config` names.
 
     deep_supervision  with a head at each coarser level where the loss is taken (`networks.deep_supervision`); the
                       other parameters and the logits are what they are without

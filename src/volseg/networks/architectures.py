@@ -11,6 +11,9 @@ from volseg.networks.unet import unet
 
 _BUILDERS: dict[str, Callable[[ModelConfig, bool], Network]] = {"unet": unet, "segresnet": segresnet}
 
+NAMES = {"unet": "U-Net", "segresnet": "SegResNet"}
+"""As messages call them."""
+
 
 def described(config: ModelConfig, deep_supervision: bool = False) -> Network:
     """The description of the network of a configuration.
