@@ -58,6 +58,7 @@ VARIANTS = {
     "four levels": config(levels=4),
     "batch, dropout-free relu": config(levels=3, norm="batch", activation="relu"),
     "no norm": config(levels=3, norm="none"),
+    "segresnet": config(levels=3, architecture="segresnet", blocks=(1, 1, 1, 2)),
     "through the layers": config(levels=3, up="trilinear"),
 }
 

@@ -47,6 +47,12 @@ NETWORKS = {
     "one convolution": config(convolutions=1, features=(8, 12, 20)),
     "kernels of 5": config(kernel_size=5, levels=1),
     "kernels of each size": config(kernels=((1, 5, 7), (3, 1, 5), (1, 1, 3))),
+    "segresnet": config(architecture="segresnet", base_channels=8, blocks=(1, 2, 1), activation="relu"),
+    "segresnet, group norm": config(
+        architecture="segresnet", norm="group", base_channels=8, blocks=(1, 1, 1), in_channels=2
+    ),
+    "segresnet, no norm": config(architecture="segresnet", norm="none", blocks=(1, 1, 1)),
+    "anisotropic segresnet, batch norm": config(**THIN, architecture="segresnet", norm="batch", blocks=(2, 1, 1)),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 

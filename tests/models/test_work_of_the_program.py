@@ -10,7 +10,7 @@ from volseg.distributed.communicator import MpiCommunicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
-from volseg.networks.unet import unet
+from volseg.networks.architectures import described
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import parse_agglomeration
@@ -49,8 +49,8 @@ class Watched:
         self.ghosts = self.blocks = 0
 
 
-def network(communicator, norm, stages):
-    config = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2, norm=norm)
+def network(communicator, norm, stages, **settings):
+    config = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2, norm=norm, **settings)
     grid = ProcessGrid(communicator, DIMS[communicator.size])
     agglomeration = parse_agglomeration(stages, config.levels, grid.dims)
     layout = Layout.even((16, 16, 16), grid.dims, config.multiple)
@@ -72,14 +72,27 @@ def expected_reductions(work):
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 @pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
 def test_a_training_step(communicator, monkeypatch, norm, stages):
-    config, _, _, layouts, twin, x = network(communicator, norm, stages)
+    check_training(communicator, monkeypatch, *network(communicator, norm, stages))
+
+
+SEGRESNET = {"architecture": "segresnet", "blocks": (1, 1, 1)}
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
+def test_a_training_step_of_a_segresnet(communicator, monkeypatch, stages):
+    check_training(communicator, monkeypatch, *network(communicator, "instance", stages, **SEGRESNET))
+
+
+def check_training(communicator, monkeypatch, config, grid, layout, layouts, twin, x):
+    """The reductions and messages of a step are those of its plan."""
     target = torch.zeros(1, *x.shape[2:], dtype=torch.uint8)
     twin.train()
     twin.loss(x, target)[0].backward()  # the first time it asks more
     watched = Watched(monkeypatch)
     twin.loss(x, target)[0].backward()
     sum_gradients(twin.parameters(), communicator)
-    work = training_work(unet(config), layouts)
+    work = training_work(described(config), layouts)
     # A rank that does not lead takes no part in coarse levels; the model is that of a leader of all of them.
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
@@ -95,13 +108,24 @@ def test_a_training_step(communicator, monkeypatch, norm, stages):
 @pytest.mark.parametrize("norm", ["instance", "batch", "none"])
 @pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
 def test_segmenting(communicator, monkeypatch, norm, stages, schedule):
-    config, grid, layout, layouts, twin, x = network(communicator, norm, stages)
+    check_segmenting(communicator, monkeypatch, schedule, *network(communicator, norm, stages))
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
+def test_segmenting_by_a_segresnet(communicator, monkeypatch, stages):
+    asked = network(communicator, "instance", stages, **SEGRESNET)
+    check_segmenting(communicator, monkeypatch, Schedule.IN_PLACE, *asked)
+
+
+def check_segmenting(communicator, monkeypatch, schedule, config, grid, layout, layouts, twin, x):
+    """The reductions and messages of a scan are those of its plan."""
     twin.eval()
     image = TensorImage(x, layout, grid, image_width(twin.network, schedule))
     watched = Watched(monkeypatch)
     for _ in twin.streamed(schedule).logit_slabs(image, layout):
         pass
-    work = segmenting_work(unet(config), layouts, schedule)
+    work = segmenting_work(described(config), layouts, schedule)
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
         assert watched.ghosts == sum(exchange.bytes for exchange in work.exchanges)

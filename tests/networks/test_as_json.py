@@ -9,6 +9,7 @@ import pytest
 
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError
+from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.unet import unet
 
@@ -21,13 +22,14 @@ VARIANTS = {
     "residual, group, dropout": ModelConfig(encoder="residual", norm="group", dropout=0.2, down="stride"),
     "trilinear, relu, two channels": ModelConfig(up="trilinear", activation="relu", in_channels=2, classes=5),
     "no levels": ModelConfig(levels=0),
+    "segresnet": ModelConfig(architecture="segresnet", norm="group"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_there_and_back(name):
     for deep in (False, VARIANTS[name].levels >= 3):
-        network = unet(VARIANTS[name], deep)
+        network = described(VARIANTS[name], deep)
         text = json.dumps(network_as_json(network))
         assert network_from_json(json.loads(text), "here") == network
 

@@ -124,16 +124,16 @@ def plan_partition(
 
 
 def _check_plot(asked: Asked, path: Path) -> None:
+    from volseg.networks.architectures import described
     from volseg.networks.coverage import why_not_covered
-    from volseg.networks.unet import unet
     from volseg.program.schedule import covers
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
     if not covers(asked.settings.model):
         raise ConfigError(
-            f"--plot {path}: the network has no planned time, for {why_not_covered(unet(asked.settings.model))}, which "
-            "was not measured; leave out --plot, or plan another network"
+            f"--plot {path}: the network has no planned time, for {why_not_covered(described(asked.settings.model))}, "
+            "which was not measured; leave out --plot, or plan another network"
         )
 
 

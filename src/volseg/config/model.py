@@ -18,13 +18,17 @@ _SIDES, _MOST_FEATURES = (1, 3, 5, 7), 2048
 MOST_CLASSES = 254
 """With the background: masks and targets have 8 bits a voxel, of which 255 says that a voxel does not count."""
 
-_RESENC_BLOCKS = (1, 3, 4, 6)
-"""Residual blocks of each level of nnU-Net's ResEnc presets, finest first; deeper levels have as many as the last."""
+_RESENC_BLOCKS, _SEGRESNET_BLOCKS = (1, 3, 4, 6), (1, 2, 2, 4)
+"""Residual blocks of each level of nnU-Net's ResEnc presets and of MONAI's SegResNet, finest first; deeper levels have
+as many as the last."""
+
+_OF_UNETS = ("encoder", "up", "down", "convolutions", "dropout")
+"""Settings that only a U-Net has."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A 3D U-Net.
+    """A 3D network.
 
     in_channels    image channels; 0: as many as the data set has
     classes        output classes, the background included; 0: as many as the data set has
@@ -32,7 +36,7 @@ class ModelConfig:
     levels         halvings of the resolution (levels + 1 resolutions)
     encoder        plain (two convolutions a level) or residual (residual blocks; several times the memory and time)
     blocks         residual blocks of each level of the encoder, finest first; empty: 1, 3, 4, 6, 6, ... as nnU-Net's
-                   ResEnc presets
+                   ResEnc presets, or 1, 2, 2, 4, 4, ... in a segresnet
     kernel_size    side of the convolutions, odd
     norm           instance, group, batch or none
     activation     leaky_relu or relu
@@ -50,6 +54,9 @@ class ModelConfig:
     convolutions   convolutions at each resolution, in the decoder and in a plain encoder
     down           pool (2x2x2 maximum, or as `strides` say) or stride (the first convolution of a resolution takes
                    every second voxel)
+    architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
+                   convolution, strided convolutions down, skip connections by addition), which has no encoder, up,
+                   down, convolutions or dropout to set
     """
 
     in_channels: int = 0
@@ -69,6 +76,7 @@ class ModelConfig:
     features: tuple[int, ...] = ()
     convolutions: int = 2
     down: Literal["pool", "stride"] = "pool"
+    architecture: Literal["unet", "segresnet"] = "unet"
 
     @property
     def halvings(self) -> tuple[Triple, ...]:
@@ -104,9 +112,10 @@ class ModelConfig:
     @property
     def block_counts(self) -> tuple[int, ...]:
         """Residual blocks per resolution, finest first; none in a plain encoder."""
-        if self.encoder == "plain":
+        if self.architecture == "unet" and self.encoder == "plain":
             return (0,) * (self.levels + 1)
-        return self.blocks or tuple(_RESENC_BLOCKS[min(n, len(_RESENC_BLOCKS) - 1)] for n in range(self.levels + 1))
+        usual = _RESENC_BLOCKS if self.architecture == "unet" else _SEGRESNET_BLOCKS
+        return self.blocks or tuple(usual[min(n, len(usual) - 1)] for n in range(self.levels + 1))
 
     def for_data(self, in_channels: int, classes: int) -> ModelConfig:
         """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
@@ -128,11 +137,7 @@ class ModelConfig:
         )
         check_range("model", self, kernel_size=(1, 11), dropout=(0.0, 0.99), convolutions=(1, 8))
         self._check_stages()
-        if self.blocks and self.encoder == "plain":
-            raise ConfigError(
-                f"model.blocks = {list(self.blocks)}: a plain encoder has none; set encoder = 'residual', or leave it "
-                "out"
-            )
+        self._check_architecture()
         if self.blocks and (len(self.blocks) != self.levels + 1 or not all(1 <= n <= 32 for n in self.blocks)):
             raise ConfigError(
                 f"model.blocks = {list(self.blocks)} must be {self.levels + 1} numbers of 1 to 32, one for each of the "
@@ -146,6 +151,21 @@ class ModelConfig:
             raise ConfigError(
                 f"model.norm = 'group' needs channels in multiples of 8, not {self.widths}; set base_channels"
             )
+
+    def _check_architecture(self) -> None:
+        """Raise ConfigError for a setting that the architecture does not have."""
+        if self.architecture == "unet" and self.blocks and self.encoder == "plain":
+            raise ConfigError(
+                f"model.blocks = {list(self.blocks)}: a plain encoder has none; set encoder = 'residual', or leave it "
+                "out"
+            )
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if self.architecture != "unet" and one.name in _OF_UNETS and value != one.default:
+                raise ConfigError(
+                    f"model.{one.name} = {value!r}: a {self.architecture} has no such setting; leave it out, or set "
+                    "architecture = 'unet'"
+                )
 
     def _check_stages(self) -> None:
         """Raise ConfigError where a list does not have a value for each resolution, or one out of range."""

@@ -23,9 +23,9 @@ from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
 from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.description import Network
-from volseg.networks.unet import unet
 from volseg.volumes.intensity import ChannelScheme
 
 SCHEMA = 1
@@ -89,7 +89,7 @@ class ModelCard:
                 "batch": self.batch,
                 "validation_dice": self.validation_dice,
                 "finest_from": self.finest_from,
-                "network": network_as_json(self.network or unet(self.config.model)),
+                "network": network_as_json(self.network or described(self.config.model)),
             }
         )
 

@@ -30,6 +30,7 @@ from volseg.nn.fused.runner import run_step
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import State
 from volseg.nn.kernels import passes, pointwise
+from volseg.nn.kernels.lines import affine_of
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
@@ -194,16 +195,16 @@ class StreamedNetwork:
     def _keep(self, state: State, op: Keep) -> None:
         assert self.journal is not None
         with self.work.meter.doing(Kind.FILES):
-            if op.view is not None and op.view.node is not None:
+            if op.view is not None:
                 planes = state.rows[op.view.tensor].own
                 self.journal.keep_coarse(self._coarse_box(state), self._relaxed(planes))
-                self._affines[COARSE] = state.affines[op.view.node.name]
+                self._affines[COARSE] = affine_of(state.operand(op.view).activation)
             self.journal.keep(self._affines)
 
     def _fetch(self, state: State, op: Fetch) -> None:
         assert self.journal is not None
-        assert op.view.node is not None
-        state.affines[op.view.node.name] = self._affines[COARSE]
+        if op.view.node is not None:
+            state.affines[op.view.node.name] = self._affines[COARSE]
         box = self._coarse_box(state)
         with self.work.meter.doing(Kind.FILES):
             for z, plane in enumerate(self._relaxed(state.rows[op.view.tensor].own), start=box.start[0]):

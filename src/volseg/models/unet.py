@@ -1,18 +1,18 @@
-"""The 3D U-Net of a configuration as a torch module, the same code on one rank or many."""
+"""The network of a configuration as a torch module, the same code on one rank or many."""
 
 from __future__ import annotations
 
 from volseg.config import ModelConfig
 from volseg.models.described import DescribedModule
+from volseg.networks import architectures
 from volseg.networks.description import Network
-from volseg.networks.unet import unet
 
 DEEP_HEADS = "deep_heads."
 """What the names of parameters begin with that are for training alone."""
 
 
 class UNet(DescribedModule):
-    """A 3D U-Net of `config.levels` halvings.
+    """A 3D U-Net of `config.levels` halvings, or the other architecture that `config` names.
 
     deep_supervision  with a head at each coarser level where the loss is taken (`networks.deep_supervision`); the
                       other parameters and the logits are what they are without
@@ -22,5 +22,5 @@ class UNet(DescribedModule):
     def __init__(
         self, config: ModelConfig, deep_supervision: bool = False, described: Network | None = None
     ) -> None:  # fmt: skip
-        super().__init__(described or unet(config, deep_supervision))
+        super().__init__(described or architectures.described(config, deep_supervision))
         self.config = config

@@ -9,9 +9,9 @@ from typing import Any
 from volseg.config import Config, ModelConfig
 from volseg.errors import ConfigError
 from volseg.geometry import Triple, format_triple
+from volseg.networks import architectures
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.topology import Spacing, is_anisotropic, topology
-from volseg.networks.unet import unet
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def network_for(model: ModelConfig, spacing: Spacing, shape: Triple) -> Choice:
         blocks=model.blocks[:stages],
     )  # fmt: skip
     data, shown = f"voxels of {_millimetres(spacing)} mm, {format_triple(shape)} of them", described(apart)
-    uncovered = why_not_covered(unet(apart))
-    if uncovered and not why_not_covered(unet(model)):
+    uncovered = why_not_covered(architectures.described(apart))
+    if uncovered and not why_not_covered(architectures.described(model)):
         return Choice(
             model,
             f"{data}: all axes are treated alike; {shown} would suit them, but {uncovered}, which has no fast kernel "

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from volseg.config import ModelConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
-from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration, parse_agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.time_model import TimePlan
@@ -63,7 +63,7 @@ def agglomeration_for(text: str, model: ModelConfig, layout: Layout) -> Agglomer
     if text == "auto":
         return NONE
     found = parse_agglomeration(text, model.levels, layout.dims)
-    reason = why_not_covered(unet(model))
+    reason = why_not_covered(described(model))
     if found.stages and reason:
         raise PartitionError(
             f"--agglomerate {text}: this network is not agglomerated, as {reason}; use --agglomerate none"

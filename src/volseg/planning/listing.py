@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
-from volseg.networks.unet import unet
 from volseg.partition.share import busy_shares
 from volseg.planning.search import Candidate, Question
 from volseg.planning.segmenting_pass import SegmentingPass
@@ -43,7 +43,7 @@ class ListedStep:
 def listed(question: Question, run: Candidate) -> list[ListedStep] | None:
     """The steps of the busiest rank in their order; None where the network goes layer by layer instead."""
     training = question.task == "train"
-    network = unet(question.model, training and question.training.deep_supervision)
+    network = described(question.model, training and question.training.deep_supervision)
     if why_not_covered(network):
         return None
     shares = busy_shares(run.plan.layout, network.factors, run.plan.agglomeration, halo=network.halo)

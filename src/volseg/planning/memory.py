@@ -12,7 +12,7 @@ from math import prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
-from volseg.networks.unet import unet
+from volseg.networks.architectures import described
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares
@@ -85,7 +85,7 @@ def training_memory(
     walk = _walk_training(model, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
         return _finish_layers(walk, process, fixed)
-    weights = unet(model, training.deep_supervision).parameters(training=True) * FLOAT
+    weights = described(model, training.deep_supervision).parameters(training=True) * FLOAT
     return _finish_fused(walk, process, weights, training)
 
 
@@ -94,7 +94,7 @@ def _walk_training(
     agglomeration: Agglomeration = NONE, halos: bool = True,
 ) -> TrainingPass | LayerWalk:  # fmt: skip
     """Of the rank that needs most."""
-    network = unet(model, training.deep_supervision)
+    network = described(model, training.deep_supervision)
     if covers(model):
         checkpoints = frozenset(training.checkpoint_levels)
         passes = [
@@ -136,14 +136,14 @@ def segmenting_memory(
     fixed = fixed_memory(model) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
     if schedule is LAYERS or not covers(model):
-        layers = LayerWalk(unet(model), layout, training=False)
+        layers = LayerWalk(described(model), layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
         layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
         plan = _finish_layers(layers, process, fixed)
     else:
-        network = unet(model)
+        network = described(model)
         walk = max(
             (
                 SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
@@ -207,11 +207,11 @@ def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> 
         walk = _walk_training(model, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if covers(model):
-        (share,) = busy_shares(layout, model.factors, halo=unet(model).halo, halos=False)
-        walks = [SegmentingPass(unet(model), s, share) for s in schedules_of(model) if s.in_memory]
+        (share,) = busy_shares(layout, model.factors, halo=described(model).halo, halos=False)
+        walks = [SegmentingPass(described(model), s, share) for s in schedules_of(model) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
-    layers = LayerWalk(unet(model), layout, training=False, halos=False)
+    layers = LayerWalk(described(model), layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
 
@@ -226,8 +226,8 @@ def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> 
     training  how it is trained; None to segment
     """
     if training is None:
-        return SEGMENTING_PROCESS + unet(model).parameters() * FLOAT
-    weights = unet(model, training.deep_supervision).parameters(training=True)
+        return SEGMENTING_PROCESS + described(model).parameters() * FLOAT
+    weights = described(model, training.deep_supervision).parameters(training=True)
     return TRAINING_PROCESS + _weight_copies(training) * weights * FLOAT
 
 

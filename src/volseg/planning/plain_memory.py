@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.networks.description import Convolution, Normalization
-from volseg.networks.unet import unet
 from volseg.partition.layout import padded_shape
 from volseg.planning.autograd_walk import LONG, AutogradWalk
 from volseg.planning.ledger import FLOAT
@@ -22,7 +22,7 @@ def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int =
 
     weight_copies  weights, gradients and what the optimizer keeps: 4 with AdamW
     """
-    network = unet(model)
+    network = described(model)
     walk = _PlainWalk(network, padded_shape(shape, model.multiple), training=True)
     walk.forward()
     walk.backward()

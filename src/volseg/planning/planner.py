@@ -10,9 +10,9 @@ from math import isqrt, prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
+from volseg.networks.architectures import described
 from volseg.networks.deep_supervision import check_not_agglomerated
 from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
-from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -99,7 +99,7 @@ def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: s
     """
     padded = padded_shape(shape, model.multiple)
     layouts = [Layout.even(padded, dims, model.multiple) for dims in fitting_grids(shape, ranks, model.multiple)]
-    halo = unet(model).halo
+    halo = described(model).halo
     if agglomerate in ("none", "auto") and max(map(max, halo)) <= 1:  # which any block is thick enough for
         return layouts
     found, refused = [], {}
@@ -205,7 +205,7 @@ def make_plan(
     stages = agglomeration_for(agglomerate, model, layout)
     if task == "train" and training.deep_supervision:
         check_not_agglomerated(stages)
-    halo = forward_halo_bytes(unet(model), layout, stages)
+    halo = forward_halo_bytes(described(model), layout, stages)
     if task == "train":
         memory = sampling.memory(model, training, layout, shape, threads, stages)
         return Plan(shape, layout, memory, halo, agglomeration=stages)

@@ -14,7 +14,7 @@ from math import prod
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple, quotient
-from volseg.networks.unet import unet
+from volseg.networks.architectures import described
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import choose_agglomeration
@@ -77,7 +77,7 @@ class Question:
     def parameters(self) -> int:
         """Of the network."""
         training = self.task == "train"
-        return unet(self.model, training and self.training.deep_supervision).parameters(training)
+        return described(self.model, training and self.training.deep_supervision).parameters(training)
 
     @property
     def timed(self) -> bool:

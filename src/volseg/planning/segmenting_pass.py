@@ -8,9 +8,9 @@ from math import prod
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
-from volseg.networks.description import IMAGE, Network
-from volseg.networks.unet import unet
+from volseg.networks.description import IMAGE, Network, Normalization
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.basin import Basin, Ghosts, basins
 from volseg.partition.layout import Layout
@@ -28,12 +28,15 @@ from volseg.program.step import (
     Convolve,
     Gather,
     Lifted,
+    Normalize,
     Pass,
     Place,
     Pool,
     Scatter,
     Step,
     Tensor,
+    UpConvolve,
+    View,
     lift_of,
 )
 
@@ -87,6 +90,7 @@ class SegmentingPass:
         self.held: list[int] = []
         self.ports: dict[Tensor, int] = {}
         self._lying: dict[Tensor, Place] = {}
+        self._summed: set[Tensor] = set()
         self._slab = self._messages = self._work = 0
         for step in program.forward:
             self._go_through(step)
@@ -126,6 +130,12 @@ class SegmentingPass:
                 self._transferred(step, op.stage, op.source)
             case Scatter() as op:
                 self._transferred(step, op.stage, op.target.tensor)
+            case UpConvolve() as op:
+                more = self._resident(op.output.stage) + self._resident_below(op.source.tensor)
+                self._note(step.label, op.output.stage, more + self._slab)
+            case Normalize(view=View(tensor=tensor, node=Normalization() as node)) if node.norm != "none":
+                if tensor not in self._summed:
+                    self._note(step.label, tensor.stage, self._sums(tensor) + self._slab)
             case Add() | Pool():
                 self._note(step.label, step.op.output.stage, self._slab)
             case Classify():
@@ -178,7 +188,10 @@ class SegmentingPass:
     # operations
 
     def _convolved(self, label: str, op: Convolve) -> None:
-        stage, more = op.output.stage, self._sums(op) + self._resident(op.output.stage, self._read(op))
+        stage, more = op.output.stage, self._resident(op.output.stage, self._read(op))
+        if op.statistics is not None:
+            self._summed.add(op.output)
+            more += self._sums(op.output)
         if any(source.tensor.name == IMAGE for source in op.sources):
             more += self._image_slab()
         for source in op.sources:
@@ -216,7 +229,10 @@ class SegmentingPass:
             self._worked(convolution, sides)
         _, h, w = self._wide(len(op.chain))
         windows += 3 * (step + 2) * h * w * self.network.in_channels * FLOAT
-        windows += self.logits if op.head is not None else self._sums(op.chain[-1])
+        if op.head is not None:
+            windows += self.logits
+        elif op.chain[-1].statistics is not None:
+            windows += self._sums(op.chain[-1].output)
         self._note(label, 0, windows)
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:
@@ -255,14 +271,14 @@ class SegmentingPass:
         voxels = prod(source.node.factors) * max(d * h * w for _, (d, h, w) in slabs)
         return voxels * padded_channels(source.node.channels) * FLOAT
 
-    def _sums(self, op: Convolve) -> int:
-        """Of the bricks of a convolution's output."""
-        stage = op.output.stage
-        side = [a // b for a, b in zip(self.network.factors[-1], self.network.factors[stage], strict=True)]
-        if op.statistics is None or max(side) == 1:
+    def _sums(self, tensor: Tensor) -> int:
+        """Of the bricks of a tensor of which statistics are taken."""
+        factors = self.network.factors
+        side = [a // b for a, b in zip(factors[-1], factors[tensor.stage], strict=True)]
+        if max(side) == 1:
             return 0
         brick = prod(min(n, most) for n, most in zip(side, (8, 2, 8), strict=True))
-        return prod(self._sides(op.output)) // brick * 2 * op.output.stored * FLOAT
+        return prod(self._sides(tensor)) // brick * 2 * tensor.stored * FLOAT
 
     @property
     def logits(self) -> int:
@@ -286,7 +302,7 @@ class SegmentingPass:
 
 def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
     """Of files that SPILL has at once, on the busiest rank."""
-    network = unet(model)
+    network = described(model)
     if why_not_covered(network):
         return 0
     shares = busy_shares(layout, network.factors, agglomeration, halo=network.halo)

@@ -16,8 +16,8 @@ from math import log2, prod
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.networks.description import Network
-from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work
 from volseg.planning.profile import Profile
@@ -97,7 +97,7 @@ def training_time(
     layouts     of each level, finest first
     replicas    among which the gradients are summed besides
     """
-    network = unet(_covered(model), training.deep_supervision)
+    network = described(_covered(model), training.deep_supervision)
     work = training_work(network, layouts, training.checkpoint_levels, replicas)
     return _time(work, layouts, profile, placing, replicas)
 
@@ -107,7 +107,7 @@ def segmenting_time(
     placing: Placing = Placing(),
 ) -> TimePlan:  # fmt: skip
     """The network's part of segmenting one scan."""
-    return _time(segmenting_work(unet(_covered(model)), layouts, schedule), layouts, profile, placing)
+    return _time(segmenting_work(described(_covered(model)), layouts, schedule), layouts, profile, placing)
 
 
 def seconds_of_steps(

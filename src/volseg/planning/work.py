@@ -89,6 +89,10 @@ class _WorkPass:
                 self._convolve(label, op)
             case ops.Pass() as op:
                 self._pass(label, op)
+            case ops.UpConvolve() as op:
+                self._up(label, Family.UP, op.source, op.output)
+            case ops.UpConvolveBackward() as op:
+                self._up(label, Family.UP_BACKWARD, op.source, op.gradient)
             case ops.Exchange() as op:
                 self.exchange(label, op.tensor, op.tensor.stored)
             case ops.Normalize() as op:
@@ -98,7 +102,7 @@ class _WorkPass:
             case ops.NormalizeBackward() as op if op.view.node is not None and op.view.node.norm != "none":
                 tensor = op.view.tensor
                 self.operate(label, Kind.NORM, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
-                self.reduce(label, tensor.stage, 2 * tensor.channels * DOUBLE)
+                self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
             case ops.ConvolveBackward() as op:
                 self._convolve_backward(label, op)
             case ops.Unpool() as op:
@@ -110,10 +114,12 @@ class _WorkPass:
                 self._transfer(label, op.stage, op.target)
             case ops.Scatter() as op:
                 self._transfer(label, op.stage, op.target.tensor)
-                self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
+                if op.target.node is not None:
+                    self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
             case ops.ScatterBackward() as op:
                 self._transfer(label, op.stage, op.source)
-                self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
+                if op.through:
+                    self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
 
     def operate(
         self, layer: str, kind: Kind, family: Family, stage: int, inputs: int, outputs: int, voxels: int | None = None,
@@ -133,6 +139,9 @@ class _WorkPass:
                 self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
         inputs = sum(self.network.inputs_of(node))
         self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+
+    def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
+        self.operate(label, Kind.UP, family, output.stage, source.tensor.channels, output.channels)
 
     def _load(self, label: str) -> None:
         self.operate(label, Kind.FILES, Family.SEGMENT_LOAD, 0, self.network.in_channels, 1)

@@ -27,6 +27,9 @@ from volseg.program.step import (
     Target,
     Tensor,
     Unpool,
+    UpConvolve,
+    UpConvolveBackward,
+    View,
 )
 
 
@@ -42,6 +45,8 @@ class _Backward:
     bare    tensors whose gradient is that of the activated values: they are pooled ones, whose activation is gone
             through where they came from
     begun   gradients of which a part is there already
+    normed  tensors that are read through a norm; of these `split` those that are read in other ways, too: each norm
+            then has a gradient of its own, which goes through it to the tensor's
     """
 
     def __init__(self, forward: Sequence[Step]) -> None:
@@ -50,6 +55,9 @@ class _Backward:
         self.begun: set[Tensor] = set()
         self.pooled: dict[Tensor, tuple[Tensor, MaxPool]] = {}
         self.bare: set[Tensor] = set()
+        self.normed = {step.op.view.tensor for step in forward if isinstance(step.op, Normalize)}
+        views = {view for step in forward for view in _views(step.op)}
+        self.split = {view.tensor for view in views if len({v.node for v in views if v.tensor == view.tensor}) > 1}
         for step in forward:
             match step.op:
                 case Convolve(output=output, pooled=Tensor() as pooled, pooling=MaxPool() as node):
@@ -75,15 +83,18 @@ class _Backward:
                     self._convolve(op, step.label)
                 case Add() as op:
                     self._add(op, step.label)
+                case UpConvolve() as op:
+                    backward = UpConvolveBackward(op.node, op.source, op.output.gradient, self._target(op.source))
+                    self._emit(backward, step.label)
                 case Gather() as op:
                     given = None if op.target is None else op.target.gradient
                     label = f"level {op.stage}, scattered"
-                    through = op.source not in self.bare
+                    through = op.source in self.normed
                     self._emit(GatherBackward(op.stage, given, self._begin(op.source), through), label)
                 case Scatter() as op:
                     wanted = None if op.source is None else self._begin(op.source.tensor)
-                    label = f"level {op.stage}, gathered"
-                    self._emit(ScatterBackward(op.stage, op.target.tensor.gradient, wanted), label)
+                    label, through = f"level {op.stage}, gathered", op.target.node is not None
+                    self._emit(ScatterBackward(op.stage, op.target.tensor.gradient, wanted, through), label)
         return self.steps
 
     def _emit(self, op: Op, label: str) -> None:
@@ -95,21 +106,30 @@ class _Backward:
 
     def _target(self, source: Source) -> Target:
         """Where a reader puts its part of the gradient of what it read."""
-        tensor = source.tensor
         view = source.view if isinstance(source, Lifted) else source
-        add = tensor.gradient in self.begun
+        gradient = self._gradient_of(view)
+        add = gradient in self.begun
+        self.begun.add(gradient)
         # Where a pooled tensor's gradient is still to come, the activation is gone through with that.
-        through = None if tensor in self.bare or tensor in self.pooled else view.node
-        return Target(self._begin(tensor), through, add)
+        through = None if view.tensor in self.bare or view.tensor in self.pooled else view.node
+        return Target(gradient, through, add)
+
+    def _gradient_of(self, view: View) -> Tensor:
+        return view.own_gradient if view.node is not None and view.tensor in self.split else view.tensor.gradient
 
     def _normalize(self, op: Normalize, label: str) -> None:
         tensor = op.view.tensor
         if tensor in self.pooled:
             pooled, node = self.pooled[tensor]
+            gradient = self._gradient_of(op.view)
+            add = gradient in self.begun
+            self.begun.add(gradient)
+            self._emit(Unpool(node, op.view, pooled.gradient, Target(gradient, op.view.node, add)), label)
+        if tensor in self.split:
             add = tensor.gradient in self.begun
-            target = Target(self._begin(tensor), op.view.node, add)
-            self._emit(Unpool(node, op.view, pooled.gradient, target), label)
-        self._emit(NormalizeBackward(op.view, tensor.gradient), label)
+            self._emit(NormalizeBackward(op.view, op.view.own_gradient, self._begin(tensor), add), label)
+        else:
+            self._emit(NormalizeBackward(op.view, tensor.gradient), label)
 
     def _add(self, op: Add, label: str) -> None:
         first = self._target(op.sources[0])
@@ -122,4 +142,18 @@ class _Backward:
         targets = tuple(self._target(source) for source in op.sources if source.tensor.name != IMAGE)
         if targets and max(op.node.kernel) > 1:
             self._emit(Exchange(gradient), label)
-        self._emit(ConvolveBackward(op.node, op.sources, gradient, targets), label)
+        bias = op.node.bias and (op.output in self.split or op.output not in self.normed)
+        self._emit(ConvolveBackward(op.node, op.sources, gradient, targets, bias), label)
+
+
+def _views(op: Op) -> list[View]:
+    """How an operation reads tensors whose gradients are wanted."""
+    match op:
+        case Convolve() | Add():
+            views = [source.view if isinstance(source, Lifted) else source for source in op.sources]
+            return [view for view in views if view.tensor.name != IMAGE]
+        case Classify() | Pool() | UpConvolve():
+            return [op.source]
+        case Scatter(source=View() as source):
+            return [source]
+    return []

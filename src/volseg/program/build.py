@@ -30,7 +30,7 @@ def train_program(
     last = network.deepest if last is None else last
     forward = forward_steps(network, merges, last, loss=True)
     backward = made_again_in(forward, backward_steps(forward), made_again(network, checkpoint_stages))
-    steps = with_frees([*forward, *backward])
+    steps = with_frees(sums_in_place([*forward, *backward]))
     return Program(tuple(steps[: len(forward)]), tuple(steps[len(forward) :]), last, merges)
 
 

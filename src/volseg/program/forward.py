@@ -28,6 +28,7 @@ from volseg.program.step import (
     Source,
     Step,
     Tensor,
+    UpConvolve,
     View,
 )
 
@@ -105,12 +106,23 @@ class _Forward:
         output, pool = Tensor(node.name, node.stage, grid, node.channels), self._pool_of(node)
         pooled = None if pool is None else Tensor(pool.name, pool.stage, node.stage, node.channels)
         sources = tuple(self.outputs[name] for name in node.reads)
-        self._emit(Convolve(node, sources, output, self._norm_of(node), pooled, pool), node.name)
+        # What is gathered before its norm takes statistics has none of bricks; nor where it is not, for the same bits.
+        norm = None if max(node.stride) > 1 and self._is_read_raw(node) else self._norm_of(node)
+        self._emit(Convolve(node, sources, output, norm, pooled, pool), node.name)
         if pool is not None and pooled is not None and pool.stage not in self.merges:
             self._exchange(pool.name, pooled, node.name)
         if grid == node.stage:
             self._exchange(node.name, output, node.name)
+        elif self._is_read_raw(node):
+            target = self._gathered(node.name, output)
+            if target is None:
+                return
+            output = target
         self.outputs[node.name] = View(output)
+
+    def _is_read_raw(self, node: Node) -> bool:
+        """Whether a node's output is read other than through a norm or an activation."""
+        return any(not isinstance(reader, Normalization) for reader in self.network.readers[node.name])
 
     def _exchange(self, name: str, tensor: Tensor, label: str) -> None:
         if needs_ghosts(self.network, name, self.merges, beyond=self.beyond):
@@ -169,20 +181,26 @@ class _Forward:
             self.outputs[node.name] = View(target, norm)
 
     def _lifted(self, node: UpConvolution) -> None:
-        norm = self.network.by_name[node.reads[0]]
-        assert isinstance(norm, Normalization)
-        below = self.outputs.get(norm.name)
+        read = self.network.by_name[node.reads[0]]
+        below = self.outputs.get(read.name)
         stage = node.stage + 1
         if stage in self.merges:
             label = f"level {stage}, scattered"
-            target = View(Tensor(f"spread {stage}", stage, node.stage, norm.channels), norm)
+            through = read if isinstance(read, Normalization) else None
+            target = View(Tensor(f"spread {stage}", stage, node.stage, read.channels), through)
             assert below is None or isinstance(below, View)
             self._emit(Scatter(stage, below, target), label)
             if needs_ghosts(self.network, node.name, self.merges):
                 self._emit(Exchange(target.tensor), norm.reads[0])
             below = target
         assert isinstance(below, View)
-        self.outputs[node.name] = Lifted(below, node)
+        if all(isinstance(reader, Convolution) for reader in self.network.readers[node.name]):
+            self.outputs[node.name] = Lifted(below, node)
+            return
+        output = Tensor(node.name, node.stage, node.stage, node.channels)
+        self._emit(UpConvolve(node, below, output), node.name)
+        self._exchange(node.name, output, node.name)
+        self.outputs[node.name] = View(output)
 
     def _addition(self, node: Addition) -> None:
         output = Tensor(node.name, node.stage, node.stage, node.channels)

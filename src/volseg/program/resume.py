@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from volseg.program.step import Convolve, Exchange, Fetch, Keep, Lifted, Normalize, Step, View
+from volseg.program.step import Add, Convolve, Exchange, Fetch, Keep, Lifted, Normalize, Pool, Step, UpConvolve, View
 
 COARSE = "coarse"
 """For whose output there are coefficients beside those of the finest stage's layers."""
@@ -20,6 +20,8 @@ def stage_of(step: Step) -> int:
             return op.tensor.stage
         case Normalize() as op:
             return op.view.tensor.stage
+        case Add() | Pool() | UpConvolve() as op:
+            return op.output.stage
         case Fetch():
             return 1
         case Keep() as op:
@@ -42,13 +44,16 @@ def resumable(steps: Sequence[Step], *, going_on: bool) -> list[Step]:
 
 def _coarse_output(steps: Sequence[Step]) -> View:
     """What the finest stage reads of the coarser ones."""
-    return next(
-        source.view
-        for step in steps
-        if isinstance(step.op, Convolve) and step.op.node.stage == 0
-        for source in step.op.sources
-        if isinstance(source, Lifted)
-    )
+    return next(view for step in steps if stage_of(step) == 0 for view in _lifted_views(step))
+
+
+def _lifted_views(step: Step) -> list[View]:
+    match step.op:
+        case UpConvolve() as op:
+            return [op.source]
+        case Convolve() as op:
+            return [source.view for source in op.sources if isinstance(source, Lifted)]
+    return []
 
 
 def _without_pooling(step: Step) -> Step:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from volseg.config import ModelConfig
+from volseg.networks.architectures import described
 from volseg.networks.coverage import can_recompute, why_not_covered
-from volseg.networks.unet import unet
 
 
 class Schedule(StrEnum):
@@ -44,9 +44,9 @@ def schedules_of(model: ModelConfig, kernels: bool = True) -> list[Schedule]:
     """
     if not covers(model) or not kernels:
         return [LAYERS]
-    return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(unet(model)) else [IN_PLACE, SPILL]
+    return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(described(model)) else [IN_PLACE, SPILL]
 
 
 def covers(model: ModelConfig) -> bool:
     """Whether the program takes a network of this configuration."""
-    return not why_not_covered(unet(model))
+    return not why_not_covered(described(model))

@@ -53,6 +53,12 @@ class View:
     tensor: Tensor
     node: Normalization | None = None
 
+    @property
+    def own_gradient(self) -> Tensor:
+        """The gradient of the raw values as read through the norm alone, where there are other readers."""
+        assert self.node is not None
+        return replace(self.tensor, name=f"gradient of {self.node.name}")
+
 
 @dataclass(frozen=True)
 class Lifted:
@@ -156,6 +162,21 @@ class Add(Op):
 
     def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
         return [(self.sources[0].tensor, self.output)] if self.over_first else []
+
+
+@dataclass(frozen=True)
+class UpConvolve(Op):
+    """An up-convolution whose whole output is there."""
+
+    node: UpConvolution
+    source: View
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output]
 
 
 @dataclass(frozen=True)
@@ -271,23 +292,37 @@ class Unpool(Op):
 
 @dataclass(frozen=True)
 class NormalizeBackward(Op):
-    """From the gradient before the activation that of the raw tensor, in its place."""
+    """From the gradient before the activation that of the raw tensor, in its place.
+
+    total  where the raw tensor has other readers, too, its whole gradient, to which this part is added
+    add    whether parts of that are there already; else the part becomes it
+    """
 
     view: View
     gradient: Tensor
+    total: Tensor | None = None
+    add: bool = False
 
     def reads(self) -> Sequence[Tensor]:
-        return [self.view.tensor, self.gradient]
+        own = [self.view.tensor, self.gradient]
+        return [*own, self.total] if self.total is not None and self.add else own
+
+    def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
+        return [] if self.total is None or self.add else [(self.gradient, self.total)]
 
 
 @dataclass(frozen=True)
 class ConvolveBackward(Op):
-    """The gradients of a convolution's weight and of its sources; of an image there is none."""
+    """The gradients of a convolution's weight and of its sources; of an image there is none.
+
+    bias  whether that of its bias, too, which else the norm behind it has
+    """
 
     node: Convolution
     sources: tuple[Source, ...]
     gradient: Tensor
     targets: tuple[Target, ...]
+    bias: bool = False
 
     def reads(self) -> Sequence[Tensor]:
         added = [target.tensor for target in self.targets if target.add]
@@ -306,14 +341,31 @@ class AddBackward(Op):
     targets: tuple[Target, ...]
 
     def reads(self) -> Sequence[Tensor]:
-        second = self.targets[1]
-        return [*(source.tensor for source in self.sources), self.gradient, *([second.tensor] if second.add else [])]
+        second, terms = self.targets[1], zip(self.sources, self.targets, strict=True)
+        through = [source.tensor for source, target in terms if target.through is not None]
+        return [*through, self.gradient, *([second.tensor] if second.add else [])]
 
     def writes(self) -> Sequence[Tensor]:
         return [] if self.targets[1].add else [self.targets[1].tensor]
 
     def renames(self) -> Sequence[tuple[Tensor, Tensor]]:
         return [(self.gradient, self.targets[0].tensor)]
+
+
+@dataclass(frozen=True)
+class UpConvolveBackward(Op):
+    """The gradients of an up-convolution's weight, bias and input."""
+
+    node: UpConvolution
+    source: View
+    gradient: Tensor
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor, self.gradient, *([self.target.tensor] if self.target.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target.add else [self.target.tensor]
 
 
 @dataclass(frozen=True)
@@ -337,11 +389,15 @@ class GatherBackward(Op):
 
 @dataclass(frozen=True)
 class ScatterBackward(Op):
-    """The gradient of a stage's output, before the activation, to those who lead: the adjoint of `Scatter`."""
+    """The gradient of a stage's output to those who lead: the adjoint of `Scatter`.
+
+    through  whether it is that before an activation, which has sums
+    """
 
     stage: int
     source: Tensor
     target: Tensor | None
+    through: bool = True
 
     def reads(self) -> Sequence[Tensor]:
         return [self.source]

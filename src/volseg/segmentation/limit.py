@@ -16,8 +16,8 @@ from volseg.distributed.placement import ranks_on_this_machine
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, gibibytes, resident_memory
+from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
-from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
@@ -138,7 +138,7 @@ def _why(model: ModelConfig, lacking: int) -> str:
         return "for the processor lacks the instructions of the fast kernels"
     if model.levels == 0:
         return "for it has but one level"
-    return f"for {why_not_covered(unet(model))}, which is not streamed"
+    return f"for {why_not_covered(described(model))}, which is not streamed"
 
 
 class _Planner:

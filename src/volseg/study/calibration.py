@@ -29,7 +29,7 @@ from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import Triple
 from volseg.machine import physical_memory, processor_name
-from volseg.networks.unet import unet
+from volseg.networks.architectures import described
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import CHANNELS, SIDE, measure_reference
 from volseg.partition.layout import Layout
@@ -172,8 +172,8 @@ def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
         setup = prepare(TrainingJob(folder / "data", folder / "run", config), alone, ignore)
         training = _steps(lambda: _train(setup), alone.meter, communicator)
         segmenting = _steps(_segmenter(setup, alone), alone.meter, communicator)
-    work = training_work(unet(case.model), layouts)
-    forward = segmenting_work(unet(case.model), layouts)
+    work = training_work(described(case.model), layouts)
+    forward = segmenting_work(described(case.model), layouts)
     found = _joined(work.operations, training) + _joined(forward.operations, segmenting)
     shared = communicator.gather_all([cost.seconds for cost in found])
     means = [statistics.fmean(times) for times in zip(*shared, strict=True)]

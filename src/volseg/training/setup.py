@@ -17,6 +17,7 @@ from volseg.geometry import format_triple
 from volseg.models.forecast import Machine, this_machine
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
+from volseg.networks.architectures import NAMES
 from volseg.networks.choice import described
 from volseg.planning.memory import MemoryPlan
 from volseg.program.schedule import covers
@@ -241,7 +242,8 @@ def _describe(setup: Setup) -> str:
     apart = f", {described(model)}" if described(model) else ""
     lines = [
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, labels {', '.join(dataset.label_names)}",
-        f"U-Net of {format_triple(model.widths)} channels{apart}; {_describe_resolution(setup.finest)}, "
+        f"{NAMES[model.architecture]} of {format_triple(model.widths)} channels{apart}; "
+        f"{_describe_resolution(setup.finest)}, "
         f"{torch.get_num_threads()} threads each" + (f", {batch} cases a step" if batch > 1 else ""),
     ]
     if len(setup.resolutions) > 1:

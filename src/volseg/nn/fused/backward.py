@@ -20,7 +20,7 @@ from volseg.nn.fused.state import State
 from volseg.nn.fused.up import Up, bias_sums
 from volseg.nn.kernels import addition, passes, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
-from volseg.nn.kernels.rows import Rows
+from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
@@ -34,6 +34,7 @@ from volseg.program.step import (
     ScatterBackward,
     Target,
     Unpool,
+    UpConvolveBackward,
 )
 
 _UP_MULTIPLE = 2
@@ -42,7 +43,7 @@ _UP_MULTIPLE = 2
 def classify_backward(state: State, op: ClassifyBackward) -> None:
     """The head's gradients, and its input's. A part that is added goes through the activation apart: that is linear."""
     head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
-    gradient, sums = state.rows[op.target.tensor], state.zero_sums(op.target.tensor)
+    gradient, sums = state.rows[op.target.tensor], _target(state, op.target).sums
     stored = padded_channels(op.node.channels)
     turned = pointwise.pack_turned_point(head.weight, stored)
     weight = torch.zeros(stored, x.rows.channels, dtype=torch.float64)
@@ -75,7 +76,8 @@ def unpool(state: State, op: Unpool) -> None:
 
 def normalize_backward(state: State, op: NormalizeBackward) -> None:
     """The gradient of the raw tensor in place of that before the activation; the norm's and the bias's gradients."""
-    node, tensor, gradient = op.view.node, op.view.tensor, state.rows[op.gradient]
+    node, tensor = op.view.node, op.view.tensor
+    gradient = state.rows[op.gradient if op.total is None or op.add else op.total]
     assert node is not None
     norm = state.layer(node.module) if node.module else nn.Identity()
     sums, statistics = state.sums.pop(op.gradient), state.statistics.pop(node.name)
@@ -83,7 +85,11 @@ def normalize_backward(state: State, op: NormalizeBackward) -> None:
         result = normalization_gradient(norm, statistics, sums, state.work(tensor).grid.communicator)
         if result.combination is not None:
             passes.combine(gradient, state.rows[tensor], *result.combination)
+        if op.total is not None and op.add:
+            state.rows[op.total].own.add_(gradient.own)
     state.enter(norm, result.weight, result.bias)
+    if op.total is not None:  # the convolution has its bias's gradient from all parts
+        return
     bias = sums[0, : tensor.channels]  # without a norm, which would take it away again
     if statistics is not None and statistics.keep is not None:
         bias = bias * statistics.keep
@@ -115,7 +121,8 @@ def convolve_backward(state: State, op: ConvolveBackward) -> None:
     if turned is not None:
         turned.release()
     with work.meter.doing(Kind.CONVOLUTION):
-        state.enter(conv, sums.finish(), None)
+        bias = bias_sums(gradient)[: op.node.channels].float() if op.bias else None
+        state.enter(conv, sums.finish(), bias)
 
 
 _Slab = tuple[Range, list[Operand], Sequence[kernels.Target]]
@@ -178,12 +185,24 @@ class _UpBackward:
         self.state.enter(self.up.module, *self.up.finished(self.weight, self.bias))
 
 
+def up_convolve_backward(state: State, op: UpConvolveBackward) -> None:
+    """The gradients of an up-convolution's weight and bias, and of its input."""
+    up = Up(cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source))
+    gradient = state.rows[op.gradient]
+    with state.work(op.gradient).meter.doing(Kind.UP):
+        weight = up.backward((0, gradient.sides[0]), gradient, _target(state, op.target), None)
+        state.enter(up.module, *up.finished(weight, bias_sums(gradient)))
+
+
 def add_backward(state: State, op: AddBackward) -> None:
     """A sum's gradient, which lies where the first term's is to be, divided among both."""
     first, second = op.targets
-    x, other = (state.operand(source).activation for source in op.sources)
-    x_sums, other_sums = (None if t.through is None else state.zero_sums(t.tensor) for t in op.targets)
     gradient = state.rows[first.tensor]
+    x, other = (
+        Activation(gradient) if target.through is None else state.operand(source).activation
+        for source, target in zip(op.sources, op.targets, strict=True)
+    )
+    x_sums, other_sums = (_target(state, target).sums for target in op.targets)
     with state.work(first.tensor).meter.doing(Kind.NORM):
         addition.divide(
             gradient, gradient, 1.0, x, other, x_sums=x_sums, other_sums=other_sums, copy=state.rows[second.tensor],
@@ -207,6 +226,8 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
     merge, own = state.grids.merges[op.stage], state.rows[op.source]
     whole = None if op.target is None else state.rows[op.target]
     merging.gather(merge, state.layout(op.source), own, whole, state.works[0].buffers)
+    if not op.through:
+        return
     sums = torch.from_numpy(merge.group.reduce_all(state.sums.pop(op.source).numpy()))
     if op.target is not None:
         state.sums[op.target] = sums
@@ -215,6 +236,6 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
 BACKWARD: dict[type, Any] = {
     ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool,
     NormalizeBackward: normalize_backward, ConvolveBackward: convolve_backward,
-    GatherBackward: gather_backward, ScatterBackward: scatter_backward,
+    GatherBackward: gather_backward, ScatterBackward: scatter_backward, UpConvolveBackward: up_convolve_backward,
 }  # fmt: skip
 """The functions that execute backward operations."""

@@ -19,9 +19,9 @@ from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Up
 from volseg.nn.kernels import addition, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
-from volseg.nn.kernels.reproducible import LARGEST_BRICK
+from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
-from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges
+from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.step import (
@@ -36,6 +36,7 @@ from volseg.program.step import (
     Pool,
     Scatter,
     SitOut,
+    UpConvolve,
     lift_of,
 )
 
@@ -93,6 +94,16 @@ def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
     return Up(module, state.operand(source.view), lift_of(op, source).reach)
 
 
+def up_convolve(state: State, op: UpConvolve) -> None:
+    """An up-convolution's whole output, some planes at a time."""
+    layer, x = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source)
+    weight = pointwise.pack_up(layer.weight, layer.bias)
+    for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
+        with state.work(op.output).meter.doing(Kind.UP):
+            pointwise.apply(x.activation, weight, state.rows[op.output], planes)
+        state.memory.computed([], planes)
+
+
 def pool(state: State, op: Pool) -> None:
     """The largest of each window of a tensor that is there already."""
     tensor = op.source.tensor
@@ -110,7 +121,6 @@ def add(state: State, op: Add) -> None:
         x = Operand(rows, first.tensor.channels, state.affine(first)) if first.tensor not in state.rows else None
         x = x or state.operand(first)
         addition.add(x.activation, state.operand(second).activation, rows, 1.0)
-    state.bricks_of[op.output] = None
 
 
 def exchange(state: State, op: Exchange) -> None:
@@ -119,16 +129,19 @@ def exchange(state: State, op: Exchange) -> None:
 
 
 def normalize_view(state: State, op: Normalize) -> None:
-    """Coefficients from the sums that the convolution left."""
+    """Coefficients from the sums that the convolution left, or from those of a tensor that no convolution made."""
     node, tensor = op.view.node, op.view.tensor
     assert node is not None
     sums, rows = state.bricks_of.pop(tensor, None), state.rows[tensor]
     if node.name in state.known:
         state.affines[node.name] = state.known[node.name]
         return
+    norm = state.layer(node.module) if node.module else nn.Identity()
     with state.work(tensor).meter.doing(Kind.NORM):
+        if sums is None and needs_statistics(norm):
+            sums = sums_of_bricks(rows, state.bricks[tensor.stage])
         state.affines[node.name], state.statistics[node.name] = normalize(
-            state.layer(node.module) if node.module else nn.Identity(), tensor.channels, rows.channels,
+            norm, tensor.channels, rows.channels,
             lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape, node.slope, kept_channels(state, node),
             state.work(tensor).grid.communicator,
         )  # fmt: skip
@@ -152,12 +165,12 @@ def gather(state: State, op: Gather) -> None:
 def scatter(state: State, op: Scatter) -> None:
     """A stage's output from those who lead, its coefficients, and running statistics of the stages behind it."""
     merge, node, target = state.grids.merges[op.stage], op.target.node, op.target.tensor
-    assert node is not None
     whole = None if op.source is None else state.operand(op.source)
     rows = state.rows[target]
     merging.scatter(merge, state.layout(target), None if whole is None else whole.rows, rows, state.works[0].buffers)
     affine = None if whole is None else whole.affine
-    state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
+    if node is not None:
+        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
     merge.share(running_statistics(state.twin, op.stage))
 
 
@@ -208,6 +221,17 @@ def brick_sums(sides: Triple, channels: int, brick: Triple) -> kernels.BrickSums
     return kernels.BrickSums(torch.empty(*counts, 2, channels), brick)
 
 
+def sums_of_bricks(rows: Rows, brick: Triple) -> kernels.BrickSums | None:
+    """The sums of a block's bricks; None where these are single voxels."""
+    sums = brick_sums(rows.sides, rows.channels, brick)
+    if sums is not None:
+        for number, slab in enumerate(raw_slabs(rows, sums)):
+            layers = slab.shape[0] // brick[0]
+            whole = sums.sums[number * (LARGEST_BRICK[0] // brick[0]) :][:layers]
+            whole.copy_(brick_moments(slab, brick).view_as(whole))
+    return sums
+
+
 def channel_signs(norm: nn.Module | None, stored: int) -> TorchTensor:
     """-1 for channels whose activation falls as the raw value rises, else 1."""
     signs = torch.ones(stored)
@@ -241,6 +265,6 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, Classify: classify, Pool: pool, Add: add,
+    SitOut: sit_out, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
 }  # fmt: skip
 """The functions that execute forward operations."""

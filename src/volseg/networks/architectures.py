@@ -1,0 +1,23 @@
+"""The networks that a configuration can name: by `[model] architecture`, what describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from volseg.config import ModelConfig
+from volseg.networks.description import Network
+from volseg.networks.segresnet import segresnet
+from volseg.networks.unet import unet
+
+_BUILDERS: dict[str, Callable[[ModelConfig, bool], Network]] = {"unet": unet, "segresnet": segresnet}
+
+NAMES = {"unet": "U-Net", "segresnet": "SegResNet"}
+"""As messages call them."""
+
+
+def described(config: ModelConfig, deep_supervision: bool = False) -> Network:
+    """The description of the network of a configuration.
+
+    deep_supervision  with a head at each coarser stage where the loss is taken
+    """
+    return _BUILDERS[config.architecture](config, deep_supervision)
