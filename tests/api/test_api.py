@@ -18,7 +18,7 @@ from volseg.events import Progress
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "python-api.md"
 COMMANDS = [name for name in volseg.__all__ if name not in ("all_ranks", "run_study")]
 DRAWING = {"quiet", "no_progress", "debug", "json", "json_output"}
-OF_THE_COMMAND = {"ingest": {"list_series"}, "plan_partition": {"slurm", "plot"}}
+OF_THE_COMMAND = {"ingest": {"list_series"}, "plan_partition": {"slurm", "plot", "program"}}
 OF_THE_FUNCTION = {"communicator", "listen", "command"}
 
 

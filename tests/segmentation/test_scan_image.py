@@ -25,7 +25,7 @@ def deep_run(folder, *, channel="CT", **changes):
 
     model, card = load_model(untrained_run(folder, channels=(channel,)))
     settings = replace(model.config, **changes)
-    card = replace(card, config=Config(settings))
+    card = replace(card, config=Config(settings), network=None)
     save_tensors(folder / WEIGHTS, UNet(settings).state_dict(), card)
     return folder
 

@@ -34,7 +34,7 @@ class ModelConfig:
     classes        output classes, the background included; 0: as many as the data set has
     base_channels  channels at full resolution; doubled at each level up to 320
     levels         halvings of the resolution (levels + 1 resolutions)
-    encoder        plain (two convolutions a level) or residual (residual blocks; several times the memory and time)
+    encoder        plain (two convolutions a level) or residual (residual blocks; 1.4 times the memory, twice the time)
     blocks         residual blocks of each level of the encoder, finest first; empty: 1, 3, 4, 6, 6, ... as nnU-Net's
                    ResEnc presets, or 1, 2, 2, 4, 4, ... in a segresnet
     kernel_size    side of the convolutions, odd

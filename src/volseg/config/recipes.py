@@ -52,8 +52,8 @@ RECIPES: dict[str, Recipe] = {
     ),
     "residual": Recipe(
         "Where accuracy counts more than time: the residual encoder of nnU-Net's ResEnc presets (Isensee et al., "
-        "MICCAI 2024) with the training of recipe nnunet. It runs layer by layer: several times the memory and the "
-        "time of the plain U-Net (docs/recipes.md).",
+        "MICCAI 2024) with the training of recipe nnunet. It needs about 1.4 times the memory and twice the time of "
+        "the plain U-Net (docs/recipes.md).",
         _NNUNET | {"model": _NNUNET["model"] | {"encoder": "residual"}},
     ),
 }  # fmt: skip

@@ -14,9 +14,9 @@ _FEW_CHANNELS = 4
 def made_again(network: Network, checkpoint_stages: Collection[int]) -> set[str]:
     """The convolutions whose outputs backward makes again.
 
-    Those of the stages asked for that one other node of the stage alone reads. That of an image of few channels always:
-    it costs a hundredth of a step, and its output is a fifth of what there is. In residual networks those of all stages:
-    a block has two outputs and their sum, of which the sum and the second one are enough.
+    Those of the stages asked for that one other node of the stage alone reads. That of an image of few channels
+    always: it costs a hundredth of a step, and its output is a fifth of what there is. In residual networks those of
+    all stages: a block has two outputs and their sum, of which the sum and the second one are enough.
     """
     residual = any(isinstance(node, Addition) for node in network.nodes)
     names = set()

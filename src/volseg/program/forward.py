@@ -191,7 +191,7 @@ class _Forward:
             assert below is None or isinstance(below, View)
             self._emit(Scatter(stage, below, target), label)
             if needs_ghosts(self.network, node.name, self.merges):
-                self._emit(Exchange(target.tensor), norm.reads[0])
+                self._emit(Exchange(target.tensor), self.network.made_from(node.reads[0]))
             below = target
         assert isinstance(below, View)
         if all(isinstance(reader, Convolution) for reader in self.network.readers[node.name]):

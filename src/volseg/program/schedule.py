@@ -40,7 +40,7 @@ IN_PLACE, RECOMPUTE, SPILL, LAYERS = Schedule.IN_PLACE, Schedule.RECOMPUTE, Sche
 def schedules_of(model: ModelConfig, kernels: bool = True) -> list[Schedule]:
     """The schedules that a network can be run by, fastest first.
 
-    kernels  the processors run those of the fused layers
+    kernels  the processors run those of the program
     """
     if not covers(model) or not kernels:
         return [LAYERS]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from volseg.geometry import Triple
 from volseg.networks.description import Addition, Convolution, Head, MaxPool, Normalization, UpConvolution
 from volseg.partition.slabs import Lift
 from volseg.partition.tiling import padded_channels
@@ -508,7 +507,6 @@ class Program:
     backward: tuple[Step, ...]
     last: int
     merges: frozenset[int]
-    halo: Triple = (1, 1, 1)
 
     @property
     def steps(self) -> tuple[Step, ...]:

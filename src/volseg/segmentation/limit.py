@@ -82,7 +82,7 @@ def choose(
     """Choose a schedule, before any work. Collective; all arguments but `threads` and `kernels` the same on all ranks.
 
     beside    what is held beside the network
-    kernels   whether this rank's processor runs those of the fused layers
+    kernels   whether this rank's processor runs those of the program
     name      of the scan, for messages
     limit     bytes a rank may use; None: what is free
     schedule  the only one allowed
