@@ -9,7 +9,7 @@ from volseg.networks.description import IMAGE, Convolution, Network, Normalizati
 from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
 from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
-from volseg.planning.scratch import FLOAT
+from volseg.planning.scratch import FLOAT, is_minimal
 from volseg.program import step as ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
@@ -70,6 +70,20 @@ def merges_of(layouts: Sequence[Layout]) -> frozenset[int]:
     return frozenset(n for n in range(1, len(layouts)) if layouts[n].dims != layouts[n - 1].dims)
 
 
+_DIRECT = 2.25
+"""Products of a direct sum for each of Winograd's minimal filtering on two axes."""
+
+
+def _of_a_cube(node: Convolution) -> float:
+    """The time of a convolution as a share of that of one with a 3x3x3 kernel, which machines are measured by.
+
+    Winograd's has as many products a tap on D; a direct sum has those that minimal filtering saves besides.
+    """
+    if is_minimal(node.kernel, node.stride):
+        return node.kernel[0] / 3
+    return _DIRECT * prod(node.kernel) / 27
+
+
 class _WorkPass:
     """Goes through the steps of the ranks that lead in all stages."""
 
@@ -105,6 +119,12 @@ class _WorkPass:
                 self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
             case ops.ConvolveBackward() as op:
                 self._convolve_backward(label, op)
+            case ops.Add() as op:
+                self._pass_over(label, Kind.NORM, op.output)
+            case ops.AddBackward() as op:
+                self._pass_over(label, Kind.NORM, op.gradient)
+            case ops.Pool() as op:
+                self._pass_over(label, Kind.POOLING, op.source.tensor)
             case ops.Unpool() as op:
                 tensor = op.target.tensor
                 self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)
@@ -137,7 +157,7 @@ class _WorkPass:
             if isinstance(source, Lifted):
                 below = source.tensor.channels
                 self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
-        inputs = sum(self.network.inputs_of(node))
+        inputs, times = sum(self.network.inputs_of(node)), times * _of_a_cube(node)
         self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
 
     def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
@@ -175,6 +195,10 @@ class _WorkPass:
             for _ in range(2):
                 self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
 
+    def _pass_over(self, label: str, kind: Kind, tensor: Tensor) -> None:
+        """Enter a pass that reads two tensors and writes one, as the backward of a norm does."""
+        self.operate(label, kind, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
+
     def _classify(self, label: str, op: ops.Classify) -> None:
         channels, classes = op.source.tensor.channels, op.node.channels
         if self.segmenting:
@@ -187,7 +211,7 @@ class _WorkPass:
         node: Convolution = op.node
         family = Family.BACKWARD if op.targets else Family.IMAGE_BACKWARD
         inputs = sum(self.network.inputs_of(node))
-        self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels)
+        self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels, times=_of_a_cube(node))
         for source in op.sources:
             if isinstance(source, Lifted):
                 below = source.tensor.channels
