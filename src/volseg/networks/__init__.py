@@ -1,5 +1,5 @@
 """What a network is: a description of its nodes and channels, without torch.
 
-`description.py` has the nodes, `unet.py` and `segresnet.py` make the network of a configuration from them, which `architectures.py` chooses by its
-name; `as_json.py` stores them.
+`description.py` has the nodes; `unet.py` and `segresnet.py` make the network of a configuration from them, and
+`architectures.py` chooses between those by name; `as_json.py` stores descriptions.
 """
