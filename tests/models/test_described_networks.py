@@ -92,7 +92,13 @@ def targets(whole: Tensor) -> Tensor:
     return torch.randint(0, 3, (1, *whole.shape[2:]), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
 
 
-@pytest.mark.parallel([1, 2, 3, 4, 8])
+@pytest.mark.parallel([3, 8])
+@pytest.mark.parametrize("name", ["residual, strided", "anisotropic", "three convolutions", "segresnet"])
+def test_bits_are_the_same_on_odd_and_many_ranks(name: str, communicator: Communicator, tmp_path) -> None:
+    test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(name, communicator, tmp_path)
+
+
+@pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
     name: str, communicator: Communicator, tmp_path
