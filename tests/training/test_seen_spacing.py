@@ -36,7 +36,9 @@ def folder(tmp_path):
 
 
 def config(spacing, epochs=1):
-    return Config(MODEL, TrainingConfig(epochs=epochs, validation=0), DataConfig(spacing=spacing))
+    return Config(
+        replace(MODEL, anisotropy="none"), TrainingConfig(epochs=epochs, validation=0), DataConfig(spacing=spacing)
+    )
 
 
 def ready(folder, spacing):

@@ -18,6 +18,7 @@ from volseg.training.setup import prepare
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.fingerprint import FINGERPRINT, read_fingerprint
 
+MODEL = replace(MODEL, anisotropy="none")
 SHALLOW = replace(MODEL, levels=1)
 
 
