@@ -40,7 +40,7 @@ from volseg.program.build import segment_program
 from volseg.program.kinds import Kind
 from volseg.program.resume import COARSE
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
-from volseg.program.step import Classify, Fetch, Keep, Normalize, Pass, Program, Step
+from volseg.program.step import Classify, Fetch, Keep, Normalize, Pass, Program, Step, layout_of
 from volseg.program.step import Tensor as Named
 
 
@@ -149,8 +149,7 @@ class StreamedNetwork:
         bricks = [context.brick(layout)[0] for layout in layouts]
 
         def sides(tensor: Named) -> Triple:
-            factor = self.network.factor_between(tensor.grid, tensor.stage)
-            return layouts[tensor.grid].coarser(factor).block(works[tensor.grid].grid.coords).shape
+            return layout_of(tensor, self.network, layouts).block(works[tensor.grid].grid.coords).shape
 
         self.progress = Progress(self.network, program, sides, self.tell)
         memory = BasinMemory(self.network, program, works, layouts, image, self.store, self.progress, beyond)

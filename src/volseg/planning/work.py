@@ -14,7 +14,7 @@ from volseg.program import step as ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, Schedule
-from volseg.program.step import Convolve, Lifted, Step, Tensor
+from volseg.program.step import Convolve, Lifted, Step, Tensor, layout_of
 
 _SEGMENTING = {
     Family.FORWARD: Family.SEGMENT_FORWARD, Family.UP: Family.SEGMENT_UP, Family.NORM: Family.SEGMENT_NORM,
@@ -226,7 +226,7 @@ class _WorkPass:
 
     def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
         """Enter the ghosts of a tensor of so many stored channels."""
-        layout = self.layouts[tensor.grid].coarser(self.network.factor_between(tensor.grid, tensor.stage))
+        layout = layout_of(tensor, self.network, self.layouts)
         sides, axes = list(layout.largest_block), []
         for axis, parts in enumerate(layout.dims):
             if parts == 1:

@@ -28,11 +28,6 @@ class Schedule(StrEnum):
         """Whether all tensors are in memory."""
         return self is not Schedule.SPILL
 
-    @property
-    def finest_held(self) -> int:
-        """The finest level whose tensors are held."""
-        return 1 if self is Schedule.RECOMPUTE else 0
-
 
 IN_PLACE, RECOMPUTE, SPILL, LAYERS = Schedule.IN_PLACE, Schedule.RECOMPUTE, Schedule.SPILL, Schedule.LAYERS
 

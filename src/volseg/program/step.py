@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from volseg.networks.description import Addition, Convolution, Head, MaxPool, Normalization, UpConvolution
+from volseg.networks.description import Addition, Convolution, Head, MaxPool, Network, Normalization, UpConvolution
+from volseg.partition.layout import Layout
 from volseg.partition.slabs import Lift
 from volseg.partition.tiling import padded_channels
 
@@ -43,6 +44,11 @@ class Tensor:
     def is_gradient(self) -> bool:
         """Whether it is that of another tensor."""
         return self.name.startswith("gradient of ")
+
+
+def layout_of(tensor: Tensor, network: Network, layouts: Sequence[Layout]) -> Layout:
+    """The layout of a tensor on the grid that it lies on; `layouts` are those of the stages, each on its own grid."""
+    return layouts[tensor.grid].coarser(network.factor_between(tensor.grid, tensor.stage))
 
 
 @dataclass(frozen=True)

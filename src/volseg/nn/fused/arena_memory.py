@@ -13,7 +13,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import up_slabs
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Lifted, Place, Tensor, lift_of
+from volseg.program.step import Convolve, Lifted, Place, Tensor, layout_of, lift_of
 
 
 class ArenaMemory:
@@ -31,7 +31,7 @@ class ArenaMemory:
         self.network, self.works, self.layouts, self.bricks = network, works, layouts, bricks
 
     def _layout(self, tensor: Tensor) -> Layout:
-        return self.layouts[tensor.grid].coarser(self.network.factor_between(tensor.grid, tensor.stage))
+        return layout_of(tensor, self.network, self.layouts)
 
     def take(self, tensor: Tensor, place: Place | None) -> Rows:
         """As `Memory.take`."""

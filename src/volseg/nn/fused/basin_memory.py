@@ -22,7 +22,7 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
-from volseg.program.step import Convolve, Pass, Place, Program, Tensor
+from volseg.program.step import Convolve, Pass, Place, Program, Tensor, layout_of
 
 
 class BasinMemory:
@@ -64,8 +64,7 @@ class BasinMemory:
 
     def _sides_of(self, tensor: Tensor) -> Triple:
         """Of this rank's block of a tensor."""
-        factor = self.network.factor_between(tensor.grid, tensor.stage)
-        return self._sides(self.layouts[tensor.grid].coarser(factor), self.works[tensor.grid])
+        return self._sides(layout_of(tensor, self.network, self.layouts), self.works[tensor.grid])
 
     def _halo(self, stage: int, beyond: int = 0) -> Triple:
         """Voxels around its block that are read of a stage's tensors, where the volume goes on."""

@@ -20,7 +20,7 @@ from volseg.nn.kernels.block_convolution import BrickSums
 from volseg.nn.kernels.rows import Affine, Rows
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Place, Tensor, View
+from volseg.program.step import Convolve, Place, Tensor, View, layout_of
 
 Gradients = dict[nn.Parameter, TorchTensor]
 """This rank's parts of the parameters' gradients."""
@@ -108,7 +108,7 @@ class State:
 
     def layout(self, tensor: Tensor) -> Layout:
         """Of a tensor, on the grid that it lies on."""
-        return self.layouts[tensor.grid].coarser(self.twin.network.factor_between(tensor.grid, tensor.stage))
+        return layout_of(tensor, self.twin.network, self.layouts)
 
     def operand(self, view: View) -> Operand:
         """A tensor as it is read."""

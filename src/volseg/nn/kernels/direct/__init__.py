@@ -32,7 +32,7 @@ from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts, Reads, in_stages
-from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
+from volseg.nn.kernels.winograd import BrickSums, Pooled, Target, input_gradient_fields
 from volseg.partition.direct_tiling import (
     FLUSH_VOXELS,
     Cut,
@@ -176,7 +176,7 @@ def _gradients(
             library["backward"].bind(
                 **common, cutting=_cutting_fields(cut, order, h, w),
                 into=None if into is None else _weight_gradient_fields(into, n, cut),
-                a=_input_gradient_fields(targets, sums, 0, n), b=_input_gradient_fields(targets, sums, 1, n),
+                a=input_gradient_fields(targets, sums, 0, n), b=input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
@@ -240,17 +240,6 @@ def _weight_gradient_fields(into: WeightSums, thread: int, cut: Cut) -> dict[str
     total = None if into.totals is None else into.totals[thread]
     flush = max(1, FLUSH_VOXELS // (cut.planes * cut.lines * cut.columns))
     return {"gradient": into.sums[thread], "total": total, "flush": flush, "size": into.size}
-
-
-def _input_gradient_fields(
-    targets: Sequence[Target], sums: Sequence[Tensor | None], number: int, thread: int
-) -> dict[str, object] | None:
-    """An `InputGradient` for the target of a number; nothing where there is none."""
-    if number >= len(targets):
-        return None
-    target, by_thread = targets[number], sums[number]
-    own = None if by_thread is None else by_thread[thread]
-    return {"target": target_fields(target.rows, target.add), "sums": own}
 
 
 def _sums_by_thread(target: Target, threads: int, step: int) -> Tensor | None:

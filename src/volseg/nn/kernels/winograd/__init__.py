@@ -362,7 +362,7 @@ def _gradients(
         jobs = [
             into.library()["backward"].bind(
                 **common, tiling=tiling, into=_weight_gradient_fields(into, n, blocks),
-                a=_input_gradient_fields(targets, sums, 0, n), b=_input_gradient_fields(targets, sums, 1, n),
+                a=input_gradient_fields(targets, sums, 0, n), b=input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
@@ -378,7 +378,7 @@ def _weight_gradient_fields(into: WeightSums, thread: int, blocks: Blocks) -> di
     return {"gradient": into.sums[thread], "total": total, "flush": flush}
 
 
-def _input_gradient_fields(
+def input_gradient_fields(
     targets: Sequence[Target], sums: Sequence[Tensor | None], number: int, thread: int
 ) -> dict[str, object] | None:
     """An `InputGradient` for the target of a number; nothing where there is none."""
