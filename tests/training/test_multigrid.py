@@ -13,6 +13,7 @@ from tiny import SERIAL, losses, tiny_config, tiny_dataset
 from volseg.config import ModelConfig, MultigridConfig, TrainingConfig, parse_config
 from volseg.errors import ConfigError
 from volseg.events import Message
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.hierarchy import fastest_sharing
 from volseg.planning.memory import training_memory
@@ -76,7 +77,7 @@ def test_coarse_volumes_are_shared_by_fewer_ranks_and_more_replicas():
 
     def sharing(side, ranks, batch):
         model, shape = ModelConfig(1, 3), (side, side, side)
-        question = Question(shape, model, TrainingConfig(), "train", built_in_profile(), placing=Placing(16, 1))
+        question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), placing=Placing(16, 1))
         return fastest_sharing(shape, 8, ranks, batch, shape, question)
 
     assert sharing(256, 16, 1) == (1, (4, 2, 2))
@@ -92,11 +93,11 @@ def test_more_replicas_stay_below_the_memory_of_the_finest_level():
     model, shape = ModelConfig(1, 3), (64, 64, 64)
 
     def sharing(limit):
-        question = Question(shape, model, TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
+        question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
         return fastest_sharing(shape, 8, 16, 8, shape, question)
 
     def peak(dims):
-        return training_memory(model, TrainingConfig(), Layout.even(shape, dims, 8)).peak
+        return training_memory(unet(model), TrainingConfig(), Layout.even(shape, dims, 8)).peak
 
     fastest, alone = sharing(None), sharing(1)
     assert fastest[0] > 1

@@ -126,14 +126,14 @@ def plan_partition(
 def _check_plot(asked: Asked, path: Path) -> None:
     from volseg.networks.architectures import described
     from volseg.networks.coverage import why_not_covered
-    from volseg.program.schedule import covers
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
-    if not covers(asked.settings.model):
+    reason = why_not_covered(described(asked.settings.model))
+    if reason:
         raise ConfigError(
-            f"--plot {path}: the network has no planned time, for {why_not_covered(described(asked.settings.model))}, "
-            "which was not measured; leave out --plot, or plan another network"
+            f"--plot {path}: the network has no planned time, for {reason}, which was not measured; leave out "
+            "--plot, or plan another network"
         )
 
 

@@ -17,7 +17,6 @@ from volseg.planning.memory import surely_fits
 from volseg.planning.nodes import SYSTEM
 from volseg.planning.search import Candidate, Question, fits
 from volseg.program.kinds import Kind
-from volseg.program.schedule import covers
 
 
 def show(asked: Asked, found: Answer) -> None:
@@ -29,7 +28,7 @@ def show(asked: Asked, found: Answer) -> None:
         if "segment" in found.tasks:
             console.print(_schedules(found.tasks["segment"]))
         console.print(_levels(found))
-        if covers(asked.settings.model):
+        if all(one.question.timed for one in found.tasks.values()):
             console.print(_times(found))
     for task, one in found.tasks.items():
         if one.scaling is not None:

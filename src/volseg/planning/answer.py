@@ -9,6 +9,7 @@ from math import prod
 
 from volseg.config import Config
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.planning.command import UNKNOWN, Origin, run_command
 from volseg.planning.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
 from volseg.planning.nodes import Node, NodePlan, on_nodes
@@ -64,9 +65,11 @@ class Asked:
         """Of one task."""
         per_machine = max(1, (self.cores_per_node or self.profile.cores) // self.threads)
         placing = Placing(per_machine, self.threads)
+        model, training = self.settings.model, self.settings.training
+        network = described(model, deep_supervision=task == "train" and training.deep_supervision)
         return Question(
-            self.shape, self.settings.model, self.settings.training, task, self.profile, self.limit, placing, self.dims,
-            self.agglomerate, Sampling.of(self.settings),
+            self.shape, network, training, task, self.profile, self.limit, placing, self.dims, self.agglomerate,
+            Sampling.of(self.settings),
         )  # fmt: skip
 
     @cached_property
@@ -137,7 +140,7 @@ class Answer:
 def answer(asked: Asked) -> Answer:
     """Everything. Raises PartitionError where the volume cannot be split as asked."""
     questions = {task: asked.question(task) for task in asked.tasks}
-    plain = plain_training_bytes(asked.settings.model, asked.shape)
+    plain = plain_training_bytes(described(asked.settings.model), asked.shape)
     if asked.node is not None:
         return _on_machines(asked, asked.node, questions, plain)
     least = {task: fewest(question) for task, question in questions.items()}

@@ -8,7 +8,6 @@ from itertools import takewhile
 from volseg.errors import PartitionError
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.planning.nodes import SYSTEM, Node, on_nodes, placed_on
 from volseg.planning.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
@@ -40,7 +39,7 @@ def why_chosen(question: Question, run: Candidate) -> str:
     if question.timed:
         text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)}); {memory}"
     else:
-        text = f"{ranks}: {memory}; no time, for {why_not_covered(described(question.model))}, which was not measured"
+        text = f"{ranks}: {memory}; no time, for {why_not_covered(question.network)}, which was not measured"
     if run.checkpoint_levels and run.checkpoint_levels != question.training.checkpoint_levels:
         levels = ",".join(map(str, run.checkpoint_levels))
         text += f"; fits because of --checkpoint-levels {levels}"

@@ -44,11 +44,11 @@ def fastest_sharing(
         layout = Layout.even(padded_shape(shape, multiple), dims, multiple)
         # Fewer replicas have more ranks each, so smaller blocks: those of the first count are the smallest.
         if found and question.limit is not None:
-            memory = training_memory(question.model, question.training, layout, question.placing.threads)
+            memory = training_memory(question.network, question.training, layout, question.placing.threads)
             if memory.peak > question.limit:
                 continue
-        layouts = [layout.coarser(factor) for factor in question.model.factors]
-        plan = training_time(question.model, question.training, layouts, question.profile, question.placing, count)
+        layouts = [layout.coarser(factor) for factor in question.network.factors]
+        plan = training_time(question.network, question.training, layouts, question.profile, question.placing, count)
         found.append((step_seconds([plan] * -(-batch // count)), count, dims))
     if not found:
         assert refused is not None

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from volseg.config import ModelConfig
 from volseg.geometry import Triple
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import IMAGE, Network, Normalization
 from volseg.partition.agglomeration import NONE, Agglomeration
@@ -300,9 +298,8 @@ class SegmentingPass:
         self._work = max(self._work, (work.weights + self.threads * work.scratch) * FLOAT)
 
 
-def scratch_bytes(model: ModelConfig, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
+def scratch_bytes(network: Network, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
     """Of files that SPILL has at once, on the busiest rank."""
-    network = described(model)
     if why_not_covered(network):
         return 0
     shares = busy_shares(layout, network.factors, agglomeration, halo=network.halo)

@@ -20,7 +20,6 @@ from volseg.models.unet import UNet
 from volseg.networks.architectures import NAMES
 from volseg.networks.choice import described
 from volseg.planning.memory import MemoryPlan
-from volseg.program.schedule import covers
 from volseg.training.averaging import AveragedWeights
 from volseg.training.cases import (
     Split,
@@ -153,9 +152,9 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         listen(Message(why_network))
     config.check()
     model_config = config.model
-    machine = this_machine(model_config, communicator) if covers(model_config) else None
     torch.manual_seed(config.training.seed)
     model = UNet(model_config, config.training.deep_supervision)
+    machine = this_machine(model.network, communicator)
     optimizer, averaged = make_optimizer(model, config.training), AveragedWeights(model, config.training.ema)
     hierarchy = Hierarchy(
         job=job, config=config, dataset=dataset, cases=[*cases, *held_out], held_out=[case.name for case in held_out],
