@@ -14,13 +14,14 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.machine import gibibytes
 from volseg.messages import MessageLog
+from volseg.planning.multigrid import steps_per_epoch
 from volseg.program.kinds import Kind
 from volseg.training.cases import write_split
 from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import read_log
-from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
+from volseg.training.optimization import batch_of, set_learning_rate
 from volseg.training.record import Record
 from volseg.training.report import TrainingReport, gather_peaks, is_reported, largest_resident, make_report
 from volseg.training.resolution import Resolution

@@ -19,7 +19,7 @@ from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import padded_shape
-from volseg.planning.hierarchy import fastest_sharing
+from volseg.planning.hierarchy import fastest_sharing, is_too_small
 from volseg.planning.memory import MemoryPlan, training_memory, validation_memory
 from volseg.planning.planner import grid_for, grid_named
 from volseg.planning.sample_memory import sample_bytes, with_sample
@@ -186,10 +186,9 @@ class Hierarchy:
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
-        smallest = math.prod(self._multiple)
         for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
-            if model.norm != "none" and math.prod(padded_shape(shape, self._multiple)) == smallest:
-                by_crop = math.prod(padded_shape(whole, self._multiple)) > smallest
+            if is_too_small(self.model.network, shape):
+                by_crop = not is_too_small(self.model.network, whole)
                 what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
                 remedies = ["a larger --crop"] * by_crop + ["fewer --levels"]
                 remedies += ["fewer --multigrid levels"] * (level > 0)

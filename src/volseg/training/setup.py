@@ -20,6 +20,7 @@ from volseg.models.unet import UNet
 from volseg.networks.architectures import NAMES
 from volseg.networks.choice import described
 from volseg.planning.memory import MemoryPlan
+from volseg.planning.multigrid import Stage, stages, steps_per_epoch
 from volseg.training.averaging import AveragedWeights
 from volseg.training.cases import (
     Split,
@@ -34,9 +35,8 @@ from volseg.training.checkpoint import load_checkpoint
 from volseg.training.going_on import changes, check_same_batch, check_same_run, finest_from
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import newest_whole
-from volseg.training.multigrid import Stage, stages
 from volseg.training.network import with_network
-from volseg.training.optimization import make_optimizer, steps_per_epoch
+from volseg.training.optimization import make_optimizer
 from volseg.training.resolution import Hierarchy, Resolution
 from volseg.training.run_folder import check_run_folder
 from volseg.training.sides import without_mirrored_sides
