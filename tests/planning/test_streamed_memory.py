@@ -70,11 +70,11 @@ def test_basins_and_windows_are_the_planned_ones(
         pass
     (share,) = busy_shares(layout, settings.factors)
     walk = SegmentingPass(unet(settings), schedule, share)
-    assert max(communicator.gather_all(sum(store.sizes))) == walk.files
+    assert max(communicator.gather_all(sum(store.sizes))) == walk.places.files
     if schedule is RECOMPUTE:
         # Of the last pass: windows and the slab of the up-convolution; the walk has some planes of the image besides.
         held = 4 * max(communicator.gather_all(totals[-1]))
-        planned = walk.last.by_level[0] - walk.logits
+        planned = walk.last.by_level[0] - walk.slabs.logits
         assert 0.85 * planned <= held <= planned
 
 
@@ -95,8 +95,8 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
             pass
         walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, settings.factors, stages))
-        assert sum(store.sizes) == walk.files
-        if not walk.in_files:
+        assert sum(store.sizes) == walk.places.files
+        if not walk.places.in_files:
             assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
         busiest = max(
             SegmentingPass(unet(settings), schedule, share).peak.total
