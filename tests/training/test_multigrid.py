@@ -25,7 +25,7 @@ from volseg.planning.time_model import Placing
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.optimization import batch_of
-from volseg.training.setup import prepare
+from volseg.training.preparing import prepare
 from volseg.training.step import training_step
 
 SHAPE = (54, 44, 60)  # some hundred voxels at the deepest level of the coarser volumes (see test_train_ranks.py)
