@@ -7,6 +7,7 @@ import pytest
 from volseg.config import Config, DataConfig, ModelConfig, MultigridConfig, TrainingConfig
 from volseg.errors import ConfigError
 from volseg.planning.answer import Asked, answer
+from volseg.planning.memory import MPI
 from volseg.planning.profile import built_in_profile
 
 SMALL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3)
@@ -53,6 +54,13 @@ def test_a_coarse_resolution_of_larger_blocks_rules_the_memory():
     assert tight.command is None
     assert any("--multigrid 1 would fit" in reason for reason in tight.reasons)
     assert planned(shape, 7, 1, model=deep, limit=limit).fits
+
+
+def test_ranks_that_are_replicas_of_one_have_mpi_too():
+    alone = planned((64, 64, 64), 1, 1)
+    several = planned((64, 64, 64), 2, 1, replicas=2)
+    assert several.run.dims == (1, 1, 1)
+    assert several.memory.peak == alone.memory.peak + MPI == sum(several.memory.parts.values())
 
 
 def test_a_crop_is_halved_with_the_volume():

@@ -182,6 +182,14 @@ def validation_memory(
     return replace(plan, process=process, weights=weights, peak_at=f"validation, {plan.peak_at}", parts=parts)
 
 
+def among_replicas(plan: MemoryPlan, dims: Triple, replicas: int) -> MemoryPlan:
+    """The plan of one of several replicas, on a grid of `dims` each: a single rank then has MPI all the same."""
+    if replicas == 1 or prod(dims) > 1:
+        return plan
+    process = plan.process + MPI
+    return replace(plan, process=process, parts=plan.parts | {"process": process})
+
+
 def surely_fits(plan: MemoryPlan, limit: int) -> bool:
     """Whether a run that must keep to `limit` bytes may go by this plan, which may be a little wrong."""
     return plan.peak * _MARGIN <= limit

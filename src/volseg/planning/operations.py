@@ -40,11 +40,6 @@ class Family(StrEnum):
     REFERENCE = "a convolution alone"
 
 
-_SEGMENTING = {
-    Family.FORWARD: Family.SEGMENT_FORWARD, Family.UP: Family.SEGMENT_UP, Family.NORM: Family.SEGMENT_NORM,
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Operation:
     """Work of one kind in one layer.

@@ -19,6 +19,7 @@ from volseg.networks.description import Network
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import choose_agglomeration
+from volseg.planning.memory import among_replicas
 from volseg.planning.planner import (
     Plan,
     fewest_ranks,
@@ -142,6 +143,7 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
         question.shape, question.network, ranks, question.task, training, dims, question.limit, stages,
         question.placing.threads, question.sampling,
     )  # fmt: skip
+    plan = replace(plan, memory=among_replicas(plan.memory, dims, replicas))
     time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas, plan.agglomeration)
     again = training.checkpoint_levels if question.task == "train" else ()
     return Candidate(ranks * replicas, replicas, again, plan, time)

@@ -20,7 +20,7 @@ from volseg.models.unet import UNet
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import padded_shape
 from volseg.planning.hierarchy import fastest_sharing, is_too_small
-from volseg.planning.memory import MemoryPlan, training_memory, validation_memory
+from volseg.planning.memory import MemoryPlan, among_replicas, training_memory, validation_memory
 from volseg.planning.planner import grid_for, grid_named
 from volseg.planning.sample_memory import sample_bytes, with_sample
 from volseg.planning.search import Question
@@ -166,7 +166,7 @@ class Hierarchy:
             blocks=blocks,
             samples=samples,
             twin=twin,
-            planned=self._planned(level, grid, stages),
+            planned=among_replicas(self._planned(level, grid, stages), grid.dims, replicas.count),
         )
 
     def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:
