@@ -35,7 +35,7 @@ from volseg.distributed.communicator import SerialCommunicator  # noqa: E402
 from volseg.events import ignore  # noqa: E402
 from volseg.training.job import TrainingJob  # noqa: E402
 from volseg.training.optimization import batch_of, set_learning_rate  # noqa: E402
-from volseg.training.setup import prepare  # noqa: E402
+from volseg.training.preparing import prepare  # noqa: E402
 from volseg.training.step import training_step  # noqa: E402
 from volseg.training.validation import validate  # noqa: E402
 from volseg.volumes.dataset import write_dataset_json  # noqa: E402

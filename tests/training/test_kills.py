@@ -23,7 +23,7 @@ from pathlib import Path
 
 moment, victim, rank = sys.argv.pop(1), int(sys.argv.pop(1)), int(os.environ["PMI_RANK"])
 import volseg.files as files
-import volseg.training.loop as loop
+import volseg.training.step_loop as loop
 
 def die():
     Path("died").write_text(str(time.time()))
