@@ -114,7 +114,7 @@ def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
         grid = ProcessGrid(communicator, dims)
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
         block = take_block(whole, grid, layout)
-        for schedule in schedules_of(settings):
+        for schedule in schedules_of(model.network):
             store = ScratchStore(tmp_path) if schedule is SPILL else None
             network = FusedNetwork(model, grid).eval().streamed(schedule, store)
             width = image_width(model.network, schedule)

@@ -139,7 +139,7 @@ class Kept:
 def test_going_on_behind_the_coarse_stages_gives_the_same_bits(communicator: Communicator) -> None:
     torch.manual_seed(4)
     model, whole = UNet(SETTINGS).eval(), torch.randn(1, 1, 16, 24, 32)
-    assert schedules_of(SETTINGS) == [IN_PLACE, SPILL]
+    assert schedules_of(model.network) == [IN_PLACE, SPILL]
     grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
     layout = grid.layout((16, 24, 32), SETTINGS.multiple)
     journal, results = Kept(), []

@@ -9,7 +9,7 @@ from typing import Literal
 
 from volseg.config.ranges import check_range
 from volseg.errors import ConfigError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import Triple, format_triples
 
 MAX_CHANNELS = 320
 _SIDES, _MOST_FEATURES = (1, 3, 5, 7), 2048
@@ -183,8 +183,8 @@ class ModelConfig:
             raise ConfigError(f"model.features = {list(self.features)} must be numbers of 1 to {_MOST_FEATURES}")
         if self.kernels and self.kernel_size != 3:
             raise ConfigError(
-                f"model.kernel_size = {self.kernel_size} and model.kernels = {_listed(self.kernels)}: both say how "
-                "large the convolutions are; leave out either"
+                f"model.kernel_size = {self.kernel_size} and model.kernels = {format_triples(self.kernels)}: both say "
+                "how large the convolutions are; leave out either"
             )
 
 
@@ -194,7 +194,3 @@ def _check_count(name: str, values: Sequence[object], count: int, what: str) -> 
         raise ConfigError(
             f"model.{name} has {len(values)} entries, but {what}: {count}; give as many, set levels, or leave it out"
         )
-
-
-def _listed(sides: Sequence[Triple]) -> str:
-    return ", ".join(format_triple(one) for one in sides)

@@ -161,6 +161,11 @@ class Network:
             totals.append(before)
         return tuple(totals)
 
+    @property
+    def multiple(self) -> Triple:
+        """What the sides of a volume are padded to a multiple of, per axis: the product of the strides."""
+        return self.factors[-1]
+
     def factor_between(self, finer: int, coarser: int) -> Triple:
         """How many voxels of one stage one of a coarser stage stands for, per axis."""
         return quotient(self.factors[coarser], self.factors[finer])
