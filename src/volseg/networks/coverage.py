@@ -33,11 +33,13 @@ def can_recompute(network: Network) -> bool:
         return False
     finest = [node for node in network.nodes if node.stage == 0 and isinstance(node, (Convolution, Addition))]
     entering = [node for node in network.nodes if node.stage == 1 and isinstance(node, Convolution)]
-    lifted = next(n for n, node in enumerate(network.nodes) if isinstance(node, UpConvolution) and node.stage == 0)
-    behind = [node for node in network.nodes[lifted:] if isinstance(node, Convolution)]
+    nodes = enumerate(network.nodes)
+    at, up = next((n, node) for n, node in nodes if isinstance(node, (UpConvolution, Interpolation)) and not node.stage)
+    behind = [node for node in network.nodes[at:] if isinstance(node, Convolution)]
     plain = all(isinstance(node, Convolution) and node.kernel == (3, 3, 3) for node in finest)
-    # The ghosts of the second stage reach two voxels of the finest, as far as two convolutions read.
-    return plain and len(behind) <= 2 and all(node.stride == (1, 1, 1) for node in entering)
+    # As far as two convolutions read of the finest stage, the ghosts of the second one must reach.
+    reached = all(n <= most for n, most in zip(up.reach((2, 2, 2)), network.halo[1], strict=True))
+    return plain and reached and len(behind) <= 2 and all(node.stride == (1, 1, 1) for node in entering)
 
 
 def _reason(network: Network, node: Node) -> str:
@@ -53,8 +55,8 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} is an up-convolution of {format_triple(node.factors)}"
         case Addition() if IMAGE in node.reads:
             return f"{node.name} adds the image itself"
-        case Interpolation():
-            return f"{node.name} is an interpolation"
+        case Interpolation() if not set(node.factors) <= _STRIDES:
+            return f"{node.name} is an interpolation by {format_triple(node.factors)}"
         case Normalization() if node.norm != "none" and IMAGE in node.reads:
             return f"{node.name} normalises the image"
     return ""

@@ -12,7 +12,7 @@ from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
 from volseg.networks.architectures import described
 from volseg.networks.deep_supervision import check_not_agglomerated
-from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
+from volseg.networks.description import ONES, Convolution, Interpolation, MaxPool, Network, UpConvolution
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -230,7 +230,7 @@ def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomer
             up = sum(
                 sum(network.inputs_of(node))
                 for node in network.nodes
-                if isinstance(node, UpConvolution) and node.stage == stage - 1
+                if isinstance(node, (UpConvolution, Interpolation)) and node.stage == stage - 1
             )
             most = max(most, gathered + sum(halos[:stage]) + FLOAT * prod(before.largest_block) * up)
             gathered += FLOAT * gathered_voxels(before, here) * down

@@ -27,6 +27,7 @@ from volseg.program.step import (
     Classify,
     Convolve,
     Gather,
+    Interpolate,
     Lifted,
     Normalize,
     Pass,
@@ -130,7 +131,7 @@ class SegmentingPass:
                 self._transferred(step, op.stage, op.source)
             case Scatter() as op:
                 self._transferred(step, op.stage, op.target.tensor)
-            case UpConvolve() as op:
+            case UpConvolve() | Interpolate() as op:
                 more = self._resident(op.output.stage) + self._resident_below(op.source.tensor)
                 self._note(step.label, op.output.stage, more + self._slab)
             case Normalize(view=View(tensor=tensor, node=Normalization() as node)) if node.norm != "none":

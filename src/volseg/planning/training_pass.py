@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from volseg.geometry import Triple
-from volseg.networks.description import IMAGE, Network
+from volseg.networks.description import IMAGE, Network, UpConvolution
 from volseg.partition.arena import Arena, Piece
 from volseg.partition.share import Share
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
@@ -146,7 +146,10 @@ class TrainingPass:
     def _up_slab(
         self, op: Convolve | ConvolveBackward, output: Tensor, multiple: int, *, with_gradient: bool = False
     ) -> None:
-        """Enter the largest slab of an up-convolution, which has memory of its own (`Buffers.slab`)."""
+        """Enter the largest slab of a lifted tensor, which has memory of its own (`Buffers.slab`).
+
+        Its gradient's, too, of an up-convolution's output; that of an interpolation's is a tensor.
+        """
         grid = output.grid
         _, h, w = self.share.sides[grid]
         for source in op.sources:
@@ -157,7 +160,7 @@ class TrainingPass:
             slabs = up_slabs(below, *ends, width, multiple, lift_of(op, source))
             for planes, made_from in slabs:
                 self._largest_slab = max(self._largest_slab, prod(source.node.factors) * prod(made_from) * width)
-                if with_gradient:
+                if with_gradient and isinstance(source.node, UpConvolution):
                     self._largest_gradient = max(self._largest_gradient, (planes[1] - planes[0]) * h * w * width)
 
     def _sent(self, stage: int, tensor: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from math import prod
 
-from volseg.networks.description import IMAGE, Convolution, Network, Normalization
+from volseg.networks.description import IMAGE, Convolution, Interpolation, Network, Normalization
 from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
 from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
@@ -107,6 +107,10 @@ class _WorkPass:
                 self._up(label, Family.UP, op.source, op.output)
             case ops.UpConvolveBackward() as op:
                 self._up(label, Family.UP_BACKWARD, op.source, op.gradient)
+            case ops.Interpolate() as op:
+                self._pass_over(label, Kind.UP, op.output)
+            case ops.InterpolateBackward() as op:
+                self._pass_over(label, Kind.UP, op.gradient)
             case ops.Exchange() as op:
                 self.exchange(label, op.tensor, op.tensor.stored)
             case ops.Normalize() as op:
@@ -151,14 +155,21 @@ class _WorkPass:
         self.done.operations.append(Operation(layer, kind, family, stage, inputs, outputs, count, times))
 
     def _convolve(self, label: str, op: Convolve, times: float = 1.0) -> None:
-        """A convolution, and the up-convolution that it reads."""
+        """A convolution, and the up-convolution or interpolation that it reads."""
         node = op.node
         for source in op.sources:
             if isinstance(source, Lifted):
-                below = source.tensor.channels
-                self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
+                self._lift(label, Family.UP, source, times)
         inputs, times = sum(self.network.inputs_of(node)), times * _of_a_cube(node)
         self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+
+    def _lift(self, label: str, family: Family, source: Lifted, times: float = 1.0) -> None:
+        """What a convolution reads of a tensor that is never whole, made for it; an interpolation's is made again."""
+        node = source.node
+        if isinstance(node, Interpolation):
+            self._pass_over(label, Kind.UP, source.whole, times)
+        else:
+            self.operate(label, Kind.UP, family, node.stage, source.tensor.channels, node.channels, times=times)
 
     def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
         self.operate(label, Kind.UP, family, output.stage, source.tensor.channels, output.channels)
@@ -195,9 +206,9 @@ class _WorkPass:
             for _ in range(2):
                 self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
 
-    def _pass_over(self, label: str, kind: Kind, tensor: Tensor) -> None:
+    def _pass_over(self, label: str, kind: Kind, tensor: Tensor, times: float = 1.0) -> None:
         """Enter a pass that reads two tensors and writes one, as the backward of a norm does."""
-        self.operate(label, kind, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
+        self.operate(label, kind, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels, times=times)
 
     def _classify(self, label: str, op: ops.Classify) -> None:
         channels, classes = op.source.tensor.channels, op.node.channels
@@ -214,8 +225,7 @@ class _WorkPass:
         self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels, times=_of_a_cube(node))
         for source in op.sources:
             if isinstance(source, Lifted):
-                below = source.tensor.channels
-                self.operate(label, Kind.UP, Family.UP_BACKWARD, node.stage, below, source.node.channels)
+                self._lift(label, Family.UP_BACKWARD, source)
 
     # messages
 

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from volseg.networks.description import Addition, Convolution, Head, MaxPool, Network, Normalization, UpConvolution
+from volseg.networks.description import (
+    Addition,
+    Convolution,
+    Head,
+    Interpolation,
+    MaxPool,
+    Network,
+    Normalization,
+    UpConvolution,
+)
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import Lift
 from volseg.partition.tiling import padded_channels
@@ -67,22 +76,27 @@ class View:
 
 @dataclass(frozen=True)
 class Lifted:
-    """The output of an up-convolution, of which a few planes exist at a time."""
+    """The output of an up-convolution or an interpolation, of which a few planes exist at a time."""
 
     view: View
-    node: UpConvolution
+    node: UpConvolution | Interpolation
 
     @property
     def tensor(self) -> Tensor:
         """What it is made from."""
         return self.view.tensor
 
+    @property
+    def whole(self) -> Tensor:
+        """The output itself; of an interpolation's there is a gradient."""
+        return Tensor(self.node.name, self.node.stage, self.node.stage, self.node.channels)
+
 
 Source = View | Lifted
 
 
 def lift_of(op: Convolve | ConvolveBackward, source: Lifted) -> Lift:
-    """How an up-convolution's output follows from its input, and how far beside a slab a convolution reads it."""
+    """How a lifted tensor follows from what it is made from, and how far beside a slab a convolution reads it."""
     return Lift(source.node.factors, op.node.kernel[0] // 2)
 
 
@@ -174,6 +188,21 @@ class UpConvolve(Op):
     """An up-convolution whose whole output is there."""
 
     node: UpConvolution
+    source: View
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output]
+
+
+@dataclass(frozen=True)
+class Interpolate(Op):
+    """An interpolation whose whole output is there."""
+
+    node: Interpolation
     source: View
     output: Tensor
 
@@ -368,6 +397,23 @@ class UpConvolveBackward(Op):
 
     def reads(self) -> Sequence[Tensor]:
         return [self.source.tensor, self.gradient, *([self.target.tensor] if self.target.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target.add else [self.target.tensor]
+
+
+@dataclass(frozen=True)
+class InterpolateBackward(Op):
+    """The gradient of an interpolation's input, from that of its whole output with its ghosts."""
+
+    node: Interpolation
+    source: View
+    gradient: Tensor
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        source = [] if self.target.through is None else [self.source.tensor]
+        return [*source, self.gradient, *([self.target.tensor] if self.target.add else [])]
 
     def writes(self) -> Sequence[Tensor]:
         return [] if self.target.add else [self.target.tensor]

@@ -10,14 +10,14 @@ from torch import Tensor as TorchTensor
 from torch import nn
 
 from volseg.geometry import Triple
-from volseg.networks.description import Normalization
+from volseg.networks.description import Interpolation, Normalization
 from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused import merging
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
-from volseg.nn.fused.up import Up
-from volseg.nn.kernels import addition, pointwise, pooling
+from volseg.nn.fused.up import Filling, InterpolatedFilling, Up, UpFilling
+from volseg.nn.kernels import addition, interpolation, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
@@ -31,6 +31,7 @@ from volseg.program.step import (
     ConvolveBackward,
     Exchange,
     Gather,
+    Interpolate,
     Lifted,
     Normalize,
     Pool,
@@ -89,9 +90,14 @@ def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]
 
 
 def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
-    """An up-convolution with what it reads, for the convolution that reads it."""
-    module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
-    return Up(module, state.operand(source.view), lift_of(op, source).reach)
+    """A tensor that is never whole, with what it is made from, for the convolution that reads it."""
+    node = source.node
+    filling: Filling
+    if isinstance(node, Interpolation):
+        filling = InterpolatedFilling(node)
+    else:
+        filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)))
+    return Up(filling, state.operand(source.view), lift_of(op, source))
 
 
 def up_convolve(state: State, op: UpConvolve) -> None:
@@ -101,6 +107,16 @@ def up_convolve(state: State, op: UpConvolve) -> None:
     for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
         with state.work(op.output).meter.doing(Kind.UP):
             pointwise.apply(x.activation, weight, state.rows[op.output], planes)
+        state.memory.computed([], planes)
+
+
+def interpolate(state: State, op: Interpolate) -> None:
+    """An interpolation's whole output, some planes at a time."""
+    state.wait(op.source.tensor)
+    x = state.operand(op.source)
+    for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
+        with state.work(op.output).meter.doing(Kind.UP):
+            interpolation.interpolate(x.activation, op.node.factors, op.node.mode, state.rows[op.output], planes)
         state.memory.computed([], planes)
 
 
@@ -266,5 +282,6 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
     SitOut: sit_out, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
+    Interpolate: interpolate,
 }  # fmt: skip
 """The functions that execute forward operations."""

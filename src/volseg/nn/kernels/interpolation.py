@@ -181,7 +181,7 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: bool)
                 )
 
             own, place = raw + (z * raw_plane + y * raw_line + c), target.at(z, y, f.number(0), c)
-            a, b = ((scale + c).load(), (shift + c).load()) if through else (None, None)
+            a, b = (scale + c).load(), (shift + c).load()
             old = [column(x) for x in _beside(f, low_x, columns, steps[2][:2])] if len(steps[2]) == 4 else []
             zero = f.constant(0)
             with f.loop(breadth, carried=[*old, zero, zero]) as (x, state):
@@ -233,22 +233,23 @@ def interpolate(
 
 
 def gradient(
-    given: Rows, x: Activation, factors: Triple, mode: str, target: Rows, sums: Tensor | None, *, add: bool = False
+    given: Rows, x: Activation | None, factors: Triple, mode: str, target: Rows, sums: Tensor | None, *,
+    add: bool = False,
 ) -> None:  # fmt: skip
     """The gradient of the input of `interpolate`, to `target`.
 
     given  that of its output; for "trilinear" with a ghost on each side where the volume goes on
-    x      the input; read only where there are sums
+    x      the input, where the gradient before its activation is wanted
     sums   [2, C] float64: then `target` gets the gradient before the activation of `x`, and its sums, and those of its
            product with the raw values, are added here
     add    to what stands in `target`, in place of overwriting it; the sums are of what was added
     """
-    total, low, through = given.buffer.shape, given.low, sums is not None
-    entry = _gradient_library(factors, mode == "trilinear", through)["gather"]
+    total, low, raw = given.buffer.shape, given.low, x or Activation(target)
+    entry = _gradient_library(factors, mode == "trilinear", sums is not None)["gather"]
     values = {
         **lines.shape(target), "given": given.buffer, "given_plane": given.plane, "given_line": given.line,
         "low_z": low[0], "low_y": low[1], "low_x": low[2], "planes": total[0], "lines": total[1], "columns": total[2],
-        **lines.place("raw", x.rows if through else None), **lines.coefficients(lines.affine_of(x)),
+        **lines.place("raw", raw.rows), **lines.coefficients(lines.affine_of(raw)),
         "target": target_fields(target, add),
     }  # fmt: skip
     lines.run_summed(entry, values, {"sums": sums}, target.sides[0] * target.sides[1])
