@@ -57,6 +57,8 @@ NETWORKS = {
     ),
     "segresnet, no norm": config(architecture="segresnet", norm="none", blocks=(1, 1, 1)),
     "anisotropic segresnet, batch norm": config(**THIN, architecture="segresnet", norm="batch", blocks=(2, 1, 1)),
+    "segresnet, trilinear": config(architecture="segresnet", up="trilinear", base_channels=8, blocks=(1, 1, 1)),
+    "anisotropic segresnet, nearest": config(**THIN, architecture="segresnet", up="nearest", blocks=(1, 1, 1)),
     "trilinear": config(up="trilinear"),
     "nearest, group norm": config(up="nearest", norm="group", base_channels=8),
     "anisotropic, trilinear, residual": config(**THIN, up="trilinear", encoder="residual", blocks=(1, 1, 2)),

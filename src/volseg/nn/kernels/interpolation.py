@@ -3,7 +3,8 @@
 Linear means ``mode="trilinear", align_corners=False``: of the two new voxels that a voxel becomes on an axis, the first
 is a quarter of the voxel before it and three quarters of itself, the second three quarters of itself and a quarter of
 the voxel after it. At the volume's faces the edge is repeated: a block has no ghosts there, so what its neighbours
-would have is read from its own last voxel. Each result is the same sum in the same order wherever its voxel lies.
+would have is read from its own last voxel. Each result is the same sum in the same order wherever its voxel lies: along
+D, then H, then W, each product rounded, as `nn.upsampling.PartitionedUpsample` has it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _gradient_library(factors: Triple, linear: bool, through: bool) -> Library:
 
 
 def _mixed(f: Function, near: Vector, far: Vector) -> Vector:
-    return f.fma(near, f.constant(_NEAR), far * f.constant(_FAR))
+    return near * f.constant(_NEAR) + far * f.constant(_FAR)
 
 
 def _beside(f: Function, at: Int, count: Int, steps: Sequence[int]) -> list[Int]:
@@ -84,19 +85,18 @@ def _define_interpolate(module: Module, factors: Triple, linear: bool) -> None:
             z, y = first_plane + number // height, first_line + number % height
             a, b = (scale + c).load(), (shift + c).load()
             sources = [
-                [raw + (near_z * raw_plane + near_y * raw_line + c) for near_y in _beside(f, y, lines, steps[1])]
-                for near_z in _beside(f, z, planes, steps[0])
+                [raw + (near_z * raw_plane + near_y * raw_line + c) for near_z in _beside(f, z, planes, steps[0])]
+                for near_y in _beside(f, y, lines, steps[1])
             ]
 
             def column(x: Int) -> list[Vector]:
                 """The new values of a column on D and H."""
                 at = x * channels
-                by_plane = [
-                    _children(f, [f.leaky((line + at).load() * a + b, slope) for line in plane], high)
-                    for plane in sources
+                on_d = [
+                    _children(f, [f.leaky((line + at).load() * a + b, slope) for line in beside], deep)
+                    for beside in sources
                 ]
-                by_line = [_children(f, [plane[q] for plane in by_plane], deep) for q in range(high)]
-                return [by_line[q][p] for p in range(deep) for q in range(high)]
+                return [value for p in range(deep) for value in _children(f, [line[p] for line in on_d], high)]
 
             targets = [
                 out + ((z * deep + p) * out_plane + (y * high + q) * out_line + c)
