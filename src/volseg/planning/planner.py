@@ -11,7 +11,6 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
 from volseg.networks.architectures import described
-from volseg.networks.deep_supervision import check_not_agglomerated
 from volseg.networks.description import ONES, Convolution, Interpolation, MaxPool, Network, UpConvolution
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
@@ -203,8 +202,6 @@ def make_plan(
     else:
         layout = Layout.even(padded_shape(seen, model.multiple), dims, model.multiple)
     stages = agglomeration_for(agglomerate, model, layout)
-    if task == "train" and training.deep_supervision:
-        check_not_agglomerated(stages)
     halo = forward_halo_bytes(described(model), layout, stages)
     if task == "train":
         memory = sampling.memory(model, training, layout, shape, threads, stages)

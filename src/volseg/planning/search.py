@@ -147,10 +147,8 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
 
 
 def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglomeration:
-    """What the time model chooses on this grid, whether it fits or not; none with deep supervision."""
+    """What the time model chooses on this grid, whether it fits or not."""
     model = question.model
-    if question.task == "train" and question.training.deep_supervision:
-        return NONE
     layout = Layout.even(padded_shape(question.seen, model.multiple), dims, model.multiple)
     return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from math import prod
 
 from volseg.networks.description import IMAGE, Convolution, Interpolation, Network, Normalization
@@ -134,6 +135,9 @@ class _WorkPass:
                 self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)
             case ops.Gather() as op:
                 self._transfer(label, op.stage, op.source)
+            case ops.GatherTarget() as op:
+                voxels = layout_of(replace(op.source, grid=op.stage), self.network, self.layouts).largest_block
+                self._moved(label, op.stage, prod(voxels))
             case ops.GatherBackward() as op:
                 self._transfer(label, op.stage, op.target)
             case ops.Scatter() as op:
@@ -216,7 +220,7 @@ class _WorkPass:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, channels, classes)
             return
         self.operate(label, Kind.HEAD, Family.HEAD, op.node.stage, channels, classes)
-        self.reduce(label, op.node.stage, (2 + 4 * classes) * DOUBLE)
+        self.reduce(label, 0, (2 + 4 * classes) * DOUBLE)  # of all ranks, wherever the logits are
 
     def _convolve_backward(self, label: str, op: ops.ConvolveBackward) -> None:
         node: Convolution = op.node
@@ -253,8 +257,11 @@ class _WorkPass:
         return self.ranks[stage - 1] // self.ranks[stage]
 
     def _transfer(self, layer: str, stage: int, tensor: Tensor) -> None:
+        self._moved(layer, stage, self.voxels[stage] * padded_channels(tensor.channels) * FLOAT)
+
+    def _moved(self, layer: str, stage: int, size: int) -> None:
+        """Enter a leader's block of so many bytes, made of its group's."""
         merged = self._merged(stage)
-        size = self.voxels[stage] * padded_channels(tensor.channels) * FLOAT
         self.done.transfers.append(Transfer(layer, stage, merged - 1, size * (merged - 1) // merged))
 
     def _tell_group(self, layer: str, stage: int, size: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from volseg.networks.description import (
     IMAGE,
     Addition,
@@ -20,6 +22,7 @@ from volseg.program.step import (
     Convolve,
     Exchange,
     Gather,
+    GatherTarget,
     Interpolate,
     Lifted,
     Normalize,
@@ -93,12 +96,23 @@ class _Forward:
                     self._lifted(node)
                 case Addition() if node.stage <= self.last:
                     self._addition(node)
-                case Head() if node.stage <= self.last and (self.loss or not node.training):
-                    self._emit(Classify(node, self._view(node.reads[0])), node.name)
+                case Head() if self.loss or not node.training:
+                    self._head(node)
         return self.steps
 
     def _emit(self, op: Op, label: str) -> None:
         self.steps.append(Step(op, label))
+
+    def _head(self, node: Head) -> None:
+        """Logits; where they lie on a coarser process grid, what they are compared with goes from grid to grid."""
+        name = f"target of {node.name}"
+        for stage in sorted(self.merges):
+            if stage <= min(node.stage, self.last + 1):
+                source = Tensor(name, node.stage, stage - 1, 1)
+                target = replace(source, grid=stage) if stage <= self.last else None
+                self._emit(GatherTarget(node, stage, source, target), f"{node.name}, gathered")
+        if node.stage <= self.last:
+            self._emit(Classify(node, self._view(node.reads[0])), node.name)
 
     def _view(self, name: str) -> View:
         view = self.outputs[name]

@@ -259,6 +259,21 @@ class Scatter(Op):
 
 
 @dataclass(frozen=True)
+class GatherTarget(Op):
+    """Blocks of what a head's loss compares with, which the caller has, to those who lead groups of ranks.
+
+    stage   where groups merge
+    source  the classes of this rank's block, on the finer grid; no tensor of the program
+    target  those of the group's; None: this rank does not lead
+    """
+
+    node: Head
+    stage: int
+    source: Tensor
+    target: Tensor | None
+
+
+@dataclass(frozen=True)
 class SitOut(Op):
     """What the other ranks draw at random in a stage in which this one takes no part is drawn here, too."""
 

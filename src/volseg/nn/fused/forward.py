@@ -31,6 +31,7 @@ from volseg.program.step import (
     ConvolveBackward,
     Exchange,
     Gather,
+    GatherTarget,
     Interpolate,
     Lifted,
     Normalize,
@@ -190,6 +191,18 @@ def scatter(state: State, op: Scatter) -> None:
     merge.share(running_statistics(state.twin, op.stage))
 
 
+def gather_target(state: State, op: GatherTarget) -> None:
+    """What a head's loss compares with, to those who lead; nothing where there is no loss."""
+    own = state.targets.pop(op.node.name, None)
+    if own is None:
+        return
+    whole = None
+    if op.target is not None:
+        sides = state.layout(op.target).block(state.work(op.target).grid.coords).shape
+        whole = state.targets[op.node.name] = torch.empty(sides, dtype=own.dtype)
+    merging.gather_classes(state.grids.merges[op.stage], state.layout(op.source), own, whole)
+
+
 def sit_out(state: State, op: SitOut) -> None:
     """Draw what others draw: the random state is that of all ranks together."""
     for node in op.nodes:
@@ -281,7 +294,7 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
+    SitOut: sit_out, GatherTarget: gather_target, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
     Interpolate: interpolate,
 }  # fmt: skip
 """The functions that execute forward operations."""
