@@ -7,7 +7,6 @@ import json
 import pytest
 
 from tiny import losses
-from volseg.cli.app import run
 from volseg.config import read_config
 from volseg.models.stored import load_model
 
