@@ -52,6 +52,12 @@ class Convolution(Node):
     bias: bool
     module: str
 
+    @property
+    def reach(self) -> Triple:
+        """Voxels before and after a voxel that it is computed from, on each axis."""
+        d, h, w = (side // 2 for side in self.kernel)
+        return d, h, w
+
 
 @dataclass(frozen=True)
 class Normalization(Node):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from volseg.config import ModelConfig
@@ -21,6 +21,7 @@ from volseg.planning.scratch import FLOAT, convolving
 from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
 from volseg.program.in_place import can_host
+from volseg.program.recompute import halo_with_passes
 from volseg.program.schedule import SPILL, Schedule
 from volseg.program.step import (
     Add,
@@ -75,10 +76,13 @@ class SegmentingPass:
     """
 
     def __init__(self, network: Network, schedule: Schedule, share: Share, *, threads: int = 1, image: int = 0) -> None:
-        self.network, self.share, self.threads, self.image = network, share, threads, image
+        self.network, self.threads, self.image = network, threads, image
         program = segment_program(network, schedule, share.merges, share.last)
         first = 1 if any(isinstance(step.op, Pass) for step in program.forward) else 0
-        ghosts: list[Ghosts] = [share.ghosts_of(stage, stage) for stage in range(share.last + 1)]
+        self.share = replace(share, halo=tuple(halo_with_passes(network, program.forward)))
+        ghosts: list[Ghosts] = [
+            (share if stage in share.merges else self.share).ghosts_of(stage, stage) for stage in range(share.last + 1)
+        ]
         widths = [padded_channels(width) for width in network.widths]
         self.basins: dict[int, Basin] = basins(
             share.sides, ghosts, widths, first, reaches=[halo[0] for halo in network.halo],
@@ -217,23 +221,27 @@ class SegmentingPass:
         """Windows of a chain, one for each convolution."""
         sides, low, high = self.share.sides[0], self.share.low[0], self.share.high[0]
         step = rolling_planes(sides, op.chain[-1].output.stored)
-        windows = 0
-        for number, convolution in enumerate(op.chain):
-            width = len(op.chain) - 1 - number
+        windows, widths, first = 0, op.widths(op.wanted), op.chain[0].node
+        read = [*(convolution.node.reach[0] for convolution in op.chain[1:]), op.wanted[0]]
+        for convolution, width, reach in zip(op.chain, widths, read, strict=True):
             _, h, w = self._wide(width)
-            planes = window_planes(sides[0], width * low[0], width * high[0], width, step)
+            planes = window_planes(sides[0], width[0] * low[0], width[0] * high[0], width[0], reach, step)
             windows += planes * h * w * convolution.output.stored * FLOAT
             for source in convolution.sources:
                 if isinstance(source, Lifted):
-                    wanted = [(first - 1, last + 1) for first, last in ranges(sides[0], step)]
+                    wanted = [(a - width[0], b + width[0]) for a, b in ranges(sides[0], step)]
                     windows += self._up_slab(source, wanted, lift_of(convolution, source))
             self._worked(convolution, sides)
-        _, h, w = self._wide(len(op.chain))
-        windows += 3 * (step + 2) * h * w * self.network.in_channels * FLOAT
+        around = max(n + more for n, more in zip(widths[0][1:], first.reach[1:], strict=True))
+        _, h, w = self._wide((0, around, around))
+        windows += 3 * (step + 2 * first.reach[0]) * h * w * self.network.in_channels * FLOAT
         if op.head is not None:
             windows += self.logits
-        elif op.chain[-1].statistics is not None:
-            windows += self._sums(op.chain[-1].output)
+        else:
+            made = op.entering or op.chain[-1]
+            self._worked(made, self._sides(made.output))
+            windows += self._sums(made.output) if made.statistics is not None else 0
+            self._summed |= {op.entering.output} if op.entering is not None and made.statistics is not None else set()
         self._note(label, 0, windows)
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:
@@ -262,8 +270,9 @@ class SegmentingPass:
         return min(basin.size * FLOAT, planes * plane + (planes + 2) * read if share == 1 else (planes + 2) * read)
 
     def _image_slab(self) -> int:
-        d, h, w = self._wide(1)
-        planes = min(d, self.basins[0].planes + 2)
+        reach = self.network.image_reach
+        d, h, w = self._wide((reach, reach, reach))
+        planes = min(d, self.basins[0].planes + 2 * reach)
         return 2 * planes * h * w * self.network.in_channels * FLOAT
 
     def _up_slab(self, source: Lifted, planes: Sequence[tuple[int, int]], lift: Lift) -> int:
@@ -289,10 +298,10 @@ class SegmentingPass:
         planes = min(head_slab_planes(sides, classes), rolling)
         return 2 * planes * sides[1] * sides[2] * padded_channels(classes) * FLOAT
 
-    def _wide(self, width: int) -> Triple:
+    def _wide(self, width: Triple) -> Triple:
         """The block with `width` voxels around it where the volume goes on."""
-        ends = zip(self.share.sides[0], self.share.low[0], self.share.high[0], strict=True)
-        d, h, w = (n + width * (a + b) for n, a, b in ends)
+        ends = zip(self.share.sides[0], width, self.share.low[0], self.share.high[0], strict=True)
+        d, h, w = (n + more * (a + b) for n, more, a, b in ends)
         return d, h, w
 
     def _worked(self, op: Convolve, sides: Triple) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import prod
 
+from volseg.geometry import Triple
 from volseg.networks.description import IMAGE, Convolution, Interpolation, Network, Normalization
 from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
@@ -184,20 +185,24 @@ class _WorkPass:
     def _pass(self, label: str, op: ops.Pass) -> None:
         """Each convolution on more voxels than the one behind it."""
         last = op.views[-1]
-        if op.head is None and op.pooled is None and not self._takes_statistics(last.node):
+        if not (op.head or op.pooled or op.entering or self._takes_statistics(last.node)):
             return  # nothing to find out
         self._load(label)
-        for number, convolution in enumerate(op.chain):
-            self._convolve(label, convolution, self._wider(len(op.chain) - 1 - number))
+        for convolution, width in zip(op.chain, op.widths(op.wanted), strict=True):
+            self._convolve(label, convolution, self._wider(width))
+        if op.entering is not None:
+            self._convolve(label, op.entering)
+            return
         if op.head is not None:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, last.tensor.channels, op.head.channels)
             return
         self._normalize(label, last.node, last.tensor)
 
-    def _wider(self, width: int) -> float:
+    def _wider(self, width: Triple) -> float:
         """How many times a block's voxels a convolution computes that reaches `width` voxels beyond it."""
         dims, sides = self.layouts[0].dims, self.layouts[0].largest_block
-        return prod(n + width * min(2, p - 1) for n, p in zip(sides, dims, strict=True)) / prod(sides)
+        wide = (n + more * min(2, p - 1) for n, more, p in zip(sides, width, dims, strict=True))
+        return prod(wide) / prod(sides)
 
     def _takes_statistics(self, node: Normalization | None) -> bool:
         """Whether a norm takes the statistics of what it is given; batch norms have theirs when segmenting."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from volseg.geometry import Triple
 from volseg.networks.description import (
     Addition,
     Convolution,
@@ -21,7 +22,7 @@ from volseg.networks.description import (
     UpConvolution,
 )
 from volseg.partition.layout import Layout
-from volseg.partition.slabs import Lift
+from volseg.partition.slabs import Lift, chain_widths
 from volseg.partition.tiling import padded_channels
 
 
@@ -97,7 +98,7 @@ Source = View | Lifted
 
 def lift_of(op: Convolve | ConvolveBackward, source: Lifted) -> Lift:
     """How a lifted tensor follows from what it is made from, and how far beside a slab a convolution reads it."""
-    return Lift(source.node.factors, op.node.kernel[0] // 2)
+    return Lift(source.node.factors, op.node.reach[0])
 
 
 @dataclass(frozen=True)
@@ -496,26 +497,38 @@ class Keep(Op):
 class Pass(Op):
     """A pass over the image through a chain of convolutions, of each of which a few planes exist at a time.
 
-    The coefficients of the last one's norm come out of it, and its output pooled, or, with a head, the logits.
+    The coefficients of the last one's norm come out of it, and its output pooled; or, where all coefficients are known,
+    the logits, or the output of a convolution with a stride that enters the next stage.
 
-    chain   the convolutions and how each one's output is read
-    pooled  where the largest of the last one's windows go
-    head    what the last one's output is for, where all coefficients are known
-    clears  whether the chain's memory goes back when the pass is done
+    chain     the convolutions and how each one's output is read
+    pooled    where the largest of the last one's windows go
+    head      what makes logits of the last one's output
+    entering  what makes a whole tensor of it
+    clears    whether the chain's memory goes back when the pass is done
     """
 
     chain: tuple[Convolve, ...]
     views: tuple[View, ...]
     pooled: Tensor | None = None
     head: Head | None = None
+    entering: Convolve | None = None
     clears: bool = False
+
+    @property
+    def wanted(self) -> Triple:
+        """Voxels around the block that are wanted of the last convolution, where the volume goes on."""
+        return (0, 0, 0) if self.entering is None else self.entering.node.reach
+
+    def widths(self, beyond: Triple) -> list[Triple]:
+        """Voxels around the block at which each convolution is computed for `beyond` of the last one."""
+        return chain_widths([op.node.reach for op in self.chain], beyond)
 
     def reads(self) -> Sequence[Tensor]:
         image = self.chain[0].sources[0].tensor
         return [image, *(s.tensor for op in self.chain for s in op.sources if isinstance(s, Lifted))]
 
     def writes(self) -> Sequence[Tensor]:
-        return [] if self.pooled is None else [self.pooled]
+        return [*([] if self.entering is None else [self.entering.output]), *([self.pooled] if self.pooled else [])]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -47,6 +47,11 @@ _NO_BRICK: Triple = (1, 1, 1)
 
 def convolve(state: State, op: Convolve) -> None:
     """Fill the output slab by slab, and what is pooled of it; the sums of its bricks are kept for its norm."""
+    convolve_slabs(state, op, _inputs(state, op))
+
+
+def convolve_slabs(state: State, op: Convolve, slabs: Iterable[tuple[Range, list[Operand]]]) -> None:
+    """`convolve` for planes of the output in turn, each with what the convolution reads there."""
     work, layout, rows = state.work(op.output), state.layout(op.output), state.rows[op.output]
     conv = cast(nn.Conv3d, state.layer(op.node.module))
     norm = None if op.statistics is None else state.layer(op.statistics.module)
@@ -60,7 +65,7 @@ def convolve(state: State, op: Convolve) -> None:
         assert op.pooling is not None
         pooled = kernels.Pooled(state.rows[op.pooled], state.signs[op.output.name], op.pooling.window)
     weight: kernels.Weight | None = None
-    for planes, inputs in _inputs(state, op):
+    for planes, inputs in slabs:
         with work.meter.doing(Kind.CONVOLUTION):
             weight = weight or kernels.pack_weight(conv.weight, [x.channels for x in inputs], op.node.stride)
             kernels.forward(
