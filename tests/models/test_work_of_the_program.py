@@ -85,9 +85,10 @@ def test_a_training_step_of_a_segresnet(communicator, monkeypatch, stages):
 
 
 @pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("name", ["interpolation", "strided", "anisotropic"])
 @pytest.mark.parametrize("stages", ["none", "1:1x1x1", "2:1x1x1"])
-def test_a_training_step_with_interpolation(communicator, monkeypatch, stages):
-    check_training(communicator, monkeypatch, *network(communicator, "instance", stages, up="trilinear"))
+def test_a_training_step_of_other_networks(communicator, monkeypatch, stages, name):
+    check_training(communicator, monkeypatch, *network(communicator, "instance", stages, **OTHERS[name]))
 
 
 @pytest.mark.parallel([2, 4])
@@ -130,11 +131,20 @@ def test_segmenting_by_a_segresnet(communicator, monkeypatch, stages):
     check_segmenting(communicator, monkeypatch, Schedule.IN_PLACE, *asked)
 
 
+OTHERS = {
+    "interpolation": {"up": "trilinear"},
+    "strided": {"down": "stride"},
+    "anisotropic": {"kernels": ((1, 3, 3), (3, 3, 3), (5, 3, 1)), "strides": ((1, 2, 2), (2, 2, 2))},
+}
+
+
 @pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("schedule", [Schedule.IN_PLACE, Schedule.RECOMPUTE])
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
-def test_segmenting_with_interpolation(communicator, monkeypatch, stages):
-    asked = network(communicator, "instance", stages, up="trilinear")
-    check_segmenting(communicator, monkeypatch, Schedule.IN_PLACE, *asked)
+def test_segmenting_by_other_networks(communicator, monkeypatch, stages, name, schedule):
+    asked = network(communicator, "instance", stages, **OTHERS[name])
+    check_segmenting(communicator, monkeypatch, schedule, *asked)
 
 
 def check_segmenting(communicator, monkeypatch, schedule, config, grid, layout, layouts, twin, x):

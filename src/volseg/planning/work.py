@@ -15,6 +15,7 @@ from volseg.planning.scratch import FLOAT, is_minimal
 from volseg.program import step as ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
+from volseg.program.recompute import halo_with_passes
 from volseg.program.schedule import IN_PLACE, Schedule
 from volseg.program.step import Convolve, Lifted, Step, Tensor, layout_of
 
@@ -54,7 +55,9 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     layouts  of each stage, finest first
     """
     work = _WorkPass(network, layouts, segmenting=True)
-    for step in segment_program(network, schedule, merges_of(layouts)).steps:
+    steps = segment_program(network, schedule, merges_of(layouts)).steps
+    work.halo = halo_with_passes(network, steps)
+    for step in steps:
         work.go_through(step)
     work.operate("other", Kind.OTHER, Family.SEGMENT_REST, 0, network.in_channels, network.widths[0])
     return work.done
@@ -87,12 +90,16 @@ def _of_a_cube(node: Convolution) -> float:
 
 
 class _WorkPass:
-    """Goes through the steps of the ranks that lead in all stages."""
+    """Goes through the steps of the ranks that lead in all stages.
+
+    halo  widths of the ghosts of each stage; on a grid coarser than that of the stage before those of the network
+    """
 
     def __init__(self, network: Network, layouts: Sequence[Layout], *, segmenting: bool) -> None:
         self.network, self.layouts, self.segmenting = network, layouts, segmenting
         self.voxels = [prod(layout.largest_block) for layout in layouts]
         self.ranks = [prod(layout.dims) for layout in layouts]
+        self.halo: Sequence[Triple] = network.halo
         self.done = Work()
 
     def go_through(self, step: Step) -> None:
@@ -246,14 +253,16 @@ class _WorkPass:
     def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
         """Enter the ghosts of a tensor of so many stored channels."""
         layout = layout_of(tensor, self.network, self.layouts)
+        merged = tensor.grid == tensor.stage and tensor.stage in merges_of(self.layouts)
+        halo = self.network.halo if merged else self.halo
         sides, axes = list(layout.largest_block), []
-        for axis, parts in enumerate(layout.dims):
-            if parts == 1:
+        for axis, (parts, width) in enumerate(zip(layout.dims, halo[tensor.stage], strict=True)):
+            if parts == 1 or not width:
                 continue
             neighbours = min(2, parts - 1)
             face = prod(sides) // sides[axis]
-            axes.append((axis, neighbours, neighbours * face * stored * FLOAT))
-            sides[axis] += neighbours
+            axes.append((axis, neighbours, neighbours * width * face * stored * FLOAT))
+            sides[axis] += neighbours * width
         if axes:
             self.done.exchanges.append(Exchange(layer, tensor.stage, tuple(axes), tensor.grid))
 
