@@ -421,11 +421,11 @@ def test_where_the_ranks_lie_is_said(plan, tmp_path, more):
 
 
 def test_networks_without_a_time_say_so(plan, tmp_path):
-    (tmp_path / "wide.toml").write_text('[model]\nup = "trilinear"\n')
+    (tmp_path / "wide.toml").write_text("[model]\nkernel_size = 9\n")
     arguments = ("--shape=64x64x64", "--config", tmp_path / "wide.toml", "--ranks=1:4")
     code, out, _ = plan(*arguments)
     assert code == 0
-    assert "no time, for up 2 is an interpolation, which was not measured" in " ".join(out.split())
+    assert "no time, for encoder 0.1 is a convolution of 9x9x9, which was not measured" in " ".join(out.split())
     assert not re.search(r"\d m?s\b|efficiency", out)
     _, found = facts(plan, *arguments)
     for task in found["tasks"].values():

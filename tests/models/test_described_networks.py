@@ -57,6 +57,15 @@ NETWORKS = {
     ),
     "segresnet, no norm": config(architecture="segresnet", norm="none", blocks=(1, 1, 1)),
     "anisotropic segresnet, batch norm": config(**THIN, architecture="segresnet", norm="batch", blocks=(2, 1, 1)),
+    "segresnet, trilinear": config(architecture="segresnet", up="trilinear", base_channels=8, blocks=(1, 1, 1)),
+    "anisotropic segresnet, nearest": config(**THIN, architecture="segresnet", up="nearest", blocks=(1, 1, 1)),
+    "trilinear": config(up="trilinear"),
+    "nearest, group norm": config(up="nearest", norm="group", base_channels=8),
+    "anisotropic, trilinear, residual": config(**THIN, up="trilinear", encoder="residual", blocks=(1, 1, 2)),
+    "trilinear, pooled on one axis": config(
+        up="trilinear", strides=((2, 1, 1), (1, 2, 2)), kernels=((1, 3, 1), (3, 1, 3), (1, 3, 3))
+    ),
+    "kernels of 5, trilinear": config(up="trilinear", kernel_size=5, levels=1),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 

@@ -144,9 +144,9 @@ def test_it_has_a_program_and_its_finest_stage_is_held() -> None:
 
 
 def test_what_has_no_program_is_not_agglomerated() -> None:
-    settings = config(encoder="residual", up="trilinear")
+    settings = config(encoder="residual", kernel_size=9)
     assert schedules_of(unet(settings)) == [LAYERS]
-    with pytest.raises(PartitionError, match="as up 1 is an interpolation; use --agglomerate none"):
+    with pytest.raises(PartitionError, match=r"as encoder 0.1 is a convolution of 9x9x9; use --agglomerate none"):
         agglomeration_for("1:1x1x1", unet(settings), Layout.even((16, 16, 16), (2, 1, 1), 4))
 
 

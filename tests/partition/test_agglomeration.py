@@ -103,9 +103,9 @@ def test_the_option_for_a_network_and_a_layout():
     assert agglomeration_for("none", unet(model), layout) == NONE
     assert agglomeration_for("2:2x1x1,3:1x1x1", unet(model), layout) == TWO_STAGES
     assert agglomeration_for("auto", unet(model), layout).check(3, (4, 2, 1)) is None
-    other = ModelConfig(in_channels=1, classes=2, levels=3, up="trilinear")
+    other = ModelConfig(in_channels=1, classes=2, levels=3, kernel_size=9)
     assert agglomeration_for("none", unet(other), layout) == NONE
-    with pytest.raises(PartitionError, match=r"as up 2 is an interpolation; use --agglomerate none"):
+    with pytest.raises(PartitionError, match=r"as encoder 0.1 is a convolution of 9x9x9; use --agglomerate none"):
         agglomeration_for("3:1x1x1", unet(other), layout)
 
 

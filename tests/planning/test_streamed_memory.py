@@ -46,7 +46,14 @@ class CountingStore(Store):
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
 @pytest.mark.parametrize(
-    ("settings", "shape"), [(config(), (48, 24, 32)), (config(levels=4, base_channels=4), (64, 32, 32))]
+    ("settings", "shape"),
+    [
+        (config(), (48, 24, 32)),
+        (config(levels=4, base_channels=4), (64, 32, 32)),
+        (config(kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 2, 2), (2, 2, 2))), (48, 24, 32)),
+        (config(levels=3, down="stride"), (48, 32, 32)),
+        (config(up="trilinear", convolutions=3), (64, 32, 32)),
+    ],
 )
 def test_basins_and_windows_are_the_planned_ones(
     settings: ModelConfig, shape: tuple[int, int, int], schedule: Schedule, communicator: Communicator,
@@ -68,7 +75,7 @@ def test_basins_and_windows_are_the_planned_ones(
     streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
     for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
         pass
-    (share,) = busy_shares(layout, settings.factors)
+    (share,) = busy_shares(layout, settings.factors, halo=streamed.network.halo)
     walk = SegmentingPass(unet(settings), schedule, share)
     assert max(communicator.gather_all(sum(store.sizes))) == walk.places.files
     if schedule is RECOMPUTE:

@@ -63,9 +63,9 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def test_a_network_that_is_not_streamed_runs_layer_by_layer(tmp_path: Path) -> None:
-    plain = unet(ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, up="trilinear"))
+    plain = unet(ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, kernel_size=9))
     assert chosen(2**40, plain).schedule is LAYERS
-    with pytest.raises(PartitionError, match=r"runs as layers, for up 1 is an interpolation"):
+    with pytest.raises(PartitionError, match=r"runs as layers, for encoder 0.1 is a convolution of 9x9x9"):
         chosen(2**40, plain, schedule=RECOMPUTE)
 
 

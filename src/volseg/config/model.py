@@ -22,7 +22,7 @@ _RESENC_BLOCKS, _SEGRESNET_BLOCKS = (1, 3, 4, 6), (1, 2, 2, 4)
 """Residual blocks of each level of nnU-Net's ResEnc presets and of MONAI's SegResNet, finest first; deeper levels have
 as many as the last."""
 
-_OF_UNETS = ("encoder", "up", "down", "convolutions", "dropout")
+_OF_UNETS = ("encoder", "down", "convolutions", "dropout")
 """Settings that only a U-Net has."""
 
 
@@ -55,8 +55,8 @@ class ModelConfig:
     down           pool (2x2x2 maximum, or as `strides` say) or stride (the first convolution of a resolution takes
                    every second voxel)
     architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
-                   convolution, strided convolutions down, skip connections by addition), which has no encoder, up,
-                   down, convolutions or dropout to set
+                   convolution, strided convolutions down, skip connections by addition), which has no encoder, down,
+                   convolutions or dropout to set
     """
 
     in_channels: int = 0

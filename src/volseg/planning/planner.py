@@ -10,8 +10,7 @@ from math import isqrt, prod
 from volseg.config import TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
-from volseg.networks.deep_supervision import check_not_agglomerated
-from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
+from volseg.networks.description import ONES, Convolution, Interpolation, MaxPool, Network, UpConvolution
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -201,8 +200,6 @@ def make_plan(
     else:
         layout = Layout.even(padded_shape(seen, network.multiple), dims, network.multiple)
     stages = agglomeration_for(agglomerate, network, layout)
-    if task == "train" and training.deep_supervision:
-        check_not_agglomerated(stages)
     halo = forward_halo_bytes(network, layout, stages)
     if task == "train":
         memory = sampling.memory(network, training, layout, shape, threads, stages)
@@ -228,7 +225,7 @@ def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomer
             up = sum(
                 sum(network.inputs_of(node))
                 for node in network.nodes
-                if isinstance(node, UpConvolution) and node.stage == stage - 1
+                if isinstance(node, (UpConvolution, Interpolation)) and node.stage == stage - 1
             )
             most = max(most, gathered + sum(halos[:stage]) + FLOAT * prod(before.largest_block) * up)
             gathered += FLOAT * gathered_voxels(before, here) * down

@@ -150,10 +150,8 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
 
 
 def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglomeration:
-    """What the time model chooses on this grid, whether it fits or not; none with deep supervision."""
+    """What the time model chooses on this grid, whether it fits or not."""
     network = question.network
-    if question.task == "train" and question.training.deep_supervision:
-        return NONE
     layout = Layout.even(padded_shape(question.seen, network.multiple), dims, network.multiple)
     return choose_agglomeration(network, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import IMAGE, Network, Normalization
@@ -16,12 +16,14 @@ from volseg.planning.segmenting_places import Places
 from volseg.planning.segmenting_slabs import Slabs
 from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
+from volseg.program.recompute import halo_with_passes
 from volseg.program.schedule import SPILL, Schedule
 from volseg.program.step import (
     Add,
     Classify,
     Convolve,
     Gather,
+    Interpolate,
     Lifted,
     Normalize,
     Pass,
@@ -67,9 +69,11 @@ class SegmentingPass:
     """
 
     def __init__(self, network: Network, schedule: Schedule, share: Share, *, threads: int = 1, image: int = 0) -> None:
-        self.network, self.share, self.threads, self.image = network, share, threads, image
+        self.network, self.threads, self.image = network, threads, image
         program = segment_program(network, schedule, share.merges, share.last)
-        self.places, self.slabs = Places(network, program, schedule, share), Slabs(network, share)
+        self.share = replace(share, halo=tuple(halo_with_passes(network, program.forward)))
+        self.places = Places(network, program, schedule, self.share, merged=share)
+        self.slabs = Slabs(network, self.share)
         self.moments: list[Moment] = []
         self.held: list[int] = []
         self._summed: set[Tensor] = set()
@@ -94,14 +98,12 @@ class SegmentingPass:
             case Convolve() as op:
                 self._convolved(step.label, op)
             case Pass() as op:
-                for convolution in op.chain:
-                    self._worked(convolution)
-                self._note(step.label, 0, self.slabs.windows(op))
+                self._passed(step.label, op)
             case Gather() as op:
                 self._transferred(step, op.stage, op.source)
             case Scatter() as op:
                 self._transferred(step, op.stage, op.target.tensor)
-            case UpConvolve() as op:
+            case UpConvolve() | Interpolate() as op:
                 more = self.places.slab(op.output.stage) + self.places.slab_below(op.source.tensor)
                 self._note(step.label, op.output.stage, more + self._slab)
             case Normalize(view=View(tensor=tensor, node=Normalization() as node)) if node.norm != "none":
@@ -148,6 +150,13 @@ class SegmentingPass:
         self._note(label, stage, more + self._slab)
         if reads_image:
             self.image = 0  # it has been read
+
+    def _passed(self, label: str, op: Pass) -> None:
+        for convolution in op.chain if op.entering is None else (*op.chain, op.entering):
+            self._worked(convolution)
+        if op.entering is not None and op.entering.statistics is not None:
+            self._summed.add(op.entering.output)
+        self._note(label, 0, self.slabs.windows(op))
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:
         self._messages = max(self._messages, self.share.message(stage, port.stored) * FLOAT)

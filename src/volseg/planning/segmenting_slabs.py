@@ -28,8 +28,9 @@ class Slabs:
 
     def image(self, planes: int) -> int:
         """Planes of the image that so many planes of a convolution read, and their copy as it is stored."""
-        d, h, w = self._wide(1)
-        return 2 * min(d, planes + 2) * h * w * self.network.in_channels * FLOAT
+        reach = self.network.image_reach
+        d, h, w = self._wide((reach, reach, reach))
+        return 2 * min(d, planes + 2 * reach) * h * w * self.network.in_channels * FLOAT
 
     def lifted(self, source: Lifted, planes: Sequence[tuple[int, int]], lift: Lift) -> int:
         """The largest slab of an up-convolution, of those that are read for ranges of planes."""
@@ -58,27 +59,31 @@ class Slabs:
     def windows(self, op: Pass) -> int:
         """A window for each convolution of a chain, planes of the image, and what the last one makes."""
         step = rolling_planes(self.share.sides[0], op.chain[-1].output.stored)
-        _, h, w = self._wide(len(op.chain))
-        total = sum(self._chained(op, step)) + 3 * (step + 2) * h * w * self.network.in_channels * FLOAT
+        width, first = op.widths(op.wanted)[0], op.chain[0].node
+        around = max(n + more for n, more in zip(width[1:], first.reach[1:], strict=True))
+        _, h, w = self._wide((0, around, around))
+        image = 3 * (step + 2 * first.reach[0]) * h * w * self.network.in_channels * FLOAT
+        total = sum(self._chained(op, step)) + image
         if op.head is not None:
             return total + self.logits
-        return total + (self.sums(op.chain[-1].output) if op.chain[-1].statistics is not None else 0)
+        made = op.entering or op.chain[-1]
+        return total + (self.sums(made.output) if made.statistics is not None else 0)
 
     def _chained(self, op: Pass, step: int) -> Iterator[int]:
         """Of each convolution of a chain that is computed `step` planes at a time: its window, and what it lifts."""
         sides, low, high = self.share.sides[0], self.share.low[0], self.share.high[0]
-        wanted = [(first - 1, last + 1) for first, last in ranges(sides[0], step)]
-        for number, convolution in enumerate(op.chain):
-            width = len(op.chain) - 1 - number
+        read = [*(convolution.node.reach[0] for convolution in op.chain[1:]), op.wanted[0]]
+        for convolution, width, reach in zip(op.chain, op.widths(op.wanted), read, strict=True):
             _, h, w = self._wide(width)
-            planes = window_planes(sides[0], width * low[0], width * high[0], width, step)
+            planes = window_planes(sides[0], width[0] * low[0], width[0] * high[0], width[0], reach, step)
             yield planes * h * w * convolution.output.stored * FLOAT
+            wanted = [(first - width[0], last + width[0]) for first, last in ranges(sides[0], step)]
             for source in convolution.sources:
                 if isinstance(source, Lifted):
                     yield self.lifted(source, wanted, lift_of(convolution, source))
 
-    def _wide(self, width: int) -> Triple:
+    def _wide(self, width: Triple) -> Triple:
         """The block with `width` voxels around it where the volume goes on."""
-        ends = zip(self.share.sides[0], self.share.low[0], self.share.high[0], strict=True)
-        d, h, w = (n + width * (a + b) for n, a, b in ends)
+        ends = zip(self.share.sides[0], width, self.share.low[0], self.share.high[0], strict=True)
+        d, h, w = (n + more * (a + b) for n, more, a, b in ends)
         return d, h, w
