@@ -235,13 +235,13 @@ class SegmentingPass:
         around = max(n + more for n, more in zip(widths[0][1:], first.reach[1:], strict=True))
         _, h, w = self._wide((0, around, around))
         windows += 3 * (step + 2 * first.reach[0]) * h * w * self.network.in_channels * FLOAT
+        made = op.entering or op.chain[-1]
+        self._worked(made, self._sides(made.output))
         if op.head is not None:
             windows += self.logits
-        else:
-            made = op.entering or op.chain[-1]
-            self._worked(made, self._sides(made.output))
-            windows += self._sums(made.output) if made.statistics is not None else 0
-            self._summed |= {op.entering.output} if op.entering is not None and made.statistics is not None else set()
+        elif made.statistics is not None:
+            windows += self._sums(made.output)
+            self._summed.add(made.output)
         self._note(label, 0, windows)
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:
