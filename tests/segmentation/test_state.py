@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tiny import SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
+from tiny import MODEL, SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.events import Caution, Message
 from volseg.models import streamed
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
@@ -45,6 +46,20 @@ def broken_logits(self):
 
 def layers_of(report):
     return set(report.phases["network_by_layer"])
+
+
+@pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE, SPILL])
+def test_so_it_does_with_strided_convolutions_and_interpolation(schedule, tmp_path, monkeypatch):
+    settings = replace(MODEL, down="stride", up="trilinear")
+    scan, run = (
+        save_nifti(tmp_path / "scan.nii", ct_like((21, 18, 15))),
+        untrained_run(tmp_path / "r", settings=settings),
+    )
+    segment(SegmentationJob(scan, run, tmp_path / "whole.nii.gz"), SERIAL)
+    interrupted(SegmentationJob(scan, run, schedule=RECOMPUTE, go_on=True), SERIAL, monkeypatch, "decoder 0.2")
+    report = segment(SegmentationJob(scan, run, schedule=schedule, go_on=True), SERIAL)
+    assert not any(label.startswith(("encoder 1", "up 0", "encoder 2")) for label in layers_of(report))
+    assert digest(tmp_path / "scan_mask.nii.gz") == digest(tmp_path / "whole.nii.gz")
 
 
 @pytest.mark.parametrize("first", [IN_PLACE, RECOMPUTE])

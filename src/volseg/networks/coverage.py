@@ -19,6 +19,7 @@ from volseg.networks.description import (
 )
 
 _KERNELS, _STRIDES = {1, 3, 5, 7}, {1, 2}
+_LIFTS = (UpConvolution, Interpolation)
 
 
 @lru_cache(maxsize=64)
@@ -34,12 +35,9 @@ def can_recompute(network: Network) -> bool:
     Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is pooled
     or made by a single convolution.
     """
-    lifts = (UpConvolution, Interpolation)
-    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *lifts))]
-    finest = [node for node in made if node.stage == 0 and not isinstance(node, lifts)]
-    lifted = [
-        n for n, node in enumerate(finest) if any(isinstance(network.by_name.get(name), lifts) for name in node.reads)
-    ]
+    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *_LIFTS))]
+    finest = [node for node in made if node.stage == 0 and not isinstance(node, _LIFTS)]
+    lifted = [n for n, node in enumerate(finest) if _lifted(network, node)]
     pooling = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
     striding = [node for node in made if node.stage == 1 and any(network.stage_of(name) == 0 for name in node.reads)]
     if len(lifted) != 1 or lifted[0] == 0 or len(pooling) + len(striding) != 1:
@@ -53,9 +51,14 @@ def can_recompute(network: Network) -> bool:
 
 
 def _follows(network: Network, node: Node, before: str) -> bool:
-    """Whether a node first reads, through its norm and activation, what another made."""
-    through = network.by_name.get(node.reads[0])
-    return isinstance(through, Normalization) and through.reads == (before,)
+    """Whether a node reads, through its norm and activation, what another made, and nothing else that is whole."""
+    through = [other for name in node.reads if not isinstance(other := network.by_name.get(name), _LIFTS)]
+    return len(through) == 1 and isinstance(through[0], Normalization) and through[0].reads == (before,)
+
+
+def _lifted(network: Network, node: Node) -> int:
+    """How many up-sampled tensors a node reads."""
+    return sum(isinstance(network.by_name.get(name), _LIFTS) for name in node.reads)
 
 
 def _reason(network: Network, node: Node) -> str:
@@ -65,6 +68,10 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} is a convolution of {format_triple(node.kernel)}{stride}"
         case Convolution() if len(node.reads) > 2:
             return f"{node.name} reads {len(node.reads)} tensors side by side"
+        case Convolution() if _lifted(network, node) > 1:
+            return f"{node.name} reads two up-sampled tensors side by side"
+        case Convolution() if _lifted(network, node) and max(node.stride) > 1:
+            return f"{node.name} takes every second voxel of what is up-sampled"
         case MaxPool() if not set(node.window) <= _STRIDES:
             return f"{node.name} is a pooling of {format_triple(node.window)}"
         case UpConvolution() if not set(node.factors) <= _STRIDES:

@@ -27,7 +27,7 @@ UpSlab = tuple[Range, Triple]
 
 @dataclass(frozen=True)
 class Lift:
-    """How an up-convolution's output follows from its input, and how far beside a slab it is read.
+    """How a lifted tensor follows from what it is made from, and how far beside a slab it is read.
 
     factors  on D, H, W
     reach    planes before and after a slab
@@ -40,7 +40,7 @@ class Lift:
 def up_slabs(
     below: Triple, low: Triple, high: Triple, channels: int, multiple: int, lift: Lift = Lift()
 ) -> list[UpSlab]:
-    """Slabs of an up-convolution's output: its planes, and the sides of the input from which it is made.
+    """Slabs of a lifted tensor: its planes, and the sides of the input from which they are made.
 
     below      (d, h, w) of the input
     low, high  its ghosts

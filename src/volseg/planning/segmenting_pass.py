@@ -154,8 +154,9 @@ class SegmentingPass:
     def _passed(self, label: str, op: Pass) -> None:
         for convolution in op.chain if op.entering is None else (*op.chain, op.entering):
             self._worked(convolution)
-        if op.entering is not None and op.entering.statistics is not None:
-            self._summed.add(op.entering.output)
+        made = op.entering or op.chain[-1]
+        if op.head is None and made.statistics is not None:
+            self._summed.add(made.output)
         self._note(label, 0, self.slabs.windows(op))
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:

@@ -138,21 +138,24 @@ def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
         yield whole, inputs, [_target(state, target) for target in op.targets]
         return
     (source,) = lifts
-    others = [other for other in op.sources if not isinstance(other, Lifted)]
-    targets = {source.tensor: target for source, target in zip(op.sources, op.targets, strict=True)}
-    inputs = [state.operand(other) for other in others]
-    slots = [_target(state, targets[other.tensor]) for other in others]
-    up, target = lifted(state, op, source), _target(state, targets[source.tensor])
+    place = op.sources.index(source)
+    inputs = [state.operand(other) for other in op.sources if not isinstance(other, Lifted)]
+    slots = [_target(state, target) for target in op.targets]
+    up, target = lifted(state, op, source), slots.pop(place)
+
+    def with_slab(planes: Range, slab: Operand, slot: kernels.Target) -> _Slab:
+        return planes, [*inputs[:place], slab, *inputs[place:]], [*slots[:place], slot, *slots[place:]]
+
     slabs = up.slabs(state.work(op.gradient), _UP_MULTIPLE)
     if isinstance(source.node, Interpolation):  # goes on from a gradient that is whole: it needs the one of neighbours
         for planes, slab in slabs:
-            yield planes, [*inputs, slab], [*slots, target]
+            yield with_slab(planes, slab, target)
         return
     module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
     through = UpGradient(module, up.below.activation, target)
     for planes, slab in slabs:
         slot = _slab_gradient(state, op, planes, slab)
-        yield planes, [*inputs, slab], [*slots, kernels.Target(slot)]
+        yield with_slab(planes, slab, kernels.Target(slot))
         with state.work(op.gradient).meter.doing(Kind.UP):
             through.add(planes, slot)
     state.enter(module, *through.finished())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
@@ -25,18 +26,21 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 
+_T = TypeVar("_T")
+
 
 @dataclass
 class Stage:
     """A convolution of a chain.
 
     affine  its norm's coefficients; None as long as they are not known, which only the last stage's may be
-    up      what it reads beside the stage before
+    up      what it reads beside the stage before, or, with `up_first`, before that
     """
 
     conv: nn.Conv3d
     affine: Affine | None = None
     up: Up | None = None
+    up_first: bool = False
 
     @property
     def channels(self) -> int:
@@ -48,6 +52,10 @@ class Stage:
         """Voxels that it reads before and after a voxel."""
         d, h, w = (int(side) // 2 for side in self.conv.weight.shape[2:])
         return d, h, w
+
+    def side_by_side(self, before: list[_T], up: list[_T]) -> list[_T]:
+        """What belongs to its inputs, in their order."""
+        return up + before if self.up_first else before + up
 
 
 class _Window:
@@ -131,7 +139,7 @@ class Chain:
     def _sources(self, number: int) -> list[int]:
         stage = self.stages[number]
         before = self.image.channels if number == 0 else self.stages[number - 1].channels
-        return [before] if stage.up is None else [before, stage.up.channels]
+        return stage.side_by_side([before], [] if stage.up is None else [stage.up.channels])
 
     def _compute(
         self, windows: Sequence[_Window], number: int, planes: Range, weight: kernels.Weight,
@@ -147,7 +155,7 @@ class Chain:
         else:
             inputs = [windows[number - 1].operand]
         if stage.up is not None:
-            inputs += [lifted for _, lifted in stage.up.slabs_of(self.work, [planes])]
+            inputs = stage.side_by_side(inputs, [lifted for _, lifted in stage.up.slabs_of(self.work, [planes])])
         # The kernel sees a block that is wider on H and W; planes are counted as always.
         origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
         start = self.layout.block(self.work.grid.coords).start

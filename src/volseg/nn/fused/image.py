@@ -53,7 +53,7 @@ def read_planes(
 
     width  voxels around the block on H and W
     """
-    low, high = reach(layout, coords, width)
+    low, high = reach(layout, coords, (layout.shape[0], width, width))
     sides = layout.block(coords).shape
     wanted = max(planes[0] - beside, -low[0]), min(planes[1] + beside, sides[0] + high[0])
     return Operand(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)

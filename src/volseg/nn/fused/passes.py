@@ -93,7 +93,8 @@ def _chain(state: State, op: Pass, image: Image, beyond: Triple) -> Chain:
         node = view.node
         assert node is not None
         conv = cast(nn.Conv3d, state.layer(convolution.node.module))
-        stages.append(Stage(conv, state.affines.get(node.name), up))
+        up_first = isinstance(convolution.sources[0], Lifted)
+        stages.append(Stage(conv, state.affines.get(node.name), up, up_first))
         if up is not None:
             state.wait(next(s.tensor for s in convolution.sources if isinstance(s, Lifted)))
     layout, last = state.layouts[0], op.chain[-1].output

@@ -144,8 +144,9 @@ class State:
         return self.sums[gradient]
 
     def enter(self, module: nn.Module, weight: TorchTensor | None, bias: TorchTensor | None) -> None:
-        """Note gradients of a module's parameters, where it has them."""
+        """Note gradients of a module's parameters, where it has them, beside those that are there already."""
         for name, value in (("weight", weight), ("bias", bias)):
             parameter = getattr(module, name, None)
             if isinstance(parameter, nn.Parameter) and value is not None:
-                self.gradients[parameter] = value
+                before = self.gradients.get(parameter)
+                self.gradients[parameter] = value if before is None else before + value
