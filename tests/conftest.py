@@ -34,6 +34,22 @@ def pytest_configure(config: pytest.Config) -> None:
         _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
 
 
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """On several ranks a file without parallel tests is not imported: each rank would do so for nothing.
+
+    A test that was asked for by its name is still collected, since pytest calls a name that it does not meet an error.
+    """
+    ranks = int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    if ranks == 1 or "mark.parallel" in module_path.read_text() or any("::" in name for name in parent.config.args):
+        return None
+    return _SerialFile.from_parent(parent, path=module_path)
+
+
+class _SerialFile(pytest.File):
+    def collect(self) -> list[pytest.Item]:
+        return []
+
+
 def pytest_runtest_logstart(nodeid: str) -> None:
     if _outcomes is not None:
         _outcomes.write(f"unfinished\t{nodeid}\n")

@@ -70,6 +70,8 @@ def start_pytest(ranks: int, pytest_arguments: list[str], folder: Path) -> int:
     """Start pytest on every rank, wait for it, and return the launcher's exit code; it is killed at RUN_LIMIT."""
     pytest = ["-m", "pytest", "-m", f"parallel[{ranks}]"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLSEG_TEST_OUTCOMES": str(folder)}
+    # Every rank of every run imports the same files: compiled and rewritten for pytest once, they are read by all.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if ranks == 1:
         # Each process begins with neighbouring tests, so that a module's fixtures are made once, and takes some of
         # another's when its own are done.
