@@ -1,7 +1,8 @@
 """What all tests share: one thread per process, the real CT, a communicator, and programs run on many ranks.
 
 With VOLSEG_TEST_OUTCOMES set to a folder, each process also notes there what became of each of its tests, so that
-`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed.
+`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed. With
+VOLSEG_TEST_MACHINE_CODE set to a folder, they share their kernels' machine code in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+
+from machine_code import share
+from run_suite import YIELDING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
 
@@ -30,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for ranks in (1, 2, 3, 4, 8):  # so that a run may ask for a number of ranks that no collected test has
         config.addinivalue_line("markers", f"parallel[{ranks}]: runs on this many ranks")
     folder = os.environ.pop("VOLSEG_TEST_OUTCOMES", None)
+    machine_code = os.environ.get("VOLSEG_TEST_MACHINE_CODE")
+    if machine_code:
+        share(Path(machine_code))
     if folder:
         _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
 
@@ -168,7 +175,8 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
 
     def start(ranks: int, command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
-        limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | (env or {})
+        # Other tests run beside this one, so that its ranks share cores however few they are.
+        limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | YIELDING | (env or {})
         program = [launcher, "-n", str(ranks), sys.executable, *command]
         return run_program(program, timeout=timeout, cwd=cwd, env=limits)
 
