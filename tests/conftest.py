@@ -127,7 +127,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 def run_program(
-    command: Sequence[str | Path], *, timeout: float = 60.0, cwd: Path | None = None, env: dict[str, str] | None = None
+    command: Sequence[str | Path], *, timeout: float = 120.0, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program and everything it starts; all of it is killed, and the test fails, after `timeout` seconds."""
     process = subprocess.Popen(
@@ -166,7 +166,7 @@ def _kill(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 @pytest.fixture
 def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``mpirun(ranks, command, timeout=60, cwd=None, env=None)``: run a command on that many ranks.
+    """``mpirun(ranks, command, timeout=120, cwd=None, env=None)``: run a command on that many ranks.
 
     `command` without a program of its own is given to this Python: ``["-m", "volseg", "info"]``, ``[script]``.
     """
@@ -174,7 +174,7 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
     if not launcher.exists():
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
 
-    def start(ranks: int, command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
+    def start(ranks: int, command: Sequence[str | Path], timeout: float = 120.0, cwd=None, env=None):
         # Other tests run beside this one, so that its ranks share cores however few they are.
         limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | YIELDING | (env or {})
         program = [launcher, "-n", str(ranks), sys.executable, *command]
@@ -185,9 +185,9 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``python(command, timeout=60, cwd=None, env=None)``: the same in a single process without a launcher."""
+    """``python(command, timeout=120, cwd=None, env=None)``: the same in a single process without a launcher."""
 
-    def start(command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
+    def start(command: Sequence[str | Path], timeout: float = 120.0, cwd=None, env=None):
         return run_program([sys.executable, *command], timeout=timeout, cwd=cwd, env=env)
 
     return start
