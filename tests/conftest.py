@@ -1,7 +1,8 @@
 """What all tests share: one thread per process, the real CT, a communicator, and programs run on many ranks.
 
 With VOLSEG_TEST_OUTCOMES set to a folder, each process also notes there what became of each of its tests, so that
-`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed.
+`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed. With
+VOLSEG_TEST_MACHINE_CODE set to a folder, they share their kernels' machine code in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+
+from machine_code import share
+from run_suite import YIELDING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
 
@@ -30,8 +34,27 @@ def pytest_configure(config: pytest.Config) -> None:
     for ranks in (1, 2, 3, 4, 8):  # so that a run may ask for a number of ranks that no collected test has
         config.addinivalue_line("markers", f"parallel[{ranks}]: runs on this many ranks")
     folder = os.environ.pop("VOLSEG_TEST_OUTCOMES", None)
+    machine_code = os.environ.get("VOLSEG_TEST_MACHINE_CODE")
+    if machine_code:
+        share(Path(machine_code))
     if folder:
         _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """On several ranks a file without parallel tests is not imported: each rank would do so for nothing.
+
+    A test that was asked for by its name is still collected, since pytest calls a name that it does not meet an error.
+    """
+    ranks = int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+    if ranks == 1 or "mark.parallel" in module_path.read_text() or any("::" in name for name in parent.config.args):
+        return None
+    return _SerialFile.from_parent(parent, path=module_path)
+
+
+class _SerialFile(pytest.File):
+    def collect(self) -> list[pytest.Item]:
+        return []
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
@@ -104,7 +127,7 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 def run_program(
-    command: Sequence[str | Path], *, timeout: float = 60.0, cwd: Path | None = None, env: dict[str, str] | None = None
+    command: Sequence[str | Path], *, timeout: float = 120.0, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a program and everything it starts; all of it is killed, and the test fails, after `timeout` seconds."""
     process = subprocess.Popen(
@@ -143,7 +166,7 @@ def _kill(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 @pytest.fixture
 def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``mpirun(ranks, command, timeout=60, cwd=None, env=None)``: run a command on that many ranks.
+    """``mpirun(ranks, command, timeout=120, cwd=None, env=None)``: run a command on that many ranks.
 
     `command` without a program of its own is given to this Python: ``["-m", "volseg", "info"]``, ``[script]``.
     """
@@ -151,8 +174,9 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
     if not launcher.exists():
         pytest.skip("no mpiexec beside this Python (pip install mpich)")
 
-    def start(ranks: int, command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
-        limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | (env or {})
+    def start(ranks: int, command: Sequence[str | Path], timeout: float = 120.0, cwd=None, env=None):
+        # Other tests run beside this one, so that its ranks share cores however few they are.
+        limits = {"MPIEXEC_TIMEOUT": str(int(timeout) + 5)} | YIELDING | (env or {})
         program = [launcher, "-n", str(ranks), sys.executable, *command]
         return run_program(program, timeout=timeout, cwd=cwd, env=limits)
 
@@ -161,9 +185,9 @@ def mpirun() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``python(command, timeout=60, cwd=None, env=None)``: the same in a single process without a launcher."""
+    """``python(command, timeout=120, cwd=None, env=None)``: the same in a single process without a launcher."""
 
-    def start(command: Sequence[str | Path], timeout: float = 60.0, cwd=None, env=None):
+    def start(command: Sequence[str | Path], timeout: float = 120.0, cwd=None, env=None):
         return run_program([sys.executable, *command], timeout=timeout, cwd=cwd, env=env)
 
     return start

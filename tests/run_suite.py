@@ -3,6 +3,7 @@
 
     python tests/run_suite.py [--ranks 1,2,4] [paths and options for pytest]
 
+Serial tests are shared among the cores by pytest-xdist (``-n 0`` puts them all into one process, as ``--pdb`` needs).
 Rank 0's pytest is shown as it goes; another rank's output is shown, with its number, where that rank failed. A run
 that hangs is ended. A test counts once per number of ranks, as failed where any rank failed it or never finished it.
 The last line adds everything up: ``N passed, N failed, N skipped``.
@@ -23,6 +24,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN_LIMIT = 1200  # seconds for one run of all tests on one number of ranks
 TEST_LIMIT = 180  # seconds for one test on several ranks
+MOST_PROCESSES = 8  # that share the serial tests: each loads torch and compiles kernels of its own
+# MPICH's ranks spin while they wait: where they share a core, let them give it up sooner, and properly.
+YIELDING = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "10"}
 NO_TESTS = 5  # pytest's exit code where nothing was collected
 WORST_FIRST = ("failed", "unfinished", "skipped", "passed")
 
@@ -33,10 +37,11 @@ def main() -> int:
     options, pytest_arguments = parser.parse_known_args()
     total: Counter[str] = Counter()
     failures: list[str] = []
-    for ranks in map(int, options.ranks.split(",")):
-        counts, failed = run(ranks, pytest_arguments)
-        total += counts
-        failures += failed
+    with tempfile.TemporaryDirectory(prefix="volseg-machine-code-") as machine_code:
+        for ranks in map(int, options.ranks.split(",")):
+            counts, failed = run(ranks, pytest_arguments, machine_code)
+            total += counts
+            failures += failed
     print("\n== All runs", flush=True)
     for failure in failures:
         print(f"FAILED {failure}")
@@ -44,12 +49,15 @@ def main() -> int:
     return 1 if total["failed"] or not total["passed"] else 0
 
 
-def run(ranks: int, pytest_arguments: list[str]) -> tuple[Counter[str], list[str]]:
-    """One pytest run on `ranks` ranks: its tests by outcome, and the names of those that failed."""
+def run(ranks: int, pytest_arguments: list[str], machine_code: str) -> tuple[Counter[str], list[str]]:
+    """One pytest run on `ranks` ranks: its tests by outcome, and the names of those that failed.
+
+    `machine_code` is a folder that all runs share (see tests/machine_code.py).
+    """
     print(f"\n== {ranks} rank{'s' if ranks > 1 else ''}", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="volseg-tests-") as folder:
-        code = start_pytest(ranks, pytest_arguments, Path(folder))
+        code = start_pytest(ranks, pytest_arguments, Path(folder), machine_code)
         worst, all_finished = outcomes(Path(folder), ranks)
         if code not in (0, NO_TESTS):
             show_other_ranks(Path(folder))
@@ -64,21 +72,27 @@ def run(ranks: int, pytest_arguments: list[str]) -> tuple[Counter[str], list[str
     return counts, failed
 
 
-def start_pytest(ranks: int, pytest_arguments: list[str], folder: Path) -> int:
+def start_pytest(ranks: int, pytest_arguments: list[str], folder: Path, machine_code: str) -> int:
     """Start pytest on every rank, wait for it, and return the launcher's exit code; it is killed at RUN_LIMIT."""
-    pytest = ["-m", "pytest", "-m", f"parallel[{ranks}]", *pytest_arguments]
+    pytest = ["-m", "pytest", "-m", f"parallel[{ranks}]"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLSEG_TEST_OUTCOMES": str(folder)}
+    environment["VOLSEG_TEST_MACHINE_CODE"] = machine_code
+    # Every rank of every run imports the same files: compiled and rewritten for pytest once, they are read by all.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if ranks == 1:
-        command = [sys.executable, *pytest]
+        # Each process begins with neighbouring tests, so that a module's fixtures are made once, and takes some of
+        # another's when its own are done.
+        pytest += ["-n", str(min(os.cpu_count() or 1, MOST_PROCESSES)), "--dist", "worksteal"]
+        command = [sys.executable]
     else:
         # A rank that waits in MPI sees no signal: the thread method ends its process, and so the whole run.
         pytest += [f"--timeout={TEST_LIMIT}", "--timeout-method=thread"]
         launcher = Path(sys.executable).with_name("mpiexec")
-        command = [str(launcher), "-n", str(ranks), sys.executable, __file__, "--as-rank", str(folder), *pytest]
+        command = [str(launcher), "-n", str(ranks), sys.executable, __file__, "--as-rank", str(folder)]
         environment["MPIEXEC_TIMEOUT"] = str(RUN_LIMIT)
         if ranks > (os.cpu_count() or 1):
-            # MPICH's ranks spin while they wait: let them give their core up sooner, and properly.
-            environment |= {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "10"}
+            environment |= YIELDING
+    command += [*pytest, *pytest_arguments]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
     )

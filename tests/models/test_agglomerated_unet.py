@@ -64,7 +64,7 @@ def test_logits_have_the_same_bits(name: str, communicator: Communicator) -> Non
     model = make(settings).eval()
     whole = volume(settings, SHAPE)
     with torch.no_grad():
-        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        alone = communicator.on_root(lambda: partition_module(model, serial_grid(), settings.multiple)(whole))
     for grid, agglomeration in cases(communicator):
         fused = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
         block = block_of(whole, grid, settings)
@@ -72,6 +72,17 @@ def test_logits_have_the_same_bits(name: str, communicator: Communicator) -> Non
         assert np.array_equal(taped.numpy(), alone.numpy()), agglomeration
         slabs = torch.cat([part.clone() for _, part in fused.logit_slabs(block)], 2)
         assert np.array_equal(gather_blocks(slabs, grid).numpy(), alone.numpy()), agglomeration
+
+
+def training_of_one(
+    model: UNet, whole: Tensor, target: Tensor
+) -> tuple[float, dict[str, Tensor], list[Tensor], Tensor]:
+    """Loss, gradients and buffers on one rank, and what is drawn at random after it."""
+    alone = copy.deepcopy(model)
+    torch.manual_seed(8)
+    loss, _ = FusedNetwork(alone, serial_grid()).loss(whole, target)
+    gradients = gradients_of(alone, loss)
+    return float(loss.detach()), gradients, list(alone.buffers()), torch.rand(3)
 
 
 @pytest.mark.parallel([2, 3, 4, 8])
@@ -84,11 +95,7 @@ def test_loss_gradients_and_statistics_are_those_of_one_rank(
     model = make(settings).train()
     whole = volume(settings, SHAPE)
     target = targets(whole, settings.classes)
-    alone = copy.deepcopy(model)
-    torch.manual_seed(8)
-    loss_of_one, _ = FusedNetwork(alone, serial_grid()).loss(whole, target)
-    expected = gradients_of(alone, loss_of_one)
-    drawn_by_one = torch.rand(3)
+    loss_of_one, expected, buffers, drawn_by_one = communicator.on_root(lambda: training_of_one(model, whole, target))
     for grid, agglomeration in cases(communicator):
         own = copy.deepcopy(model)
         fused = FusedNetwork(own, grid, checkpoints, agglomeration)
@@ -98,10 +105,10 @@ def test_loss_gradients_and_statistics_are_those_of_one_rank(
         own.zero_grad(set_to_none=True)
         loss.backward()
         sum_gradients(own.parameters(), communicator)
-        assert abs(float(loss.detach()) / float(loss_of_one.detach()) - 1) < 1e-6
+        assert abs(float(loss.detach()) / loss_of_one - 1) < 1e-6
         for key, p in own.named_parameters():
             assert relative_error(p.grad, expected[key], floor=1e-2) <= 1e-5, (key, agglomeration)
-        for (key, mine), theirs in zip(own.named_buffers(), alone.buffers(), strict=True):
+        for (key, mine), theirs in zip(own.named_buffers(), buffers, strict=True):
             assert torch.equal(mine, theirs), (key, agglomeration)  # on every rank, those that sat out as well
         assert torch.equal(torch.rand(3), drawn_by_one), "another random state than one rank's"
         assert fused.work.buffers.idle
@@ -139,7 +146,7 @@ def test_every_schedule_has_the_same_bits(
     whole = volume(settings, (62, 60, 61))
     with torch.no_grad():
         twin = partition_module(model, serial_grid(), settings.multiple)
-        alone, features = twin(whole), twin(whole, features_only=True)
+        alone, features = communicator.on_root(lambda: (twin(whole), twin(whole, features_only=True)))
     for grid, agglomeration in cases(communicator, levels):
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
         block, box = take_block(whole, grid, layout), grid.block(layout)

@@ -101,6 +101,31 @@ def targets(whole: Tensor) -> Tensor:
     return torch.randint(0, 3, (1, *whole.shape[2:]), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
 
 
+def logits_of_torch(model: UNet, whole: Tensor) -> Tensor:
+    """In float64."""
+    with torch.no_grad():
+        return copy.deepcopy(model).eval().double()(whole.double())
+
+
+def logits_of_one_rank(model: UNet, whole: Tensor) -> Tensor:
+    with torch.no_grad():
+        return FusedNetwork(copy.deepcopy(model).eval(), serial_grid()).eval()(whole)
+
+
+def training_of_torch(model: UNet, whole: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients by the plain module in float64, these as float32."""
+    plain = copy.deepcopy(model).double()
+    loss = dice_cross_entropy(plain(whole.double()), targets(whole), serial_grid().communicator)[0]
+    loss.backward()
+    return float(loss.detach()), {key: p.grad.float() for key, p in plain.named_parameters()}
+
+
+def gradients_of_one_rank(model: UNet, whole: Tensor) -> dict[str, Tensor]:
+    plain = copy.deepcopy(model).train()
+    FusedNetwork(plain, serial_grid()).loss(whole, targets(whole))[0].backward()
+    return {key: p.grad for key, p in plain.named_parameters()}
+
+
 @pytest.mark.parallel([3, 8])
 @pytest.mark.parametrize("name", ["residual, strided", "anisotropic", "three convolutions", "segresnet"])
 def test_bits_are_the_same_on_odd_and_many_ranks(name: str, communicator: Communicator, tmp_path) -> None:
@@ -115,9 +140,7 @@ def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
     settings = NETWORKS[name]
     model, whole = make(settings).eval(), volume(settings)
     assert not why_not_covered(model.network)
-    with torch.no_grad():
-        expected = copy.deepcopy(model).double()(whole.double())
-        alone = FusedNetwork(model, serial_grid()).eval()(whole)
+    expected, alone = communicator.on_root(lambda: (logits_of_torch(model, whole), logits_of_one_rank(model, whole)))
     assert relative_error(alone, expected.float()) < 1e-5
     for dims in grids(settings, communicator, whole):
         grid = ProcessGrid(communicator, dims)
@@ -137,10 +160,7 @@ def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
 def test_gradients_are_those_of_torch(name: str, communicator: Communicator) -> None:
     settings = NETWORKS[name]
     model, whole = make(settings).train(), volume(settings)
-    plain = copy.deepcopy(model).double()
-    plain_loss = dice_cross_entropy(plain(whole.double()), targets(whole), serial_grid().communicator)[0]
-    plain_loss.backward()
-    expected = dict(plain.named_parameters())
+    plain_loss, expected = communicator.on_root(lambda: training_of_torch(model, whole))
     for dims in grids(settings, communicator, whole)[:2]:
         grid = ProcessGrid(communicator, dims)
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
@@ -152,9 +172,9 @@ def test_gradients_are_those_of_torch(name: str, communicator: Communicator) -> 
             loss, _ = fused.loss(block, here)
             loss.backward()
             sum_gradients(own.parameters(), communicator)
-            assert abs(float(loss) / float(plain_loss) - 1) < 1e-5
+            assert abs(float(loss) / plain_loss - 1) < 1e-5
             for key, p in own.named_parameters():
-                error = relative_error(p.grad, expected[key].grad.float(), floor=1e-2)
+                error = relative_error(p.grad, expected[key], floor=1e-2)
                 assert error < 2e-4, (key, dims, checkpoints, float(error))
             assert fused.work.buffers.idle
 
@@ -172,18 +192,18 @@ def test_fewer_ranks_for_coarse_stages_give_the_same(name: str, communicator: Co
     grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, settings.levels, dims)
     layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
     block, here = take_block(whole, grid, layout), targets(whole)[(slice(None), *grid.block(layout).slices)]
+    alone, expected = communicator.on_root(
+        lambda: (logits_of_one_rank(model, whole), gradients_of_one_rank(model, whole))
+    )
     with torch.no_grad():
-        alone = FusedNetwork(copy.deepcopy(model).eval(), serial_grid()).eval()(whole)
         network = FusedNetwork(copy.deepcopy(model).eval(), grid, agglomeration=stages).eval()
         assert torch.equal(gather_blocks(network(block), grid), alone)
-    plain, own = copy.deepcopy(model).train(), copy.deepcopy(model).train()
-    FusedNetwork(plain, serial_grid()).loss(whole, targets(whole))[0].backward()
-    expected = dict(plain.named_parameters())
+    own = copy.deepcopy(model).train()
     fused = FusedNetwork(own, grid, agglomeration=stages)
     fused.loss(block, here)[0].backward()
     sum_gradients(own.parameters(), communicator)
     for key, p in own.named_parameters():
-        assert relative_error(p.grad, expected[key].grad, floor=1e-2) < 1e-5, key
+        assert relative_error(p.grad, expected[key], floor=1e-2) < 1e-5, key
     share = share_of(grid.coords, layout, settings.factors, stages, halo=model.network.halo)
     planned = TrainingPass(model.network, train_program(model.network, share.merges, share.last), share)
     assert planned.tensors == 4 * fused.work.buffers.total

@@ -47,7 +47,7 @@ def test_logits_have_the_bits_of_the_partitioned_network_on_any_grid(name: str, 
     model = make(settings).eval()
     whole = volume(settings, (19, 29, 31))
     with torch.no_grad():
-        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
+        alone = communicator.on_root(lambda: partition_module(model, serial_grid(), settings.multiple)(whole))
         for dims in GRIDS[communicator.size]:
             if not holds(tuple(whole.shape[2:]), dims, settings):
                 continue
@@ -75,6 +75,16 @@ def gradients_of(model: UNet, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+def training_of_one(
+    model: UNet, whole: Tensor, target: Tensor
+) -> tuple[float, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, Dice, gradients and buffers of the partitioned network on one rank."""
+    twin = partition_module(copy.deepcopy(model), serial_grid(), model.config.multiple)
+    loss, dice = dice_cross_entropy(twin(whole), target, serial_grid().communicator)
+    gradients = gradients_of(twin, loss)
+    return float(loss.detach()), dice.detach(), gradients, dict(twin.named_buffers())
+
+
 @pytest.mark.parallel([1, 2, 3, 4, 8])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, communicator: Communicator) -> None:
@@ -83,10 +93,9 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
     model = make(settings).train()
     whole = volume(settings, (24, 30, 33))
     target = targets(whole, settings.classes)
-    twin = partition_module(copy.deepcopy(model), serial_grid(), settings.multiple)
-    expected_loss, expected_dice = dice_cross_entropy(twin(whole), target, serial_grid().communicator)
-    expected = gradients_of(twin, expected_loss)
-    running = {n: b.clone() for n, b in twin.named_buffers()}
+    expected_loss, expected_dice, expected, running = communicator.on_root(
+        lambda: training_of_one(model, whole, target)
+    )
     for dims in GRIDS[communicator.size]:
         if not holds(tuple(whole.shape[2:]), dims, settings):
             continue
@@ -99,7 +108,7 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
             loss, dice = fused.loss(take_block(whole, grid, layout), target[(slice(None), *box)])
             gradients_of(own, loss)
             sum_gradients(own.parameters(), communicator)
-            assert abs(float(loss.detach()) / float(expected_loss.detach()) - 1) < 1e-6
+            assert abs(float(loss.detach()) / expected_loss - 1) < 1e-6
             assert torch.allclose(dice, expected_dice, rtol=1e-6)
             for key, p in own.named_parameters():
                 assert relative_error(p.grad, expected[key], floor=1e-2) <= 1e-5, (key, dims, levels)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.test_fused_unet import VARIANTS, volume
 from models.test_unet import config, holds, make
@@ -19,6 +21,7 @@ from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
 
+SHAPE = (45, 29, 31)
 MORE = VARIANTS | {
     "levels enough to be hosted": config(levels=4, base_channels=4, classes=2),
     "dropout": config(dropout=0.5),
@@ -61,15 +64,23 @@ def test_so_it_has_on_any_grid(
     check(schedule, "instance", communicator, tmp_path)
 
 
+@cache
+def logits_and_features(name: str) -> tuple[Tensor, Tensor]:
+    """By the partitioned network on one rank; once for all schedules."""
+    settings = MORE[name]
+    twin = partition_module(make(settings).eval(), serial_grid(), settings.multiple)
+    whole = volume(settings, SHAPE)
+    with torch.no_grad():
+        return twin(whole), twin(whole, features_only=True)
+
+
 def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Path) -> None:
     """Logits and features of one network on all grids of so many ranks."""
     settings = MORE[name]
     model = make(settings).eval()
-    whole = volume(settings, (45, 29, 31))
+    whole = volume(settings, SHAPE)
     shape = tuple(whole.shape[2:])
-    with torch.no_grad():
-        alone = partition_module(model, serial_grid(), settings.multiple)(whole)
-        features = partition_module(model, serial_grid(), settings.multiple)(whole, features_only=True)
+    alone, features = communicator.on_root(lambda: logits_and_features(name))
     for dims in GRIDS[communicator.size]:
         if not holds(shape, dims, settings):
             continue

@@ -65,10 +65,10 @@ def test_malformed_zarr_metadata(tmp_path, multiscale):
 def test_a_file_of_zeros_is_given_up_soon(tmp_path):
     """Read as DICOM it is two million elements, for which pydicom takes half a minute."""
     (tmp_path / "zeros.dcm").write_bytes(bytes(128) + b"DICM" + bytes(20_000_000))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(VolumeError, match="a header of more than"):
         open_volume(tmp_path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_file_that_a_dicomdir_misses_is_told(tmp_path):

@@ -416,9 +416,9 @@ def test_contours_drawn_on_the_corrected_grid(tmp_path):
 def test_contours_of_astronomic_size_cost_nothing(tmp_path):
     """A square of 10^14 mm round the image: the fill stays within the window."""
     square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 1e14
-    began = time.perf_counter()
+    began = time.process_time()
     assert fill([square], (0, 0), (50, 60)).all()
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_real_structure_set():
