@@ -35,8 +35,8 @@ FILTERS_TOGETHER = 8
 """Inner channels whose filters are transformed before they are written: up to 1 KiB for each position and tap."""
 
 _WEIGHT_FLOATS, _ROWS_PER_WEIGHT, _FEWEST_ROWS = 2**20, 64, 16
-"""For each 4 MiB of transformed weights a block has 64 tiles, so that it multiplies longer than it reads them, while the
-cache holds its window; and at least 16 for each such piece that is begun."""
+"""For each 4 MiB of transformed weights a block has 64 tiles, to multiply longer than it reads them, as long as the
+cache holds its window, and at least 16 for each such piece that is begun."""
 
 _LARGEST_WINDOW = 2**18
 """Floats of a transformed window of so many tiles: 1 MiB."""
