@@ -99,7 +99,7 @@ def plan_cut(
     planes         the range of planes to compute
     window, tile   floats of a window's voxel; of the other tensor for each result
     terms          products for each result, all its channels together, which is as many as there are weights
-    rows           results computed together
+    rows           results computed together at an end
     multiple       blocks begin on multiples of it on D, H, W
     threads        there should be a block for each
     """
@@ -134,7 +134,7 @@ def plan_forward(
     """
     terms = prod(kernel) * voxel * channels
     reach = forward_reach(kernel, stride)
-    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.rows, multiple, threads)
+    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.fewest_rows, multiple, threads)
 
 
 def plan_gradients(
@@ -151,7 +151,7 @@ def plan_gradients(
     """
     terms = prod(kernel) * voxel * tile * gradients
     return plan_cut(
-        planes, height, breadth, reach, voxel, tile * prod(stride), terms, layout.rows, (1, 1, 1), threads
+        planes, height, breadth, reach, voxel, tile * prod(stride), terms, layout.fewest_rows, (1, 1, 1), threads
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ class Window:
 
 
 def window_of(cut: Cut, reach: Reach, voxel: int, rows: int) -> Window:
-    """The window of blocks; `rows` results are computed together, more than there are at an end."""
+    """The window of blocks; results are computed `rows` together at an end, more than there are."""
     pitch = _pitch(reach, cut.columns)
     columns = pitch * reach.step[2]
     lines = cut.lines - 1 + ceil(reach.size[1] / reach.step[1])
@@ -224,5 +224,5 @@ def direct_room(cut: Cut, reach: Reach, voxel: int, tile: int, stride: Triple, l
     voxel  channels of the window
     tile   channels of the inputs that `stride` results meet in backward; 0 forward
     """
-    window = window_of(cut, reach, voxel, layout.rows)
+    window = window_of(cut, reach, voxel, layout.fewest_rows)
     return window.size + tile_size(cut, stride, tile) + results_size(cut, window, layout)

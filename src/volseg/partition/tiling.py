@@ -69,6 +69,11 @@ class Registers:
         """Outputs computed together."""
         return self.lanes * self.vectors
 
+    @property
+    def fewest_rows(self) -> int:
+        """Voxels computed together at the end of many: eight sums, as many as multipliers need to have work."""
+        return 8 // self.vectors
+
 
 def registers_for(results: Sequence[int], read: Sequence[int], widest: int) -> Registers:
     """The layout for kernels that compute and read tensors of these channels, on vectors of at most `widest` floats.

@@ -18,7 +18,7 @@ for each rest of the input's coordinates by the stride, with the taps that reach
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -204,7 +204,8 @@ class Kit:
         inner = f.larger(group.inner, 1)
         columns = f.smaller(inner, _NEAR_FLOATS // width)
         taps = f.choose(columns < inner, f.number(1), f.larger(f.number(_NEAR_FLOATS) // (inner * width), 1))
-        together = f.larger(f.number(_FEW_ROWS) // (count * runs), 1)
+        kept = group.taps * inner * width < _KEPT_FLOATS
+        together = f.choose(kept, f.larger(f.number(_FEW_ROWS) // (count * runs), 1), block.planes)
         with f.loop((block.planes + together - 1) // together) as (part, _):
             first, last = part * together, f.smaller((part + 1) * together, block.planes)
             with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
@@ -242,13 +243,17 @@ class Kit:
 _NEAR_FLOATS, _FEW_ROWS = 6144, 96
 """Of a piece of weights that stays in the first cache: 24 KiB, half of one. Rows that make up for reading it."""
 
+_KEPT_FLOATS = 2**17
+"""Of weights that stay in the second cache: all rows of a block meet each piece of larger ones before the next."""
+
 
 def _define_begin(module: Module, layout: Registers) -> Any:
-    vectors, rows, width = layout.vectors, layout.rows, layout.width
+    vectors, width = layout.vectors, layout.width
 
     @module.define
     def begin_with_zero(f: Function, out: Pointer, count: Int) -> None:
-        """out[r, :] = 0, for `count` rows, rounded up to `rows`."""
+        """out[r, :] = 0, for `count` rows, rounded up to `Registers.fewest_rows`."""
+        rows = layout.fewest_rows
         with f.loop((count + rows - 1) // rows * rows * vectors) as (n, _):
             (out + n * (width // vectors)).store(f.constant(0))
 
@@ -271,7 +276,7 @@ def _define_add_bias(module: Module, layout: Registers) -> Any:
 
 
 def _define_product(module: Module, layout: Registers) -> Any:
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     @module.define
     def add_product_of_taps(
@@ -280,17 +285,20 @@ def _define_product(module: Module, layout: Registers) -> Any:
     ) -> None:  # fmt: skip
         """Add sums over taps and what each meets: out[r, :] += sum x[r * step + table[tap] + c] * weight[tap, c, :].
 
-        x       of which `count` rows, rounded up to `rows`, are read
+        x       of which `count` rows, rounded up to `Registers.fewest_rows`, are read
         table   [taps] 64-bit integers
         weight  [taps][inner, width], the taps `tap_size` floats apart
         out     [count rounded up, width]
         """
-        with f.loop(count, step=rows) as (r, _):
-            places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
-            with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
-                first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
-                outer.values = add_channels(f, layout, first, step, weights, inner, outer.values)
-            for place, total in zip(places, outer.values, strict=True):
-                place.store(total)
+        full = count // layout.rows * layout.rows
+        for rows, start, stop in ((layout.rows, f.number(0), full), (layout.fewest_rows, full, count)):
+            few = replace(layout, rows=rows)
+            with f.loop(stop, start=start, step=rows) as (r, _):
+                places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
+                with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
+                    first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
+                    outer.values = add_channels(f, few, first, step, weights, inner, outer.values)
+                for place, total in zip(places, outer.values, strict=True):
+                    place.store(total)
 
     return add_product_of_taps
