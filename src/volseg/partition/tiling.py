@@ -70,9 +70,17 @@ class Registers:
         return self.lanes * self.vectors
 
     @property
-    def fewest_rows(self) -> int:
-        """Voxels computed together at the end of many: eight sums, as many as multipliers need to have work."""
-        return 8 // self.vectors
+    def columns(self) -> int:
+        """The fewest voxels of a line that are computed together."""
+        return 2 if self.rows % 4 else 4
+
+    @property
+    def tiles(self) -> list[int]:
+        """How many voxels of a line are computed together, and how many where fewer are left.
+
+        Eight or more sums keep multipliers busy, which wait for each sum before they add to it again.
+        """
+        return sorted({self.rows, *(n for n in (8, self.columns) if n < self.rows)}, reverse=True)
 
 
 def registers_for(results: Sequence[int], read: Sequence[int], widest: int) -> Registers:
