@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from math import prod
 
 from volseg.networks.description import IMAGE, Addition, Convolution, Network, Normalization
 from volseg.program.step import Convolve, Exchange, Step
 
 _FEW_CHANNELS = 4
+
+_LITTLE = 1 / 8
+"""Values of a tensor for each voxel of the image: a thousandth of what a residual network holds."""
 
 
 def made_again(network: Network, checkpoint_stages: Collection[int]) -> set[str]:
@@ -16,14 +20,16 @@ def made_again(network: Network, checkpoint_stages: Collection[int]) -> set[str]
 
     Those of the stages asked for that one other node of the stage alone reads. That of an image of few channels
     always: it costs a hundredth of a step, and its output is a fifth of what there is. In residual networks those of
-    all stages: a block has two outputs and their sum, of which the sum and the second one are enough.
+    all stages but the coarsest, where an output takes less memory than the weights that make it: a block has two
+    outputs and their sum, of which the sum and the second one are enough.
     """
     residual = any(isinstance(node, Addition) for node in network.nodes)
     names = set()
     for node in network.nodes:
         if isinstance(node, Convolution) and _read_by_one(network, node):
             cheap = node.reads == (IMAGE,) and network.in_channels <= _FEW_CHANNELS
-            if cheap or residual or node.stage in checkpoint_stages:
+            large = node.channels > _LITTLE * prod(network.factors[node.stage])
+            if cheap or (residual and large) or node.stage in checkpoint_stages:
                 names.add(node.name)
     return names
 
