@@ -91,7 +91,7 @@ class Cut:
 
 @lru_cache(maxsize=1024)
 def plan_cut(
-    planes: Range, height: int, breadth: int, reach: Reach, window: int, tile: int, terms: int, rows: int,
+    planes: Range, height: int, breadth: int, reach: Reach, window: int, tile: int, terms: int, together: int,
     multiple: Triple, threads: int,
 ) -> Cut:  # fmt: skip
     """The blocks that are expected to take the shortest time.
@@ -99,7 +99,7 @@ def plan_cut(
     planes         the range of planes to compute
     window, tile   floats of a window's voxel; of the other tensor for each result
     terms          products for each result, all its channels together, which is as many as there are weights
-    rows           results computed together
+    together       neighbouring results that are computed at a time
     multiple       blocks begin on multiples of it on D, H, W
     threads        there should be a block for each
     """
@@ -108,7 +108,7 @@ def plan_cut(
     def seconds(sides: Triple) -> float:
         d, h, w = sides
         results = d * h * w
-        computed = d * min(_rows_of_plane(h, w, _pitch(reach, w), rows))
+        computed = d * h * _whole(w, together)
         planes_read, lines_read, columns_read = (reach.extent(axis, n) for axis, n in enumerate(sides))
         floats = window * planes_read * lines_read * columns_read + tile * results
         filled = floats * _FILL * (1 + _FULL_CACHE * floats / _CACHE_FLOATS) + planes_read * lines_read * _LINE
@@ -134,7 +134,7 @@ def plan_forward(
     """
     terms = prod(kernel) * voxel * channels
     reach = forward_reach(kernel, stride)
-    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.rows, multiple, threads)
+    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.columns, multiple, threads)
 
 
 def plan_gradients(
@@ -151,7 +151,7 @@ def plan_gradients(
     """
     terms = prod(kernel) * voxel * tile * gradients
     return plan_cut(
-        planes, height, breadth, reach, voxel, tile * prod(stride), terms, layout.rows, (1, 1, 1), threads
+        planes, height, breadth, reach, voxel, tile * prod(stride), terms, layout.columns, (1, 1, 1), threads
     )  # fmt: skip
 
 
@@ -162,19 +162,12 @@ def _lengths(length: int, unit: int, most: int) -> list[int]:
     return sorted({ceil(units / n) * unit for n in parts}, reverse=True)
 
 
-def _pitch(reach: Reach, columns: int) -> int:
-    """Results from a line to the next, where those of lines are computed together: the window's columns by the step."""
-    return ceil(reach.extent(2, columns) / reach.step[2])
-
-
 @dataclass(frozen=True)
 class Window:
-    """How a block's window lies in memory, [planes, phases, lines, columns, voxel], and its results.
+    """How a block's window lies in memory, [planes, phases, lines, columns, voxel].
 
-    lines                       of a phase
-    line, plane, size           floats
-    result_lines, result_pitch  lines of a plane of results, and results of a line, as they lie in memory
-    by_line                     whether products are taken line by line, not for all lines of a plane at once
+    lines              of a phase
+    line, plane, size  floats
     """
 
     lines: int
@@ -182,35 +175,26 @@ class Window:
     line: int
     plane: int
     size: int
-    result_lines: int
-    result_pitch: int
-    by_line: bool
 
 
-def window_of(cut: Cut, reach: Reach, voxel: int, rows: int) -> Window:
-    """The window of blocks; `rows` results are computed together, more than there are at an end."""
-    pitch = _pitch(reach, cut.columns)
-    columns = pitch * reach.step[2]
+def window_of(cut: Cut, reach: Reach, voxel: int, together: int) -> Window:
+    """The window of blocks; `together` results of a line are computed at a time, at its end more than there are."""
+    columns = reach.extent(2, cut.columns)
     lines = cut.lines - 1 + ceil(reach.size[1] / reach.step[1])
     line = columns * voxel
     plane = reach.phases * lines * line
-    slack = (rows * reach.step[2] + reach.size[2] + columns) * voxel + 64
-    at_once, by_line = _rows_of_plane(cut.lines, cut.columns, pitch, rows)
-    shorter = by_line < at_once
-    return Window(
-        lines, columns, line, plane, reach.extent(0, cut.planes) * plane + slack,
-        cut.lines if shorter else -(-at_once // pitch), by_line // cut.lines if shorter else pitch, shorter,
-    )  # fmt: skip
+    slack = together * reach.step[2] * voxel + 64
+    return Window(lines, columns, line, plane, reach.extent(0, cut.planes) * plane + slack)
 
 
-def _rows_of_plane(lines: int, columns: int, pitch: int, rows: int) -> tuple[int, int]:
-    """Results computed for a plane at once, and line by line: whole `rows` of them."""
-    return -(-((lines - 1) * pitch + columns) // rows) * rows, lines * -(-columns // rows) * rows
+def _whole(columns: int, together: int) -> int:
+    """Results of a line that are computed."""
+    return ceil(columns / together) * together
 
 
-def results_size(cut: Cut, window: Window, layout: Registers) -> int:
+def results_size(cut: Cut, layout: Registers) -> int:
     """Floats of a block's results for as many channels as registers hold."""
-    return (cut.planes * window.result_lines * window.result_pitch + layout.rows) * layout.width
+    return cut.planes * cut.lines * _whole(cut.columns, layout.columns) * layout.width
 
 
 def tile_size(cut: Cut, stride: Triple, channels: int) -> int:
@@ -224,5 +208,5 @@ def direct_room(cut: Cut, reach: Reach, voxel: int, tile: int, stride: Triple, l
     voxel  channels of the window
     tile   channels of the inputs that `stride` results meet in backward; 0 forward
     """
-    window = window_of(cut, reach, voxel, layout.rows)
-    return window.size + tile_size(cut, stride, tile) + results_size(cut, window, layout)
+    window = window_of(cut, reach, voxel, layout.columns)
+    return window.size + tile_size(cut, stride, tile) + results_size(cut, layout)

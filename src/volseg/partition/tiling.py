@@ -31,8 +31,15 @@ _PLANES, _FEWEST_TILES = 8, 3
 _STRIDED_PLANES = 2
 """Of a block whose window takes two planes for each: it is to have enough tiles a plane to fill the registers."""
 
-_WEIGHT_FLOATS, _ROWS_PER_WEIGHT = 2**20, 16
-"""For each 4 MiB of transformed weights a block has 16 tiles more, so that it multiplies as long as it reads them."""
+FILTERS_TOGETHER = 8
+"""Inner channels whose filters are transformed before they are written: up to 1 KiB for each position and tap."""
+
+_WEIGHT_FLOATS, _ROWS_PER_WEIGHT, _FEWEST_ROWS = 2**20, 64, 16
+"""For each 4 MiB of transformed weights a block has 64 tiles, to multiply longer than it reads them, as long as the
+cache holds its window, and at least 16 for each such piece that is begun."""
+
+_LARGEST_WINDOW = 2**18
+"""Floats of a transformed window of so many tiles: 1 MiB."""
 
 
 def padded_channels(channels: int) -> int:
@@ -61,6 +68,19 @@ class Registers:
     def width(self) -> int:
         """Outputs computed together."""
         return self.lanes * self.vectors
+
+    @property
+    def columns(self) -> int:
+        """The fewest voxels of a line that are computed together."""
+        return 2 if self.rows % 4 else 4
+
+    @property
+    def tiles(self) -> list[int]:
+        """How many voxels of a line are computed together, and how many where fewer are left.
+
+        Eight or more sums keep multipliers busy, which wait for each sum before they add to it again.
+        """
+        return sorted({self.rows, *(n for n in (8, self.columns) if n < self.rows)}, reverse=True)
 
 
 def registers_for(results: Sequence[int], read: Sequence[int], widest: int) -> Registers:
@@ -127,7 +147,7 @@ def plan_blocks(
     deep, high, long = multiple[0], lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
     depth = _even(count, _PLANES if step == 1 else _STRIDED_PLANES, deep)
     tiles = _even(tiles_there, max(_FEWEST_TILES, room // _window_planes(depth, taps, step)), long)
-    wanted = -(-POSITIONS * taps * window * results // _WEIGHT_FLOATS) * _ROWS_PER_WEIGHT
+    wanted = _tiles_for_weights(POSITIONS * taps * window * results, POSITIONS * padded_channels(window))
     fewest = 1 if step == 1 else rows  # of a plane, whose tiles are then multiplied apart
     pairs = _even(pairs_there, max(-(-wanted // (depth * tiles)), -(-fewest // tiles)), high)
     while depth > deep and -(-count // depth) * -(-pairs_there // pairs) * -(-tiles_there // tiles) < threads:
@@ -136,6 +156,12 @@ def plan_blocks(
     whole = depth * pairs * tiles if step == 1 else pairs * tiles
     chunk = min(range(rows, 8 * rows + 1, rows), key=lambda c: _waste(whole, c, rows))
     return Blocks(planes[0], planes[1], depth, pairs, tiles, counts, origin, chunk)
+
+
+def _tiles_for_weights(weights: int, tile: int) -> int:
+    """Tiles of a block that reads so many floats of weights; a tile of its window takes `tile` floats."""
+    as_long = min(weights * _ROWS_PER_WEIGHT // _WEIGHT_FLOATS, _LARGEST_WINDOW // tile)
+    return max(as_long, -(-weights // _WEIGHT_FLOATS) * _FEWEST_ROWS)
 
 
 def _waste(whole: int, chunk: int, rows: int) -> tuple[int, int]:
@@ -159,9 +185,9 @@ def forward_room(blocks: Blocks, stride: int, layout: Registers, taps: int = TAP
     return backward_room(blocks, stride, 0, layout, taps, step)
 
 
-def weight_room(taps: int) -> int:
-    """Floats of scratch memory for the taps of a vector of channels, so many of them on D."""
-    return 9 * taps * 16
+def weight_room(taps: int, layout: Registers) -> int:
+    """Floats of scratch memory to transform a weight, or its gradient back, with so many taps on D."""
+    return 2 * 9 * taps * layout.lanes + POSITIONS * taps * FILTERS_TOGETHER * layout.width
 
 
 def backward_room(

@@ -25,6 +25,7 @@ from volseg.partition.tiling import (
     padded_channels,
     plan_blocks,
     registers_for,
+    weight_room,
 )
 from volseg.program.step import Convolve, ConvolveBackward, Lifted, Source
 
@@ -65,7 +66,8 @@ def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
         taps = kernel[0]
         blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads, taps=taps)
         packed = POSITIONS * taps * inner * width
-        return Work(packed + weight, forward_room(blocks, padded_channels(inner), layout, taps))
+        room = forward_room(blocks, padded_channels(inner), layout, taps)
+        return Work(packed + weight, max(room, weight_room(taps, layout)))
     reach = forward_reach(kernel, op.node.stride)
     cut = plan_forward((0, d), h, w, kernel, op.node.stride, inner, width, layout, (1, 1, 1), threads)
     return Work(2 * weight, direct_room(cut, reach, inner, 0, op.node.stride, layout))
@@ -84,7 +86,8 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
         blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads, taps=taps)
         sums = POSITIONS * taps * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
         turned = POSITIONS * taps * window * tile if inputs else 0
-        return Work(threads * sums + turned + 2 * weight, backward_room(blocks, window, tile, layout, taps))
+        room = backward_room(blocks, window, tile, layout, taps)
+        return Work(threads * sums + turned + 2 * weight, max(room, weight_room(taps, layout)))
     stride: Triple = op.node.stride if inputs else (1, 1, 1)
     reach = backward_reach(kernel, op.node.stride) if inputs else forward_reach(kernel, op.node.stride)
     gradients = 2 if inputs else 1

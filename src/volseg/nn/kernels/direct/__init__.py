@@ -92,9 +92,9 @@ def forward(
         workers.count(),
     )  # fmt: skip
     window = inputs[0].rows
-    groups = _groups(cut, reach, forward_groups(weight.kernel), voxel, layout.rows, 1, 1)
+    groups = _groups(cut, reach, forward_groups(weight.kernel), voxel, layout.columns, 1, 1)
     values = {
-        "view": _view_fields(cut, reach, window, voxel, layout.rows), "groups": groups,
+        "view": _view_fields(cut, reach, window, voxel, layout.columns), "groups": groups,
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias,
         "target": target_fields(out),
@@ -165,8 +165,8 @@ def _gradients(
     )  # fmt: skip
     sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
-        "view": _view_fields(cut, reach, window.source.rows, voxel, layout.rows),
-        "groups": _groups(cut, reach, window.groups, voxel, layout.rows, together, pairs),
+        "view": _view_fields(cut, reach, window.source.rows, voxel, layout.columns),
+        "groups": _groups(cut, reach, window.groups, voxel, layout.columns, together, pairs),
         "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
@@ -223,8 +223,7 @@ def _view_fields(cut: Cut, reach: Reach, rows: Rows, voxel: int, together: int) 
     return {
         "ranges": range_fields(rows.valid), "voxel": voxel, "step": _axes(reach.step), "first": _axes(reach.first),
         "size": _axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
-        "line": window.line, "plane": window.plane, "floats": window.size, "result_lines": window.result_lines,
-        "result_pitch": window.result_pitch, "by_line": int(window.by_line),
+        "line": window.line, "plane": window.plane, "floats": window.size,
     }  # fmt: skip
 
 

@@ -5,11 +5,12 @@ A block's window is a piece of the source with what its results reach, activated
     window   [planes][phases][lines][columns, voxel]
 
 Lines whose numbers have the same rest by the stride on H, a *phase*, lie together. So the voxels that a tap meets in
-consecutive results lie at equal distances, from a line's end to the next line's beginning too, and the results of a
-plane (or of each line, where that wastes less) are rows of one matrix product for each tap on D and H; the taps on W
-are more columns of it. A result is summed over taps on D, on H, on W, then channels, each in ascending order of the
-voxels, and then the bias is added: its bits follow from what it reads, and are those of `pointwise` for a kernel of
-one voxel.
+the results of a plane are rows of one matrix product for each tap on D and H, at equal distances along a line and from
+line to line; the taps on W are more columns of it. Rows of a line are computed some at a time, fewer at its end, so
+that few are computed beyond it.
+
+A result is summed over taps on D, on H, on W, then channels, each in ascending order of the voxels, and then the bias
+is added: its bits follow from what it reads, and are those of `pointwise` for a kernel of one voxel.
 
 The gradient of a strided convolution's input is several such convolutions of the output's gradient with stride 1: one
 for each rest of the input's coordinates by the stride, with the taps that reach it. Each is a `Group` of products.
@@ -18,7 +19,7 @@ for each rest of the input's coordinates by the stride, with the taps that reach
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -63,7 +64,6 @@ class View:
     voxel              floats of a voxel
     step, first, size  of the reach
     phases, lines, columns, line, plane, floats  of the window
-    result_lines, result_pitch, by_line          of the results
     """
 
     ranges: Ranges
@@ -77,9 +77,6 @@ class View:
     line: Int
     plane: Int
     floats: Int
-    result_lines: Int
-    result_pitch: Int
-    by_line: Int
 
 
 @dataclass(frozen=True)
@@ -196,36 +193,36 @@ class Kit:
         bias    [width], or nothing
         values  room for them
         """
-        width = self.layout.width
-        line, step = view.result_pitch * width, view.step.x * view.voxel
-        runs = f.choose(view.by_line.equals(1), block.lines, f.number(1))
-        count = f.choose(runs.equals(1), (block.lines - 1) * view.result_pitch + block.columns, block.columns)
+        layout, width = self.layout, self.layout.width
+        step, breadth = (
+            view.step.x * view.voxel,
+            (block.columns + layout.columns - 1) // layout.columns * layout.columns,
+        )
+        plane = block.lines * breadth
         # A piece of the weights stays in the first cache while all rows of a plane, or of a few small ones, meet it.
         inner = f.larger(group.inner, 1)
         columns = f.smaller(inner, _NEAR_FLOATS // width)
         taps = f.choose(columns < inner, f.number(1), f.larger(f.number(_NEAR_FLOATS) // (inner * width), 1))
-        together = f.larger(f.number(_FEW_ROWS) // (count * runs), 1)
+        kept = group.taps * inner * width < _KEPT_FLOATS
+        together = f.choose(kept, f.larger(f.number(_FEW_ROWS) // plane, 1), block.planes)
         with f.loop((block.planes + together - 1) // together) as (part, _):
             first, last = part * together, f.smaller((part + 1) * together, block.planes)
-            with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
-                self._begin(f, values + (z * view.result_lines + run) * line, count)
+            self._begin(f, values + first * plane * width, (last - first) * plane)
             with f.loop((group.taps + taps - 1) // taps) as (t, _), f.loop((inner + columns - 1) // columns) as (c, _):
                 tap, column = t * taps, c * columns
-                with f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
-                    x = window + (z * view.step.z * view.plane + run * view.line + group.column + column)
+                with f.loop(last, start=first) as (z, _):
+                    x = window + (z * view.step.z * view.plane + group.column + column)
                     begin, end = self._there(f, block, view, group, z)
                     begin, end = f.larger(begin, tap), f.smaller(end, tap + taps)
                     self._product(
-                        f, x, step, group.table + begin * 2, end - begin, weight + (begin * inner + column) * width,
-                        inner * width, values + (z * view.result_lines + run) * line, count,
+                        f, x, view.line, block.lines, breadth, step, group.table + begin * 2, end - begin,
+                        weight + (begin * inner + column) * width, inner * width, values + z * plane * width,
                         f.smaller(columns, inner - column),
                     )  # fmt: skip
-            with f.when(bias.is_given()), f.loop(last, start=first) as (z, _), f.loop(runs) as (run, _):
-                self._add_bias(f, bias, values + (z * view.result_lines + run) * line, count)
+            with f.when(bias.is_given()):
+                self._add_bias(f, bias, values + first * plane * width, (last - first) * plane)
         zero = f.number(0)
-        return Results(
-            values, block.planes, view.result_lines, view.result_pitch, zero, block.lines, zero, block.columns
-        )  # fmt: skip
+        return Results(values, block.planes, block.lines, breadth, zero, block.lines, zero, block.columns)
 
     @staticmethod
     def _there(f: Function, block: Block, view: View, group: Group, z: Int) -> tuple[Int, Int]:
@@ -242,15 +239,16 @@ class Kit:
 _NEAR_FLOATS, _FEW_ROWS = 6144, 96
 """Of a piece of weights that stays in the first cache: 24 KiB, half of one. Rows that make up for reading it."""
 
+_KEPT_FLOATS = 2**17
+"""Of weights that stay in the second cache: all rows of a block meet each piece of larger ones before the next."""
+
 
 def _define_begin(module: Module, layout: Registers) -> Any:
-    vectors, rows, width = layout.vectors, layout.rows, layout.width
-
     @module.define
     def begin_with_zero(f: Function, out: Pointer, count: Int) -> None:
-        """out[r, :] = 0, for `count` rows, rounded up to `rows`."""
-        with f.loop((count + rows - 1) // rows * rows * vectors) as (n, _):
-            (out + n * (width // vectors)).store(f.constant(0))
+        """out[r, :] = 0, for `count` rows."""
+        with f.loop(count * layout.vectors) as (n, _):
+            (out + n * layout.lanes).store(f.constant(0))
 
     return begin_with_zero
 
@@ -271,26 +269,33 @@ def _define_add_bias(module: Module, layout: Registers) -> Any:
 
 
 def _define_product(module: Module, layout: Registers) -> Any:
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     @module.define
     def add_product_of_taps(
-        f: Function, x: Pointer, step: Int, table: Pointer, taps: Int, weight: Pointer, tap_size: Int, out: Pointer,
-        count: Int, inner: Int,
+        f: Function, x: Pointer, line: Int, lines: Int, count: Int, step: Int, table: Pointer, taps: Int,
+        weight: Pointer, tap_size: Int, out: Pointer, inner: Int,
     ) -> None:  # fmt: skip
-        """Add sums over taps and what each meets: out[r, :] += sum x[r * step + table[tap] + c] * weight[tap, c, :].
+        """Add sums over taps and what each meets: out[y, r, :] += sum x[y, r, table[tap] + c] * weight[tap, c, :].
 
-        x       of which `count` rows, rounded up to `rows`, are read
+        x       `lines` of `count` rows, a multiple of `Registers.columns`; `line` and `step` floats apart
         table   [taps] 64-bit integers
         weight  [taps][inner, width], the taps `tap_size` floats apart
-        out     [count rounded up, width]
+        out     [lines, count, width]
         """
-        with f.loop(count, step=rows) as (r, _):
-            places = [out + (r * width + n * lanes) for n in range(rows * vectors)]
-            with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
-                first, weights = x + (r * step + (table + tap * 2).integer()), weight + tap * tap_size
-                outer.values = add_channels(f, layout, first, step, weights, inner, outer.values)
-            for place, total in zip(places, outer.values, strict=True):
-                place.store(total)
+        with f.loop(lines) as (y, _):
+            start = f.number(0)
+            for rows in layout.tiles:
+                tile, stop = replace(layout, rows=rows), start + (count - start) // rows * rows
+                with f.loop(stop, start=start, step=rows) as (r, _):
+                    at = out + (y * count + r) * width
+                    places = [at + (n * width + m * lanes) for n in range(rows) for m in range(vectors)]
+                    with f.loop(taps, carried=[place.load() for place in places]) as (tap, outer):
+                        first = x + (y * line + r * step + (table + tap * 2).integer())
+                        weights = weight + tap * tap_size
+                        outer.values = add_channels(f, tile, first, step, weights, inner, outer.values)
+                    for place, total in zip(places, outer.values, strict=True):
+                        place.store(total)
+                start = stop
 
     return add_product_of_taps

@@ -24,6 +24,7 @@ from volseg.nn.kernels.winograd.backward import build_backward
 from volseg.nn.kernels.winograd.forward import build_forward
 from volseg.nn.kernels.winograd.stages import reads_of
 from volseg.partition.tiling import (
+    FILTERS_TOGETHER,
     FLUSH_TILES,
     LANES,
     POSITIONS,
@@ -146,7 +147,8 @@ def _pack(
     taps = stored.shape[2]
     packed = workers.take("weight", channels * POSITIONS * taps * inner)
     job = library["transform_weight"].bind(weight=_filter_fields(stored, turned), out=packed, inner=inner)
-    workers.run(job, channels // layout.width * inner, weight_room(taps))
+    items = channels // layout.width * -(-inner // FILTERS_TOGETHER)
+    workers.run(job, items, weight_room(taps, layout))
     return Weight(packed, layout, inner, channels, taps, step)
 
 
@@ -304,7 +306,7 @@ class WeightSums:
             gradient=added if self.totals is None else None, total=None if self.totals is None else added,
             inner=self.inner, channels=self.tile_channels, out=_filter_fields(out, not self.image),
         )  # fmt: skip
-        workers.run(job, self._shape[1] if self.image else k, weight_room(self.taps))
+        workers.run(job, self._shape[1] if self.image else k, weight_room(self.taps, self.layout))
         workers.give("weight gradient", self._memory)
         return self._without_padding(out)
 

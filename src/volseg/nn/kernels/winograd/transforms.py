@@ -8,12 +8,12 @@ B^T d B of a window d, G g G^T of a filter g, A^T m A of the products m.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
-from volseg.partition.tiling import POSITIONS, Registers
+from volseg.partition.tiling import FILTERS_TOGETHER, POSITIONS, Registers
 
 
 class Transforms:
@@ -156,25 +156,51 @@ def define_transform_weight(module: Module, layout: Registers) -> None:
     def transform_weight(
         f: Function, first: Int, last: Int, scratch: Pointer, *, weight: Filter, out: Pointer, inner: Int
     ) -> None:
-        """G g G^T for the numbers first ... last, which count output channels by width, then inner channels.
+        """G g G^T for the numbers first ... last, which count output channels by width, then inner ones by a few.
 
         out      [output channels / width][16][taps on D][inner][width]
-        scratch  [9 taps on D, lanes]
+        scratch  [16, taps on D, FILTERS_TOGETHER, width], [9 taps on D, lanes], [lanes, 9 taps on D]
         """
-        half = f.constant(0.5)
-        with f.loop(last, start=first) as (number, _), f.loop(width, step=lanes) as (lane, _):
-            k, c = number // inner, number % inner
-            for n in range(lanes):
-                source = weight.data + (c * weight.inner + (k * width + lane + n) * weight.outer)
-                with f.loop(weight.taps * 9) as (tap, _):
-                    (scratch + (tap * lanes + n)).copy_one(source + tap * weight.tap)
-            with f.loop(weight.taps) as (tap, _):
-                g = [[(scratch + (tap * 9 + 3 * y + x) * lanes).load() for x in range(3)] for y in range(3)]
-                rows = _filter_side(half, *g)
-                for y, row in enumerate(rows):
-                    for x, value in enumerate(_filter_side(half, *([v] for v in row))):
-                        at = ((k * POSITIONS + 4 * y + x) * weight.taps + tap) * inner + c
-                        (out + (at * width + lane)).store(value[0])
+        rows, run = weight.taps * POSITIONS, FILTERS_TOGETHER * width
+        several = (inner + FILTERS_TOGETHER - 1) // FILTERS_TOGETHER
+        with f.loop(last, start=first) as (number, _):
+            k, start = number // several, number % several * FILTERS_TOGETHER
+            together = f.smaller(inner - start, FILTERS_TOGETHER)
+            with f.loop(together) as (c, _), f.loop(width, step=lanes) as (lane, _):
+                source = weight.data + ((start + c) * weight.inner + (k * width + lane) * weight.outer)
+                _transform_filters(
+                    f, replace(weight, data=source), scratch + (c * width + lane), run, scratch + rows * run
+                )
+            # In runs, not number by number: there are as many places to write to as pages that a processor has at hand.
+            with f.loop(rows) as (row, _), f.loop(together * width, step=lanes) as (n, _):
+                (out + (((k * rows + row) * inner + start) * width + n)).store((scratch + (row * run + n)).load())
+
+
+def _transform_filters(f: Function, weight: Filter, out: Pointer, run: int, scratch: Pointer) -> None:
+    """Write down: G g G^T of `lanes` output channels, to [16, taps on D] places `run` floats apart."""
+    lanes, half, size = f.lanes, f.constant(0.5), weight.taps * 9
+    filters, lowest = scratch + size * lanes, f.smaller((size - 1) * weight.tap, 0)
+    for n in range(lanes):  # many filters are on their way from memory at a time
+        _copy(f, filters + size * n, weight.data + (weight.outer * n + lowest), size)
+    for n in range(lanes):
+        source = filters + (size * n - lowest)
+        with f.loop(size) as (tap, _):
+            (scratch + (tap * lanes + n)).copy_one(source + tap * weight.tap)
+    with f.loop(weight.taps) as (tap, _):
+        g = [[(scratch + (tap * 9 + 3 * y + x) * lanes).load() for x in range(3)] for y in range(3)]
+        for y, row in enumerate(_filter_side(half, *g)):
+            for x, value in enumerate(_filter_side(half, *([v] for v in row))):
+                (out + ((weight.taps * (4 * y + x) + tap) * run)).store(value[0])
+
+
+def _copy(f: Function, target: Pointer, source: Pointer, count: Int) -> None:
+    """Write down: copy `count` numbers, by whole vectors of which the last may overlap the one before it."""
+    with f.either(count < f.lanes) as (few, enough):
+        with few, f.loop(count) as (n, _):
+            (target + n).copy_one(source + n)
+        with enough, f.loop(count, step=f.lanes) as (n, _):
+            at = f.smaller(n, count - f.lanes)
+            (target + at).store((source + at).load())
 
 
 def define_finish_gradient(module: Module) -> None:
