@@ -28,7 +28,10 @@ def why_not_covered(network: Network) -> str:
 
 @lru_cache(maxsize=64)
 def can_recompute(network: Network) -> bool:
-    """Whether the finest stage can be computed again for each pass over the image: a chain of 3x3x3 convolutions."""
+    """Whether the finest stage can be computed again for each pass over the image: a chain of 3x3x3 convolutions.
+
+    What is pooled of them must be so before the activation, which the pass that finds its coefficients does not know.
+    """
     if network.deepest == 0 or network.strides[1] != (2, 2, 2):
         return False
     finest = [node for node in network.nodes if node.stage == 0 and isinstance(node, (Convolution, Addition))]
@@ -36,8 +39,16 @@ def can_recompute(network: Network) -> bool:
     lifted = next(n for n, node in enumerate(network.nodes) if isinstance(node, UpConvolution) and node.stage == 0)
     behind = [node for node in network.nodes[lifted:] if isinstance(node, Convolution)]
     plain = all(isinstance(node, Convolution) and node.kernel == (3, 3, 3) for node in finest)
+    pooled = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
+    plain = plain and all(_keeps_order(network, pooling) for pooling in pooled)
     # The ghosts of the second stage reach two voxels of the finest, as far as two convolutions read.
     return plain and len(behind) <= 2 and all(node.stride == (1, 1, 1) for node in entering)
+
+
+def _keeps_order(network: Network, pooling: MaxPool) -> bool:
+    """Whether the raw values can be pooled, without the coefficients of the norm and activation behind them."""
+    read = network.by_name[pooling.reads[0]]
+    return isinstance(read, Normalization) and read.keeps_order
 
 
 def _reason(network: Network, node: Node) -> str:
@@ -55,6 +66,6 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} adds the image itself"
         case Interpolation():
             return f"{node.name} is an interpolation"
-        case Normalization() if node.norm != "none" and IMAGE in node.reads:
-            return f"{node.name} normalises the image"
+        case Normalization() if IMAGE in node.reads:
+            return f"{node.name} normalises or activates the image"
     return ""

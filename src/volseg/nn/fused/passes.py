@@ -44,8 +44,8 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
 
     with work.meter.doing(Kind.NORM):
         state.affines[node.name], _ = normalize(
-            norm, tensor.channels, tensor.stored, raw, sums, state.layout(tensor).shape, node.slope,
-            kept_channels(state, node), work.grid.communicator,
+            node, norm, tensor.stored, raw, sums, state.layout(tensor).shape, kept_channels(state, node),
+            work.grid.communicator,
         )  # fmt: skip
     if op.clears:
         work.buffers.clear()
