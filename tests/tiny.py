@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -35,10 +36,12 @@ def tiny_dataset(folder: Path, *, cases: int = 2, shape: tuple[int, int, int] = 
     return folder
 
 
-def untrained_run(run: Path, *, channels: tuple[str, ...] = ("CT",), classes: int = 3, seed: int = 0) -> Path:
+def untrained_run(
+    run: Path, *, channels: tuple[str, ...] = ("CT",), classes: int = 3, seed: int = 0, activation: str = "leaky_relu"
+) -> Path:
     """A run folder with random weights, as far as `segment` needs one."""
     torch.manual_seed(seed)
-    model = UNet(MODEL.for_data(len(channels), classes))
+    model = UNet(replace(MODEL, activation=activation).for_data(len(channels), classes))
     fixed = Normalization(-200.0, 300.0, 20.0, 150.0)
     schemes = tuple(ChannelScheme(name, fixed if name == "CT" else None) for name in channels)
     labels = {"background": 0} | {f"class_{n}": n for n in range(1, classes)}

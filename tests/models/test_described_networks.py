@@ -58,12 +58,10 @@ NETWORKS = {
     "segresnet, no norm": config(architecture="segresnet", norm="none", blocks=(1, 1, 1)),
     "anisotropic segresnet, batch norm": config(**THIN, architecture="segresnet", norm="batch", blocks=(2, 1, 1)),
     "silu": config(activation="silu"),
-    "silu, residual, batch norm": config(activation="silu", encoder="residual", norm="batch", blocks=(1, 2, 1)),
-    "silu, strided": config(activation="silu", down="stride"),
-    "gelu, anisotropic": config(**THIN, activation="gelu", convolutions=1),
-    "gelu by tanh, no norm": config(activation="gelu_tanh", norm="none"),
-    "sigmoid": config(activation="sigmoid", kernels=((3, 3, 3), (1, 1, 1), (5, 1, 3))),
-    "segresnet, silu": config(architecture="segresnet", base_channels=8, blocks=(1, 1, 1), activation="silu"),
+    "silu, residual, batch norm": config(activation="silu", encoder="residual", norm="batch", blocks=(1, 1, 1)),
+    "gelu, anisotropic, one convolution": config(**THIN, activation="gelu", convolutions=1),
+    "gelu by tanh, segresnet": config(architecture="segresnet", blocks=(1, 1, 1), activation="gelu_tanh"),
+    "sigmoid, no norm": config(activation="sigmoid", norm="none", kernels=((3, 3, 3), (1, 1, 1), (5, 1, 3))),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 
