@@ -1,6 +1,9 @@
 """The U-Net in one process against plain torch modules, SGEMM and OpenVINO: time of a forward and of a training step.
 
-    python benchmarks/unet_step.py [--sides 96,128] [--threads 1,2] [--base-channels 16] [--levels 4] [--repeats 5]
+    python benchmarks/unet_step.py [--shapes 96,128] [--threads 1,2] [--base-channels 16] [--levels 4] [--repeats 5]
+                                   [--network plain|residual|anisotropic]
+
+A shape is the side of a cube, or D x H x W such as 40x320x320.
 
 The plain network is the same module with the same weights, timed in contiguous and in channels-last memory; the better
 of the two counts in each turn. Runs are interleaved and ratios are medians of the turns' ratios. Peak memory is that of
@@ -23,10 +26,12 @@ import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from functools import partial  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
+from math import prod  # noqa: E402
 
 import torch  # noqa: E402
 from support.timing import best, in_turn, ratio  # noqa: E402
 from support.unet import (  # noqa: E402
+    NETWORKS,
     configuration,
     data,
     forward_operations,
@@ -35,10 +40,12 @@ from support.unet import (  # noqa: E402
     our_step,
     plain_forward,
     plain_step,
+    shape_of,
 )
 from torch import Tensor  # noqa: E402
 
 from volseg.config import ModelConfig  # noqa: E402
+from volseg.geometry import Triple, format_triple  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
 from volseg.nn.kernels import winograd  # noqa: E402
@@ -51,60 +58,61 @@ MIB = 2**20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default="96,128")
+    parser.add_argument("--shapes", default="96,128")
     parser.add_argument("--threads", default="1,2")
     for name, default in (("base-channels", 16), ("levels", 4), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--network", choices=NETWORKS, default="plain")
     parser.add_argument("--peak", choices=("plain", "volseg"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    config = configuration(given.base_channels, given.levels)
-    sides, threads = ([int(n) for n in text.split(",")] for text in (given.sides, given.threads))
+    config = configuration(given.base_channels, given.levels, given.network)
+    shapes = [shape_of(text) for text in given.shapes.split(",")]
     if given.peak:
-        print(training_peak(config, sides[0], given.peak))
+        print(training_peak(config, shapes[0], given.peak))
         return
     print(
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, base {given.base_channels}, "
-        f"levels {given.levels}, {given.repeats} repeats\n"
+        f"levels {given.levels}, {given.network}, {given.repeats} repeats\n"
     )
-    print("| measure | side | threads | plain torch s | volseg s | value |")
+    print("| measure | shape | threads | plain torch s | volseg s | value |")
     print("|---|---|---|---|---|---|")
-    for count in threads:
+    for count in map(int, given.threads.split(",")):
         torch.set_num_threads(count)
-        for side in sides:
-            compare(config, side, count, given.repeats)
-        small_layers(config, sides[0], count, given.repeats)
-        small_blocks(config, sides[0], count, given.repeats)
-        half_precision(config, sides[0], count, given.repeats)
+        for shape in shapes:
+            compare(config, shape, count, given.repeats)
+        if given.network == "plain":
+            small_layers(config, shapes[0][0], count, given.repeats)
+            small_blocks(config, shapes[0], count, given.repeats)
+        half_precision(config, shapes[0], count, given.repeats)
         if find_spec("openvino") is not None:
-            openvino(config, sides[0], count, given.repeats)
-    for side in sides:
-        peaks = [peak_of(name, side, given) for name in ("plain", "volseg")]
-        values = " | ".join(f"{peak / MIB:.0f} MiB" for peak in peaks)
-        print(
-            f"| training peak above the process, volseg / plain | {side} | 1 | {values} | {peaks[1] / peaks[0]:.3f} |"
-        )
+            openvino(config, shapes[0], count, given.repeats)
+    for shape in shapes:
+        peaks = [peak_of(name, shape, given) for name in ("plain", "volseg")]
+        values = " | ".join(f"{peak / MIB:.0f} MiB, {peak / prod(shape):.0f} B/voxel" for peak in peaks)
+        name = "training peak above the process, volseg / plain"
+        print(f"| {name} | {format_triple(shape)} | 1 | {values} | {peaks[1] / peaks[0]:.3f} |")
 
 
-def compare(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+def compare(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
     """Forward and training step against plain torch, and the forward's rate against SGEMM's."""
-    for name, times in beside_plain(config, side, repeats, bfloat16=False):
-        plain_row(f"{name}, plain / volseg", side, threads, times)
+    for name, times in beside_plain(config, shape, repeats, bfloat16=False):
+        plain_row(f"{name}, plain / volseg", shape, threads, times)
         if name == "forward":
-            rates = [forward_operations(config, side**3) / t / 1e9 for t in times["volseg"]]
+            rates = [forward_operations(config, prod(shape)) / t / 1e9 for t in times["volseg"]]
             sgemm = [2 * SGEMM**3 / t / 1e9 for t in times["sgemm"]]
             value = f"{ratio(rates, sgemm):.2f} ({statistics.median(rates):.0f} / {statistics.median(sgemm):.0f} GF/s)"
-            row("forward GF/s / SGEMM GF/s", side, threads, None, times["volseg"], value)
+            row("forward GF/s / SGEMM GF/s", shape, threads, None, times["volseg"], value)
 
 
 def beside_plain(
-    config: ModelConfig, side: int, repeats: int, *, bfloat16: bool
+    config: ModelConfig, shape: Triple, repeats: int, *, bfloat16: bool
 ) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Times of forward and training step: plain torch in both memory formats, SGEMM, volseg.
 
     bfloat16  plain torch runs under autocast
     """
     torch.manual_seed(0)
-    plain, (x, target) = UNet(config), data((side, side, side))
+    plain, (x, target) = UNet(config), data(shape)
     last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
     x_last = x.contiguous(memory_format=torch.channels_last_3d)
     a, b = torch.randn(2, SGEMM, SGEMM)
@@ -123,10 +131,10 @@ def beside_plain(
         yield name, in_turn(calls, repeats)
 
 
-def plain_row(name: str, side: int, threads: int, times: dict[str, list[float]]) -> None:
+def plain_row(name: str, shape: Triple, threads: int, times: dict[str, list[float]]) -> None:
     """The better of plain torch's memory formats over volseg."""
     theirs, ours = best(times["contiguous"], times["last"]), times["volseg"]
-    row(name, side, threads, theirs, ours, f"{ratio(theirs, ours):.2f}")
+    row(name, shape, threads, theirs, ours, f"{ratio(theirs, ours):.2f}")
 
 
 def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
@@ -152,16 +160,16 @@ def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> 
         times = in_turn({"small": step(SMALL, backward), "large": step(side, backward)}, 5 * repeats)
         value = (SMALL / side) ** 3 * ratio(times["large"], times["small"])
         name = f"one convolution {'backward' if backward else 'forward'}, GF/s at {SMALL}^3 / at {side}^3"
-        row(name, side, threads, None, times["small"], f"{value:.2f}")
+        row(name, (side, side, side), threads, None, times["small"], f"{value:.2f}")
 
 
-def half_precision(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+def half_precision(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
     """torch's bfloat16 against volseg's float32: whether mixed precision would gain anything on this processor."""
-    for name, times in beside_plain(config, side, repeats, bfloat16=True):
-        plain_row(f"{name}, plain in bfloat16 / volseg in float32", side, threads, times)
+    for name, times in beside_plain(config, shape, repeats, bfloat16=True):
+        plain_row(f"{name}, plain in bfloat16 / volseg in float32", shape, threads, times)
 
 
-def small_blocks(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+def small_blocks(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
     """GF/s of a small volume against those of a large one."""
     torch.manual_seed(0)
     model = UNet(config)
@@ -170,21 +178,28 @@ def small_blocks(config: ModelConfig, side: int, threads: int, repeats: int) -> 
         times = in_turn(
             {
                 "small": partial(step, small, *data((SMALL, SMALL, SMALL))),
-                "large": partial(step, large, *data((side, side, side))),
+                "large": partial(step, large, *data(shape)),
             },
             3 * repeats,
         )
-        factor = forward_operations(config, SMALL**3) / forward_operations(config, side**3)
+        factor = forward_operations(config, SMALL**3) / forward_operations(config, prod(shape))
         value = factor * ratio(times["large"], times["small"])
-        row(f"{name}, GF/s at {SMALL}^3 / at {side}^3", side, threads, None, times["small"], f"{value:.2f}")
+        row(
+            f"{name}, GF/s at {SMALL}^3 / at {format_triple(shape)}",
+            shape,
+            threads,
+            None,
+            times["small"],
+            f"{value:.2f}",
+        )
 
 
-def openvino(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+def openvino(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
     """Forward against OpenVINO in float32 on the same weights."""
     import openvino as ov
 
     torch.manual_seed(0)
-    model, (x, target) = UNet(config).eval(), data((side, side, side))
+    model, (x, target) = UNet(config).eval(), data(shape)
     core = ov.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     compiled = core.compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
@@ -194,23 +209,23 @@ def openvino(config: ModelConfig, side: int, threads: int, repeats: int) -> None
         difference = float((ours.eval()(x) - theirs).abs().max() / theirs.abs().max())
     times = in_turn({"openvino": lambda: compiled(array), "volseg": partial(our_forward, ours, x, target)}, 2 * repeats)
     value = f"{ratio(times['volseg'], times['openvino']):.2f} (logits differ by {difference:.0e} of the largest)"
-    row("forward, volseg / OpenVINO", side, threads, times["openvino"], times["volseg"], value)
+    row("forward, volseg / OpenVINO", shape, threads, times["openvino"], times["volseg"], value)
 
 
-def row(name: str, side: int, threads: int, theirs: list[float] | None, ours: list[float], value: str) -> None:
+def row(name: str, shape: Triple, threads: int, theirs: list[float] | None, ours: list[float], value: str) -> None:
     seconds = ["-" if times is None else f"{statistics.median(times):.3f}" for times in (theirs, ours)]
-    print(f"| {name} | {side} | {threads} | {' | '.join(seconds)} | {value} |", flush=True)
+    print(f"| {name} | {format_triple(shape)} | {threads} | {' | '.join(seconds)} | {value} |", flush=True)
 
 
-def peak_of(name: str, side: int, given: argparse.Namespace) -> int:
+def peak_of(name: str, shape: Triple, given: argparse.Namespace) -> int:
     """Bytes above the process that two training steps need, measured in a process of their own."""
-    command = [sys.executable, __file__, "--peak", name, "--sides", str(side)]
-    command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
+    command = [sys.executable, __file__, "--peak", name, "--shapes", format_triple(shape)]
+    command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels), "--network", given.network]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
-def training_peak(config: ModelConfig, side: int, name: str) -> int:
+def training_peak(config: ModelConfig, shape: Triple, name: str) -> int:
     """Bytes above what this process holds after a step on a tiny volume, model and image included."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -219,7 +234,7 @@ def training_peak(config: ModelConfig, side: int, name: str) -> int:
     tiny = 2 * max(config.multiple)
     step(*data((tiny, tiny, tiny)))
     before = peak_memory()
-    x, target = data((side, side, side))
+    x, target = data(shape)
     for _ in range(2):
         step(x, target)
     return peak_memory() - before

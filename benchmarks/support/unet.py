@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +13,38 @@ from torch import Tensor, nn
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.geometry import Triple
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.architectures import described
+from volseg.networks.description import Convolution, Head, UpConvolution
 
 CLASSES = 3
 
 
-def configuration(base_channels: int, levels: int) -> ModelConfig:
-    """One image channel, three classes, instance norm."""
-    return ModelConfig(in_channels=1, classes=CLASSES, base_channels=base_channels, levels=levels)
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "residual": {"encoder": "residual"},
+    "anisotropic": {
+        "kernels": ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+        "strides": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+    },
+}
+"""Settings of the networks that are measured; the residual encoder has the blocks of nnU-Net's presets, the anisotropic
+network four halvings."""
+
+
+def configuration(base_channels: int, levels: int, network: str = "plain", classes: int = CLASSES) -> ModelConfig:
+    """One image channel, instance norm."""
+    sizes = {"in_channels": 1, "classes": classes, "base_channels": base_channels, "levels": levels}
+    return ModelConfig(**sizes, **NETWORKS[network])
+
+
+def shape_of(text: str) -> Triple:
+    """A cube's side, or D x H x W, such as 40x320x320."""
+    sides = [int(side) for side in text.split("x")]
+    d, h, w = sides * 3 if len(sides) == 1 else sides
+    return d, h, w
 
 
 def fused(
@@ -70,12 +95,13 @@ def our_step(model: FusedNetwork, x: Tensor, target: Tensor) -> None:
 
 def forward_operations(config: ModelConfig, voxels: int) -> float:
     """Multiplications and additions of the direct sums of a forward pass, whatever the kernels do."""
-    widths, total = config.widths, 0.0
-    for level, width in enumerate(widths):
-        here = voxels / 8**level
-        first = config.in_channels if level == 0 else widths[level - 1]
-        total += 2 * 27 * here * (first * width + width * width)
-        if level < config.levels:
-            total += 2 * 27 * here * (2 * width * width + width * width)
-            total += 2 * here * widths[level + 1] * width  # the up-convolution: one of eight taps meets each voxel
-    return total + 2 * voxels * widths[0] * config.classes
+    network, total = described(config), 0.0
+    for node in network.nodes:
+        inputs = sum(network.inputs_of(node))
+        here = voxels / prod(network.factors[node.stage])
+        match node:
+            case Convolution():
+                total += 2 * prod(node.kernel) * here * inputs * node.channels
+            case UpConvolution() | Head():  # one of an up-convolution's taps meets each voxel
+                total += 2 * here * inputs * node.channels
+    return total

@@ -96,6 +96,11 @@ def format_triple(values: tuple[object, ...]) -> str:
     return "x".join(str(v) for v in values)
 
 
+def format_triples(values: Iterable[tuple[object, ...]]) -> str:
+    """``(1, 3, 3), (3, 3, 3)`` as ``1x3x3, 3x3x3``."""
+    return ", ".join(format_triple(each) for each in values)
+
+
 def halved(shape: Triple, times: int = 1) -> Triple:
     """(D, H, W) of a volume of `shape` halved `times` times, each time rounded up."""
     for _ in range(times):

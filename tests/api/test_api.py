@@ -11,6 +11,7 @@ import pytest
 import volseg
 from tiny import SERIAL, tiny_dataset
 from volseg.api.ranks import ranks
+from volseg.api.settings import Settings
 from volseg.config import Config, ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, VolumeError
 from volseg.events import Progress
@@ -19,11 +20,17 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "python-api.md"
 COMMANDS = [name for name in volseg.__all__ if name not in ("all_ranks", "run_study")]
 DRAWING = {"quiet", "no_progress", "debug", "json", "json_output"}
 OF_THE_COMMAND = {"ingest": {"list_series"}, "plan_partition": {"slurm", "plot", "program"}}
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 OF_THE_FUNCTION = {"communicator", "listen", "command"}
 
 
 def parameters(function):
-    return inspect.signature(function).parameters
+    """By name; settings that a function takes by name stand for themselves."""
+    found = dict(inspect.signature(function).parameters)
+    if "settings" in found:
+        del found["settings"]
+        found |= {name: inspect.Parameter(name, KEYWORD, default=None) for name in Settings.__annotations__}
+    return found
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -126,6 +133,11 @@ def test_training_takes_a_configuration_and_overrides_it(tmp_path):
     assert again.steps == 4
     with pytest.raises(ConfigError, match="leave out --continue"):
         volseg.train(data, tmp_path / "none", proceed=True, communicator=SERIAL)
+
+
+def test_a_name_that_is_no_setting_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        volseg.train(tmp_path, tmp_path / "run", communicator=SERIAL, epoch=1)
 
 
 def test_a_commands_texts_are_taken_as_values_are(tmp_path):

@@ -54,6 +54,25 @@ def test_json_says_everything(plan):
     assert found["tasks"]["train"]["peak_bytes_per_rank"] > found["tasks"]["segment"]["peak_bytes_per_rank"]
 
 
+def test_the_resolutions_of_a_run(plan):
+    asked = ("--shape=128x128x128", "--ranks=4", "--for=train", "--multigrid=3", "--cases=10")
+    code, found = facts(plan, *asked)
+    task = found["tasks"]["train"]
+    assert code == 0
+    assert [each["shape"] for each in task["resolutions"]] == [[128] * 3, [64] * 3, [32] * 3]
+    assert sum(each["steps"] for each in task["resolutions"]) == 40 * 10
+    assert task["run_seconds"] == pytest.approx(sum(each["all_seconds"] for each in task["resolutions"]))
+    assert task["peak_bytes_per_rank"] == max(each["peak_bytes_per_rank"] for each in task["resolutions"])
+    assert task["command"].endswith("--multigrid 3")
+    _, out, _ = plan(*asked)
+    assert "resolutions of the training run" in out
+    assert "all steps together" in out
+    assert "of the time of as many steps at the finest resolution" in out
+    code, _, err = plan("--shape=64x64x64", "--for=segment", "--multigrid=2")
+    assert code == 2
+    assert "segmenting has none; leave it out, or use --for train" in err
+
+
 def test_more_ranks_need_less_memory_each(plan):
     peaks = [facts(plan, "--shape=256x256x256", f"--ranks={n}")[1]["tasks"]["train"] for n in (1, 2, 4, 8)]
     activations = [task["activations_bytes"] for task in peaks]
@@ -402,11 +421,11 @@ def test_where_the_ranks_lie_is_said(plan, tmp_path, more):
 
 
 def test_networks_without_a_time_say_so(plan, tmp_path):
-    (tmp_path / "wide.toml").write_text('[model]\nup = "trilinear"\n')
+    (tmp_path / "wide.toml").write_text("[model]\nkernel_size = 9\n")
     arguments = ("--shape=64x64x64", "--config", tmp_path / "wide.toml", "--ranks=1:4")
     code, out, _ = plan(*arguments)
     assert code == 0
-    assert "no time, for up 2 is an interpolation, which was not measured" in " ".join(out.split())
+    assert "no time, for encoder 0.1 is a convolution of 9x9x9, which was not measured" in " ".join(out.split())
     assert not re.search(r"\d m?s\b|efficiency", out)
     _, found = facts(plan, *arguments)
     for task in found["tasks"].values():

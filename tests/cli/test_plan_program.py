@@ -91,10 +91,10 @@ def test_what_steps_hold_and_cost_is_what_is_planned(plan, task):
 
 
 def test_a_network_that_goes_layer_by_layer_has_none(plan, tmp_path):
-    (tmp_path / "wide.toml").write_text('[model]\nup = "trilinear"\n')
+    (tmp_path / "wide.toml").write_text("[model]\nkernel_size = 9\n")
     code, out, _ = plan("--ranks=1", "--config", tmp_path / "wide.toml")
     assert code == 0
-    assert "train: no program, for up 1 is an interpolation; it runs layer by layer" in out
+    assert "train: no program, for encoder 0.1 is a convolution of 9x9x9; it runs layer by layer" in out
     assert steps(plan, "--ranks=1", "--config", tmp_path / "wide.toml", task="train") is None
 
 

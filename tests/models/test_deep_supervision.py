@@ -15,7 +15,7 @@ from oracles import GRIDS, relative_error, serial_grid
 from volseg.config import Config, ModelConfig, TrainingConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import ConfigError, PartitionError
+from volseg.errors import ConfigError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import deep_levels, loss_weights
@@ -23,8 +23,8 @@ from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
-from volseg.partition.agglomeration import Agglomeration
-from volseg.partition.share import busy_shares
+from volseg.partition.agglomeration import parse_agglomeration
+from volseg.partition.share import busy_shares, share_of
 from volseg.planning.training_pass import TrainingPass
 from volseg.planning.work import training_work
 from volseg.program.build import train_program
@@ -59,7 +59,8 @@ VARIANTS = {
     "batch, dropout-free relu": config(levels=3, norm="batch", activation="relu"),
     "no norm": config(levels=3, norm="none"),
     "segresnet": config(levels=3, architecture="segresnet", blocks=(1, 1, 1, 2)),
-    "through the layers": config(levels=3, up="trilinear"),
+    "trilinear": config(levels=3, up="trilinear"),
+    "through the layers": config(levels=3, kernel_size=9),
 }
 
 
@@ -90,7 +91,7 @@ def test_loss_and_gradients_are_those_of_autograd(name: str, communicator: Commu
             own = copy.deepcopy(model)
             fused = FusedNetwork(own, grid, class_weights=weights)
             block = take_block(whole, grid, layout)
-            assert fused.covers(block) == (settings.up == "transpose")
+            assert fused.covers(block) == (settings.kernel_size == 3)
             found, _ = fused.loss(block, target[(slice(None), *grid.block(layout).slices)])
             found.backward()
             sum_gradients(own.parameters(), communicator)
@@ -167,11 +168,44 @@ def test_levels_and_weights_are_nnunet_s() -> None:
     assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
 
 
-@pytest.mark.parallel(2)
-def test_agglomeration_is_refused_by_name(communicator: Communicator) -> None:
-    grid = ProcessGrid(communicator, (2, 1, 1))
-    with pytest.raises(PartitionError, match="deep supervision needs all ranks at every level; use --agglomerate none"):
-        FusedNetwork(make(config(levels=3)), grid, agglomeration=Agglomeration(((1, (1, 1, 1)),)))
+STAGES = {
+    2: [((2, 1, 1), "1:1x1x1"), ((1, 1, 2), "2:1x1x1"), ((1, 2, 1), "3:1x1x1")],
+    4: [((2, 2, 1), "1:2x1x1,2:1x1x1"), ((1, 1, 4), "2:1x1x2"), ((1, 2, 2), "1:1x1x1")],
+}
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("name", ["four levels", "batch, dropout-free relu", "segresnet", "trilinear"])
+def test_fewer_ranks_for_coarse_stages_give_the_same_loss_and_gradients(name: str, communicator: Communicator) -> None:
+    settings = VARIANTS[name]
+    model, shape = make(settings).train(), (32, 32, 64)
+    whole = volume(settings, shape)
+    target = targets(whole, settings.classes)
+    weights, plain = (0.5, 2.0, 1.0), copy.deepcopy(model)
+    alone, dice = FusedNetwork(plain, serial_grid(), class_weights=weights).loss(whole, target)
+    alone.backward()
+    expected = dict(plain.named_parameters())
+    for dims, text in STAGES[communicator.size]:
+        grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, settings.levels, dims)
+        layout = grid.layout(shape, settings.multiple)
+        own = copy.deepcopy(model)
+        fused = FusedNetwork(own, grid, agglomeration=stages, class_weights=weights)
+        block, here = take_block(whole, grid, layout), target[(slice(None), *grid.block(layout).slices)]
+        loss, own_dice = fused.loss(block, here)
+        loss.backward()
+        sum_gradients(own.parameters(), communicator)
+        assert abs(float(loss.detach()) / float(alone.detach()) - 1) < 1e-6
+        assert torch.allclose(own_dice, dice, rtol=1e-5, equal_nan=True)
+        for key, p in own.named_parameters():
+            assert relative_error(p.grad, expected[key].grad, floor=1e-2) <= 1e-5, (key, text)
+        overlaps = FusedNetwork(copy.deepcopy(model), serial_grid()).overlaps(whole, target)
+        for one, other in zip(fused.overlaps(block, here), overlaps, strict=True):
+            assert torch.allclose(one, other, rtol=1e-5)
+        share = share_of(grid.coords, layout, settings.factors, stages, halo=model.network.halo)
+        planned = TrainingPass(model.network, train_program(model.network, share.merges, share.last), share)
+        assert planned.tensors == 4 * fused.work.buffers.total
+        logits = fused(block)  # whose gradient needs no target
+        assert logits.requires_grad
 
 
 def test_too_few_levels_are_refused() -> None:

@@ -62,6 +62,15 @@ NETWORKS = {
     "gelu, anisotropic, one convolution": config(**THIN, activation="gelu", convolutions=1),
     "gelu by tanh, segresnet": config(architecture="segresnet", blocks=(1, 1, 1), activation="gelu_tanh"),
     "sigmoid, no norm": config(activation="sigmoid", norm="none", kernels=((3, 3, 3), (1, 1, 1), (5, 1, 3))),
+    "segresnet, trilinear": config(architecture="segresnet", up="trilinear", base_channels=8, blocks=(1, 1, 1)),
+    "anisotropic segresnet, nearest": config(**THIN, architecture="segresnet", up="nearest", blocks=(1, 1, 1)),
+    "trilinear": config(up="trilinear"),
+    "nearest, group norm": config(up="nearest", norm="group", base_channels=8),
+    "anisotropic, trilinear, residual": config(**THIN, up="trilinear", encoder="residual", blocks=(1, 1, 2)),
+    "trilinear, pooled on one axis": config(
+        up="trilinear", strides=((2, 1, 1), (1, 2, 2)), kernels=((1, 3, 1), (3, 1, 3), (1, 3, 3))
+    ),
+    "kernels of 5, trilinear": config(up="trilinear", kernel_size=5, levels=1),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 
@@ -119,7 +128,7 @@ def test_logits_are_those_of_torch_and_have_the_same_bits_on_any_grid(
         grid = ProcessGrid(communicator, dims)
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
         block = take_block(whole, grid, layout)
-        for schedule in schedules_of(settings):
+        for schedule in schedules_of(model.network):
             store = ScratchStore(tmp_path) if schedule is SPILL else None
             network = FusedNetwork(model, grid).eval().streamed(schedule, store)
             width = image_width(model.network, schedule)

@@ -10,6 +10,7 @@ from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError
 from volseg.machine import processor_name
 from volseg.models.forecast import Machine, agglomeration_of_run, off_plan, planned_time_facts, this_machine
+from volseg.networks.unet import unet
 from volseg.nn.kernels import winograd
 from volseg.partition.agglomeration import NONE
 from volseg.partition.layout import Layout
@@ -18,7 +19,7 @@ from volseg.planning.profile import Cost, Network, built_in_profile, save_profil
 from volseg.planning.time_model import Placing, TimePlan
 from volseg.program.kinds import Kind
 
-MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3)
+NETWORK = unet(ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3))
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="this processor lacks the kernels' instructions")
 
@@ -40,7 +41,7 @@ def profile_file(tmp_path, monkeypatch, communicator):
 @pytest.mark.parallel([1, 2])
 def test_the_machines_own_profile_is_taken_as_it_is(communicator, profile_file):
     own = profile_file(replace(built_in_profile(), machine=processor_name(), cores=os.cpu_count()))
-    machine = this_machine(MODEL, communicator)
+    machine = this_machine(NETWORK, communicator)
     assert machine.source.endswith("p.json")
     assert machine.profile == machine.nominal == own
     assert machine.placing.per_machine == communicator.size
@@ -50,7 +51,7 @@ def test_the_machines_own_profile_is_taken_as_it_is(communicator, profile_file):
 def test_another_machines_profile_is_scaled_alike_on_all_ranks(communicator, profile_file):
     """A machine on which the convolution takes a thousand times as long makes everything as much shorter here."""
     slow = profile_file(replace(built_in_profile(), machine="another").scaled(1000.0))
-    machine = this_machine(MODEL, communicator)
+    machine = this_machine(NETWORK, communicator)
     assert "scaled to this machine" in machine.source
     before = slow.settings[0].costs[0].seconds
     assert machine.nominal.settings[0].costs[0].seconds == pytest.approx(before, rel=1e-3)
@@ -68,21 +69,21 @@ def test_ranks_with_other_threads_choose_the_same_stages(communicator, profile_f
     slow = Network(1e-3, 1e9, 1e-3)
     profile_file(replace(base, machine=processor_name(), cores=os.cpu_count(), settings=(setting,), within=slow))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1 + 40 * communicator.rank)
-    machine = this_machine(MODEL, communicator)
-    layout = Layout.even((32, 32, 32), (2, 1, 1), MODEL.multiple)
-    chosen = agglomeration_of_run("auto", "train", MODEL, TrainingConfig(), layout, machine, communicator)
+    machine = this_machine(NETWORK, communicator)
+    layout = Layout.even((32, 32, 32), (2, 1, 1), NETWORK.multiple)
+    chosen = agglomeration_of_run("auto", "train", NETWORK, TrainingConfig(), layout, machine, communicator)
     assert chosen.stages
     assert len(set(communicator.gather_all(str(chosen)))) == 1
-    named = agglomeration_of_run("3:1x1x1", "train", MODEL, TrainingConfig(), layout, machine, communicator)
+    named = agglomeration_of_run("3:1x1x1", "train", NETWORK, TrainingConfig(), layout, machine, communicator)
     assert str(named) == "3:1x1x1"
-    assert agglomeration_of_run("none", "train", MODEL, TrainingConfig(), layout, machine, communicator) == NONE
+    assert agglomeration_of_run("none", "train", NETWORK, TrainingConfig(), layout, machine, communicator) == NONE
 
 
 @pytest.mark.parallel([1, 2])
 def test_a_named_profile_that_is_missing_stops_all_ranks(communicator, monkeypatch):
     monkeypatch.setenv("VOLSEG_PROFILE", "/none/there.json")
     with pytest.raises(ConfigError, match=r"there\.json: cannot be read"):
-        this_machine(MODEL, communicator)
+        this_machine(NETWORK, communicator)
 
 
 def test_the_report_has_planned_and_measured():
@@ -104,4 +105,4 @@ def test_the_report_says_what_was_off_by_more_than_a_tenth():
 def test_without_the_kernels_on_one_rank_nothing_is_foretold(communicator, profile_file, monkeypatch):
     profile_file(replace(built_in_profile(), machine=processor_name(), cores=os.cpu_count()))
     monkeypatch.setattr(winograd, "available", lambda: communicator.rank == 0)
-    assert this_machine(MODEL, communicator) is None
+    assert this_machine(NETWORK, communicator) is None

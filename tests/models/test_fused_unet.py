@@ -179,7 +179,7 @@ def test_dropout_in_the_gradients(norm: str, activation: str, communicator: Comm
 
 
 def test_what_is_not_covered_goes_through_the_partitioned_layers() -> None:
-    for changes, samples in (({"kernel_size": 9}, 1), ({"up": "trilinear"}, 1), ({}, 2)):
+    for changes, samples in (({"kernel_size": 9}, 1), ({}, 2)):
         settings = config(**changes)
         model = make(settings).train()
         x = torch.randn(samples, 1, 8, 8, 8)

@@ -16,6 +16,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import Convolution
 from volseg.networks.unet import unet
 from volseg.nn.blocks import gather_blocks, take_block
@@ -24,7 +25,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.layer_memory import LayerWalk
 from volseg.planning.planner import forward_halo_bytes
-from volseg.program.schedule import IN_PLACE, LAYERS, SPILL, covers, schedules_of
+from volseg.program.schedule import IN_PLACE, LAYERS, SPILL, schedules_of
 
 VARIANTS = {
     "instance": config(encoder="residual"),
@@ -136,17 +137,17 @@ def test_default_blocks_are_nnunet_s() -> None:
 
 def test_it_has_a_program_and_its_finest_stage_is_held() -> None:
     settings = VARIANTS["instance"]
-    assert covers(settings)
-    assert schedules_of(settings) == [IN_PLACE, SPILL]
+    assert not why_not_covered(unet(settings))
+    assert schedules_of(unet(settings)) == [IN_PLACE, SPILL]
     layout = Layout.even((16, 16, 16), (2, 1, 1), 4)
-    assert str(agglomeration_for("1:1x1x1", settings, layout)) == "1:1x1x1"
+    assert str(agglomeration_for("1:1x1x1", unet(settings), layout)) == "1:1x1x1"
 
 
 def test_what_has_no_program_is_not_agglomerated() -> None:
-    settings = config(encoder="residual", up="trilinear")
-    assert schedules_of(settings) == [LAYERS]
-    with pytest.raises(PartitionError, match="as up 1 is an interpolation; use --agglomerate none"):
-        agglomeration_for("1:1x1x1", settings, Layout.even((16, 16, 16), (2, 1, 1), 4))
+    settings = config(encoder="residual", kernel_size=9)
+    assert schedules_of(unet(settings)) == [LAYERS]
+    with pytest.raises(PartitionError, match=r"as encoder 0.1 is a convolution of 9x9x9; use --agglomerate none"):
+        agglomeration_for("1:1x1x1", unet(settings), Layout.even((16, 16, 16), (2, 1, 1), 4))
 
 
 def test_dropout_follows_the_last_block() -> None:

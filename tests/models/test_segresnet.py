@@ -34,7 +34,7 @@ SETTINGS = ModelConfig(
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("encoder", "residual"), ("up", "trilinear"), ("down", "stride"), ("convolutions", 3), ("dropout", 0.1)],
+    [("encoder", "residual"), ("down", "stride"), ("convolutions", 3), ("dropout", 0.1)],
 )
 def test_settings_of_a_unet_are_refused_and_each_remedy_works(setting, value):
     asked = replace(SETTINGS, **{setting: value})
@@ -55,17 +55,18 @@ def test_blocks_are_monais_by_default_and_can_be_set():
         replace(SETTINGS, blocks=(1, 1)).check()
 
 
-def test_layers_and_logits_are_those_of_monai():
+@pytest.mark.parametrize(("up", "theirs"), [("transpose", "deconv"), ("trilinear", "nontrainable")])
+def test_layers_and_logits_are_those_of_monai(up, theirs):
     nets = pytest.importorskip("monai.networks.nets")
-    model = UNet(replace(SETTINGS, levels=3)).eval()
-    theirs = nets.SegResNet(
-        3, init_filters=8, in_channels=1, out_channels=3, upsample_mode="deconv", blocks_down=(1, 2, 2, 4)
+    model = UNet(replace(SETTINGS, levels=3, up=up)).eval()
+    net = nets.SegResNet(
+        3, init_filters=8, in_channels=1, out_channels=3, upsample_mode=theirs, blocks_down=(1, 2, 2, 4)
     ).eval()
     weights = {name.replace("head.", "conv_final.2.conv."): value for name, value in model.state_dict().items()}
-    theirs.load_state_dict(weights)
+    net.load_state_dict(weights)
     x = torch.randn(1, 1, 16, 24, 16)
     with torch.no_grad():
-        assert relative_error(theirs(x), model(x)) < 1e-6
+        assert relative_error(net(x), model(x)) < 1e-6
 
 
 def test_only_tensors_with_several_readings_have_several_gradients():
@@ -139,7 +140,7 @@ class Kept:
 def test_going_on_behind_the_coarse_stages_gives_the_same_bits(communicator: Communicator) -> None:
     torch.manual_seed(4)
     model, whole = UNet(SETTINGS).eval(), torch.randn(1, 1, 16, 24, 32)
-    assert schedules_of(SETTINGS) == [IN_PLACE, SPILL]
+    assert schedules_of(model.network) == [IN_PLACE, SPILL]
     grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
     layout = grid.layout((16, 24, 32), SETTINGS.multiple)
     journal, results = Kept(), []

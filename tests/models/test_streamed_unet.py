@@ -22,6 +22,13 @@ from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule
 MORE = VARIANTS | {
     "levels enough to be hosted": config(levels=4, base_channels=4, classes=2),
     "dropout": config(dropout=0.5),
+    "anisotropic": config(kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 2, 2), (2, 2, 2))),
+    "strided": config(down="stride"),
+    "anisotropic, strided, trilinear": config(
+        kernels=((3, 1, 3), (3, 3, 3), (3, 3, 3)), strides=((2, 1, 2), (2, 2, 2)), down="stride", up="trilinear"
+    ),
+    "kernels of 5": config(kernel_size=5, levels=1, convolutions=1),
+    "three convolutions, nearest": config(convolutions=3, up="nearest", down="stride"),
 }
 
 

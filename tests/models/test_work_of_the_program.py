@@ -49,13 +49,13 @@ class Watched:
         self.ghosts = self.blocks = 0
 
 
-def network(communicator, norm, stages, **settings):
-    config = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2, norm=norm, **settings)
+def network(communicator, norm, stages, deep=False, **settings):
+    config = ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 8, "levels": 2, "norm": norm} | settings))
     grid = ProcessGrid(communicator, DIMS[communicator.size])
     agglomeration = parse_agglomeration(stages, config.levels, grid.dims)
     layout = Layout.even((16, 16, 16), grid.dims, config.multiple)
     torch.manual_seed(0)
-    twin = FusedNetwork(UNet(config), grid, agglomeration=agglomeration)
+    twin = FusedNetwork(UNet(config, deep), grid, agglomeration=agglomeration)
     x = torch.randn(1, 1, *grid.block(layout).shape)
     return config, grid, layout, agglomeration.layouts(layout, config.factors), twin, x
 
@@ -84,6 +84,19 @@ def test_a_training_step_of_a_segresnet(communicator, monkeypatch, stages):
     check_training(communicator, monkeypatch, *network(communicator, "instance", stages, **SEGRESNET))
 
 
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("name", ["interpolation", "strided", "anisotropic"])
+@pytest.mark.parametrize("stages", ["none", "1:1x1x1", "2:1x1x1"])
+def test_a_training_step_of_other_networks(communicator, monkeypatch, stages, name):
+    check_training(communicator, monkeypatch, *network(communicator, "instance", stages, **OTHERS[name]))
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("stages", ["none", "1:1x1x1", "2:1x1x1"])
+def test_a_training_step_with_deep_supervision(communicator, monkeypatch, stages):
+    check_training(communicator, monkeypatch, *network(communicator, "instance", stages, deep=True, levels=3))
+
+
 def check_training(communicator, monkeypatch, config, grid, layout, layouts, twin, x):
     """The reductions and messages of a step are those of its plan."""
     target = torch.zeros(1, *x.shape[2:], dtype=torch.uint8)
@@ -92,7 +105,7 @@ def check_training(communicator, monkeypatch, config, grid, layout, layouts, twi
     watched = Watched(monkeypatch)
     twin.loss(x, target)[0].backward()
     sum_gradients(twin.parameters(), communicator)
-    work = training_work(described(config), layouts)
+    work = training_work(twin.network, layouts)
     # A rank that does not lead takes no part in coarse levels; the model is that of a leader of all of them.
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
@@ -116,6 +129,22 @@ def test_segmenting(communicator, monkeypatch, norm, stages, schedule):
 def test_segmenting_by_a_segresnet(communicator, monkeypatch, stages):
     asked = network(communicator, "instance", stages, **SEGRESNET)
     check_segmenting(communicator, monkeypatch, Schedule.IN_PLACE, *asked)
+
+
+OTHERS = {
+    "interpolation": {"up": "trilinear"},
+    "strided": {"down": "stride"},
+    "anisotropic": {"kernels": ((1, 3, 3), (3, 3, 3), (5, 3, 1)), "strides": ((1, 2, 2), (2, 2, 2))},
+}
+
+
+@pytest.mark.parallel([2, 4])
+@pytest.mark.parametrize("schedule", [Schedule.IN_PLACE, Schedule.RECOMPUTE])
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
+def test_segmenting_by_other_networks(communicator, monkeypatch, stages, name, schedule):
+    asked = network(communicator, "instance", stages, **OTHERS[name])
+    check_segmenting(communicator, monkeypatch, schedule, *asked)
 
 
 def check_segmenting(communicator, monkeypatch, schedule, config, grid, layout, layouts, twin, x):

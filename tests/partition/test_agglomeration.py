@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import (
     NONE,
     Agglomeration,
@@ -99,13 +100,13 @@ def test_stages_that_do_not_suit_levels_or_grid_are_refused(text, message):
 def test_the_option_for_a_network_and_a_layout():
     model = ModelConfig(in_channels=1, classes=2, levels=3)
     layout = Layout.even((32, 16, 8), (4, 2, 1), 8)
-    assert agglomeration_for("none", model, layout) == NONE
-    assert agglomeration_for("2:2x1x1,3:1x1x1", model, layout) == TWO_STAGES
-    assert agglomeration_for("auto", model, layout).check(3, (4, 2, 1)) is None
-    other = ModelConfig(in_channels=1, classes=2, levels=3, up="trilinear")
-    assert agglomeration_for("none", other, layout) == NONE
-    with pytest.raises(PartitionError, match=r"as up 2 is an interpolation; use --agglomerate none"):
-        agglomeration_for("3:1x1x1", other, layout)
+    assert agglomeration_for("none", unet(model), layout) == NONE
+    assert agglomeration_for("2:2x1x1,3:1x1x1", unet(model), layout) == TWO_STAGES
+    assert agglomeration_for("auto", unet(model), layout).check(3, (4, 2, 1)) is None
+    other = ModelConfig(in_channels=1, classes=2, levels=3, kernel_size=9)
+    assert agglomeration_for("none", unet(other), layout) == NONE
+    with pytest.raises(PartitionError, match=r"as encoder 0.1 is a convolution of 9x9x9; use --agglomerate none"):
+        agglomeration_for("3:1x1x1", unet(other), layout)
 
 
 def test_messages_and_what_a_leader_receives():

@@ -98,7 +98,9 @@ def test_each_rank_s_arena_of_an_agglomerated_network_is_the_planned_one(
     assert walk.tensors == 4 * fused.work.buffers.total
     most = max(pass_of(settings, share, checkpoints).tensors for share in busy_shares(layout, settings.factors, stages))
     assert most == max(communicator.gather_all(walk.tensors))
-    planned = training_memory(settings, TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages)
+    planned = training_memory(
+        unet(settings), TrainingConfig(checkpoint_levels=checkpoints), layout, agglomeration=stages
+    )
     assert planned.activations + planned.work >= most  # of the rank that needs most in all
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import ConfigError, PartitionError
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.ledger import Ledger
 from volseg.planning.memory import segmenting_memory, training_memory
@@ -26,7 +27,7 @@ from volseg.planning.planner import (
 from volseg.program.schedule import Schedule
 from volseg.sizes import parse_memory
 
-MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
+NETWORK = unet(ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2))
 sides = st.tuples(*[st.integers(1, 40)] * 3)
 
 
@@ -114,17 +115,17 @@ def test_the_fewest_ranks_are_really_fewest(task, shape):
     peaks = {}
     for ranks in range(1, 41):
         try:
-            plan = make_plan(shape, MODEL, ranks, task, TrainingConfig())
+            plan = make_plan(shape, NETWORK, ranks, task, TrainingConfig())
         except PartitionError:
             continue
         peaks[ranks] = min((m.peak for s, m in plan.by_schedule.items() if s.in_memory), default=plan.memory.peak)
     margin = 1.03 if task == "segment" else 1
     for peak in sorted(peaks.values()):
         limit = int(peak * margin) + 1
-        plan = fewest_ranks(shape, MODEL, task, TrainingConfig(), limit)
+        plan = fewest_ranks(shape, NETWORK, task, TrainingConfig(), limit)
         assert plan is not None
         assert prod(plan.layout.dims) == min(n for n, peak in peaks.items() if peak * margin <= limit)
-    assert fewest_ranks(shape, MODEL, task, TrainingConfig(), 2**20) is None
+    assert fewest_ranks(shape, NETWORK, task, TrainingConfig(), 2**20) is None
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_ledger():
 def test_more_ranks_need_less_memory_each_and_levels_add_up(task):
     last = None
     for ranks in (1, 2, 4, 8):
-        memory = make_plan((256, 256, 256), MODEL, ranks, task, TrainingConfig()).memory
+        memory = make_plan((256, 256, 256), NETWORK, ranks, task, TrainingConfig()).memory
         assert sum(memory.by_level) == memory.activations
         assert memory.peak_at
         if last is not None:
@@ -175,13 +176,13 @@ def test_more_ranks_need_less_memory_each_and_levels_add_up(task):
 @pytest.mark.parametrize("dims", [(1, 1, 1), (2, 1, 1), (2, 2, 2)])
 @pytest.mark.parametrize("how", ["train", "train again", *Schedule])
 def test_the_parts_of_a_plan_make_up_the_whole(dims, how):
-    model = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3)
-    layout = Layout.even((64, 64, 64), dims, model.multiple)
+    network = unet(ModelConfig(in_channels=1, classes=3, base_channels=8, levels=3))
+    layout = Layout.even((64, 64, 64), dims, network.multiple)
     if how.startswith("train"):
         levels = (1, 2) if "again" in how else ()
-        plan = training_memory(model, TrainingConfig(checkpoint_levels=levels), layout)
+        plan = training_memory(network, TrainingConfig(checkpoint_levels=levels), layout)
     else:
-        plan = segmenting_memory(model, layout, how)
+        plan = segmenting_memory(network, layout, how)
     assert sum(plan.parts.values()) == plan.peak
     assert all(size >= 0 for size in plan.parts.values())
     if dims == (1, 1, 1):

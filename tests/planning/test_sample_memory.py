@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from volseg.config import PRESETS, AugmentationConfig, ModelConfig, TrainingConfig
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.memory import training_memory, validation_memory
 from volseg.planning.sample_memory import SOURCE_BYTES, sample_bytes, with_sample
 
-MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
+NETWORK = unet(ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2))
 
 
 def layout(side, ranks=1):
@@ -16,7 +17,7 @@ def layout(side, ranks=1):
 
 def test_samples_that_are_volumes_as_they_are_take_nothing_more():
     assert sample_bytes(AugmentationConfig(), layout(64), (64, 64, 64), 1, 2, cropped=False) == 0
-    plan = training_memory(MODEL, TrainingConfig(), layout(64))
+    plan = training_memory(NETWORK, TrainingConfig(), layout(64))
     assert with_sample(plan, 0) == plan
 
 
@@ -30,7 +31,7 @@ def test_on_many_ranks_only_the_piece_under_way_is_left():
 
 
 def test_a_sample_that_needs_more_than_a_step_is_in_the_plan():
-    plan = training_memory(MODEL, TrainingConfig(), layout(64))
+    plan = training_memory(NETWORK, TrainingConfig(), layout(64))
     image = plan.parts["image and labels"]
     assert with_sample(plan, image + plan.work) == plan
     more = with_sample(plan, image + plan.work + 10_000)
@@ -41,8 +42,8 @@ def test_a_sample_that_needs_more_than_a_step_is_in_the_plan():
 
 
 def test_validating_whole_volumes_takes_less_than_training_on_them_and_more_than_on_small_crops():
-    whole = validation_memory(MODEL, TrainingConfig(), layout(96))
-    assert whole.peak < training_memory(MODEL, TrainingConfig(), layout(96)).peak
-    assert whole.peak > training_memory(MODEL, TrainingConfig(), layout(32)).peak
+    whole = validation_memory(NETWORK, TrainingConfig(), layout(96))
+    assert whole.peak < training_memory(NETWORK, TrainingConfig(), layout(96)).peak
+    assert whole.peak > training_memory(NETWORK, TrainingConfig(), layout(32)).peak
     assert whole.peak_at.startswith("validation")
     assert sum(whole.parts.values()) == whole.peak

@@ -9,6 +9,7 @@ import pytest
 
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.errors import PartitionError
+from volseg.networks.unet import unet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import choose_agglomeration
@@ -34,6 +35,7 @@ from volseg.planning.time_model import Placing, TimePlan, training_time
 from volseg.program.schedule import Schedule
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=3)
+NETWORK = unet(MODEL)
 GIB = 2**30
 
 
@@ -46,7 +48,7 @@ def machine(latency=1e-6, call=0.0):
 
 def question(task="train", shape=(128, 128, 128), **more):
     settings = {"profile": machine(), "placing": Placing(64, 1)} | more
-    return Question(shape, MODEL, TrainingConfig(), task, **settings)
+    return Question(shape, NETWORK, TrainingConfig(), task, **settings)
 
 
 @pytest.mark.parametrize("task", ["train", "segment"])
@@ -243,16 +245,16 @@ def test_agglomeration_where_messages_take_long():
     def times(latency):
         def time_of(stages):
             layouts = stages.layouts(layout, MODEL.factors)
-            return training_time(MODEL, TrainingConfig(), layouts, machine(latency), Placing(64, 1))
+            return training_time(NETWORK, TrainingConfig(), layouts, machine(latency), Placing(64, 1))
 
         return time_of
 
     slow = times(5e-3)
-    chosen = choose_agglomeration(MODEL, layout, slow)
+    chosen = choose_agglomeration(NETWORK, layout, slow)
     assert chosen.stages
     chosen.check(MODEL.levels, layout.dims)
     assert slow(chosen).seconds < 0.98 * slow(NONE).seconds
-    assert choose_agglomeration(MODEL, layout, times(1e-9)) == NONE
+    assert choose_agglomeration(NETWORK, layout, times(1e-9)) == NONE
     others = [Agglomeration(((level, (1, 1, 1)),)) for level in range(1, MODEL.levels + 1)]
     assert slow(chosen).seconds <= 1.02 * min(slow(one).seconds for one in others)
 
@@ -260,7 +262,7 @@ def test_agglomeration_where_messages_take_long():
 def test_networks_that_are_not_fused_are_not_agglomerated():
     model = replace(MODEL, kernel_size=5)
     layout = Layout.even((64, 64, 64), (2, 1, 1), model.multiple)
-    assert choose_agglomeration(model, layout, lambda stages: TimePlan({("", "halo"): 1.0})) == NONE
+    assert choose_agglomeration(unet(model), layout, lambda stages: TimePlan({("", "halo"): 1.0})) == NONE
 
 
 def test_the_planner_agglomerates_as_asked():

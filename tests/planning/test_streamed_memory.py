@@ -20,7 +20,6 @@ from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import Store
 from volseg.partition.agglomeration import parse_agglomeration
-from volseg.partition.basin import peak_of
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares, share_of
 from volseg.planning.memory import Beside, segmenting_memory
@@ -47,7 +46,14 @@ class CountingStore(Store):
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])
 @pytest.mark.parametrize(
-    ("settings", "shape"), [(config(), (48, 24, 32)), (config(levels=4, base_channels=4), (64, 32, 32))]
+    ("settings", "shape"),
+    [
+        (config(), (48, 24, 32)),
+        (config(levels=4, base_channels=4), (64, 32, 32)),
+        (config(kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 2, 2), (2, 2, 2))), (48, 24, 32)),
+        (config(levels=3, down="stride"), (48, 32, 32)),
+        (config(up="trilinear", convolutions=3), (64, 32, 32)),
+    ],
 )
 def test_basins_and_windows_are_the_planned_ones(
     settings: ModelConfig, shape: tuple[int, int, int], schedule: Schedule, communicator: Communicator,
@@ -69,13 +75,13 @@ def test_basins_and_windows_are_the_planned_ones(
     streamed = FusedNetwork(UNet(settings), grid).eval().streamed(schedule, store)
     for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
         pass
-    (share,) = busy_shares(layout, settings.factors)
+    (share,) = busy_shares(layout, settings.factors, halo=streamed.network.halo)
     walk = SegmentingPass(unet(settings), schedule, share)
-    assert max(communicator.gather_all(sum(store.sizes))) == peak_of(walk.basins)
+    assert max(communicator.gather_all(sum(store.sizes))) == walk.places.files
     if schedule is RECOMPUTE:
         # Of the last pass: windows and the slab of the up-convolution; the walk has some planes of the image besides.
         held = 4 * max(communicator.gather_all(totals[-1]))
-        planned = walk.last.by_level[0] - walk.logits
+        planned = walk.last.by_level[0] - walk.slabs.logits
         assert 0.85 * planned <= held <= planned
 
 
@@ -96,8 +102,8 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         for _ in streamed.logit_slabs(TensorImage(x, layout, grid, image_width(streamed.network, schedule)), layout):
             pass
         walk = SegmentingPass(unet(settings), schedule, share_of(grid.coords, layout, settings.factors, stages))
-        assert sum(store.sizes) == peak_of(walk.basins) + sum(walk.ports.values())
-        if not walk.in_files:
+        assert sum(store.sizes) == walk.places.files
+        if not walk.places.in_files:
             assert 4 * store.most <= max(sum(moment.by_level) for moment in walk.moments), (dims, text)
         busiest = max(
             SegmentingPass(unet(settings), schedule, share).peak.total
@@ -105,7 +111,7 @@ def test_basins_and_ports_of_an_agglomerated_network_are_the_planned_ones(
         )
         assert busiest == max(communicator.gather_all(walk.peak.total)), (dims, text)
         if schedule is not RECOMPUTE:
-            assert scratch_bytes(settings, layout, stages) == 4 * max(communicator.gather_all(sum(store.sizes)))
+            assert scratch_bytes(unet(settings), layout, stages) == 4 * max(communicator.gather_all(sum(store.sizes)))
 
 
 class LiveStore(CountingStore):
@@ -137,7 +143,7 @@ AGGLOMERATED = {
 def test_levels_add_up_and_schedules_come_in_order() -> None:
     model = config(levels=4, base_channels=16)
     layout = Layout.even((256, 256, 256), (1, 1, 1), 16)
-    plans = [segmenting_memory(model, layout, schedule) for schedule in schedules_of(model)]
+    plans = [segmenting_memory(unet(model), layout, schedule) for schedule in schedules_of(unet(model))]
     assert [plan.peak for plan in plans] == sorted((plan.peak for plan in plans), reverse=True)
     for plan in plans:
         assert sum(plan.by_level) == plan.activations
@@ -147,11 +153,11 @@ def test_levels_add_up_and_schedules_come_in_order() -> None:
 
 def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
     layout = Layout.even((32, 32, 32), (1, 1, 1), 4)
-    plain = segmenting_memory(config(), layout, beside=Beside(mask=1000))
+    plain = segmenting_memory(unet(config()), layout, beside=Beside(mask=1000))
     network = plain.activations + plain.work
-    same = segmenting_memory(config(), layout, beside=Beside(mask=1000, afterwards=network - 1000))
+    same = segmenting_memory(unet(config()), layout, beside=Beside(mask=1000, afterwards=network - 1000))
     assert same == plain
-    more = segmenting_memory(config(), layout, beside=Beside(mask=1000, afterwards=network - 1000 + 77))
+    more = segmenting_memory(unet(config()), layout, beside=Beside(mask=1000, afterwards=network - 1000 + 77))
     assert (more.peak - plain.peak, more.peak_at) == (77, "output")
     assert sum(more.by_level) == more.activations
 
@@ -159,7 +165,7 @@ def test_what_comes_after_the_network_counts_where_it_needs_more() -> None:
 def test_classes_do_not_raise_the_peak() -> None:
     layout = Layout.even((256, 256, 256), (1, 1, 1), 16)
     few, many = (
-        segmenting_memory(config(levels=4, base_channels=16, classes=n), layout, beside=Beside(mask=256**3))
+        segmenting_memory(unet(config(levels=4, base_channels=16, classes=n)), layout, beside=Beside(mask=256**3))
         for n in (2, 100)
     )
     assert many.peak <= 1.01 * few.peak
@@ -169,7 +175,9 @@ def test_spilling_counts_a_whole_tensor_where_faces_touch_all_its_pages() -> Non
     model = config(levels=4, base_channels=16)
     shape = (256, 256, 256)
     slices, columns = (Layout.even(shape, dims, 16) for dims in ((2, 1, 1), (1, 1, 2)))
-    assert segmenting_memory(model, slices, SPILL).peak < 0.5 * segmenting_memory(model, columns, SPILL).peak
+    assert (
+        segmenting_memory(unet(model), slices, SPILL).peak < 0.5 * segmenting_memory(unet(model), columns, SPILL).peak
+    )
 
 
 def test_recomputing_costs_about_twice_the_arithmetic() -> None:
@@ -177,9 +185,10 @@ def test_recomputing_costs_about_twice_the_arithmetic() -> None:
     layouts = [Layout.even((64, 64, 64), (1, 1, 1), 16).coarser(2**level) for level in range(5)]
     once, again = (segmenting_work(unet(model), layouts, s).flops for s in (IN_PLACE, RECOMPUTE))
     assert 1 < again / once < 4
-    assert schedules_of(config(levels=0)) == [IN_PLACE, SPILL]
+    assert schedules_of(unet(config(levels=0))) == [IN_PLACE, SPILL]
 
 
 def test_recomputing_pools_before_the_activation_which_must_keep_the_order() -> None:
     for name, orderly in (("relu", True), ("sigmoid", True), ("silu", False), ("gelu", False), ("gelu_tanh", False)):
-        assert (RECOMPUTE in schedules_of(config(activation=name))) == orderly
+        assert (RECOMPUTE in schedules_of(unet(config(activation=name)))) == orderly
+        assert RECOMPUTE in schedules_of(unet(config(activation=name, down="stride")))

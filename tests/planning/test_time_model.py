@@ -74,8 +74,8 @@ def test_forward_ghosts_are_those_that_the_planner_counts():
 
 
 def test_more_ranks_take_less_time_and_say_what_messages_cost():
-    one = training_time(MODEL, TrainingConfig(), layouts((64, 64, 64), (1, 1, 1)), machine())
-    eight = training_time(MODEL, TrainingConfig(), layouts((64, 64, 64), (2, 2, 2)), machine(), Placing(8, 1))
+    one = training_time(unet(MODEL), TrainingConfig(), layouts((64, 64, 64), (1, 1, 1)), machine())
+    eight = training_time(unet(MODEL), TrainingConfig(), layouts((64, 64, 64), (2, 2, 2)), machine(), Placing(8, 1))
     assert one.communication == 0
     assert eight.communication > 0
     computing = eight.seconds - eight.communication
@@ -87,7 +87,7 @@ def test_more_ranks_take_less_time_and_say_what_messages_cost():
 def test_reductions_grow_with_the_logarithm_of_the_ranks():
     def reductions(ranks):
         found = layouts((4 * ranks, 8, 8), (ranks, 1, 1))
-        plan = training_time(MODEL, TrainingConfig(), found, machine(), Placing(ranks, 1))
+        plan = training_time(unet(MODEL), TrainingConfig(), found, machine(), Placing(ranks, 1))
         count = len(training_work(unet(MODEL), found).reductions)
         gradients = 2 * 4 * unet(MODEL).parameters() * (ranks - 1) / ranks / BETA
         return plan.by_kind()[Kind.REDUCTION] - gradients, count
@@ -101,7 +101,7 @@ def test_reductions_grow_with_the_logarithm_of_the_ranks():
 def test_machines_are_further_apart_than_cores():
     found = layouts((64, 64, 64), (4, 2, 2))
     within, between = (
-        training_time(MODEL, TrainingConfig(), found, machine(), Placing(n, 1)).communication for n in (16, 4)
+        training_time(unet(MODEL), TrainingConfig(), found, machine(), Placing(n, 1)).communication for n in (16, 4)
     )
     assert between > 3 * within
 
@@ -109,7 +109,7 @@ def test_machines_are_further_apart_than_cores():
 def test_replicas_sum_their_gradients_over_all_ranks():
     found = layouts((32, 32, 32), (1, 1, 1))
     alone, shared = (
-        training_time(MODEL, TrainingConfig(), found, machine(), Placing(8, 1), replicas) for replicas in (1, 4)
+        training_time(unet(MODEL), TrainingConfig(), found, machine(), Placing(8, 1), replicas) for replicas in (1, 4)
     )
     assert alone.communication == 0
     moved = 2 * 4 * unet(MODEL).parameters() * 3 / 4 / BETA
@@ -120,7 +120,7 @@ def test_recompute_computes_the_finest_level_again():
     found = layouts((32, 32, 32), (1, 1, 1))
     held, again = segmenting_work(unet(MODEL), found), segmenting_work(unet(MODEL), found, RECOMPUTE)
     assert again.flops > 1.5 * held.flops
-    fast, slow = (segmenting_time(MODEL, found, machine(), s).seconds for s in ("in-place", RECOMPUTE))
+    fast, slow = (segmenting_time(unet(MODEL), found, machine(), s).seconds for s in ("in-place", RECOMPUTE))
     assert slow > fast
 
 

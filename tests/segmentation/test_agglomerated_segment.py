@@ -108,10 +108,10 @@ def test_a_network_of_other_layers_is_refused_by_name(shared, scan, communicator
     with communicator.together():
         if communicator.is_root:
             _, card = load_model(shared / "run")
-            model = UNet(replace(MODEL.for_data(1, 3), up="nearest"))
+            model = UNet(replace(MODEL.for_data(1, 3), kernel_size=9))
             save_tensors(
                 shared / "run" / WEIGHTS, model.state_dict(), replace(card, config=Config(model.config), network=None)
             )
     job = SegmentationJob(scan, shared / "run", shared / "m.nii", "2x1x1", agglomerate="1:1x1x1")
-    with pytest.raises(PartitionError, match=r"is an interpolation; use --agglomerate none"):
+    with pytest.raises(PartitionError, match=r"is a convolution of 9x9x9; use --agglomerate none"):
         segment(job, communicator)

@@ -10,6 +10,8 @@ from tiny import SERIAL, ct_like, save_nifti, untrained_run
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.errors import PartitionError
+from volseg.networks.description import Network
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.memory import segmenting_memories
 from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL, Schedule
@@ -17,10 +19,10 @@ from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.limit import BesideVoxels, Choice, choose, memory_limit
 from volseg.segmentation.segment import segment
 
-MODEL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=4)
+NETWORK = unet(ModelConfig(in_channels=1, classes=3, base_channels=16, levels=4))
 LAYOUT = Layout.even((512, 512, 512), (1, 1, 1), 16)
 BESIDE = BesideVoxels(image=2, mask=1)
-PLANS = segmenting_memories(MODEL, LAYOUT, beside=BESIDE.of(512**3))
+PLANS = segmenting_memories(NETWORK, LAYOUT, beside=BESIDE.of(512**3))
 
 
 def enough(schedule: Schedule) -> int:
@@ -28,8 +30,8 @@ def enough(schedule: Schedule) -> int:
     return PLANS[schedule].peak * 104 // 100
 
 
-def chosen(limit: int, model: ModelConfig = MODEL, **options) -> Choice:
-    return choose(model, LAYOUT, BESIDE, 1, SERIAL, "scan.nii", limit=limit, **options)
+def chosen(limit: int, network: Network = NETWORK, **options) -> Choice:
+    return choose(network, LAYOUT, BESIDE, 1, SERIAL, "scan.nii", limit=limit, **options)
 
 
 def test_the_fastest_that_fits_is_chosen_and_says_why(tmp_path: Path) -> None:
@@ -61,9 +63,9 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
 
 
 def test_a_network_that_is_not_streamed_runs_layer_by_layer(tmp_path: Path) -> None:
-    plain = ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, up="trilinear")
+    plain = unet(ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, kernel_size=9))
     assert chosen(2**40, plain).schedule is LAYERS
-    with pytest.raises(PartitionError, match=r"runs as layers, for up 1 is an interpolation"):
+    with pytest.raises(PartitionError, match=r"runs as layers, for encoder 0.1 is a convolution of 9x9x9"):
         chosen(2**40, plain, schedule=RECOMPUTE)
 
 
@@ -93,4 +95,4 @@ def test_a_processor_without_the_kernels_is_planned_for(tmp_path: Path) -> None:
 def test_the_remedy_counts_what_lies_beside_the_network() -> None:
     beside = BesideVoxels(image=2, mask=1 + 4 * 50)  # probabilities of 50 classes
     with pytest.raises(PartitionError, match=r"spill needs .*; 2 ranks of 16\.0 GiB would do"):
-        choose(MODEL, LAYOUT, beside, 1, SERIAL, "scan.nii", limit=16 * 2**30)
+        choose(NETWORK, LAYOUT, beside, 1, SERIAL, "scan.nii", limit=16 * 2**30)

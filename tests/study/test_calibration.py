@@ -5,6 +5,7 @@ import pytest
 from volseg.config import ModelConfig, TrainingConfig
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import ConfigError, LaunchError
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.operations import Family
 from volseg.planning.time_model import training_time
@@ -25,7 +26,7 @@ def test_every_family_is_measured_and_times_add_up(communicator):
     model = SMALL[1].model
     layout = Layout.even((32, 32, 32), (1, 1, 1), model.multiple)
     layouts = [layout.coarser(factor) for factor in model.factors]
-    plan = training_time(model, TrainingConfig(), layouts, found)
+    plan = training_time(unet(model), TrainingConfig(), layouts, found)
     # What was measured piece by piece is the whole of a step on that volume, whose shape was measured.
     pieces = [c.seconds for c in setting.costs if "segment" not in c.family and c.voxels > 16**3 / 64]
     assert 0 < plan.seconds < 20 * sum(pieces)

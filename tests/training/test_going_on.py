@@ -16,10 +16,10 @@ from volseg.cli.go_on import go_on_command
 from volseg.config import Config, MultigridConfig, TrainingConfig, read_config
 from volseg.events import Caution, Progress
 from volseg.models.stored import ModelCard, load_tensors
+from volseg.planning.multigrid import Stage, finest_for_good, stages
 from volseg.training.going_on import changes, finest_from
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
-from volseg.training.multigrid import Stage, finest_for_good, stages
 from volseg.volumes.intensity import ChannelScheme
 
 SHAPE = (27, 22, 30)

@@ -223,7 +223,9 @@ def test_what_a_kill_left_half_written_is_removed(broken, data):
 def test_the_best_weights_are_kept_beside_the_last(tmp_path, data, monkeypatch):
     """And known to a run that goes on: a validation that is not better leaves them."""
     scores = iter([0.25, 0.5, 0.125, 0.375])
-    monkeypatch.setattr("volseg.training.loop.validate", lambda *arguments: Validation(next(scores), (None, None), {}))
+    monkeypatch.setattr(
+        "volseg.training.step_loop.validate", lambda *arguments: Validation(next(scores), (None, None), {})
+    )
     run = tmp_path / "run"
     settings = config(epochs=4, validation=1)
     with pytest.raises(Stop):

@@ -13,15 +13,20 @@ from tiny import SERIAL, losses, tiny_config, tiny_dataset
 from volseg.config import ModelConfig, MultigridConfig, TrainingConfig, parse_config
 from volseg.errors import ConfigError
 from volseg.events import Message
+from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
+from volseg.planning.answer import Asked, answer
 from volseg.planning.hierarchy import fastest_sharing
 from volseg.planning.memory import training_memory
+from volseg.planning.multigrid import Stage, level_shares, stages, visits
 from volseg.planning.profile import built_in_profile
 from volseg.planning.search import Question
 from volseg.planning.time_model import Placing
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
-from volseg.training.multigrid import Stage, level_shares, stages, visits
+from volseg.training.optimization import batch_of
+from volseg.training.preparing import prepare
+from volseg.training.step import training_step
 
 SHAPE = (54, 44, 60)  # some hundred voxels at the deepest level of the coarser volumes (see test_train_ranks.py)
 
@@ -76,7 +81,7 @@ def test_coarse_volumes_are_shared_by_fewer_ranks_and_more_replicas():
 
     def sharing(side, ranks, batch):
         model, shape = ModelConfig(1, 3), (side, side, side)
-        question = Question(shape, model, TrainingConfig(), "train", built_in_profile(), placing=Placing(16, 1))
+        question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), placing=Placing(16, 1))
         return fastest_sharing(shape, 8, ranks, batch, shape, question)
 
     assert sharing(256, 16, 1) == (1, (4, 2, 2))
@@ -92,11 +97,11 @@ def test_more_replicas_stay_below_the_memory_of_the_finest_level():
     model, shape = ModelConfig(1, 3), (64, 64, 64)
 
     def sharing(limit):
-        question = Question(shape, model, TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
+        question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
         return fastest_sharing(shape, 8, 16, 8, shape, question)
 
     def peak(dims):
-        return training_memory(model, TrainingConfig(), Layout.even(shape, dims, 8)).peak
+        return training_memory(unet(model), TrainingConfig(), Layout.even(shape, dims, 8)).peak
 
     fastest, alone = sharing(None), sharing(1)
     assert fastest[0] > 1
@@ -134,6 +139,34 @@ def test_the_loss_of_each_step_is_that_of_one_rank(shared, communicator, cycle, 
     assert "".join(column(shared / "many", "level")) == "".join(column(shared / "alone", "level")) == levels
     if communicator.is_root:
         assert any(isinstance(e, Message) and "multigrid" in e.text and "28x24x32 voxels on" in e.text for e in said)
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_each_resolution_holds_what_plan_partition_says(shared, communicator, accumulate):
+    """Its replicas, its grid, and the tensors of a step on the rank with most; and so the peak of the whole run."""
+    config = multigrid_config({"epochs": 4, "accumulate": accumulate}, levels=3)
+    setup = prepare(TrainingJob(shared / "data", shared / "run", config), communicator, lambda event: None)
+    placing = setup.machine.placing
+    asked = Asked(
+        shape=SHAPE, settings=setup.config, tasks=["train"], profile=setup.machine.nominal, ranks=[communicator.size],
+        dims=setup.finest.grid.dims, cases=len(setup.cases), threads=placing.threads,
+        cores_per_node=placing.per_machine * placing.threads,
+    )  # fmt: skip
+    planned = answer(asked).tasks["train"]
+    assert [each.steps for each in planned.whole.resolutions] == [
+        sum(stage.last - stage.first for stage in setup.stages if stage.level == level) for level in range(3)
+    ]
+    assert planned.memory.peak == setup.planned.peak
+    for each, resolution in zip(planned.whole.resolutions, setup.resolutions, strict=True):
+        assert (each.run.replicas, each.run.dims) == (resolution.replicas.count, resolution.grid.dims)
+        assert each.run.plan.memory.peak == resolution.planned.peak
+        step = next(stage.first for stage in setup.stages if stage.level == each.level)
+        training_step(setup, batch_of(setup.cases, step, setup.card.batch, 0), step)
+        held = max(communicator.gather_all(4 * resolution.twin.work.buffers.total))
+        resolution.rest()
+        memory = each.run.plan.memory
+        assert held == memory.activations - memory.parts["image and labels"]
 
 
 class Interrupted(Exception):

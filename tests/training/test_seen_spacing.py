@@ -19,7 +19,7 @@ from volseg.segmentation.scan_image import ScanImage
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
-from volseg.training.setup import prepare
+from volseg.training.preparing import prepare
 from volseg.volumes.dataset import read_dataset
 
 CASES = [((12, 20, 16), (2.0, 1.0, 1.0)), ((20, 16, 18), (1.0, 1.0, 1.0)), ((10, 24, 20), (3.0, 0.8, 0.8))]

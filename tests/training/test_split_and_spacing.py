@@ -14,7 +14,7 @@ from volseg.events import Caution, Message, Progress
 from volseg.training.cases import SPLIT, Split, check_same_split, split_cases, write_split
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
-from volseg.training.setup import prepare
+from volseg.training.preparing import prepare
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.fingerprint import FINGERPRINT, read_fingerprint
 

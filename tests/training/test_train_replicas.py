@@ -24,7 +24,7 @@ from volseg.training.going_on import check_same_batch
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.optimization import batch_of, case_order
-from volseg.training.setup import prepare
+from volseg.training.preparing import prepare
 from volseg.training.step import random_state, training_step
 from volseg.training.validation import validate
 from volseg.volumes.dataset import read_dataset

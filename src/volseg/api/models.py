@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from volseg.api.ranks import ranks
+from volseg.api.settings import Settings, overridden, parsed
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
-from volseg.geometry import Triple, format_triple
 
 if TYPE_CHECKING:
     from volseg.config import Config
@@ -25,29 +22,15 @@ if TYPE_CHECKING:
 DATASET = "ellipsoids"
 """Where none is named: what `generate` makes."""
 
-FOLDS = 5
-"""Where only `fold` is given, as in nnU-Net."""
-
 
 def train(
     dataset: str | Path | None = None, run: str | Path = "volseg-run", *, labels: str | Path | None = None,
     label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
-    recipe: str | None = None, partition: str = "auto", replicas: int = 1, accumulate: int | None = None,
-    agglomerate: str = "auto", multigrid: int | None = None, cycle: str | None = None, epochs: int | None = None,
-    learning_rate: float | None = None, schedule: str | None = None, warmup: int | None = None,
-    optimizer: str | None = None, momentum: float | None = None, weight_decay: float | None = None,
-    clip: float | None = None, ema: float | None = None, deep_supervision: bool | None = None,
-    batch_dice: bool | None = None,
-    base_channels: int | None = None, levels: int | None = None, anisotropy: str | None = None,
-    norm: str | None = None,
-    checkpoint_levels: tuple[int, ...] | str | None = None, augment: str | None = None,
-    flip: tuple[float, ...] | str | None = None, crop: Triple | str | None = None, validation: int | None = None,
-    validate_every: int | None = None, folds: int | None = None, fold: int | None = None,
-    spacing: str | tuple[float, float, float] | None = None, seed: int | None = None,
-    proceed: bool = False, keep: int | None = None, checkpoint_seconds: float | None = None,
-    max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False, trace: str | Path | None = None,
-    trace_steps: int = 3, overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
-    command: str | None = None,
+    recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
+    proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
+    trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
+    communicator: Communicator | None = None, listen: Listener = ignore, command: str | None = None,
+    **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
@@ -58,84 +41,46 @@ def train(
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, a file overrides the run's own, and
                  None is that
-    recipe       "nnunet", "adamw", "residual" or "default": values that config and arguments override
+    recipe       "nnunet", "adamw", "residual" or "default": values that config and settings override
     partition    process grid Pz x Py x Px of each replica, such as "1x2x2", or "auto"
     replicas     groups of ranks, each with cases of its own; they divide the ranks
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
-    augment      "none", "light" or "full"
-    flip         how often D, H and W are mirrored, 0 to 1; or which are half of the time: "dh", "none". Without it W
-                 is not mirrored where labels differ by side (left and right)
-    crop         (D, H, W) voxels, or "256x256x256", of a random crop of each volume a step
-    spacing      "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
     trace        also a trace of `trace_steps` steps here
     overwrite    replace what the run folder holds
     command      how the program was started, for the report
-
-    The other arguments override the configuration's values of those names (`volseg.config`); multigrid is the number
-    of resolutions, and fold without folds one of 5, as in nnU-Net.
+    settings     by name, such as ``epochs=10``: `volseg.api.settings.Settings` lists them
 
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
-        from volseg.config import override, preset
-        from volseg.sizes import parse_axes, parse_duration, parse_levels, parse_shape
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
-        settings = _settings(config, recipe, Path(run), proceed)
+        before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
-        if folds is None and fold is not None and not settings.training.folds:
-            folds = FOLDS
-        settings = override(
-            settings,
-            model={"base_channels": base_channels, "levels": levels, "anisotropy": anisotropy, "norm": norm},
-            training={
-                "epochs": epochs,
-                "learning_rate": learning_rate,
-                "schedule": schedule,
-                "warmup": warmup,
-                "optimizer": optimizer,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "accumulate": accumulate,
-                "clip": clip,
-                "ema": ema,
-                "deep_supervision": deep_supervision,
-                "batch_dice": batch_dice,
-                "validation": validation,
-                "validate_every": validate_every,
-                "folds": folds,
-                "fold": fold,
-                "seed": seed,
-                "keep": keep,
-                "checkpoint_seconds": checkpoint_seconds,
-                "checkpoint_levels": _parsed(checkpoint_levels, parse_levels),
-            },
-            data={
-                "spacing": _spacing(spacing),
-                "crop": _parsed(crop, parse_shape, "--crop"),
-            },
-            multigrid={"levels": multigrid, "cycle": cycle},
-        )
-        if augment is not None:
-            settings = replace(settings, augmentation=preset(augment))
-        settings = override(settings, augmentation={"flip": _parsed(flip, parse_axes)})
-        seconds = _parsed(max_time, parse_duration)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
-            raise ConfigError(f"max_time = {max_time!r}: give seconds, or a text such as 3h50m")
         job = TrainingJob(
-            dataset=Path(dataset or DATASET), run=Path(run), config=settings, partition=partition, proceed=proceed,
-            overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
-            agglomerate=agglomerate, max_time=seconds, labels=None if labels is None else str(labels),
+            dataset=Path(dataset or DATASET), run=Path(run), config=overridden(before, settings), partition=partition,
+            proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
+            agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
-            command=command, flip_asked=flip is not None,
+            command=command, flip_asked=settings.get("flip") is not None,
         )  # fmt: skip
         return run_training(job, every, heard)
+
+
+def _seconds(max_time: float | str | None) -> float | None:
+    """A time of the user's in seconds. Raises ConfigError for what is none."""
+    from volseg.sizes import parse_duration
+
+    seconds = parsed(max_time, parse_duration)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float | None):
+        raise ConfigError(f"max_time = {max_time!r}: give seconds, or a text such as 3h50m")
+    return seconds
 
 
 def _own_data(
@@ -146,28 +91,6 @@ def _own_data(
 
     own = own_data(run)
     return own.dataset, labels or own.labels, label_names or own.label_names, channels or own.channel_names
-
-
-def _parsed(value: Any, parse: Callable[..., Any], *option: str) -> Any:
-    """What a command's text stands for; other values as they are, for the configuration to judge."""
-    return parse(value, *option) if isinstance(value, str) else value
-
-
-def _spacing(value: Any) -> Any:
-    """The configuration's text for a spacing; "native" is what `segment` calls "own"."""
-    from volseg.sizes import parse_spacing
-
-    named = value in ("auto", "own", "median", "native")
-    if isinstance(value, str) and not named and not re.fullmatch(r"[\d.]+x[\d.]+x[\d.]+", value):
-        try:
-            value = parse_spacing(value)
-        except ConfigError:
-            raise ConfigError(f"--spacing {value}: give own, median, auto, or mm such as 1 or 3x1.5x1.5") from None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = (value,) * 3
-    if isinstance(value, list | tuple):
-        return format_triple(tuple(f"{side:.10g}" for side in value))
-    return "own" if value == "native" else value
 
 
 def _settings(config: Config | str | Path | None, recipe: str | None, run: Path, proceed: bool) -> Config:

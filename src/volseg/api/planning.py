@@ -33,7 +33,7 @@ def plan_partition(
     nodes: int | None = None, base_channels: int | None = None, levels: int | None = None, agglomerate: str = "auto",
     checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
     model: str | Path | None = None, profile: str | Path | None = None, spacing: Spacing | str | None = None,
-    crop: Triple | str | None = None,
+    crop: Triple | str | None = None, multigrid: int | None = None, cases: int | None = None,
 ) -> Answer:  # fmt: skip
     """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
 
@@ -48,6 +48,9 @@ def plan_partition(
                  of `volume`, and all axes alike where there is only `shape`
     crop         (D, H, W) voxels, or "256x256x256", of a random crop of the volume a step; None: as `config` says
 
+    multigrid    resolutions to train at, each half as fine as the one before; None: as `config` says
+    cases        to train on, for the time of an epoch and of the run
+
     ``answer.tasks["train"].run`` is the plan; ``answer.fits`` whether it keeps to the memory.
 
     Raises ConfigError for arguments that do not go together, PartitionError where the volume cannot be split so.
@@ -60,7 +63,7 @@ def plan_partition(
             volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
             base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
             parse_spacing(spacing) if isinstance(spacing, str) else spacing,
-            parse_shape(crop) if isinstance(crop, str) else crop,
+            parse_shape(crop) if isinstance(crop, str) else crop, multigrid, cases,
         )
     )  # fmt: skip
 
@@ -71,6 +74,7 @@ def question(
     cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
     checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
     profile: str | Path | None, spacing: Spacing | None = None, crop: Triple | None = None,
+    multigrid: int | None = None, cases: int | None = None,
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
     from volseg.planning.answer import Asked
@@ -78,23 +82,26 @@ def question(
     from volseg.sizes import parse_memory
 
     counts = list(ranks)
-    _check_numbers(replicas, threads, cores_per_node, nodes)
+    _check_numbers(
+        {"replicas": replicas, "threads": threads, "cores-per-node": cores_per_node, "nodes": nodes, "cases": cases}
+    )
     named = _grid(partition, counts, replicas)
     _check_together(task, counts, replicas)
+    _check_training(task, multigrid=multigrid, cases=cases)
     node = None
     if node_memory is not None or nodes is not None:
         node = _node_memory(node_memory, cores_per_node)
         _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
     volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop)
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop, multigrid)
     size, own = _size(volume, shape)
     settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
+    origin = _origin(volume, config, model, base_channels, levels, crop, multigrid)
     return Asked(
         shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
         profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
-        dims=named, replicas=replicas, threads=threads or 1, node_memory=node, cores_per_node=cores_per_node,
-        nodes=nodes, agglomerate=agglomerate, origin=_origin(volume, config, model, base_channels, levels, crop),
-        why_network=why_network,
+        dims=named, replicas=replicas, cases=cases, threads=threads or 1, node_memory=node,
+        cores_per_node=cores_per_node, nodes=nodes, agglomerate=agglomerate, origin=origin, why_network=why_network,
     )  # fmt: skip
 
 
@@ -183,8 +190,7 @@ def _grid(partition: str, counts: list[int], replicas: int) -> Triple | None:
     return grid
 
 
-def _check_numbers(replicas: int, threads: int | None, cores_per_node: int | None, nodes: int | None) -> None:
-    numbers = {"replicas": replicas, "threads": threads, "cores-per-node": cores_per_node, "nodes": nodes}
+def _check_numbers(numbers: dict[str, int | None]) -> None:
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: give at least 1")
@@ -200,6 +206,13 @@ def _check_together(task: str | None, counts: list[int], replicas: int) -> None:
         )
     if len(counts) == 1 and counts[0] % replicas:
         raise ConfigError(f"--ranks {counts[0]}: is no multiple of --replicas {replicas}; give a multiple")
+
+
+def _check_training(task: str | None, **numbers: int | None) -> None:
+    """Raise ConfigError where segmenting alone is planned with an option that only training has."""
+    for name, value in numbers.items():
+        if value is not None and task == "segment":
+            raise ConfigError(f"--{name} {value}: segmenting has none; leave it out, or use --for train")
 
 
 def _node_memory(text: str | None, cores_per_node: int | None) -> int:
@@ -225,7 +238,7 @@ def _refuse_with_machines(**given: object) -> None:
 
 def _origin(
     volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None,
-    crop: Triple | None,
+    crop: Triple | None, multigrid: int | None,
 ) -> Origin:  # fmt: skip
     from volseg.config import read_config
     from volseg.config.stored_run import CONFIG
@@ -235,8 +248,9 @@ def _origin(
     again = () if file is None else read_config(file).training.checkpoint_levels
     options = {"--base-channels": base_channels, "--levels": levels}
     changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    seen = [] if crop is None else ["--crop", format_triple(crop)]
-    return Origin(file, again, None if changed else run, [*changed, *seen], volume)
+    trained = [] if crop is None else ["--crop", format_triple(crop)]
+    trained += [] if multigrid is None else ["--multigrid", str(multigrid)]
+    return Origin(file, again, None if changed else run, [*changed, *trained], volume)
 
 
 def _settings(
@@ -246,6 +260,7 @@ def _settings(
     levels: int | None,
     checkpoint_levels: tuple[int, ...] | None,
     crop: Triple | None,
+    multigrid: int | None,
 ) -> Config:
     from volseg.config import Config, override, read_config
     from volseg.config.stored_run import CONFIG
@@ -257,7 +272,10 @@ def _settings(
     else:
         settings = read_config(config) if config is not None else Config()
     model = {"base_channels": base_channels, "levels": levels}
-    return override(settings, model=model, training={"checkpoint_levels": checkpoint_levels}, data={"crop": crop})
+    return override(
+        settings, model=model, training={"checkpoint_levels": checkpoint_levels}, data={"crop": crop},
+        multigrid={"levels": multigrid},
+    )  # fmt: skip
 
 
 def _with_network(

@@ -13,7 +13,8 @@ from volseg.planning.listing import ListedStep, listed
 from volseg.planning.nodes import NodePlan
 from volseg.planning.planner import Plan
 from volseg.planning.profile import Profile
-from volseg.planning.search import Candidate, Scaling, fits
+from volseg.planning.resolutions import ResolutionPlan
+from volseg.planning.search import Candidate, Question, Scaling, fits
 from volseg.planning.time_model import TimePlan
 
 
@@ -71,10 +72,11 @@ def _grids(plan: Plan, levels: int) -> list[Triple]:
 
 
 def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
-    plan, memory, timed = one.run.plan, one.run.plan.memory, one.question.timed
+    plan, memory, timed = one.run.plan, one.memory, one.question.timed
     limited = asked.limit is not None or asked.node is not None
     return {
         **_run(one.run, timed),
+        "peak_bytes_per_rank": memory.peak,
         "placing": {"ranks_per_machine": one.placing.per_machine, "threads_per_rank": one.placing.threads},
         "command": one.command,
         "process_bytes": memory.process,
@@ -93,12 +95,45 @@ def _task(asked: Asked, one: TaskAnswer) -> dict[str, Any]:
         "seconds_by_level": {str(n): seconds for n, seconds in sorted(one.run.time.by_level.items())}
         if timed
         else None,
+        **_whole(one),
         "fewest_ranks": None if one.least is None else one.least.ranks,
         "fewest_ranks_grid": None if one.least is None else list(one.least.dims),
         "splits": [_run(run, timed) for run in one.by_split],
         "scaling": None if one.scaling is None else _scaling(one.scaling, timed),
         "nodes": None if one.nodes is None else _nodes(one.nodes, timed),
         "reasons": list(one.reasons),
+    }
+
+
+def _whole(one: TaskAnswer) -> dict[str, Any]:
+    """A training run at each of its resolutions, the finest first; nothing in segmenting."""
+    whole, timed = one.whole, one.question.timed
+    if whole is None:
+        return {}
+    return {
+        "resolutions": [_resolution(each, one.question, whole.in_epoch) for each in whole.resolutions],
+        "over_finest_alone": whole.relative if timed else None,
+        "run_seconds": whole.seconds if timed else None,
+    }
+
+
+def _resolution(each: ResolutionPlan, question: Question, in_epoch: int | None) -> dict[str, Any]:
+    """Seconds are of a step on a whole batch, of an epoch, and of all steps at this resolution."""
+    run, plan, seconds = each.run, each.run.plan, each.step_seconds if question.timed else None
+    return {
+        "level": each.level,
+        "shape": list(plan.layout.shape),
+        **_run(run, question.timed),
+        "peak_at": plan.memory.peak_at,
+        "bytes_by_part": plan.memory.parts,
+        "halo_bytes_per_forward": plan.halo_bytes,
+        "cases_per_step_and_replica": each.cases,
+        "share_of_steps": each.share,
+        "steps": each.steps,
+        "step_seconds": seconds,
+        "message_seconds": each.cases * run.time.communication if question.timed else None,
+        "epoch_seconds": None if seconds is None or in_epoch is None else in_epoch * seconds,
+        "all_seconds": None if seconds is None or each.steps is None else each.steps * seconds,
     }
 
 

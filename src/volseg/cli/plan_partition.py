@@ -60,8 +60,14 @@ def plan_partition(
     crop: Annotated[
         str | None, typer.Option(help="A random crop of the volume a training step, such as 256x256x256.")
     ] = None,
+    multigrid: Annotated[
+        int | None, typer.Option(help="Resolutions to train at, each half as fine as the one before.  [default: 1]")
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option(help="Cases to train on, for the time of an epoch and of the run.")
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file with [model], and how it is trained: [data], [augmentation].")
+        Path | None, typer.Option(help="TOML file with [model], and how it is trained: [data], [multigrid] ...")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
     profile: Annotated[
@@ -95,7 +101,7 @@ def plan_partition(
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
         base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
         config, model, profile, None if spacing is None else parse_spacing(spacing),
-        None if crop is None else parse_shape(crop),
+        None if crop is None else parse_shape(crop), multigrid, cases,
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)
@@ -126,14 +132,14 @@ def plan_partition(
 def _check_plot(asked: Asked, path: Path) -> None:
     from volseg.networks.architectures import described
     from volseg.networks.coverage import why_not_covered
-    from volseg.program.schedule import covers
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
-    if not covers(asked.settings.model):
+    reason = why_not_covered(described(asked.settings.model))
+    if reason:
         raise ConfigError(
-            f"--plot {path}: the network has no planned time, for {why_not_covered(described(asked.settings.model))}, "
-            "which was not measured; leave out --plot, or plan another network"
+            f"--plot {path}: the network has no planned time, for {reason}, which was not measured; leave out "
+            "--plot, or plan another network"
         )
 
 
@@ -152,11 +158,12 @@ def _print_script(asked: Asked, found: Answer) -> None:
     from volseg.planning.explanation import why_too_large
 
     if not found.fits:
-        reasons = [*found.no_machines.values(), *(why_too_large(one.question, one.run) for one in found.tasks.values())]
+        too_large = (why_too_large(one.question, one.run, one.whole) for one in found.tasks.values())
+        reasons = [*found.no_machines.values(), *too_large]
         print(f"error: --slurm: {reasons[0]}", file=sys.stderr)
         return
     ((task, one),) = found.tasks.items()
     place = Place(one.placing.threads)
     if one.nodes is not None and asked.node is not None:
         place = Place(one.nodes.threads, one.nodes.nodes, one.placing.per_machine, asked.node.memory)
-    print(batch_script(task, one.run, place, asked.origin), end="")
+    print(batch_script(task, one.run, place, asked.origin, one.memory.peak), end="")

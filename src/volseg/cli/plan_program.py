@@ -9,7 +9,6 @@ from rich.table import Table
 
 from volseg.cli.render import table
 from volseg.machine import gibibytes
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.planning.answer import Answer
 from volseg.planning.explanation import time_text
@@ -25,7 +24,7 @@ def show_programs(answer: Answer) -> None:
     for task, answered in answer.tasks.items():
         steps = listed(answered.question, answered.run)
         if steps is None:
-            why = why_not_covered(described(answered.question.model))
+            why = why_not_covered(answered.question.network)
             console.print(f"{task}: no program, for {why}; it runs layer by layer", highlight=False, soft_wrap=True)
         else:
             console.print(drawn(task, steps))

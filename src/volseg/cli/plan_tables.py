@@ -15,9 +15,9 @@ from volseg.planning.answer import Answer, Asked, TaskAnswer
 from volseg.planning.explanation import time_text
 from volseg.planning.memory import surely_fits
 from volseg.planning.nodes import SYSTEM
+from volseg.planning.resolutions import ResolutionPlan
 from volseg.planning.search import Candidate, Question, fits
 from volseg.program.kinds import Kind
-from volseg.program.schedule import covers
 
 
 def show(asked: Asked, found: Answer) -> None:
@@ -29,8 +29,10 @@ def show(asked: Asked, found: Answer) -> None:
         if "segment" in found.tasks:
             console.print(_schedules(found.tasks["segment"]))
         console.print(_levels(found))
-        if covers(asked.settings.model):
+        if all(one.question.timed for one in found.tasks.values()):
             console.print(_times(found))
+        if "train" in found.tasks:
+            _show_resolutions(console, found.tasks["train"])
     for task, one in found.tasks.items():
         if one.scaling is not None:
             console.print(_scaling(str(task), one))
@@ -78,10 +80,10 @@ def _split(asked: Asked, one: TaskAnswer) -> dict[str, str]:
 
 
 def _memory(found: Answer) -> Table:
-    parts = {part: None for one in found.tasks.values() for part, size in one.run.plan.memory.parts.items() if size}
-    rows = [(part, *(_size(one.run.plan.memory.parts.get(part, 0)) for one in found.tasks.values())) for part in parts]
-    rows.append(("all", *(gibibytes(one.run.plan.memory.peak) for one in found.tasks.values())))
-    rows.append(("which is held at", *(one.run.plan.memory.peak_at for one in found.tasks.values())))
+    parts = {part: None for one in found.tasks.values() for part, size in one.memory.parts.items() if size}
+    rows = [(part, *(_size(one.memory.parts.get(part, 0)) for one in found.tasks.values())) for part in parts]
+    rows.append(("all", *(gibibytes(one.memory.peak) for one in found.tasks.values())))
+    rows.append(("which is held at", *(one.memory.peak_at for one in found.tasks.values())))
     return table("memory of a rank, at the peak", ("", *map(str, found.tasks)), rows)
 
 
@@ -102,11 +104,8 @@ def _schedules(one: TaskAnswer) -> Table:
 
 
 def _levels(found: Answer) -> Table:
-    levels = max(len(one.run.plan.memory.by_level) for one in found.tasks.values())
-    rows = [
-        (f"level {n}", *(gibibytes(one.run.plan.memory.by_level[n]) for one in found.tasks.values()))
-        for n in range(levels)
-    ]
+    levels = max(len(one.memory.by_level) for one in found.tasks.values())
+    rows = [(f"level {n}", *(gibibytes(one.memory.by_level[n]) for one in found.tasks.values())) for n in range(levels)]
     return table("activations at the peak", ("", *map(str, found.tasks)), rows)
 
 
@@ -120,6 +119,36 @@ def _times(found: Answer) -> Table:
 
 def _time(seconds: float) -> str:
     return time_text(seconds) if seconds else ""
+
+
+def _show_resolutions(console: Console, one: TaskAnswer) -> None:
+    """Print a line for each resolution of a training run; nothing where there is one, and its time is not known."""
+    whole = one.whole
+    if whole is None or (len(whole.resolutions) == 1 and whole.in_epoch is None):
+        return
+    timed, counted = one.question.timed, whole.in_epoch is not None
+    times = ["a step", "messages"] + ["an epoch", "all steps"] * counted if timed else []
+    columns = ["level", "voxels", "grid", "peak a rank", "halo a pass", "steps", *times]
+    rows = [_resolution(each, whole.in_epoch, timed=timed) for each in whole.resolutions]
+    console.print(table("resolutions of the training run", columns, rows))
+    if timed and whole.seconds is not None:
+        console.print(f"train: all steps together {time_text(whole.seconds)}, validation not counted", highlight=False)
+
+
+def _resolution(each: ResolutionPlan, in_epoch: int | None, *, timed: bool) -> list[str]:
+    run, steps = each.run, each.steps
+    grid = format_triple(run.dims) + run.plan.agglomeration.described
+    row = [
+        str(each.level), format_triple(run.plan.layout.shape),
+        grid if run.replicas == 1 else f"{run.replicas} replicas of {grid}", gibibytes(run.plan.memory.peak),
+        gibibytes(run.plan.halo_bytes), f"{each.share:.0%}" if steps is None else str(steps),
+    ]  # fmt: skip
+    if timed:
+        row += [time_text(each.step_seconds), f"{run.time.communication / run.seconds:.0%}"]
+        row += [] if in_epoch is None or steps is None else [
+            time_text(in_epoch * each.step_seconds), time_text(steps * each.step_seconds)
+        ]  # fmt: skip
+    return row
 
 
 def _scaling(task: str, one: TaskAnswer) -> Table:

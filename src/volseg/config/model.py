@@ -9,7 +9,7 @@ from typing import Literal
 
 from volseg.config.ranges import check_range
 from volseg.errors import ConfigError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import Triple, format_triples
 
 MAX_CHANNELS = 320
 _SIDES, _MOST_FEATURES = (1, 3, 5, 7), 2048
@@ -22,7 +22,7 @@ _RESENC_BLOCKS, _SEGRESNET_BLOCKS = (1, 3, 4, 6), (1, 2, 2, 4)
 """Residual blocks of each level of nnU-Net's ResEnc presets and of MONAI's SegResNet, finest first; deeper levels have
 as many as the last."""
 
-_OF_UNETS = ("encoder", "up", "down", "convolutions", "dropout")
+_OF_UNETS = ("encoder", "down", "convolutions", "dropout")
 """Settings that only a U-Net has."""
 
 
@@ -55,8 +55,8 @@ class ModelConfig:
     down           pool (2x2x2 maximum, or as `strides` say) or stride (the first convolution of a resolution takes
                    every second voxel)
     architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
-                   convolution, strided convolutions down, skip connections by addition), which has no encoder, up,
-                   down, convolutions or dropout to set
+                   convolution, strided convolutions down, skip connections by addition), which has no encoder, down,
+                   convolutions or dropout to set
     """
 
     in_channels: int = 0
@@ -183,8 +183,8 @@ class ModelConfig:
             raise ConfigError(f"model.features = {list(self.features)} must be numbers of 1 to {_MOST_FEATURES}")
         if self.kernels and self.kernel_size != 3:
             raise ConfigError(
-                f"model.kernel_size = {self.kernel_size} and model.kernels = {_listed(self.kernels)}: both say how "
-                "large the convolutions are; leave out either"
+                f"model.kernel_size = {self.kernel_size} and model.kernels = {format_triples(self.kernels)}: both say "
+                "how large the convolutions are; leave out either"
             )
 
 
@@ -194,7 +194,3 @@ def _check_count(name: str, values: Sequence[object], count: int, what: str) -> 
         raise ConfigError(
             f"model.{name} has {len(values)} entries, but {what}: {count}; give as many, set levels, or leave it out"
         )
-
-
-def _listed(sides: Sequence[Triple]) -> str:
-    return ", ".join(format_triple(one) for one in sides)

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from volseg.config import ModelConfig, TrainingConfig
+from volseg.config import TrainingConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import SIDE, reference_seconds
 from volseg.partition.agglomeration import Agglomeration
@@ -43,17 +45,21 @@ class Machine:
     source: str
 
 
-def this_machine(model: ModelConfig, communicator: Communicator) -> Machine | None:
+def this_machine(network: Network, communicator: Communicator) -> Machine | None:
     """The machine's profile; that of another one is scaled by a convolution that all ranks do now. Collective.
 
     The same on all ranks: the root's profile, and how ranks and threads are placed where the root is.
 
-    model  its channels are those of the convolution, so that no kernel is compiled for this alone
+    network  its channels are those of the convolution, so that no kernel is compiled for this alone
 
-    None where a processor lacks the kernels' instructions, so that no profile tells anything.
+    None where the program does not cover the network, or a processor lacks the kernels' instructions: then no profile
+    tells anything.
 
     Raises ConfigError, on all ranks, where a profile is named that cannot be read.
     """
+
+    if why_not_covered(network):
+        return None
 
     def read() -> tuple[Profile, bool, int]:
         profile = find_profile()
@@ -66,7 +72,7 @@ def this_machine(model: ModelConfig, communicator: Communicator) -> Machine | No
         return None
     if measured_here:
         return Machine(profile, profile, placing, profile.source)
-    channels = padded_channels(model.widths[0])
+    channels = padded_channels(network.widths[0])
     communicator.barrier()
     now = statistics.fmean(communicator.gather_all(reference_seconds(channels)))
     alone = Operation("", Kind.CONVOLUTION, Family.REFERENCE, 0, channels, channels, SIDE**3)
@@ -100,7 +106,7 @@ def off_plan(memory: float, time: float | None) -> list[str]:
 
 
 def agglomeration_of_run(
-    text: str, task: str, model: ModelConfig, training: TrainingConfig, layout: Layout, machine: Machine | None,
+    text: str, task: str, network: Network, training: TrainingConfig, layout: Layout, machine: Machine | None,
     communicator: Communicator, replicas: int = 1,
 ) -> Agglomeration:  # fmt: skip
     """What ``--agglomerate`` asks for; "auto" is what the time model chooses for `task`, "train" or "segment".
@@ -108,6 +114,6 @@ def agglomeration_of_run(
     Collective: what the root finds holds for all. Raises as `agglomeration_for` does.
     """
     if text != "auto" or machine is None:
-        return agglomeration_for(text, model, layout)
-    question = Question(layout.shape, model, training, task, machine.nominal, placing=machine.placing)
+        return agglomeration_for(text, network, layout)
+    question = Question(layout.shape, network, training, task, machine.nominal, placing=machine.placing)
     return communicator.on_root(lambda: agglomeration_on(question, layout.dims, replicas))

@@ -25,7 +25,7 @@ from volseg.models.passes import Passes
 from volseg.models.streamed import StreamedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.coverage import why_not_covered
-from volseg.networks.deep_supervision import check_not_agglomerated, loss_weights
+from volseg.networks.deep_supervision import loss_weights
 from volseg.nn.convert import partition_module
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.operand import Workplace
@@ -80,8 +80,6 @@ class FusedNetwork(nn.Module):
             raise PartitionError(
                 f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
             )
-        if len(self.supervised) > 1:
-            check_not_agglomerated(agglomeration)
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
         self.passes = Passes(self.twin, self.grids, checkpoint_levels)
 
@@ -132,7 +130,8 @@ class FusedNetwork(nn.Module):
         """`LossSums.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
         sums = {stage: LossSums(self.network.classes) for stage in self.supervised}
         if self.covers(x):
-            self.passes.forward(x, self.adding_up(target, sums))
+            targets = self.targets_of(target)
+            self.passes.forward(x, self.adding_up(targets, sums), targets)
         else:
             deep: dict[int, Tensor] = {}
             for stage, logits in ({0: self.twin(x, deep_logits=deep)} | deep).items():
@@ -145,11 +144,17 @@ class FusedNetwork(nn.Module):
         """The stages with a head, each with its Dice of all cases, if there is one."""
         return [(stage, None if batch is None else batch[n]) for n, stage in enumerate(self.supervised)]
 
-    def adding_up(self, target: Tensor, sums: Mapping[int, LossSums]) -> Callable[[str, int, LogitSlabs], None]:
+    def targets_of(self, target: Tensor) -> dict[str, Tensor]:
+        """What the loss of each head compares with, by its name: of this rank's block, at the head's stage."""
+        return {name: coarse(target, self.network.factors[stage])[0] for stage, name in self.supervised.items()}
+
+    def adding_up(
+        self, targets: Mapping[str, Tensor], sums: Mapping[int, LossSums]
+    ) -> Callable[[str, int, LogitSlabs], None]:
         """What adds the logits of each head to the sums of its stage."""
 
         def consume(name: str, stage: int, slabs: LogitSlabs) -> None:
-            here = coarse(target, self.network.factors[stage])[0]
+            here = targets[name]
             for (first, last), rows in slabs:
                 with self.work.meter.doing(Kind.HEAD):
                     sums[stage].add(rows.own[..., : self.network.classes], here[first:last])
@@ -267,26 +272,25 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         classes = network.network.classes
         ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
-        ctx.state = network.passes.forward(x, network.adding_up(target, ctx.sums))
+        ctx.targets = network.targets_of(target)
+        ctx.state = network.passes.forward(x, network.adding_up(ctx.targets, ctx.sums), ctx.targets)
         meter, label = network.work.meter, network.network.head.name
         with meter.during(label), meter.doing(Kind.HEAD):
             losses, scores = zip(*(sums.finish(network.grid.communicator) for sums in ctx.sums.values()), strict=True)
         loss = sum(share * value for share, value in zip(network.shares, losses, strict=True))
         ctx.network, ctx.parameters = network, parameters
-        ctx.save_for_backward(target)
         ctx.mark_non_differentiable(scores[0])
         return loss.float(), scores[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        (target,) = ctx.saved_tensors
         state, network = _once(ctx), ctx.network
         logits = network.passes.logits_again(state)
         slabs = {}
         for share, (stage, sums) in zip(network.shares, ctx.sums.items(), strict=True):
             name = network.supervised[stage]
-            at = coarse(target, network.network.factors[stage])[0]
-            slabs[name] = _logit_gradients(network, logits[name], at, sums, share * float(grad))
+            if name in logits:  # else other ranks have them
+                slabs[name] = _logit_gradients(network, logits[name], ctx.targets[name], sums, share * float(grad))
         gradients = network.passes.backward(state, slabs)
         return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 

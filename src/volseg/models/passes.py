@@ -66,14 +66,20 @@ class Passes:
         finally:
             context.end_pass()
 
-    def forward(self, x: Tensor, consume: Callable[[str, int, LogitSlabs], None]) -> State:
-        """The forward steps; `consume` gets the logits of each head, by its name and stage. Collective."""
+    def forward(
+        self, x: Tensor, consume: Callable[[str, int, LogitSlabs], None], targets: dict[str, Tensor] | None = None
+    ) -> State:
+        """The forward steps; `consume` gets the logits of each head, by its name and stage. Collective.
+
+        targets  what the heads' losses compare with, [d, h, w] of this rank's block, by the heads' names; those of
+                 stages on coarser process grids become those grids' blocks, and go on ranks that take no part there
+        """
         with self.layouts(x) as layouts:
             work = self._begin(x)
             works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
             bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
             memory = ArenaMemory(self.network, works, layouts, bricks)
-            state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume)
+            state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume, targets=targets or {})
             self._enter_image(state, x)
             self._state = weakref.ref(state)
             run(self.program.forward, state)

@@ -71,6 +71,11 @@ class ModelCard:
     finest_from: int | None = None
 
     @property
+    def described(self) -> Network:
+        """The network: as it was stored, or where it was not, as the configuration says."""
+        return self.network or described(self.config.model)
+
+    @property
     def seen_at(self) -> tuple[float, float, float] | None:
         """The spacing at which the network is to see a volume; None: the volume's own."""
         return None if self.config.data.spacing == "own" and self.spacing_chosen else self.spacing
@@ -89,7 +94,7 @@ class ModelCard:
                 "batch": self.batch,
                 "validation_dice": self.validation_dice,
                 "finest_from": self.finest_from,
-                "network": network_as_json(self.network or described(self.config.model)),
+                "network": network_as_json(self.described),
             }
         )
 

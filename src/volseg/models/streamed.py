@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.merging import LevelGrids
+from volseg.errors import PartitionError
 from volseg.geometry import Box, Triple
 from volseg.models.journal import Journal
 from volseg.models.unet import UNet
@@ -24,7 +25,7 @@ from volseg.nn.fused.basin_memory import BasinMemory
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import Image, reach
 from volseg.nn.fused.operand import Operand, Workplace
-from volseg.nn.fused.passes import features, find_coefficients, part_of
+from volseg.nn.fused.passes import enter_stage, features, find_coefficients, part_of
 from volseg.nn.fused.progress import Progress
 from volseg.nn.fused.runner import run_step
 from volseg.nn.fused.scratch import Store
@@ -38,9 +39,10 @@ from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
 from volseg.program.build import segment_program
 from volseg.program.kinds import Kind
+from volseg.program.recompute import halo_with_passes
 from volseg.program.resume import COARSE
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
-from volseg.program.step import Classify, Fetch, Keep, Normalize, Pass, Program, Step, layout_of
+from volseg.program.step import Classify, Convolve, Fetch, Keep, Normalize, Pass, Program, Step, layout_of
 from volseg.program.step import Tensor as Named
 
 
@@ -129,15 +131,22 @@ class StreamedNetwork:
     # the steps
 
     def _program(self, layout: Layout, beyond: int) -> Program:
-        # The up-convolution to voxels beyond the block reads a voxel more, which thin blocks do not have.
-        deepest = self.network.deepest
-        thin = beyond and min(min(n.shape) for n in self._second(layout).blocks()) < 2 if deepest else True
         self._affines = {} if self.journal is None else self.journal.affines()
-        return segment_program(
-            self.network, RECOMPUTE if self.schedule is RECOMPUTE and not thin else IN_PLACE,
-            frozenset(self.grids.merges), self.grids.last, beyond=beyond > 0, journal=self.journal is not None,
-            known=frozenset(self._affines),
-        )  # fmt: skip
+        ways = [RECOMPUTE, IN_PLACE] if self.schedule is RECOMPUTE and self.network.deepest else [IN_PLACE]
+        programs = [
+            segment_program(
+                self.network, way, frozenset(self.grids.merges), self.grids.last, beyond=beyond > 0,
+                journal=self.journal is not None, known=frozenset(self._affines),
+            )
+            for way in ways
+        ]  # fmt: skip
+        if len(programs) > 1:
+            try:  # passes read more voxels of the second stage beyond a block, which thin blocks do not have
+                halo = halo_with_passes(self.network, programs[0].forward, beyond)
+                check_blocks([layout, self._second(layout)], halo[:2])
+            except PartitionError:
+                programs.pop(0)
+        return programs[0]
 
     def _state(self, program: Program, image: Image, layout: Layout, beyond: int) -> State:
         context = context_of(self.twin)
@@ -161,6 +170,8 @@ class StreamedNetwork:
     def _execute(self, step: Step, state: State, image: Image) -> None:
         """Any step but that of the head."""
         match step.op:
+            case Pass(entering=Convolve()) as op:
+                run_step(step, state, partial(enter_stage, state, op, image))
             case Pass() as op:
                 run_step(step, state, partial(find_coefficients, state, op, image))
                 self._learn(state, step.label, op.views[-1].node)

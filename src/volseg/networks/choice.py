@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from volseg.config import Config, ModelConfig
 from volseg.errors import ConfigError
-from volseg.geometry import Triple, format_triple
+from volseg.geometry import Triple, format_triple, format_triples
 from volseg.networks import architectures
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.topology import Spacing, is_anisotropic, topology
@@ -89,17 +88,13 @@ def described(model: ModelConfig) -> str:
     """``kernels 1x3x3, 3x3x3 and strides 1x2x2``; empty where neither is set for each resolution."""
     if not model.kernels and not model.strides:
         return ""
-    return f"kernels {_listed(model.stage_kernels)} and strides {_listed(model.halvings)}"
+    return f"kernels {format_triples(model.stage_kernels)} and strides {format_triples(model.halvings)}"
 
 
 def _is_open(model: ModelConfig) -> bool:
     """Whether kernels and strides are to be chosen, and can be."""
     named = model.anisotropy == "none" or model.kernels or model.strides
     return not named and model.levels > 0 and model.kernel_size in (3, 5, 7)
-
-
-def _listed(sides: Sequence[Triple]) -> str:
-    return ", ".join(format_triple(one) for one in sides)
 
 
 def _millimetres(spacing: Spacing) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 from volseg.geometry import format_triple
 from volseg.networks.description import (
@@ -28,25 +29,39 @@ def why_not_covered(network: Network) -> str:
 
 @lru_cache(maxsize=64)
 def can_recompute(network: Network) -> bool:
-    """Whether the finest stage can be computed again for each pass over the image: a chain of 3x3x3 convolutions.
+    """Whether the finest stage can be computed again for each pass over the image: a chain of convolutions.
 
-    What is pooled of them must be so before the activation, which the pass that finds its coefficients does not know.
+    Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is made by
+    a single convolution, or pooled, and that before the activation: the pass over the image that pools is the one which
+    finds its coefficients.
     """
-    if network.deepest == 0 or network.strides[1] != (2, 2, 2):
+    lifts = (UpConvolution, Interpolation)
+    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *lifts))]
+    finest = [node for node in made if node.stage == 0 and not isinstance(node, lifts)]
+    lifted = [
+        n for n, node in enumerate(finest) if any(isinstance(network.by_name.get(name), lifts) for name in node.reads)
+    ]
+    pooling = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
+    striding = [node for node in made if node.stage == 1 and any(network.stage_of(name) == 0 for name in node.reads)]
+    if len(lifted) != 1 or lifted[0] == 0 or len(pooling) + len(striding) != 1:
         return False
-    finest = [node for node in network.nodes if node.stage == 0 and isinstance(node, (Convolution, Addition))]
-    entering = [node for node in network.nodes if node.stage == 1 and isinstance(node, Convolution)]
-    lifted = next(n for n, node in enumerate(network.nodes) if isinstance(node, UpConvolution) and node.stage == 0)
-    behind = [node for node in network.nodes[lifted:] if isinstance(node, Convolution)]
-    plain = all(isinstance(node, Convolution) and node.kernel == (3, 3, 3) for node in finest)
-    pooled = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
-    plain = plain and all(_keeps_order(network, pooling) for pooling in pooled)
-    # The ghosts of the second stage reach two voxels of the finest, as far as two convolutions read.
-    return plain and len(behind) <= 2 and all(node.stride == (1, 1, 1) for node in entering)
+    last = finest[lifted[0] - 1].name
+    enters = all(
+        isinstance(node, (MaxPool, Convolution)) and _follows(network, node, last) for node in pooling + striding
+    )
+    enters = enters and all(_pools_raw(network, node) for node in pooling)
+    follow = all(_follows(network, node, before.name) for before, node in pairwise(finest))
+    return enters and follow and all(isinstance(node, Convolution) and max(node.stride) == 1 for node in finest)
 
 
-def _keeps_order(network: Network, pooling: MaxPool) -> bool:
-    """Whether the raw values can be pooled, without the coefficients of the norm and activation behind them."""
+def _follows(network: Network, node: Node, before: str) -> bool:
+    """Whether a node first reads, through its norm and activation, what another made."""
+    through = network.by_name.get(node.reads[0])
+    return isinstance(through, Normalization) and through.reads == (before,)
+
+
+def _pools_raw(network: Network, pooling: MaxPool) -> bool:
+    """Whether raw values can be pooled, without the coefficients of the norm and activation behind them."""
     read = network.by_name[pooling.reads[0]]
     return isinstance(read, Normalization) and read.keeps_order
 
@@ -64,8 +79,8 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} is an up-convolution of {format_triple(node.factors)}"
         case Addition() if IMAGE in node.reads:
             return f"{node.name} adds the image itself"
-        case Interpolation():
-            return f"{node.name} is an interpolation"
+        case Interpolation() if not set(node.factors) <= _STRIDES:
+            return f"{node.name} is an interpolation by {format_triple(node.factors)}"
         case Normalization() if IMAGE in node.reads:
             return f"{node.name} normalises or activates the image"
     return ""

@@ -6,9 +6,6 @@ one above it, the weights adding up to 1.
 
 from __future__ import annotations
 
-from volseg.errors import PartitionError
-from volseg.partition.agglomeration import Agglomeration
-
 
 def deep_levels(levels: int) -> range:
     """The levels with a head of their own besides the finest, of a U-Net of so many halvings."""
@@ -19,11 +16,3 @@ def loss_weights(deep: int) -> list[float]:
     """Of the loss at full resolution and at the `deep` levels below it."""
     whole = sum(0.5**n for n in range(deep + 1))
     return [0.5**n / whole for n in range(deep + 1)]
-
-
-def check_not_agglomerated(agglomeration: Agglomeration) -> None:
-    """Raise PartitionError where levels are agglomerated: the loss at a level needs all ranks there."""
-    if agglomeration.stages:
-        raise PartitionError(
-            f"--agglomerate {agglomeration}: deep supervision needs all ranks at every level; use --agglomerate none"
-        )

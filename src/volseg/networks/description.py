@@ -55,6 +55,12 @@ class Convolution(Node):
     bias: bool
     module: str
 
+    @property
+    def reach(self) -> Triple:
+        """Voxels before and after a voxel that it is computed from, on each axis."""
+        d, h, w = (side // 2 for side in self.kernel)
+        return d, h, w
+
 
 @dataclass(frozen=True)
 class Normalization(Node):
@@ -110,6 +116,11 @@ class UpConvolution(Node):
     bias: bool
     module: str
 
+    def reach(self, above: Triple) -> Triple:
+        """How far beyond a block its input is read to make the output up to `above` voxels beyond it, on each axis."""
+        d, h, w = (-(-n // factor) for n, factor in zip(above, self.factors, strict=True))
+        return d, h, w
+
 
 @dataclass(frozen=True)
 class Interpolation(Node):
@@ -118,6 +129,20 @@ class Interpolation(Node):
     factors: Triple
     mode: Literal["trilinear", "nearest"]
     module: str
+
+    @property
+    def reads_beside(self) -> Triple:
+        """Whether, on each axis, a voxel is made from two: 1 or 0. So is a voxel's gradient then from those beside."""
+        d, h, w = (int(self.mode == "trilinear" and factor > 1) for factor in self.factors)
+        return d, h, w
+
+    def reach(self, above: Triple) -> Triple:
+        """How far beyond a block its input is read to make the output up to `above` voxels beyond it, on each axis."""
+        d, h, w = (
+            n // factor + 1 if beside else -(-n // factor)
+            for n, factor, beside in zip(above, self.factors, self.reads_beside, strict=True)
+        )
+        return d, h, w
 
 
 @dataclass(frozen=True)
@@ -177,6 +202,11 @@ class Network:
             totals.append(before)
         return tuple(totals)
 
+    @property
+    def multiple(self) -> Triple:
+        """What the sides of a volume are padded to a multiple of, per axis: the product of the strides."""
+        return self.factors[-1]
+
     def factor_between(self, finer: int, coarser: int) -> Triple:
         """How many voxels of one stage one of a coarser stage stands for, per axis."""
         return quotient(self.factors[coarser], self.factors[finer])
@@ -187,13 +217,15 @@ class Network:
         widths = [[0, 0, 0] for _ in self.strides]
         for node in self.nodes:
             if isinstance(node, Convolution):
-                for stage in {node.stage, *(self._read_at(name, node) for name in node.reads)}:
+                for stage in {node.stage, *(self.stage_of(name) for name in node.reads)}:
                     widths[stage] = [max(n, side // 2) for n, side in zip(widths[stage], node.kernel, strict=True)]
+            if isinstance(node, Interpolation):
+                widths[node.stage] = [max(pair) for pair in zip(widths[node.stage], node.reads_beside, strict=True)]
         for node in self.nodes:
-            if isinstance(node, UpConvolution):  # its output's ghosts are made from its input's
-                above = widths[node.stage]
-                lifted = [-(-n // factor) for n, factor in zip(above, node.factors, strict=True)]
-                widths[node.stage + 1] = [max(pair) for pair in zip(widths[node.stage + 1], lifted, strict=True)]
+            if isinstance(node, (UpConvolution, Interpolation)):  # its output's ghosts are made from its input's
+                d, h, w = widths[node.stage]
+                below = zip(widths[node.stage + 1], node.reach((d, h, w)), strict=True)
+                widths[node.stage + 1] = [max(pair) for pair in below]
         return tuple((d, h, w) for d, h, w in widths)
 
     @property
@@ -201,10 +233,6 @@ class Network:
         """How far beyond a block the image is read, at most, on any axis; at least 1."""
         readers = (node for node in self.readers[IMAGE] if isinstance(node, Convolution))
         return max([1, *(max(node.kernel) // 2 for node in readers)])
-
-    def _read_at(self, name: str, reader: Node) -> int:
-        """The stage of the tensor from which a node's input is computed."""
-        return reader.stage if name != IMAGE and isinstance(self.by_name[name], UpConvolution) else self.stage_of(name)
 
     @property
     def deepest(self) -> int:

@@ -1,9 +1,10 @@
 """SegResNet of a configuration: residual blocks of norm, activation, convolution; skip connections by addition.
 
 Myronenko, "3D MRI brain tumor segmentation using autoencoder regularization" (BrainLes 2018), without the autoencoder,
-as MONAI's `SegResNet` lays it out with ``upsample_mode="deconv"``: one, two, two, four blocks a stage going down, one
-going up, convolutions without bias, strided ones down, a 1x1x1 and a transposed one up. The layers stand under the
-names that MONAI gives them, but for the last convolution, which is `head`.
+as MONAI's `SegResNet` lays it out: one, two, two, four blocks a stage going down, one going up, convolutions without
+bias, strided ones down; up a 1x1x1 convolution, and then a transposed one (``upsample_mode="deconv"``) or, with
+``up = "trilinear"``, interpolation (``"nontrainable"``). The layers stand under the names that MONAI gives them, but
+for the last convolution, which is `head`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from volseg.networks.description import (
     Addition,
     Convolution,
     Head,
+    Interpolation,
     Network,
     Node,
     Normalization,
@@ -97,9 +99,12 @@ class _Builder:
         """Fewer channels, then more voxels, then the skip connection added."""
         name, width, module = f"up {level}", self.config.widths[level], f"up_samples.{self.config.levels - 1 - level}"
         narrow = self.convolution(f"{name}.1", level + 1, x, ONES, f"{module}.0.conv", channels=width)
-        lifted = self.add(
-            UpConvolution(name, (narrow,), level, width, self.config.halvings[level], True, f"{module}.1.deconv")
-        )
+        factors, how = self.config.halvings[level], self.config.up
+        if how == "transpose":
+            lifted = self.add(UpConvolution(name, (narrow,), level, width, factors, True, f"{module}.1.deconv"))
+        else:
+            layer = f"{module}.1.upsample_non_trainable"
+            lifted = self.add(Interpolation(name, (narrow,), level, width, factors, how, layer))
         return self.add(Addition(f"{name} sum", (lifted, skip), level, width))
 
     def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:

@@ -116,8 +116,3 @@ def _hosted(found: dict[int, Basin], top: int) -> dict[int, Basin]:
         found[level] = replace(one, host=top, offset=offset)
         offset += one.size
     return found
-
-
-def peak_of(found: dict[int, Basin]) -> int:
-    """Values of all basins that have memory of their own: they are held together when the deepest level is computed."""
-    return sum(one.size for one in found.values() if one.host is None)

@@ -97,10 +97,23 @@ def rolling_planes(sides: Triple, channels: int) -> int:
     return min(d, -(-wanted // _ROLLING_PLANES) * _ROLLING_PLANES)
 
 
-def window_planes(depth: int, low: int, high: int, width: int, step: int) -> int:
-    """Planes of a stage's output that are held at most, in a pass that goes on by `step` planes.
+def chain_widths(reaches: Sequence[Triple], beyond: Triple) -> list[Triple]:
+    """Voxels around a block at which each of several convolutions, one after the other, is computed, on each axis.
 
-    low, high  planes beyond the block of `depth` that are computed; up to `width` of them, and the stage after reads
-               two planes of what was there before
+    reaches  how far each reads beside a voxel
+    beyond   voxels around the block that are wanted of the last one
     """
-    return min(depth + low + high, step + max(width + low, 2 if width else 0))
+    widths = [beyond]
+    for reach in reversed(reaches[1:]):
+        d, h, w = (n + more for n, more in zip(widths[-1], reach, strict=True))
+        widths.append((d, h, w))
+    return widths[::-1]
+
+
+def window_planes(depth: int, low: int, high: int, width: int, reach: int, step: int) -> int:
+    """Planes of a convolution's output that are held at most, in a pass that goes on by `step` planes.
+
+    low, high  planes beyond the block of `depth` that are computed, up to `width` of them
+    reach      planes on either side that the next one reads, of what was there before
+    """
+    return min(depth + low + high, step + max(width + low, 2 * reach))

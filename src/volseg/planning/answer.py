@@ -9,11 +9,21 @@ from math import prod
 
 from volseg.config import Config
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.planning.command import UNKNOWN, Origin, run_command
-from volseg.planning.explanation import why_chosen, why_fewest, why_no_machines, why_scaling, why_split
+from volseg.planning.explanation import (
+    why_chosen,
+    why_fewest,
+    why_no_machines,
+    why_resolutions,
+    why_scaling,
+    why_split,
+)
+from volseg.planning.memory import MemoryPlan
 from volseg.planning.nodes import Node, NodePlan, on_nodes
 from volseg.planning.plain_memory import plain_training_bytes
 from volseg.planning.profile import Profile
+from volseg.planning.resolutions import RunPlan, plan_run
 from volseg.planning.sampling import Sampling
 from volseg.planning.search import (
     Candidate,
@@ -37,6 +47,7 @@ class Asked:
     limit           bytes a rank may use
     dims            the grid of a replica, where it is given
     replicas        in training
+    cases           to train on; None where their number is not known
     threads         of each rank
     cores_per_node  of a machine; None for those of the profile's
     node_memory     bytes of a machine, where whole machines are planned; `nodes` of them, or the fewest that fit
@@ -52,6 +63,7 @@ class Asked:
     limit: int | None = None
     dims: Triple | None = None
     replicas: int = 1
+    cases: int | None = None
     threads: int = 1
     node_memory: int | None = None
     cores_per_node: int | None = None
@@ -64,9 +76,11 @@ class Asked:
         """Of one task."""
         per_machine = max(1, (self.cores_per_node or self.profile.cores) // self.threads)
         placing = Placing(per_machine, self.threads)
+        model, training = self.settings.model, self.settings.training
+        network = described(model, deep_supervision=task == "train" and training.deep_supervision)
         return Question(
-            self.shape, self.settings.model, self.settings.training, task, self.profile, self.limit, placing, self.dims,
-            self.agglomerate, Sampling.of(self.settings),
+            self.shape, network, training, task, self.profile, self.limit, placing, self.dims, self.agglomerate,
+            Sampling.of(self.settings),
         )  # fmt: skip
 
     @cached_property
@@ -82,7 +96,8 @@ class TaskAnswer:
     """Of one task.
 
     question that `run` answers
-    run      the plan
+    run      the plan; of a training run at its finest resolution
+    whole    the training run at all its resolutions; None in segmenting
     least    the fewest ranks that fit; None where there is no limit, a grid is given, or nothing fits
     by_split the ranks as one replica and as several, most cases a second first; in training
     scaling  over the numbers of ranks that were asked for
@@ -93,6 +108,7 @@ class TaskAnswer:
 
     question: Question
     run: Candidate
+    whole: RunPlan | None
     least: Candidate | None
     by_split: tuple[Candidate, ...]
     scaling: Scaling | None
@@ -102,8 +118,13 @@ class TaskAnswer:
 
     @property
     def fits(self) -> bool:
-        """Whether `run` keeps to the limit, in memory or, in segmenting, with files."""
-        return fits(self.question, self.run, files=True)
+        """Whether every step keeps to the limit, in memory or, in segmenting, with files."""
+        return _fits(self.question, self.run, self.whole)
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """What the task needs: of a training run, at the resolution that needs most."""
+        return (self.run if self.whole is None else self.whole.largest).plan.memory
 
     @property
     def placing(self) -> Placing:
@@ -137,7 +158,7 @@ class Answer:
 def answer(asked: Asked) -> Answer:
     """Everything. Raises PartitionError where the volume cannot be split as asked."""
     questions = {task: asked.question(task) for task in asked.tasks}
-    plain = plain_training_bytes(asked.settings.model, asked.shape)
+    plain = plain_training_bytes(described(asked.settings.model), asked.shape)
     if asked.node is not None:
         return _on_machines(asked, asked.node, questions, plain)
     least = {task: fewest(question) for task, question in questions.items()}
@@ -192,6 +213,9 @@ def _answer(
     asked: Asked, question: Question, run: Candidate, least: Candidate | None = None, found: Scaling | None = None,
     nodes: NodePlan | None = None,
 ) -> TaskAnswer:  # fmt: skip
+    whole = None
+    if question.task == "train":
+        whole = plan_run(question, run, asked.settings, asked.cases)
     by_split: list[Candidate] = []
     if question.task == "train" and run.ranks > 1 and question.dims is None and question.timed:
         by_split = splits(question, run.ranks)
@@ -199,14 +223,20 @@ def _answer(
     if asked.limit is not None and asked.dims is None:
         reasons.append(why_fewest(question, least, run.replicas))
     if len(by_split) > 1:  # else there was nothing to compare with: the others do not fit
-        whole = next((c for c in by_split if c.replicas == run.replicas), run)
-        reasons.append(why_split(by_split[0], whole))
+        chosen = next((c for c in by_split if c.replicas == run.replicas), run)
+        reasons.append(why_split(by_split[0], chosen))
     if found is not None:
         reasons += _of_scaling(asked, question, found)
+    if whole is not None:
+        reasons += why_resolutions(question, whole)
     command = None
-    if fits(question, run, files=True):
+    if _fits(question, run, whole):
         command = run_command(question.task, run, question.placing.threads, asked.origin)
-    return TaskAnswer(question, run, least, tuple(by_split), found, nodes, tuple(reasons), command)
+    return TaskAnswer(question, run, whole, least, tuple(by_split), found, nodes, tuple(reasons), command)
+
+
+def _fits(question: Question, run: Candidate, whole: RunPlan | None) -> bool:
+    return fits(question, run, files=True) and (whole is None or whole.fits(question))
 
 
 def _of_scaling(asked: Asked, question: Question, found: Scaling) -> list[str]:

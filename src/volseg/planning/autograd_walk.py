@@ -121,8 +121,9 @@ class AutogradWalk:
                 if not self.training:
                     self.ledger.drop(indices)
             case Head():
-                self._output(node)
-                self._save(node, x)
+                if self.training:  # else it is for the loss alone, and is not computed
+                    self._output(node)
+                    self._save(node, x)
             case Addition():
                 self._output(node)
             case _:

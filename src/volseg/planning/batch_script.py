@@ -29,8 +29,13 @@ class Place:
     memory: int = 0
 
 
-def batch_script(task: str, run: Candidate, place: Place, origin: Origin = UNKNOWN) -> str:
-    """The script: ranks, threads and memory as planned; what to run it on stands at its head, to be filled in."""
+def batch_script(
+    task: str, run: Candidate, place: Place, origin: Origin = UNKNOWN, peak: int | None = None
+) -> str:  # fmt: skip
+    """The script: ranks, threads and memory as planned; what to run it on stands at its head, to be filled in.
+
+    peak  bytes of the rank that holds most; None for those of `run`
+    """
     if task == "train":
         inputs, command = ['DATASET="${1:?data set folder}"', 'RUN="${2:-volseg-run}"'], 'train "$DATASET" -o "$RUN"'
     else:
@@ -42,7 +47,7 @@ def batch_script(task: str, run: Candidate, place: Place, origin: Origin = UNKNO
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name=volseg-{task}",
-        *_resources(run, place),
+        *_resources(run.ranks, place, run.plan.memory.peak if peak is None else peak),
         "#SBATCH --time=24:00:00",
         "",
         f"# sbatch SCRIPT {'DATASET [RUN]' if task == 'train' else 'SCAN MASK [MODEL]'}",
@@ -54,14 +59,14 @@ def batch_script(task: str, run: Candidate, place: Place, origin: Origin = UNKNO
     return "\n".join(lines) + "\n"
 
 
-def _resources(run: Candidate, place: Place) -> list[str]:
+def _resources(ranks: int, place: Place, peak: int) -> list[str]:
     """Machines where they are known; else cores, and memory for each of them."""
-    tasks = [f"#SBATCH --ntasks={run.ranks}", f"#SBATCH --cpus-per-task={place.threads}"]
+    tasks = [f"#SBATCH --ntasks={ranks}", f"#SBATCH --cpus-per-task={place.threads}"]
     if place.nodes is None:
-        return [*tasks, f"#SBATCH --mem-per-cpu={ceil(run.plan.memory.peak * _RESERVE / place.threads / 2**20)}M"]
-    per_node = min(place.per_node, run.ranks)
+        return [*tasks, f"#SBATCH --mem-per-cpu={ceil(peak * _RESERVE / place.threads / 2**20)}M"]
+    per_node = min(place.per_node, ranks)
     # The plan fits the machine with less of a reserve, and what a machine does not have Slurm refuses.
-    memory = min(ceil(run.plan.memory.peak * per_node * _RESERVE), place.memory)
+    memory = min(ceil(peak * per_node * _RESERVE), place.memory)
     return [
         f"#SBATCH --nodes={place.nodes}",
         f"#SBATCH --ntasks-per-node={per_node}",

@@ -8,9 +8,9 @@ from itertools import takewhile
 from volseg.errors import PartitionError
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.planning.nodes import SYSTEM, Node, on_nodes, placed_on
+from volseg.planning.resolutions import RunPlan
 from volseg.planning.search import Candidate, Question, Scaling, fastest, fewest, fits, largest_possible
 from volseg.planning.time_model import Placing, TimePlan
 
@@ -22,6 +22,8 @@ def time_text(seconds: float) -> str:
     """Seconds, three digits that count."""
     if seconds >= 3600:
         return f"{seconds / 3600:.3g} h"
+    if seconds >= 600:
+        return f"{seconds / 60:.3g} min"
     return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
 
 
@@ -40,7 +42,7 @@ def why_chosen(question: Question, run: Candidate) -> str:
     if question.timed:
         text = f"{ranks}: {time_text(run.seconds)} {what} ({shares(run.time)}); {memory}"
     else:
-        text = f"{ranks}: {memory}; no time, for {why_not_covered(described(question.model))}, which was not measured"
+        text = f"{ranks}: {memory}; no time, for {why_not_covered(question.network)}, which was not measured"
     if run.checkpoint_levels and run.checkpoint_levels != question.training.checkpoint_levels:
         levels = ",".join(map(str, run.checkpoint_levels))
         text += f"; fits because of --checkpoint-levels {levels}"
@@ -77,13 +79,32 @@ def why_fewest(question: Question, least: Candidate | None, replicas: int = 1) -
     return text
 
 
-def why_too_large(question: Question, run: Candidate) -> str:
-    """That a run does not fit, what it needs, and what would fit."""
+def why_too_large(question: Question, run: Candidate, whole: RunPlan | None) -> str:
+    """That a run, or a training run at one of its resolutions, does not fit, what it needs, and what would fit."""
     assert question.limit is not None
+    if whole is not None and fits(question, run):
+        return "; ".join(why_resolutions(question, whole))
     peak, limit = gibibytes(run.plan.memory.peak), gibibytes(question.limit)
     least = fewest(replace(question, dims=None))
     remedy = "fewer channels or levels may fit" if least is None else f"{least.ranks} ranks would do"
     return f"{question.task} on {run.ranks} rank(s) needs {peak} a rank, and may use {limit}; {remedy}"
+
+
+def why_resolutions(question: Question, whole: RunPlan) -> list[str]:
+    """What the coarser resolutions of a training run change, in its time and in what it needs."""
+    if len(whole.resolutions) == 1:
+        return []
+    said, needs = [], whole.largest
+    if question.timed:
+        said.append(f"multigrid: {whole.relative:.2f} of the time of as many steps at the finest resolution")
+    if needs is not whole.resolutions[0].run:
+        level = next(each.level for each in whole.resolutions if each.run is needs)
+        memory = needs.plan.memory
+        said.append(f"level {level} of the multigrid needs most: {gibibytes(memory.peak)} a rank, at {memory.peak_at}")
+    too_large = next((each.level for each in whole.resolutions if not fits(question, each.run)), 0)
+    if too_large and question.limit is not None:
+        said.append(f"--multigrid {too_large} would fit {gibibytes(question.limit)} a rank")
+    return said
 
 
 def why_split(best: Candidate, whole: Candidate) -> str:

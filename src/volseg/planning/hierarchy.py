@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple
+from volseg.networks.description import Network, Normalization
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.memory import training_memory
 from volseg.planning.planner import choose_grid
 from volseg.planning.search import Question
 from volseg.planning.time_model import step_seconds, training_time
+
+
+def is_too_small(network: Network, view: Triple) -> bool:
+    """Whether a view of (D, H, W) voxels is one voxel at the deepest stage, of which a norm takes no statistics."""
+    normed = any(isinstance(node, Normalization) and node.norm != "none" for node in network.nodes)
+    return normed and padded_shape(view, network.multiple) == network.multiple
 
 
 def fastest_sharing(
@@ -31,7 +38,7 @@ def fastest_sharing(
 
     Raises PartitionError where not even one rank a replica fits.
     """
-    found: list[tuple[float, int, Triple]] = []
+    best: tuple[float, int, Triple] | None = None
     refused: PartitionError | None = None
     for count in (n for n in range(1, ranks + 1) if ranks % n == 0):
         try:
@@ -42,16 +49,18 @@ def fastest_sharing(
         if question is None:
             return count, dims
         layout = Layout.even(padded_shape(shape, multiple), dims, multiple)
+        layouts = [layout.coarser(factor) for factor in question.network.factors]
+        plan = training_time(question.network, question.training, layouts, question.profile, question.placing, count)
+        seconds = step_seconds([plan] * -(-batch // count))
+        if best is not None and seconds >= best[0]:
+            continue
         # Fewer replicas have more ranks each, so smaller blocks: those of the first count are the smallest.
-        if found and question.limit is not None:
-            memory = training_memory(question.model, question.training, layout, question.placing.threads)
+        if best is not None and question.limit is not None:
+            memory = training_memory(question.network, question.training, layout, question.placing.threads)
             if memory.peak > question.limit:
                 continue
-        layouts = [layout.coarser(factor) for factor in question.model.factors]
-        plan = training_time(question.model, question.training, layouts, question.profile, question.placing, count)
-        found.append((step_seconds([plan] * -(-batch // count)), count, dims))
-    if not found:
+        best = seconds, count, dims
+    if best is None:
         assert refused is not None
         raise refused
-    _, count, dims = min(found)
-    return count, dims
+    return best[1:]

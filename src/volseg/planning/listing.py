@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
 from volseg.partition.share import busy_shares
 from volseg.planning.search import Candidate, Question
@@ -42,14 +41,13 @@ class ListedStep:
 
 def listed(question: Question, run: Candidate) -> list[ListedStep] | None:
     """The steps of the busiest rank in their order; None where the network goes layer by layer instead."""
-    training = question.task == "train"
-    network = described(question.model, training and question.training.deep_supervision)
+    network = question.network
     if why_not_covered(network):
         return None
     shares = busy_shares(run.plan.layout, network.factors, run.plan.agglomeration, halo=network.halo)
     share = max(shares, key=lambda share: share.last)
     held: Sequence[int]
-    if training:
+    if question.task == "train":
         program = train_program(network, share.merges, share.last, frozenset(run.checkpoint_levels))
         held = TrainingPass(network, program, share, question.placing.threads).held
     else:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from volseg.config import ModelConfig, TrainingConfig
+from volseg.config import TrainingConfig
 from volseg.geometry import Triple
-from volseg.networks.architectures import described
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares
@@ -21,7 +22,7 @@ from volseg.planning.scratch import FLOAT
 from volseg.planning.segmenting_pass import SegmentingPass
 from volseg.planning.training_pass import TrainingPass
 from volseg.program.build import train_program
-from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, covers, schedules_of
+from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, schedules_of
 
 TRAINING_PROCESS = 477 * 2**20
 SEGMENTING_PROCESS = 374 * 2**20
@@ -77,29 +78,29 @@ class MemoryPlan:
 
 
 def training_memory(
-    model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
+    network: Network, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:
-    """What a rank of so many threads needs to train on one case of `layout`."""
-    fixed = fixed_memory(model, training) - TRAINING_PROCESS
+    """What a rank of so many threads needs to train on one case of `layout`.
+
+    network  with the heads that are for the loss alone
+    """
     process = TRAINING_PROCESS + _mpi(layout)
-    walk = _walk_training(model, layout, training, threads, agglomeration)
+    walk = _walk_training(network, layout, training, threads, agglomeration)
     if isinstance(walk, LayerWalk):
-        return _finish_layers(walk, process, fixed)
-    weights = described(model, training.deep_supervision).parameters(training=True) * FLOAT
-    return _finish_fused(walk, process, weights, training)
+        return _finish_layers(walk, process, fixed_memory(network, training) - TRAINING_PROCESS)
+    return _finish_fused(walk, process, network.parameters(training=True) * FLOAT, training)
 
 
 def _walk_training(
-    model: ModelConfig, layout: Layout, training: TrainingConfig, threads: int = 1,
+    network: Network, layout: Layout, training: TrainingConfig, threads: int = 1,
     agglomeration: Agglomeration = NONE, halos: bool = True,
 ) -> TrainingPass | LayerWalk:  # fmt: skip
     """Of the rank that needs most."""
-    network = described(model, training.deep_supervision)
-    if covers(model):
+    if not why_not_covered(network):
         checkpoints = frozenset(training.checkpoint_levels)
         passes = [
             TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
-            for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo, halos=halos)
+            for share in busy_shares(layout, network.factors, agglomeration, halo=network.halo, halos=halos)
         ]
         return max(passes, key=lambda one: one.total)
     layers = LayerWalk(network, layout, training=True, halos=halos)
@@ -124,7 +125,7 @@ class Beside:
 
 
 def segmenting_memory(
-    model: ModelConfig, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1,
+    network: Network, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1,
     beside: Beside | None = None, agglomeration: Agglomeration = NONE,
 ) -> MemoryPlan:  # fmt: skip
     """What a rank of so many threads needs to segment one scan of `layout`.
@@ -132,22 +133,21 @@ def segmenting_memory(
     beside  by default an image of 2 bytes and a mask of 1 byte a voxel
     """
     voxels = prod(layout.largest_block)
-    beside = beside or Beside(image=2 * voxels * (model.in_channels or 1), mask=voxels)
-    fixed = fixed_memory(model) - SEGMENTING_PROCESS
+    beside = beside or Beside(image=2 * voxels * network.in_channels, mask=voxels)
+    fixed = fixed_memory(network) - SEGMENTING_PROCESS
     process = SEGMENTING_PROCESS + _mpi(layout)
-    if schedule is LAYERS or not covers(model):
-        layers = LayerWalk(described(model), layout, training=False)
+    if schedule is LAYERS or why_not_covered(network):
+        layers = LayerWalk(network, layout, training=False)
         layers.ledger.make("kept", 0, -(-beside.image // FLOAT))
         layers.forward()
         layers.ledger.operation = "mask"
         layers.ledger.make("mask", 0, -(-beside.mask // FLOAT))
         plan = _finish_layers(layers, process, fixed)
     else:
-        network = described(model)
         walk = max(
             (
                 SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
-                for share in busy_shares(layout, model.factors, agglomeration, halo=network.halo)
+                for share in busy_shares(layout, network.factors, agglomeration, halo=network.halo)
             ),
             key=lambda one: one.peak.total,
         )
@@ -165,19 +165,19 @@ def segmenting_memory(
         return plan
     parts = {"process": plan.process, "weights": plan.weights, "mask": beside.mask, "output": beside.afterwards}
     return replace(
-        plan, activations=more, work=0, by_level=(more, *(0,) * model.levels), peak_at="output", parts=parts
+        plan, activations=more, work=0, by_level=(more, *(0,) * network.deepest), peak_at="output", parts=parts
     )  # fmt: skip
 
 
 def validation_memory(
-    model: ModelConfig, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
+    network: Network, training: TrainingConfig, layout: Layout, threads: int = 1, agglomeration: Agglomeration = NONE
 ) -> MemoryPlan:  # fmt: skip
     """What a rank needs during training to segment one whole case of `layout`; nothing else of a step is held then."""
     voxels = prod(layout.largest_block)
-    beside = Beside(image=((model.in_channels or 1) * FLOAT + 1) * voxels, mask=voxels)
-    plan = segmenting_memory(model, layout, threads=threads, beside=beside, agglomeration=agglomeration)
+    beside = Beside(image=(network.in_channels * FLOAT + 1) * voxels, mask=voxels)
+    plan = segmenting_memory(network, layout, threads=threads, beside=beside, agglomeration=agglomeration)
     process = plan.process - SEGMENTING_PROCESS + TRAINING_PROCESS
-    weights = fixed_memory(model, training) - TRAINING_PROCESS
+    weights = fixed_memory(network, training) - TRAINING_PROCESS
     parts = plan.parts | {"process": process, "weights": weights}
     return replace(plan, process=process, weights=weights, peak_at=f"validation, {plan.peak_at}", parts=parts)
 
@@ -188,30 +188,30 @@ def surely_fits(plan: MemoryPlan, limit: int) -> bool:
 
 
 def segmenting_memories(
-    model: ModelConfig, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True,
+    network: Network, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True,
     agglomeration: Agglomeration = NONE,
 ) -> dict[Schedule, MemoryPlan]:  # fmt: skip
     """Every schedule that the network can be run by, fastest first."""
     return {
         schedule: segmenting_memory(
-            model, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration
+            network, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration
         )
-        for schedule in schedules_of(model, kernels)
+        for schedule in schedules_of(network, kernels)
     }
 
 
-def activations_without_halos(model: ModelConfig, padded: Triple, task: str) -> int:
+def activations_without_halos(network: Network, padded: Triple, task: str) -> int:
     """Bytes of activations of a whole volume as if windows had no halos: P ranks hold at least 1/P of it each."""
-    layout = Layout.even(padded, (1, 1, 1), model.multiple)
+    layout = Layout.even(padded, (1, 1, 1), network.multiple)
     if task == "train":
-        walk = _walk_training(model, layout, TrainingConfig(), halos=False)
+        walk = _walk_training(network, layout, TrainingConfig(), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
-    if covers(model):
-        (share,) = busy_shares(layout, model.factors, halo=described(model).halo, halos=False)
-        walks = [SegmentingPass(described(model), s, share) for s in schedules_of(model) if s.in_memory]
+    if not why_not_covered(network):
+        (share,) = busy_shares(layout, network.factors, halo=network.halo, halos=False)
+        walks = [SegmentingPass(network, s, share) for s in schedules_of(network) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
-    layers = LayerWalk(described(model), layout, training=False, halos=False)
+    layers = LayerWalk(network, layout, training=False, halos=False)
     layers.forward()
     return layers.ledger.peak
 
@@ -220,15 +220,14 @@ def _mpi(layout: Layout) -> int:
     return MPI if prod(layout.dims) > 1 else 0
 
 
-def fixed_memory(model: ModelConfig, training: TrainingConfig | None = None) -> int:
+def fixed_memory(network: Network, training: TrainingConfig | None = None) -> int:
     """Bytes that more ranks do not lessen: the process and the weights with what belongs to them.
 
     training  how it is trained; None to segment
     """
     if training is None:
-        return SEGMENTING_PROCESS + described(model).parameters() * FLOAT
-    weights = described(model, training.deep_supervision).parameters(training=True)
-    return TRAINING_PROCESS + _weight_copies(training) * weights * FLOAT
+        return SEGMENTING_PROCESS + network.parameters() * FLOAT
+    return TRAINING_PROCESS + _weight_copies(training) * network.parameters(training=True) * FLOAT
 
 
 def _finish_layers(walk: LayerWalk, process: int, weights: int) -> MemoryPlan:

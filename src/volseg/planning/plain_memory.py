@@ -8,22 +8,19 @@ convolutions work in is not counted: at 96^3 with 16 channels the model says 0.9
 
 from __future__ import annotations
 
-from volseg.config import ModelConfig
 from volseg.geometry import Triple
-from volseg.networks.architectures import described
-from volseg.networks.description import Convolution, Normalization
+from volseg.networks.description import Convolution, Network, Normalization
 from volseg.partition.layout import padded_shape
 from volseg.planning.autograd_walk import LONG, AutogradWalk, keeps_result
 from volseg.planning.ledger import FLOAT
 
 
-def plain_training_bytes(model: ModelConfig, shape: Triple, weight_copies: int = 4) -> int:
+def plain_training_bytes(network: Network, shape: Triple, weight_copies: int = 4) -> int:
     """Peak bytes of a training step on a whole volume in one process, without the process itself.
 
     weight_copies  weights, gradients and what the optimizer keeps: 4 with AdamW
     """
-    network = described(model)
-    walk = _PlainWalk(network, padded_shape(shape, model.multiple), training=True)
+    walk = _PlainWalk(network, padded_shape(shape, network.multiple), training=True)
     walk.forward()
     walk.backward()
     return walk.ledger.peak + weight_copies * network.parameters() * FLOAT

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isqrt, prod
 
-from volseg.config import ModelConfig, TrainingConfig
+from volseg.config import TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
-from volseg.networks.architectures import described
-from volseg.networks.deep_supervision import check_not_agglomerated
-from volseg.networks.description import ONES, Convolution, MaxPool, Network, UpConvolution
+from volseg.networks.description import ONES, Convolution, Interpolation, MaxPool, Network, UpConvolution
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -92,21 +90,20 @@ def fitting_grids(shape: Triple, ranks: int, multiple: PerAxis) -> list[Triple]:
     return fitting
 
 
-def suited_layouts(shape: Triple, model: ModelConfig, ranks: int, agglomerate: str = "none") -> list[Layout]:
+def suited_layouts(shape: Triple, network: Network, ranks: int, agglomerate: str = "none") -> list[Layout]:
     """On every grid of so many ranks that leaves each a block, and that the stages of `agglomerate` suit.
 
     Raises as `fitting_grids` and `agglomeration_for` do where there is none.
     """
-    padded = padded_shape(shape, model.multiple)
-    layouts = [Layout.even(padded, dims, model.multiple) for dims in fitting_grids(shape, ranks, model.multiple)]
-    halo = described(model).halo
-    if agglomerate in ("none", "auto") and max(map(max, halo)) <= 1:  # which any block is thick enough for
+    padded, multiple = padded_shape(shape, network.multiple), network.multiple
+    layouts = [Layout.even(padded, dims, multiple) for dims in fitting_grids(shape, ranks, multiple)]
+    if agglomerate in ("none", "auto") and max(map(max, network.halo)) <= 1:  # which any block is thick enough for
         return layouts
     found, refused = [], {}
     for layout in layouts:
         try:
-            check_blocks([layout.coarser(factor) for factor in model.factors], halo)
-            agglomeration_for(agglomerate, model, layout)
+            check_blocks([layout.coarser(factor) for factor in network.factors], network.halo)
+            agglomeration_for(agglomerate, network, layout)
         except PartitionError as error:
             refused[layout.dims] = str(error)
         else:
@@ -182,7 +179,7 @@ class Plan:
 
 
 def make_plan(
-    shape: Triple, model: ModelConfig, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
+    shape: Triple, network: Network, ranks: int, task: str, training: TrainingConfig, dims: Triple | None = None,
     limit: int | None = None, agglomerate: str = "none", threads: int = 1, sampling: Sampling = WHOLE,
 ) -> Plan:  # fmt: skip
     """The plan for `ranks` (on the grid `dims`, or the best one). `task` is "train" or "segment".
@@ -199,17 +196,15 @@ def make_plan(
     """
     seen = sampling.view(shape) if task == "train" else shape
     if dims is None:
-        layout = least_halo(suited_layouts(seen, model, ranks, agglomerate))
+        layout = least_halo(suited_layouts(seen, network, ranks, agglomerate))
     else:
-        layout = Layout.even(padded_shape(seen, model.multiple), dims, model.multiple)
-    stages = agglomeration_for(agglomerate, model, layout)
-    if task == "train" and training.deep_supervision:
-        check_not_agglomerated(stages)
-    halo = forward_halo_bytes(described(model), layout, stages)
+        layout = Layout.even(padded_shape(seen, network.multiple), dims, network.multiple)
+    stages = agglomeration_for(agglomerate, network, layout)
+    halo = forward_halo_bytes(network, layout, stages)
     if task == "train":
-        memory = sampling.memory(model, training, layout, shape, threads, stages)
+        memory = sampling.memory(network, training, layout, shape, threads, stages)
         return Plan(shape, layout, memory, halo, agglomeration=stages)
-    plans = segmenting_memories(model, layout, threads=threads, agglomeration=stages)
+    plans = segmenting_memories(network, layout, threads=threads, agglomeration=stages)
     fitting = [s for s, plan in plans.items() if limit is None or surely_fits(plan, limit)]
     schedule = fitting[0] if fitting else min(plans, key=lambda s: plans[s].peak)
     return Plan(shape, layout, plans[schedule], halo, schedule, plans, stages)
@@ -230,7 +225,7 @@ def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomer
             up = sum(
                 sum(network.inputs_of(node))
                 for node in network.nodes
-                if isinstance(node, UpConvolution) and node.stage == stage - 1
+                if isinstance(node, (UpConvolution, Interpolation)) and node.stage == stage - 1
             )
             most = max(most, gathered + sum(halos[:stage]) + FLOAT * prod(before.largest_block) * up)
             gathered += FLOAT * gathered_voxels(before, here) * down
@@ -255,7 +250,7 @@ def _reach(node: Convolution) -> tuple[Triple, Triple]:
 
 
 def fewest_ranks(
-    shape: Triple, model: ModelConfig, task: str, training: TrainingConfig, limit: int, threads: int = 1,
+    shape: Triple, network: Network, task: str, training: TrainingConfig, limit: int, threads: int = 1,
     agglomerate: str = "none", sampling: Sampling = WHOLE,
 ) -> Plan | None:  # fmt: skip
     """The plan with the fewest ranks whose peak stays within `limit` bytes a rank; None where no grid does.
@@ -266,11 +261,11 @@ def fewest_ranks(
     """
 
     def plan_on(ranks: int) -> Plan:
-        return make_plan(shape, model, ranks, task, training, None, limit, agglomerate, threads, sampling)
+        return make_plan(shape, network, ranks, task, training, None, limit, agglomerate, threads, sampling)
 
-    padded = padded_shape(sampling.view(shape) if task == "train" else shape, model.multiple)
-    most = prod(quotient(padded, model.multiple))
-    room = limit - fixed_memory(model, training if task == "train" else None)
+    padded = padded_shape(sampling.view(shape) if task == "train" else shape, network.multiple)
+    most = prod(quotient(padded, network.multiple))
+    room = limit - fixed_memory(network, training if task == "train" else None)
     if room <= 0:
         return None
     finest, refusal = None, None
@@ -280,10 +275,10 @@ def fewest_ranks(
         refusal = error
     if finest is not None and not finest.fits(limit, in_memory=True):
         # And so on any grid before it, but for one rank, which does without MPI.
-        alone = make_plan(shape, model, 1, task, training, None, limit, "none", threads, sampling)
+        alone = make_plan(shape, network, 1, task, training, None, limit, "none", threads, sampling)
         return alone if agglomerate in ("none", "auto") and alone.fits(limit, in_memory=True) else None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
-    first = max(1, -(-activations_without_halos(model, padded, task) // room))
+    first = max(1, -(-activations_without_halos(network, padded, task) // room))
     ranks, suited = first, finest is not None
     while ranks <= most:
         try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from volseg.config import AugmentationConfig, Config, ModelConfig, TrainingConfig
-from volseg.geometry import Triple
+from volseg.config import AugmentationConfig, Config, TrainingConfig
+from volseg.geometry import Triple, halved
+from volseg.networks.description import Network
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.memory import MemoryPlan, training_memory, validation_memory
@@ -36,8 +37,12 @@ class Sampling:
         d, h, w = (min(side, length) for side, length in zip(self.crop, volume, strict=True))
         return d, h, w
 
+    def halved(self, level: int) -> Sampling:
+        """Of volumes halved `level` times: a crop then shows as much of the body in fewer voxels."""
+        return replace(self, crop=halved((self.crop[0], self.crop[1], self.crop[2]), level)) if self.crop else self
+
     def memory(
-        self, model: ModelConfig, training: TrainingConfig, layout: Layout, volume: Triple, threads: int,
+        self, network: Network, training: TrainingConfig, layout: Layout, volume: Triple, threads: int,
         stages: Agglomeration,
     ) -> MemoryPlan:  # fmt: skip
         """What a rank needs, the sample's making included: of a step, or of validation if that needs more.
@@ -45,12 +50,12 @@ class Sampling:
         layout  of the padded view
         """
         cropped = self.view(volume) != volume
-        sample = sample_bytes(self.augmentation, layout, volume, model.in_channels or 1, threads, cropped)
-        plan = with_sample(training_memory(model, training, layout, threads, stages), sample)
+        sample = sample_bytes(self.augmentation, layout, volume, network.in_channels, threads, cropped)
+        plan = with_sample(training_memory(network, training, layout, threads, stages), sample)
         if not (cropped and self.validated):
             return plan
-        whole = Layout.even(padded_shape(volume, model.multiple), layout.dims, model.multiple)
-        return max(plan, validation_memory(model, training, whole, threads, stages), key=lambda one: one.peak)
+        whole = Layout.even(padded_shape(volume, network.multiple), layout.dims, network.multiple)
+        return max(plan, validation_memory(network, training, whole, threads, stages), key=lambda one: one.peak)
 
 
 WHOLE = Sampling()

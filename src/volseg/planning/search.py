@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from volseg.config import ModelConfig, TrainingConfig
+from volseg.config import TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple, quotient
-from volseg.networks.architectures import described
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.agglomeration_choice import choose_agglomeration
@@ -30,7 +31,7 @@ from volseg.planning.planner import (
 from volseg.planning.profile import Profile
 from volseg.planning.sampling import WHOLE, Sampling
 from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
-from volseg.program.schedule import IN_PLACE, Schedule, covers
+from volseg.program.schedule import IN_PLACE, Schedule
 
 _GRIDS, _TRIED = 8, 3
 """Grids of least halo whose time is looked at, and the fastest of them whose memory is."""
@@ -49,6 +50,7 @@ _BALANCE = 1.125
 class Question:
     """What to plan.
 
+    network  in training with the heads that are for the loss alone
     task     "train" or "segment"
     limit    bytes a rank may use; None for no limit
     placing  ranks on a machine, and their threads
@@ -58,7 +60,7 @@ class Question:
     """
 
     shape: Triple
-    model: ModelConfig
+    network: Network
     training: TrainingConfig
     task: str
     profile: Profile
@@ -76,20 +78,19 @@ class Question:
     @cached_property
     def parameters(self) -> int:
         """Of the network."""
-        training = self.task == "train"
-        return described(self.model, training and self.training.deep_supervision).parameters(training)
+        return self.network.parameters(training=self.task == "train")
 
     @property
     def timed(self) -> bool:
         """Whether the time model knows the network. Times of others are not shown: they only set machines in order."""
-        return covers(self.model)
+        return not why_not_covered(self.network)
 
     @property
     def most_ranks(self) -> int:
         """Of one replica: each has a block whose sides are the strides' product at least."""
         if self.dims is not None:
             return prod(self.dims)
-        return prod(quotient(padded_shape(self.seen, self.model.multiple), self.model.multiple))
+        return prod(quotient(padded_shape(self.seen, self.network.multiple), self.network.multiple))
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def candidate(question: Question, dims: Triple, replicas: int = 1) -> Candidate:
 def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> Candidate:
     ranks, training = prod(dims), question.training
     plan = make_plan(
-        question.shape, question.model, ranks, question.task, training, dims, question.limit, stages,
+        question.shape, question.network, ranks, question.task, training, dims, question.limit, stages,
         question.placing.threads, question.sampling,
     )  # fmt: skip
     time = _time(question, plan.layout, plan.schedule or IN_PLACE, replicas, plan.agglomeration)
@@ -147,22 +148,20 @@ def _candidate(question: Question, dims: Triple, replicas: int, stages: str) -> 
 
 
 def agglomeration_on(question: Question, dims: Triple, replicas: int) -> Agglomeration:
-    """What the time model chooses on this grid, whether it fits or not; none with deep supervision."""
-    model = question.model
-    if question.task == "train" and question.training.deep_supervision:
-        return NONE
-    layout = Layout.even(padded_shape(question.seen, model.multiple), dims, model.multiple)
-    return choose_agglomeration(model, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
+    """What the time model chooses on this grid, whether it fits or not."""
+    network = question.network
+    layout = Layout.even(padded_shape(question.seen, network.multiple), dims, network.multiple)
+    return choose_agglomeration(network, layout, lambda stages: _time(question, layout, IN_PLACE, replicas, stages))
 
 
 def _time(
     question: Question, layout: Layout, schedule: Schedule, replicas: int, agglomeration: Agglomeration = NONE
 ) -> TimePlan:
-    layouts = agglomeration.layouts(layout, question.model.factors)
-    model, profile, placing = question.model, question.profile, question.placing
+    network, profile, placing = question.network, question.profile, question.placing
+    layouts = agglomeration.layouts(layout, network.factors)
     if question.task == "train":
-        return training_time(model, question.training, layouts, profile, placing, replicas)
-    return segmenting_time(model, layouts, profile, schedule, placing)
+        return training_time(network, question.training, layouts, profile, placing, replicas)
+    return segmenting_time(network, layouts, profile, schedule, placing)
 
 
 def fastest(question: Question, ranks: int, replicas: int = 1) -> Candidate:
@@ -186,7 +185,7 @@ def fastest(question: Question, ranks: int, replicas: int = 1) -> Candidate:
 
 def _options(question: Question) -> list[Question]:
     """The question, and in training the same with all that can be computed again."""
-    levels = tuple(range(1, question.model.levels + 1))
+    levels = tuple(range(1, question.network.deepest + 1))
     if question.task == "segment" or question.limit is None or question.training.checkpoint_levels:
         return [question]
     return [question, replace(question, training=replace(question.training, checkpoint_levels=levels))]
@@ -207,7 +206,7 @@ def _grids(question: Question, ranks: int, replicas: int) -> list[Triple]:
         if prod(question.dims) != ranks:
             raise PartitionError(f"{format_triple(question.dims)} is no grid of {ranks} ranks")
         return [question.dims]
-    layouts = suited_layouts(question.seen, question.model, ranks, question.agglomerate)
+    layouts = suited_layouts(question.seen, question.network, ranks, question.agglomerate)
     chosen = least_halo(layouts)
     smallest = min(prod(layout.largest_block) for layout in layouts)
     balanced = [layout for layout in layouts if prod(layout.largest_block) <= smallest * _BALANCE]
@@ -233,7 +232,7 @@ def fewest(question: Question) -> Candidate | None:
     found = []
     for one in _options(question):
         plan = fewest_ranks(
-            one.shape, one.model, one.task, one.training, question.limit, question.placing.threads,
+            one.shape, one.network, one.task, one.training, question.limit, question.placing.threads,
             question.agglomerate, question.sampling,
         )  # fmt: skip
         if plan is not None:
@@ -297,4 +296,5 @@ def powers_up_to(most: int) -> list[int]:
 
 def largest_possible(question: Question, below: int) -> int:
     """The most ranks up to `below` for which there is a grid."""
-    return most_ranks(padded_shape(question.seen, question.model.multiple), below, question.model.multiple)
+    multiple = question.network.multiple
+    return most_ranks(padded_shape(question.seen, multiple), below, multiple)

@@ -11,19 +11,20 @@ sums        log2 P rounds of a small message (Thakur, Rabenseifner & Gropp, "Opt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import log2, prod
 
-from volseg.config import ModelConfig, TrainingConfig
+from volseg.config import TrainingConfig
 from volseg.geometry import Triple
-from volseg.networks.architectures import described
+from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import Network
 from volseg.partition.layout import Layout
+from volseg.planning.layer_work import layer_work
 from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work
 from volseg.planning.profile import Profile
 from volseg.planning.work import segmenting_work, training_work, work_of_step
 from volseg.program.kinds import COMMUNICATING, Kind
-from volseg.program.schedule import IN_PLACE, Schedule, covers
+from volseg.program.schedule import IN_PLACE, Schedule
 from volseg.program.step import Program
 
 
@@ -89,25 +90,32 @@ def step_seconds(cases: Sequence[TimePlan]) -> float:
 
 
 def training_time(
-    model: ModelConfig, training: TrainingConfig, layouts: Sequence[Layout], profile: Profile,
+    network: Network, training: TrainingConfig, layouts: Sequence[Layout], profile: Profile,
     placing: Placing = Placing(), replicas: int = 1,
 ) -> TimePlan:  # fmt: skip
     """A training step on one case a replica.
 
-    layouts     of each level, finest first
+    network     with the heads that are for the loss alone
+    layouts     of each stage, finest first
     replicas    among which the gradients are summed besides
     """
-    network = described(_covered(model), training.deep_supervision)
-    work = training_work(network, layouts, training.checkpoint_levels, replicas)
+    if why_not_covered(network):
+        work = layer_work(network, layouts, training=True)
+    else:
+        work = training_work(network, layouts, training.checkpoint_levels, replicas)
     return _time(work, layouts, profile, placing, replicas)
 
 
 def segmenting_time(
-    model: ModelConfig, layouts: Sequence[Layout], profile: Profile, schedule: Schedule = IN_PLACE,
+    network: Network, layouts: Sequence[Layout], profile: Profile, schedule: Schedule = IN_PLACE,
     placing: Placing = Placing(),
 ) -> TimePlan:  # fmt: skip
     """The network's part of segmenting one scan."""
-    return _time(segmenting_work(described(_covered(model)), layouts, schedule), layouts, profile, placing)
+    if why_not_covered(network):
+        work = layer_work(network, layouts, training=False)
+    else:
+        work = segmenting_work(network, layouts, schedule)
+    return _time(work, layouts, profile, placing)
 
 
 def seconds_of_steps(
@@ -119,16 +127,6 @@ def seconds_of_steps(
         _time(work_of_step(network, layouts, step, segmenting=segmenting), layouts, profile, placing).seconds
         for step in program.steps
     ]
-
-
-def _covered(model: ModelConfig) -> ModelConfig:
-    """The network that is timed: of one that the program does not cover, that which comes closest to it.
-
-    Such times are not shown: they only set machines and grids in order.
-    """
-    if covers(model):
-        return model
-    return replace(model, encoder="plain", blocks=(), kernel_size=3, up="transpose")
 
 
 def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int = 1) -> TimePlan:

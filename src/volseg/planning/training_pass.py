@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from volseg.geometry import Triple
-from volseg.networks.description import IMAGE, Network
+from volseg.networks.description import IMAGE, Network, UpConvolution
 from volseg.partition.arena import Arena, Piece
 from volseg.partition.share import Share
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
@@ -56,7 +56,7 @@ class TrainingPass:
         self._pieces: dict[Tensor, Piece] = {}
         self._most = 0
         self._at_most: dict[str, int] = {}
-        self._scratch = 0
+        self._scratch = self._targets = 0
         self._largest_slab = self._largest_gradient = self._largest_message = 0
         for step in program.steps:
             self._go_through(step)
@@ -84,10 +84,10 @@ class TrainingPass:
 
     @property
     def image(self) -> int:
-        """Bytes of the image on this rank, and of its copy with ghosts where the volume is cut, and of the target."""
+        """Bytes of the image on this rank, of its copy with ghosts where the volume is cut, and of the targets."""
         own, (low, high) = prod(self.share.sides[0]), self.share.ghosts_of(0, 0)
         copies = own + (prod(self._with_ghosts(Tensor(IMAGE, 0, 0, 1))) if any(low + high) else 0)
-        return self.network.in_channels * copies * FLOAT + own
+        return self.network.in_channels * copies * FLOAT + own + self._targets
 
     def _go_through(self, step: Step) -> None:
         for tensor in step.writes:
@@ -106,6 +106,8 @@ class TrainingPass:
                 self._worked(convolving_backward(op, sides, self.network.in_channels, self.threads))
             case Classify() as op:
                 self._worked(self._loss(op))
+                if any(merge <= op.node.stage for merge in self.share.merges):
+                    self._targets += prod(self.share.sides[op.node.stage])
             case Gather() as op:
                 self._sent(op.stage, op.source)
             case Scatter() as op:
@@ -146,7 +148,10 @@ class TrainingPass:
     def _up_slab(
         self, op: Convolve | ConvolveBackward, output: Tensor, multiple: int, *, with_gradient: bool = False
     ) -> None:
-        """Enter the largest slab of an up-convolution, which has memory of its own (`Buffers.slab`)."""
+        """Enter the largest slab of a lifted tensor, which has memory of its own (`Buffers.slab`).
+
+        Its gradient's, too, of an up-convolution's output; that of an interpolation's is a tensor.
+        """
         grid = output.grid
         _, h, w = self.share.sides[grid]
         for source in op.sources:
@@ -157,7 +162,7 @@ class TrainingPass:
             slabs = up_slabs(below, *ends, width, multiple, lift_of(op, source))
             for planes, made_from in slabs:
                 self._largest_slab = max(self._largest_slab, prod(source.node.factors) * prod(made_from) * width)
-                if with_gradient:
+                if with_gradient and isinstance(source.node, UpConvolution):
                     self._largest_gradient = max(self._largest_gradient, (planes[1] - planes[0]) * h * w * width)
 
     def _sent(self, stage: int, tensor: Tensor) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from math import prod
 
-from volseg.networks.description import IMAGE, Convolution, Network, Normalization
+from volseg.geometry import Triple
+from volseg.networks.description import IMAGE, Convolution, Interpolation, Network, Normalization
 from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
 from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
@@ -13,6 +15,7 @@ from volseg.planning.scratch import FLOAT, is_minimal
 from volseg.program import step as ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
+from volseg.program.recompute import halo_with_passes
 from volseg.program.schedule import IN_PLACE, Schedule
 from volseg.program.step import Convolve, Lifted, Step, Tensor, layout_of
 
@@ -52,7 +55,9 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     layouts  of each stage, finest first
     """
     work = _WorkPass(network, layouts, segmenting=True)
-    for step in segment_program(network, schedule, merges_of(layouts)).steps:
+    steps = segment_program(network, schedule, merges_of(layouts)).steps
+    work.halo = halo_with_passes(network, steps)
+    for step in steps:
         work.go_through(step)
     work.operate("other", Kind.OTHER, Family.SEGMENT_REST, 0, network.in_channels, network.widths[0])
     return work.done
@@ -85,12 +90,16 @@ def _of_a_cube(node: Convolution) -> float:
 
 
 class _WorkPass:
-    """Goes through the steps of the ranks that lead in all stages."""
+    """Goes through the steps of the ranks that lead in all stages.
+
+    halo  widths of the ghosts of each stage; on a grid coarser than that of the stage before those of the network
+    """
 
     def __init__(self, network: Network, layouts: Sequence[Layout], *, segmenting: bool) -> None:
         self.network, self.layouts, self.segmenting = network, layouts, segmenting
         self.voxels = [prod(layout.largest_block) for layout in layouts]
         self.ranks = [prod(layout.dims) for layout in layouts]
+        self.halo: Sequence[Triple] = network.halo
         self.done = Work()
 
     def go_through(self, step: Step) -> None:
@@ -107,6 +116,10 @@ class _WorkPass:
                 self._up(label, Family.UP, op.source, op.output)
             case ops.UpConvolveBackward() as op:
                 self._up(label, Family.UP_BACKWARD, op.source, op.gradient)
+            case ops.Interpolate() as op:
+                self._pass_over(label, Kind.UP, op.output)
+            case ops.InterpolateBackward() as op:
+                self._pass_over(label, Kind.UP, op.gradient)
             case ops.Exchange() as op:
                 self.exchange(label, op.tensor, op.tensor.stored)
             case ops.Normalize() as op:
@@ -130,6 +143,9 @@ class _WorkPass:
                 self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)
             case ops.Gather() as op:
                 self._transfer(label, op.stage, op.source)
+            case ops.GatherTarget() as op:
+                voxels = layout_of(replace(op.source, grid=op.stage), self.network, self.layouts).largest_block
+                self._moved(label, op.stage, prod(voxels))
             case ops.GatherBackward() as op:
                 self._transfer(label, op.stage, op.target)
             case ops.Scatter() as op:
@@ -151,14 +167,21 @@ class _WorkPass:
         self.done.operations.append(Operation(layer, kind, family, stage, inputs, outputs, count, times))
 
     def _convolve(self, label: str, op: Convolve, times: float = 1.0) -> None:
-        """A convolution, and the up-convolution that it reads."""
+        """A convolution, and the up-convolution or interpolation that it reads."""
         node = op.node
         for source in op.sources:
             if isinstance(source, Lifted):
-                below = source.tensor.channels
-                self.operate(label, Kind.UP, Family.UP, node.stage, below, source.node.channels, times=times)
+                self._lift(label, Family.UP, source, times)
         inputs, times = sum(self.network.inputs_of(node)), times * _of_a_cube(node)
         self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+
+    def _lift(self, label: str, family: Family, source: Lifted, times: float = 1.0) -> None:
+        """What a convolution reads of a tensor that is never whole, made for it; an interpolation's is made again."""
+        node = source.node
+        if isinstance(node, Interpolation):
+            self._pass_over(label, Kind.UP, source.whole, times)
+        else:
+            self.operate(label, Kind.UP, family, node.stage, source.tensor.channels, node.channels, times=times)
 
     def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
         self.operate(label, Kind.UP, family, output.stage, source.tensor.channels, output.channels)
@@ -169,20 +192,24 @@ class _WorkPass:
     def _pass(self, label: str, op: ops.Pass) -> None:
         """Each convolution on more voxels than the one behind it."""
         last = op.views[-1]
-        if op.head is None and op.pooled is None and not self._takes_statistics(last.node):
+        if not (op.head or op.pooled or op.entering or self._takes_statistics(last.node)):
             return  # nothing to find out
         self._load(label)
-        for number, convolution in enumerate(op.chain):
-            self._convolve(label, convolution, self._wider(len(op.chain) - 1 - number))
+        for convolution, width in zip(op.chain, op.widths(op.wanted), strict=True):
+            self._convolve(label, convolution, self._wider(width))
+        if op.entering is not None:
+            self._convolve(label, op.entering)
+            return
         if op.head is not None:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, last.tensor.channels, op.head.channels)
             return
         self._normalize(label, last.node, last.tensor)
 
-    def _wider(self, width: int) -> float:
+    def _wider(self, width: Triple) -> float:
         """How many times a block's voxels a convolution computes that reaches `width` voxels beyond it."""
         dims, sides = self.layouts[0].dims, self.layouts[0].largest_block
-        return prod(n + width * min(2, p - 1) for n, p in zip(sides, dims, strict=True)) / prod(sides)
+        wide = (n + more * min(2, p - 1) for n, more, p in zip(sides, width, dims, strict=True))
+        return prod(wide) / prod(sides)
 
     def _takes_statistics(self, node: Normalization | None) -> bool:
         """Whether a norm takes the statistics of what it is given; batch norms have theirs when segmenting."""
@@ -195,9 +222,9 @@ class _WorkPass:
             for _ in range(2):
                 self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
 
-    def _pass_over(self, label: str, kind: Kind, tensor: Tensor) -> None:
+    def _pass_over(self, label: str, kind: Kind, tensor: Tensor, times: float = 1.0) -> None:
         """Enter a pass that reads two tensors and writes one, as the backward of a norm does."""
-        self.operate(label, kind, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
+        self.operate(label, kind, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels, times=times)
 
     def _classify(self, label: str, op: ops.Classify) -> None:
         channels, classes = op.source.tensor.channels, op.node.channels
@@ -205,7 +232,7 @@ class _WorkPass:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, channels, classes)
             return
         self.operate(label, Kind.HEAD, Family.HEAD, op.node.stage, channels, classes)
-        self.reduce(label, op.node.stage, (2 + 4 * classes) * DOUBLE)
+        self.reduce(label, 0, (2 + 4 * classes) * DOUBLE)  # of all ranks, wherever the logits are
 
     def _convolve_backward(self, label: str, op: ops.ConvolveBackward) -> None:
         node: Convolution = op.node
@@ -214,8 +241,7 @@ class _WorkPass:
         self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels, times=_of_a_cube(node))
         for source in op.sources:
             if isinstance(source, Lifted):
-                below = source.tensor.channels
-                self.operate(label, Kind.UP, Family.UP_BACKWARD, node.stage, below, source.node.channels)
+                self._lift(label, Family.UP_BACKWARD, source)
 
     # messages
 
@@ -227,14 +253,16 @@ class _WorkPass:
     def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
         """Enter the ghosts of a tensor of so many stored channels."""
         layout = layout_of(tensor, self.network, self.layouts)
+        merged = tensor.grid == tensor.stage and tensor.stage in merges_of(self.layouts)
+        halo = self.network.halo if merged else self.halo
         sides, axes = list(layout.largest_block), []
-        for axis, parts in enumerate(layout.dims):
-            if parts == 1:
+        for axis, (parts, width) in enumerate(zip(layout.dims, halo[tensor.stage], strict=True)):
+            if parts == 1 or not width:
                 continue
             neighbours = min(2, parts - 1)
             face = prod(sides) // sides[axis]
-            axes.append((axis, neighbours, neighbours * face * stored * FLOAT))
-            sides[axis] += neighbours
+            axes.append((axis, neighbours, neighbours * width * face * stored * FLOAT))
+            sides[axis] += neighbours * width
         if axes:
             self.done.exchanges.append(Exchange(layer, tensor.stage, tuple(axes), tensor.grid))
 
@@ -243,8 +271,11 @@ class _WorkPass:
         return self.ranks[stage - 1] // self.ranks[stage]
 
     def _transfer(self, layer: str, stage: int, tensor: Tensor) -> None:
+        self._moved(layer, stage, self.voxels[stage] * padded_channels(tensor.channels) * FLOAT)
+
+    def _moved(self, layer: str, stage: int, size: int) -> None:
+        """Enter a leader's block of so many bytes, made of its group's."""
         merged = self._merged(stage)
-        size = self.voxels[stage] * padded_channels(tensor.channels) * FLOAT
         self.done.transfers.append(Transfer(layer, stage, merged - 1, size * (merged - 1) // merged))
 
     def _tell_group(self, layer: str, stage: int, size: int) -> None:

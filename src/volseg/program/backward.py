@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from volseg.networks.description import IMAGE, MaxPool
+from volseg.networks.description import IMAGE, Interpolation, MaxPool
 from volseg.program.step import (
     Add,
     AddBackward,
@@ -15,6 +15,8 @@ from volseg.program.step import (
     Exchange,
     Gather,
     GatherBackward,
+    Interpolate,
+    InterpolateBackward,
     Lifted,
     Normalize,
     NormalizeBackward,
@@ -45,6 +47,7 @@ class _Backward:
     bare    tensors whose gradient is that of the activated values: they are pooled ones, whose activation is gone
             through where they came from
     begun   gradients of which a part is there already
+    lifting the last convolution, going backward, that reads each interpolation that is never whole
     normed  tensors that are read through a norm; of these `split` those that are read in other ways, too: each norm
             then has a gradient of its own, which goes through it to the tensor's
     """
@@ -55,17 +58,25 @@ class _Backward:
         self.begun: set[Tensor] = set()
         self.pooled: dict[Tensor, tuple[Tensor, MaxPool]] = {}
         self.bare: set[Tensor] = set()
+        self.lifting: dict[Lifted, Convolve] = {}
         self.normed = {step.op.view.tensor for step in forward if isinstance(step.op, Normalize)}
         views = {view for step in forward for view in _views(step.op)}
         self.split = {view.tensor for view in views if len({v.node for v in views if v.tensor == view.tensor}) > 1}
         for step in forward:
             match step.op:
-                case Convolve(output=output, pooled=Tensor() as pooled, pooling=MaxPool() as node):
-                    self._enter_pooled(output, pooled, node)
+                case Convolve() as op:
+                    self._enter_convolution(op)
                 case Pool() as op:
                     self._enter_pooled(op.source.tensor, op.output, op.node)
                 case Gather(source=source, target=Tensor() as target) if source in self.bare:
                     self.bare.add(target)
+
+    def _enter_convolution(self, op: Convolve) -> None:
+        for source in op.sources:
+            if isinstance(source, Lifted) and isinstance(source.node, Interpolation):
+                self.lifting.setdefault(source, op)
+        if op.pooled is not None and op.pooling is not None:
+            self._enter_pooled(op.output, op.pooled, op.pooling)
 
     def _enter_pooled(self, tensor: Tensor, pooled: Tensor, node: MaxPool) -> None:
         self.pooled[tensor] = pooled, node
@@ -86,6 +97,8 @@ class _Backward:
                 case UpConvolve() as op:
                     backward = UpConvolveBackward(op.node, op.source, op.output.gradient, self._target(op.source))
                     self._emit(backward, step.label)
+                case Interpolate() as op:
+                    self._interpolate(op.node, op.source, op.output.gradient, step.label)
                 case Gather() as op:
                     given = None if op.target is None else op.target.gradient
                     label = f"level {op.stage}, scattered"
@@ -106,8 +119,11 @@ class _Backward:
 
     def _target(self, source: Source) -> Target:
         """Where a reader puts its part of the gradient of what it read."""
-        view = source.view if isinstance(source, Lifted) else source
-        gradient = self._gradient_of(view)
+        if isinstance(source, Lifted) and isinstance(source.node, Interpolation):
+            view, gradient = View(source.whole), source.whole.gradient
+        else:
+            view = source.view if isinstance(source, Lifted) else source
+            gradient = self._gradient_of(view)
         add = gradient in self.begun
         self.begun.add(gradient)
         # Where a pooled tensor's gradient is still to come, the activation is gone through with that.
@@ -144,6 +160,14 @@ class _Backward:
             self._emit(Exchange(gradient), label)
         bias = op.node.bias and (op.output in self.split or op.output not in self.normed)
         self._emit(ConvolveBackward(op.node, op.sources, gradient, targets, bias), label)
+        for source, first in self.lifting.items():
+            if first is op and isinstance(source.node, Interpolation):
+                self._interpolate(source.node, source.view, source.whole.gradient, source.node.name)
+
+    def _interpolate(self, node: Interpolation, source: View, gradient: Tensor, label: str) -> None:
+        if max(node.reads_beside):
+            self._emit(Exchange(gradient), label)
+        self._emit(InterpolateBackward(node, source, gradient, self._target(source)), label)
 
 
 def _views(op: Op) -> list[View]:
@@ -152,7 +176,7 @@ def _views(op: Op) -> list[View]:
         case Convolve() | Add():
             views = [source.view if isinstance(source, Lifted) else source for source in op.sources]
             return [view for view in views if view.tensor.name != IMAGE]
-        case Classify() | Pool() | UpConvolve():
+        case Classify() | Pool() | UpConvolve() | Interpolate():
             return [op.source]
         case Scatter(source=View() as source):
             return [source]

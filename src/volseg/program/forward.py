@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from volseg.networks.description import (
     IMAGE,
     Addition,
     Convolution,
     Head,
+    Interpolation,
     MaxPool,
     Network,
     Node,
@@ -19,6 +22,8 @@ from volseg.program.step import (
     Convolve,
     Exchange,
     Gather,
+    GatherTarget,
+    Interpolate,
     Lifted,
     Normalize,
     Op,
@@ -56,11 +61,17 @@ def _reads_ghosts(network: Network, node: Node, merges: frozenset[int], beyond: 
             return max(node.kernel) > 1
         case Normalization():
             return needs_ghosts(network, node.name, merges, beyond=beyond)
-        case UpConvolution():
-            return node.stage + 1 not in merges and needs_ghosts(network, node.name, merges)
+        case UpConvolution() | Interpolation():
+            return node.stage + 1 not in merges and _is_made_from_ghosts(network, node, merges)
         case Head():
             return beyond and node is network.head
     return False
+
+
+def _is_made_from_ghosts(network: Network, node: UpConvolution | Interpolation, merges: frozenset[int]) -> bool:
+    """Whether a node's output, or its voxels beyond the block where they are read, are made from its input's ghosts."""
+    beside = isinstance(node, Interpolation) and max(node.reads_beside) > 0
+    return beside or needs_ghosts(network, node.name, merges)
 
 
 class _Forward:
@@ -81,16 +92,27 @@ class _Forward:
                     self._normalization(node)
                 case MaxPool() if node.stage - 1 <= self.last:
                     self._pooled(node)
-                case UpConvolution() if node.stage <= self.last:
+                case UpConvolution() | Interpolation() if node.stage <= self.last:
                     self._lifted(node)
                 case Addition() if node.stage <= self.last:
                     self._addition(node)
-                case Head() if node.stage <= self.last and (self.loss or not node.training):
-                    self._emit(Classify(node, self._view(node.reads[0])), node.name)
+                case Head() if self.loss or not node.training:
+                    self._head(node)
         return self.steps
 
     def _emit(self, op: Op, label: str) -> None:
         self.steps.append(Step(op, label))
+
+    def _head(self, node: Head) -> None:
+        """Logits; where they lie on a coarser process grid, what they are compared with goes from grid to grid."""
+        name = f"target of {node.name}"
+        for stage in sorted(self.merges):
+            if stage <= min(node.stage, self.last + 1):
+                source = Tensor(name, node.stage, stage - 1, 1)
+                target = replace(source, grid=stage) if stage <= self.last else None
+                self._emit(GatherTarget(node, stage, source, target), f"{node.name}, gathered")
+        if node.stage <= self.last:
+            self._emit(Classify(node, self._view(node.reads[0])), node.name)
 
     def _view(self, name: str) -> View:
         view = self.outputs[name]
@@ -180,7 +202,7 @@ class _Forward:
         if target is not None:
             self.outputs[node.name] = View(target, norm)
 
-    def _lifted(self, node: UpConvolution) -> None:
+    def _lifted(self, node: UpConvolution | Interpolation) -> None:
         read = self.network.by_name[node.reads[0]]
         below = self.outputs.get(read.name)
         stage = node.stage + 1
@@ -190,15 +212,17 @@ class _Forward:
             target = View(Tensor(f"spread {stage}", stage, node.stage, read.channels), through)
             assert below is None or isinstance(below, View)
             self._emit(Scatter(stage, below, target), label)
-            if needs_ghosts(self.network, node.name, self.merges):
+            if _is_made_from_ghosts(self.network, node, self.merges):
                 self._emit(Exchange(target.tensor), self.network.made_from(node.reads[0]))
             below = target
         assert isinstance(below, View)
+        lifted = Lifted(below, node)
         if all(isinstance(reader, Convolution) for reader in self.network.readers[node.name]):
-            self.outputs[node.name] = Lifted(below, node)
+            self.outputs[node.name] = lifted
             return
-        output = Tensor(node.name, node.stage, node.stage, node.channels)
-        self._emit(UpConvolve(node, below, output), node.name)
+        output = lifted.whole
+        whole = UpConvolve(node, below, output) if isinstance(node, UpConvolution) else Interpolate(node, below, output)
+        self._emit(whole, node.name)
         self._exchange(node.name, output, node.name)
         self.outputs[node.name] = View(output)
 

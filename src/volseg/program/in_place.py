@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from volseg.program.step import Add, Convolve, Place, Scatter, Step, Tensor
+from volseg.program.step import Add, Convolve, Pass, Place, Scatter, Step, Tensor
 
 PORT = Place("port", ghosts=False)
 
@@ -69,8 +69,9 @@ def _place(step: Step, tensor: Tensor, lying: dict[Tensor, Place], merges: Colle
         return Place("port")
     if tensor.grid < tensor.stage and tensor.stage in merges:
         return Place("port", ghosts=not step.reads)  # what is fetched is read with its ghosts
-    if isinstance(step.op, Convolve) and tensor == step.op.output:
-        for source in step.op.sources:
+    op = step.op.entering if isinstance(step.op, Pass) else step.op
+    if isinstance(op, Convolve) and tensor == op.output:
+        for source in op.sources:
             place = lying.get(source.tensor, PORT)
             if place.end != "port" and source.tensor.stage == tensor.stage and source.tensor in step.frees:
                 return replace(place, end="low" if place.end == "high" else "high")

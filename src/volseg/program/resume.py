@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from volseg.program.step import Add, Convolve, Exchange, Fetch, Keep, Lifted, Normalize, Pool, Step, UpConvolve, View
+from volseg.program.step import (
+    Add,
+    Convolve,
+    Exchange,
+    Fetch,
+    Interpolate,
+    Keep,
+    Lifted,
+    Normalize,
+    Pool,
+    Step,
+    UpConvolve,
+    View,
+)
 
 COARSE = "coarse"
 """For whose output there are coefficients beside those of the finest stage's layers."""
@@ -20,7 +33,7 @@ def stage_of(step: Step) -> int:
             return op.tensor.stage
         case Normalize() as op:
             return op.view.tensor.stage
-        case Add() | Pool() | UpConvolve() as op:
+        case Add() | Pool() | UpConvolve() | Interpolate() as op:
             return op.output.stage
         case Fetch():
             return 1
@@ -49,7 +62,7 @@ def _coarse_output(steps: Sequence[Step]) -> View:
 
 def _lifted_views(step: Step) -> list[View]:
     match step.op:
-        case UpConvolve() as op:
+        case UpConvolve() | Interpolate() as op:
             return [op.source]
         case Convolve() as op:
             return [source.view for source in op.sources if isinstance(source, Lifted)]

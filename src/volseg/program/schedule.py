@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from volseg.config import ModelConfig
-from volseg.networks.architectures import described
 from volseg.networks.coverage import can_recompute, why_not_covered
+from volseg.networks.description import Network
 
 
 class Schedule(StrEnum):
@@ -32,16 +31,11 @@ class Schedule(StrEnum):
 IN_PLACE, RECOMPUTE, SPILL, LAYERS = Schedule.IN_PLACE, Schedule.RECOMPUTE, Schedule.SPILL, Schedule.LAYERS
 
 
-def schedules_of(model: ModelConfig, kernels: bool = True) -> list[Schedule]:
+def schedules_of(network: Network, kernels: bool = True) -> list[Schedule]:
     """The schedules that a network can be run by, fastest first.
 
     kernels  the processors run those of the program
     """
-    if not covers(model) or not kernels:
+    if why_not_covered(network) or not kernels:
         return [LAYERS]
-    return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(described(model)) else [IN_PLACE, SPILL]
-
-
-def covers(model: ModelConfig) -> bool:
-    """Whether the program takes a network of this configuration."""
-    return not why_not_covered(described(model))
+    return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(network) else [IN_PLACE, SPILL]

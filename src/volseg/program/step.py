@@ -10,9 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from volseg.networks.description import Addition, Convolution, Head, MaxPool, Network, Normalization, UpConvolution
+from volseg.geometry import Triple
+from volseg.networks.description import (
+    Addition,
+    Convolution,
+    Head,
+    Interpolation,
+    MaxPool,
+    Network,
+    Normalization,
+    UpConvolution,
+)
 from volseg.partition.layout import Layout
-from volseg.partition.slabs import Lift
+from volseg.partition.slabs import Lift, chain_widths
 from volseg.partition.tiling import padded_channels
 
 
@@ -67,23 +77,28 @@ class View:
 
 @dataclass(frozen=True)
 class Lifted:
-    """The output of an up-convolution, of which a few planes exist at a time."""
+    """The output of an up-convolution or an interpolation, of which a few planes exist at a time."""
 
     view: View
-    node: UpConvolution
+    node: UpConvolution | Interpolation
 
     @property
     def tensor(self) -> Tensor:
         """What it is made from."""
         return self.view.tensor
 
+    @property
+    def whole(self) -> Tensor:
+        """The output itself; of an interpolation's there is a gradient."""
+        return Tensor(self.node.name, self.node.stage, self.node.stage, self.node.channels)
+
 
 Source = View | Lifted
 
 
 def lift_of(op: Convolve | ConvolveBackward, source: Lifted) -> Lift:
-    """How an up-convolution's output follows from its input, and how far beside a slab a convolution reads it."""
-    return Lift(source.node.factors, op.node.kernel[0] // 2)
+    """How a lifted tensor follows from what it is made from, and how far beside a slab a convolution reads it."""
+    return Lift(source.node.factors, op.node.reach[0])
 
 
 @dataclass(frozen=True)
@@ -185,6 +200,21 @@ class UpConvolve(Op):
 
 
 @dataclass(frozen=True)
+class Interpolate(Op):
+    """An interpolation whose whole output is there."""
+
+    node: Interpolation
+    source: View
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output]
+
+
+@dataclass(frozen=True)
 class Pool(Op):
     """The largest of each window of a tensor that is there already."""
 
@@ -227,6 +257,21 @@ class Scatter(Op):
 
     def writes(self) -> Sequence[Tensor]:
         return [self.target.tensor]
+
+
+@dataclass(frozen=True)
+class GatherTarget(Op):
+    """Blocks of what a head's loss compares with, which the caller has, to those who lead groups of ranks.
+
+    stage   where groups merge
+    source  the classes of this rank's block, on the finer grid; no tensor of the program
+    target  those of the group's; None: this rank does not lead
+    """
+
+    node: Head
+    stage: int
+    source: Tensor
+    target: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -374,6 +419,23 @@ class UpConvolveBackward(Op):
 
 
 @dataclass(frozen=True)
+class InterpolateBackward(Op):
+    """The gradient of an interpolation's input, from that of its whole output with its ghosts."""
+
+    node: Interpolation
+    source: View
+    gradient: Tensor
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        source = [] if self.target.through is None else [self.source.tensor]
+        return [*source, self.gradient, *([self.target.tensor] if self.target.add else [])]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [] if self.target.add else [self.target.tensor]
+
+
+@dataclass(frozen=True)
 class GatherBackward(Op):
     """The gradient of a stage's input back to the ranks that gave it: the adjoint of `Gather`.
 
@@ -435,26 +497,38 @@ class Keep(Op):
 class Pass(Op):
     """A pass over the image through a chain of convolutions, of each of which a few planes exist at a time.
 
-    The coefficients of the last one's norm come out of it, and its output pooled, or, with a head, the logits.
+    The coefficients of the last one's norm come out of it, and its output pooled; or, where all coefficients are known,
+    the logits, or the output of a convolution with a stride that enters the next stage.
 
-    chain   the convolutions and how each one's output is read
-    pooled  where the largest of the last one's windows go
-    head    what the last one's output is for, where all coefficients are known
-    clears  whether the chain's memory goes back when the pass is done
+    chain     the convolutions and how each one's output is read
+    pooled    where the largest of the last one's windows go
+    head      what makes logits of the last one's output
+    entering  what makes a whole tensor of it
+    clears    whether the chain's memory goes back when the pass is done
     """
 
     chain: tuple[Convolve, ...]
     views: tuple[View, ...]
     pooled: Tensor | None = None
     head: Head | None = None
+    entering: Convolve | None = None
     clears: bool = False
+
+    @property
+    def wanted(self) -> Triple:
+        """Voxels around the block that are wanted of the last convolution, where the volume goes on."""
+        return (0, 0, 0) if self.entering is None else self.entering.node.reach
+
+    def widths(self, beyond: Triple) -> list[Triple]:
+        """Voxels around the block at which each convolution is computed for `beyond` of the last one."""
+        return chain_widths([op.node.reach for op in self.chain], beyond)
 
     def reads(self) -> Sequence[Tensor]:
         image = self.chain[0].sources[0].tensor
         return [image, *(s.tensor for op in self.chain for s in op.sources if isinstance(s, Lifted))]
 
     def writes(self) -> Sequence[Tensor]:
-        return [] if self.pooled is None else [self.pooled]
+        return [*([] if self.entering is None else [self.entering.output]), *([self.pooled] if self.pooled else [])]
 
 
 @dataclass(frozen=True)

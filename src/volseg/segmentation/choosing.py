@@ -14,7 +14,6 @@ from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import Agglomeration
 from volseg.program.kinds import Kind
-from volseg.program.schedule import covers
 from volseg.segmentation.job import SegmentationJob, rehearse_outputs
 from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.opening import LaidOut, Opened
@@ -58,17 +57,17 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
     Raises VolsegError, on all ranks, where nothing fits the memory, the outputs cannot be written, or a slice cannot be
     read.
     """
-    model, scan = opened.card.config.model, laid.scan
-    machine = this_machine(model, communicator) if covers(model) else None
+    network, scan = opened.model.network, laid.scan
+    machine = this_machine(network, communicator)
     stages = agglomeration_of_run(
-        job.agglomerate, "segment", model, opened.card.config.training, scan.layout, machine, communicator
+        job.agglomerate, "segment", network, opened.card.config.training, scan.layout, machine, communicator
     )
     scratch = job.scratch or (store_of(opened.mask) or opened.mask).parent
     choice = choose(
-        model, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
+        network, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
         kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
     )  # fmt: skip
-    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, model))
+    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, network))
     with communicator.meter.doing(Kind.FILES):
         strange = strange_values(scan, opened.card, communicator)
     return Chosen(
@@ -78,7 +77,7 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
 
 def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
     """What the busiest rank will hold beside the network: the mask, and what is made of it."""
-    classes, blocks = opened.card.config.model.classes, prod(scan.layout.largest_block)
+    classes, blocks = opened.model.network.classes, prod(scan.layout.largest_block)
     voxels = max(box.size for box in scan.boxes)
     label = mask_type(classes).itemsize
     afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)

@@ -54,7 +54,7 @@ class BlockNetwork:
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
         self.twin = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
-        if LAYERS in schedules_of(card.config.model, self.twin.kernels):
+        if LAYERS in schedules_of(model.network, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
         with grid.communicator.meter.doing(Kind.FILES):
@@ -110,7 +110,7 @@ def segment_block(
     interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
     network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration)
-    classes, shape, meter = card.config.model.classes, scan.mask_box.shape, grid.communicator.meter
+    classes, shape, meter = model.network.classes, scan.mask_box.shape, grid.communicator.meter
     mask = np.empty(shape, dtype=mask_type(classes))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
     if scan.back is None:

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from volseg.config import ModelConfig
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
 from volseg.models.bringing_back import mask_type
+from volseg.networks.description import Network
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.volumes.dataset import image_name
@@ -176,7 +176,7 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
 
 
 def rehearse_outputs(
-    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, model: ModelConfig
+    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, network: Network
 ) -> list[str]:
     """Try, now that the scan is known, all that can refuse the outputs once they are computed. On the root rank.
 
@@ -188,18 +188,19 @@ def rehearse_outputs(
     for kind, path in outputs.items():
         check_no_input(path, kind, inputs)
     fixes, space = scan.source.audit.fixes, scan.native
-    contents = {"mask": Content(space, mask_type(model.classes), labels=labels, fixes=fixes)}
+    contents = {"mask": Content(space, mask_type(network.classes), labels=labels, fixes=fixes)}
     contents |= {
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground
     }
     contents["probabilities"] = Content(
-        space=space, dtype=np.dtype(np.float32), channels=model.classes, names=labels.ordered, fixes=fixes
+        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=labels.ordered, fixes=fixes
     )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}
-    if job.go_on:  # the output at level 1: an eighth of the voxels, twice as wide, 4 bytes each
-        kept[beside(outputs["mask"], "_state")] = prod(scan.layout.shape) * model.base_channels
+    if job.go_on and network.deepest:  # float32 values of the output at stage 1
+        voxels = prod(scan.layout.coarser(network.factors[1]).shape)
+        kept[beside(outputs["mask"], "_state")] = 4 * voxels * network.widths[1]
     return rehearse(intended, job.overwrite, kept)
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.placement import ranks_on_this_machine
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.machine import available_memory, gibibytes, resident_memory
-from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
@@ -75,7 +74,7 @@ def memory_limit(communicator: Communicator) -> int:
 
 
 def choose(
-    model: ModelConfig, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
+    network: Network, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
     kernels: bool = True, limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
     agglomeration: Agglomeration = NONE,
 ) -> Choice:  # fmt: skip
@@ -92,14 +91,16 @@ def choose(
     Raises PartitionError, on all ranks, where nothing fits; it says what would.
     """
     threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
-    plan_of = _Planner(model, layout.shape, beside, threads, kernels=not lacking)
+    plan_of = _Planner(network, layout.shape, beside, threads, kernels=not lacking)
     plans = plan_of(layout, agglomeration)
     given, limit = limit is not None, limit or memory_limit(communicator)
-    files = scratch_bytes(model, layout, agglomeration)
+    files = scratch_bytes(network, layout, agglomeration)
     room = _has_room(scratch, files, communicator)
     allowed = {s: plan for s, plan in plans.items() if schedule in (None, s)}
     if not allowed:
-        raise PartitionError(f"--schedule {schedule}: this network runs as {', '.join(plans)}, {_why(model, lacking)}")
+        raise PartitionError(
+            f"--schedule {schedule}: this network runs as {', '.join(plans)}, {_why(network, lacking)}"
+        )
     refused = {}
     for candidate, plan in allowed.items():
         if not surely_fits(plan, limit):
@@ -133,32 +134,32 @@ def choose(
     )
 
 
-def _why(model: ModelConfig, lacking: int) -> str:
+def _why(network: Network, lacking: int) -> str:
     if lacking:
         return "for the processor lacks the instructions of the fast kernels"
-    if model.levels == 0:
+    if network.deepest == 0:
         return "for it has but one level"
-    return f"for {why_not_covered(described(model))}, which is not streamed"
+    return f"for {why_not_covered(network)}, which is not streamed"
 
 
 class _Planner:
     """Plans of one job for any layout."""
 
-    def __init__(self, model: ModelConfig, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool) -> None:
-        self._model, self._shape, self._beside = model, shape, beside
+    def __init__(self, network: Network, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool) -> None:
+        self._network, self._shape, self._beside = network, shape, beside
         self._threads, self._kernels = threads, kernels
 
     def __call__(self, layout: Layout, agglomeration: Agglomeration = NONE) -> dict[Schedule, MemoryPlan]:
         """By schedule."""
         beside = self._beside.of(prod(layout.largest_block))
         return segmenting_memories(
-            self._model, layout, threads=self._threads, beside=beside, kernels=self._kernels,
+            self._network, layout, threads=self._threads, beside=beside, kernels=self._kernels,
             agglomeration=agglomeration,
         )  # fmt: skip
 
     def ranks_that_fit(self, limit: int, more_than: int) -> int | None:
         """A number of ranks that would do, in memory: `more_than` doubled until it does; None where none does."""
-        ranks, multiple = 2 * more_than, self._model.multiple
+        ranks, multiple = 2 * more_than, self._network.multiple
         while ranks <= most_ranks(self._shape, ranks, multiple):
             layout = Layout.even(self._shape, choose_grid(self._shape, ranks, multiple), multiple)
             if any(surely_fits(plan, limit) for s, plan in self(layout).items() if s.in_memory):

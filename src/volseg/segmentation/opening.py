@@ -63,7 +63,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
     labels = LabelTable(card.labels)
     outputs = plan_outputs(job, labels)
     with communicator.together():
-        files = channel_files(job.scan, card.config.model.in_channels)
+        files = channel_files(job.scan, card.described.in_channels)
     communicator.on_root(lambda: check_outputs(outputs, input_files(files), job.overwrite))
     with communicator.meter.doing(Kind.FILES):
         channels = _open(files, job.dicom, communicator)
@@ -80,7 +80,7 @@ def lay_out_over_ranks(
     Raises PartitionError where it cannot be split so.
     """
     wanted = card.seen_at if spacing == "model" else None if spacing == "native" else spacing
-    multiple = card.config.model.multiple
+    multiple = card.described.multiple
     with communicator.together():
         shape = seen_space(channels[0], wanted).shape
     grid = ProcessGrid(communicator, grid_for(partition, shape, communicator.size, multiple))
@@ -100,7 +100,7 @@ def open_scan(
     Raises VolumeError, on all ranks, where it cannot be read, PartitionError where it cannot be split so.
     """
     with communicator.together():
-        files = channel_files(path, card.config.model.in_channels)
+        files = channel_files(path, card.described.in_channels)
     laid = lay_out_over_ranks(_open(files, dicom, communicator), card, partition, spacing, communicator)
     return laid.scan, laid.grid
 

@@ -32,7 +32,7 @@ class ScanImage:
     """
 
     def __init__(self, scan: Scan, card: ModelCard, grid: ProcessGrid, width: int, kept: bool = False) -> None:
-        wanted = card.config.model.in_channels
+        wanted = card.described.in_channels
         if len(scan.channels) != wanted:
             raise VolumeError(
                 f"{scan.channels[0].path}: {len(scan.channels)} image channel(s), but the model was trained with "

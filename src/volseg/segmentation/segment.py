@@ -99,7 +99,7 @@ def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, li
     store = ScratchStore(chosen.scratch) if schedule is SPILL else None
     tell = NetworkProgress(laid.scan, communicator, listen)
     state = None
-    if job.go_on and schedule is not LAYERS and opened.card.config.model.levels:
+    if job.go_on and schedule is not LAYERS and opened.model.network.deepest:
         state = _state(opened, laid, listen)
     elif job.go_on:
         listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
@@ -217,8 +217,8 @@ def _report(
 
 def _planned_time(opened: Opened, laid: LaidOut, chosen: Chosen) -> TimePlan | None:
     """How long the network was to take; None where that could not be foretold."""
-    model, machine, schedule = opened.card.config.model, chosen.machine, chosen.choice.schedule
+    network, machine, schedule = opened.model.network, chosen.machine, chosen.choice.schedule
     if machine is None or schedule is LAYERS:
         return None
-    layouts = chosen.stages.layouts(laid.scan.layout, model.factors)
-    return segmenting_time(model, layouts, machine.profile, schedule, machine.placing)
+    layouts = chosen.stages.layouts(laid.scan.layout, network.factors)
+    return segmenting_time(network, layouts, machine.profile, schedule, machine.placing)

@@ -46,7 +46,7 @@ class SegmentationState:
     def __init__(self, mask: Path, scan: Scan, card: ModelCard, weights: str, communicator: Communicator) -> None:
         self.folder = beside(mask, "_state")
         self._communicator = communicator
-        self._whole = Box.whole(scan.layout.coarser(card.config.model.factors[1]).shape)
+        self._whole = Box.whole(scan.layout.coarser(card.described.factors[1]).shape)
         self._content, self.refused = communicator.on_root(lambda: self._begin(_belongs(scan, card, weights)))
         self.found = bool(self._content["blocks"])
 

@@ -49,9 +49,9 @@ def verify_partition(
     """
     model, card = load_model(model_path)
     scan, grid = open_scan(scan_path, card, partition, communicator)
-    stages = agglomeration_for(agglomerate, card.config.model, scan.layout)
+    stages = agglomeration_for(agglomerate, model.network, scan.layout)
     mine = block_logits(model, scan, card, grid, stages)
-    expected = np.empty((card.config.model.classes, 0, 0, 0), dtype=np.float32)
+    expected = np.empty((model.network.classes, 0, 0, 0), dtype=np.float32)
     with communicator.together():
         if communicator.is_root:
             alone, single = open_scan(scan_path, card, "1x1x1", SerialCommunicator())
@@ -83,7 +83,7 @@ def block_logits(
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
     network = BlockNetwork(model, scan, card, grid, agglomeration=agglomeration)
     d, h, w = scan.inside.shape
-    out = np.empty((card.config.model.classes, d, h, w), dtype=np.float32)
+    out = np.empty((model.network.classes, d, h, w), dtype=np.float32)
     for start, logits in network.logit_slabs():
         inside = logits[0, :, : max(0, d - start), :h, :w]
         out[:, start : start + inside.shape[1]] = inside.numpy()

@@ -41,7 +41,8 @@ from volseg.segmentation.inference import segment_block
 from volseg.segmentation.opening import open_scan
 from volseg.study.launching import Launcher, run_volseg
 from volseg.training.job import TrainingJob
-from volseg.training.setup import Setup, prepare
+from volseg.training.preparing import prepare
+from volseg.training.setup import Setup
 from volseg.training.step import training_step
 from volseg.volumes.generation import Recipe, generate_dataset
 

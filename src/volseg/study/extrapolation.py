@@ -9,6 +9,7 @@ from math import prod
 
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.networks.architectures import described
 from volseg.partition.layout import Layout, padded_shape
 from volseg.planning.memory import MemoryPlan, segmenting_memory, training_memory
 from volseg.planning.planner import choose_grid
@@ -60,16 +61,16 @@ def foretell(case: Case, profile: Profile, per_machine: int) -> Foretold:
     Raises PartitionError where the volume cannot be split so.
     """
     layout = _layout(case.shape, case.ranks, case.levels)
-    model = case.model
-    layouts = [layout.coarser(factor) for factor in case.model.factors]
+    network = described(case.model)
+    layouts = [layout.coarser(factor) for factor in network.factors]
     placing = Placing(per_machine, 1)
     if case.task == TRAIN:
-        memory = training_memory(model, case.training, layout)
-        time = training_time(model, case.training, layouts, profile, placing)
+        memory = training_memory(network, case.training, layout)
+        time = training_time(network, case.training, layouts, profile, placing)
     else:
         schedule = Schedule(case.variant)
-        memory = segmenting_memory(model, layout, schedule)
-        time = segmenting_time(model, layouts, profile, schedule, placing)
+        memory = segmenting_memory(network, layout, schedule)
+        time = segmenting_time(network, layouts, profile, schedule, placing)
     shared = prod(layout.shape) / case.ranks / prod(layout.largest_block)
     return Foretold(case, layout.dims, memory, time, shared)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from volseg.drawing.style import FAINT, figure, title
+from volseg.networks.architectures import described
 from volseg.planning.plain_memory import plain_training_bytes
 from volseg.study.cases import SEGMENT, TRAIN, VARIANTS, Case, cube
 from volseg.study.extrapolation import LARGEST_SIDE, MOST_RANKS, Foretold, doublings, over_channels, over_sides
@@ -53,7 +54,7 @@ def against_side(view: View) -> Any:
         axes, [row.case.shape[0] for row in again], [(row.peak or 0) / GB for row in again], COLOURS[SEGMENT],
         markersize=4, markerfacecolor="white", markeredgecolor=COLOURS[SEGMENT],
     )  # fmt: skip
-    network = main_case(view.ranges, TRAIN, least).model
+    network = described(main_case(view.ranges, TRAIN, least).model)
     plain = [plain_training_bytes(network, cube(side)) / GB for side in sides]
     axes.plot(sides, plain, color=FAINT, lw=1.4, ls=":", zorder=2)
     label(axes, sides[-1], plain[-1], "plain torch,\ntraining", FAINT)

@@ -45,11 +45,11 @@ class StepForecast:
         shape = crop_shape(resolution.blocks.scan(case).space.shape, resolution.samples.crop)
         known = resolution.level, shape
         if known not in self._known:
-            model = self.setup.config.model
-            layout = resolution.grid.layout(padded_shape(shape, model.multiple), model.multiple)
-            layouts = resolution.twin.grids.agglomeration.layouts(layout, model.factors)
+            network = self.setup.model.network
+            layout = resolution.grid.layout(padded_shape(shape, network.multiple), network.multiple)
+            layouts = resolution.twin.grids.agglomeration.layouts(layout, network.factors)
             self._known[known] = training_time(
-                model, self.setup.config.training, layouts, self.machine.profile, self.machine.placing,
+                network, self.setup.config.training, layouts, self.machine.profile, self.machine.placing,
                 resolution.replicas.count,
             )  # fmt: skip
         return self._known[known]

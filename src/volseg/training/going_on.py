@@ -7,8 +7,8 @@ from typing import Any
 from volseg.config import Config, config_tables
 from volseg.errors import CheckpointError
 from volseg.models.stored import ModelCard
+from volseg.planning.multigrid import finest_for_good
 from volseg.training.job import TrainingJob
-from volseg.training.multigrid import finest_for_good
 from volseg.training.optimization import learning_rate
 from volseg.volumes.dataset import Dataset
 

@@ -1,37 +1,27 @@
-"""The training loop, readable top to bottom."""
+"""A training run from beginning to end: make ready, open the folder, make the steps, report."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.meter import communication_facts
-from volseg.errors import VolumeError
-from volseg.events import Caution, Listener, Message, Progress, ignore
-from volseg.machine import gibibytes
+from volseg.events import Caution, Listener, Message, ignore
 from volseg.messages import MessageLog
-from volseg.program.kinds import Kind
 from volseg.training.cases import write_split
 from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import read_log
-from volseg.training.optimization import batch_of, set_learning_rate, steps_per_epoch
+from volseg.training.preparing import prepare
 from volseg.training.record import Record
-from volseg.training.report import TrainingReport, gather_peaks, is_reported, largest_resident, make_report
-from volseg.training.resolution import Resolution
+from volseg.training.report import TrainingReport, gather_peaks, is_reported, make_report
 from volseg.training.run_folder import check_room_of_run, open_run_folder
 from volseg.training.run_lock import RunLock
-from volseg.training.setup import Setup, prepare
-from volseg.training.step import training_step
-from volseg.training.stopping import Reason, Stopping
-from volseg.training.tracing import StepTrace
-from volseg.training.validation import Validation, is_validation_due, validate
-from volseg.volumes.dataset import Case
+from volseg.training.setup import Setup
+from volseg.training.step_loop import StepLoop, validate_averaged
+from volseg.training.stopping import Stopping
 from volseg.volumes.fingerprint import write_fingerprint
 
 
@@ -57,97 +47,40 @@ def train(job: TrainingJob, communicator: Communicator, listen: Listener = ignor
 def _train(
     job: TrainingJob, communicator: Communicator, log: MessageLog, lock: RunLock, stopping: Stopping
 ) -> TrainingReport:  # fmt: skip
-    listen = log.listen
-    setup = prepare(job, communicator, listen)
-    settings, cases, card, steps = setup.config.training, setup.cases, setup.card, setup.steps
+    setup = prepare(job, communicator, log.listen)
     if job.proceed:
         check_same_inputs(job.run, setup.dataset, communicator)
-    if card.step >= steps:
+    if setup.card.step >= setup.steps:
         return _complete(job, setup, log, lock)
-    checkpoints: Checkpoints | None = None
-    with communicator.together():
-        if communicator.is_root:
-            check_room_of_run(job.run, setup.model, settings)
-            open_run_folder(job, setup.config, lock, card.step, log)
-            write_fingerprint(job.run, setup.fingerprint)
-            write_split(job.run, setup.split)
-            checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, listen)
-    record = Record(job, setup, listen)
+    checkpoints = _open_folder(job, setup, log, lock)
+    record = Record(job, setup, log.listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
-
-    meter, trace = communicator.meter, StepTrace(job, setup.finest, card.step, steps, listen)
+    steps = StepLoop(job, setup, record, checkpoints, stopping, log.listen)
     started = time.monotonic()
-    meter.reset()
+    communicator.meter.reset()
     stopping.begin()
-    stop: Reason | None = None
-    in_epoch = steps_per_epoch(len(cases), card.batch)
-    loss = float("nan")
-    dice: float | None = None
-    listen(Progress("train", card.step, steps, "steps", work=setup.work(card.step)))
-    before = setup.resolution(card.step)
-    for step in range(card.step, steps):
-        trace.before(step)
-        begun = time.monotonic()
-        meter.enter("step", step + 1)
-        epoch = step // in_epoch
-        if (resolution := setup.resolution(step)) is not before:
-            before.rest()
-            before = resolution
-        batch = batch_of(cases, step, card.batch, settings.seed)
-        rate = set_learning_rate(setup.optimizer, settings, step, steps)
-        figures = training_step(setup, batch, step)
-        loss, dice = figures.loss, figures.dice
-        if not isfinite(loss):
-            raise VolumeError(
-                f"loss or gradients became {loss} at step {step + 1}, case {_names(figures.faulty)}: lower "
-                f"--learning-rate (now {settings.learning_rate:g}), or look for outliers in that image"
-            )
-        seconds = time.monotonic() - begun
-        validation: Validation | None = None
-        if setup.held_out and is_validation_due(settings, step + 1, in_epoch):
-            meter.enter("validation")
-            validation = _validate(setup, resolution, record)
-        meter.enter("log and checkpoint")
-        card = dataclasses.replace(
-            card, step=step + 1, validation_dice=None if validation is None else validation.mean
-        )  # fmt: skip
-        memory = largest_resident(communicator)
-        following = setup.resolution(min(step + 1, steps - 1))
-        saving = 0.0 if checkpoints is None else checkpoints.longest
-        stop = stopping.after_step(saving, resolution.voxels, following.voxels)
-        with meter.doing(Kind.FILES):
-            record.step(
-                validation, step=step + 1, epoch=epoch + 1, loss=loss, dice=dice, learning_rate=rate, seconds=seconds,
-                voxels_per_second=figures.voxels / seconds, memory_bytes=memory, case=_names(batch),
-                level=resolution.level,
-            )  # fmt: skip
-            if checkpoints is not None:
-                if resolution is setup.finest:  # the Dice of a coarser one is another measure
-                    checkpoints.offer(setup.model, setup.averaged, card)
-                if checkpoints.due or stop or step + 1 == steps:
-                    record.before_checkpoint()
-                    checkpoints.save(setup.model, setup.optimizer, setup.averaged, card)
-        shown = {
-            "epoch": f"{epoch + 1}/{settings.epochs}",
-            "loss": f"{loss:.4f}",
-            "Dice": "none" if dice is None else f"{dice:.3f}",
-        }
-        if record.last is not None and record.last.mean is not None:
-            at = f" at level {record.last.level}" if record.last.level else ""
-            shown["held out"] = f"{record.last.mean:.3f}{at}"
-        shown |= {"voxels/s": f"{figures.voxels / seconds / 1e6:.2f} M", "memory": gibibytes(memory)}
-        listen(Progress("train", step + 1, steps, "steps", shown, setup.work(step + 1)))
-        meter.enter("")
-        trace.after(step)
-        if stop:
-            break
-    stopped = stop if card.step < steps else None
+    stopped = steps.run()
     # Of the same time: the others wait for the root's last picture, which is no work of theirs.
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
     record.finish()
     dice = record.dice_of_last_epoch()
-    return make_report(job, setup, card.step, seconds, communication, loss, dice, record.last, inputs, stopped)
+    return make_report(
+        job, setup, steps.card.step, seconds, communication, steps.loss, dice, record.last, inputs, stopped
+    )  # fmt: skip
+
+
+def _open_folder(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) -> Checkpoints | None:
+    """Make the run folder ready for the first step; its checkpoints on the root, None elsewhere. Collective."""
+    settings, checkpoints = setup.config.training, None
+    with setup.world.together():
+        if setup.world.is_root:
+            check_room_of_run(job.run, setup.model, settings)
+            open_run_folder(job, setup.config, lock, setup.card.step, log)
+            write_fingerprint(job.run, setup.fingerprint)
+            write_split(job.run, setup.split)
+            checkpoints = Checkpoints(job.run, settings.keep, settings.checkpoint_seconds, log.listen)
+    return checkpoints
 
 
 def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) -> TrainingReport:
@@ -176,7 +109,7 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     communicator.meter.reset()
     if setup.held_out:
         communicator.meter.enter("validation")
-        record.found(_validate(setup, setup.finest, record), int(last["epoch"]))
+        record.found(validate_averaged(setup, setup.finest, record), int(last["epoch"]))
         communicator.meter.enter("")
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
@@ -190,16 +123,3 @@ def _unreported_row(run: Path, step: int) -> dict[str, str] | None:
     if is_reported(run, step):
         return None
     return next((row for row in read_log(run) if int(row["step"]) == step), None)
-
-
-def _validate(setup: Setup, resolution: Resolution, record: Record) -> Validation:
-    """Of the held-out cases, with the averaged weights, where there are any. Collective."""
-    with setup.averaged.in_use():
-        return validate(
-            resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-            record.looking_at(resolution.blocks),
-        )  # fmt: skip
-
-
-def _names(cases: Sequence[Case]) -> str:
-    return "+".join(case.name for case in cases)

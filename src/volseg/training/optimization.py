@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from volseg.config import TrainingConfig
+from volseg.planning.multigrid import steps_per_epoch
 from volseg.volumes.dataset import Case
 
 
@@ -51,11 +52,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainingConfig, 
 def case_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the cases in an epoch: a permutation that follows from seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def steps_per_epoch(count: int, batch: int) -> int:
-    """Batches of an epoch of `count` cases; the last may be an incomplete one."""
-    return -(-count // batch)
 
 
 def batch_of(cases: Sequence[Case], step: int, batch: int, seed: int) -> list[Case]:

@@ -19,7 +19,7 @@ from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.partition.agglomeration import Agglomeration
 from volseg.partition.layout import padded_shape
-from volseg.planning.hierarchy import fastest_sharing
+from volseg.planning.hierarchy import fastest_sharing, is_too_small
 from volseg.planning.memory import MemoryPlan, training_memory, validation_memory
 from volseg.planning.planner import grid_for, grid_named
 from volseg.planning.sample_memory import sample_bytes, with_sample
@@ -90,7 +90,7 @@ class Hierarchy:
         Raises VolsegError, on all ranks, where they do not suit the data set or the ranks.
         """
         replicas = Replicas(communicator, self.job.replicas)
-        dims = _grid_of_replica(self.job, replicas, self._largest(0), self.config.model.multiple, self._narrowest(0))
+        dims = _grid_of_replica(self.job, replicas, self._largest(0), self._multiple, self._narrowest(0))
         return self._resolution(0, replicas, ProcessGrid(replicas.own, dims))
 
     def coarse(self, level: int, finer: Sequence[Resolution]) -> Resolution:
@@ -106,7 +106,7 @@ class Hierarchy:
         if machine is not None:
             question = Question(
                 shape=self._largest(level),
-                model=config.model,
+                network=self.model.network,
                 training=config.training,
                 task="train",
                 profile=machine.nominal,
@@ -114,12 +114,17 @@ class Hierarchy:
                 placing=machine.placing,
             )
         count, dims = fastest_sharing(
-            self._largest(level), config.model.multiple, world.size, self.job.batch, self._narrowest(level), question
+            self._largest(level), self._multiple, world.size, self.job.batch, self._narrowest(level), question
         )
         if (count, dims) == (next_finer.replicas.count, next_finer.grid.dims):
             return self._resolution(level, next_finer.replicas, next_finer.grid)
         replicas = Replicas(world, count)
         return self._resolution(level, replicas, ProcessGrid(replicas.own, dims))
+
+    @property
+    def _multiple(self) -> Triple:
+        """What the sides of volumes are padded to a multiple of, per axis."""
+        return self.model.network.multiple
 
     def _shapes(self, level: int) -> list[Triple]:
         return [halved(self.shapes[case.name], level) for case in self.cases]
@@ -141,12 +146,12 @@ class Hierarchy:
         return d, h, w
 
     def _resolution(self, level: int, replicas: Replicas, grid: ProcessGrid) -> Resolution:
-        config, multiple, world = self.config, self.config.model.multiple, replicas.world
+        config, multiple, world = self.config, self._multiple, replicas.world
         self._check_depth(level)
         blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level, self.spacing)
         largest = padded_shape(self._largest(level), multiple)
         stages = agglomeration_of_run(
-            self.job.agglomerate if level == 0 else "none", "train", config.model, config.training,
+            self.job.agglomerate if level == 0 else "none", "train", self.model.network, config.training,
             grid.layout(largest, multiple), self.machine, world, replicas.count,
         )  # fmt: skip
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
@@ -166,25 +171,24 @@ class Hierarchy:
 
     def _planned(self, level: int, grid: ProcessGrid, agglomeration: Agglomeration) -> MemoryPlan:
         """Of a step on each case to train on, making its sample included, and of validating with each held out."""
-        config, model, threads = self.config, self.config.model, torch.get_num_threads()
+        config, network, threads = self.config, self.model.network, torch.get_num_threads()
         plans = []
         for case, shape, view in zip(self.cases, self._shapes(level), self._views(level), strict=True):
             if case.name in self.held_out:
-                whole = grid.layout(padded_shape(shape, model.multiple), model.multiple)
-                plans.append(validation_memory(model, config.training, whole, threads, agglomeration))
+                whole = grid.layout(padded_shape(shape, self._multiple), self._multiple)
+                plans.append(validation_memory(network, config.training, whole, threads, agglomeration))
                 continue
-            layout = grid.layout(padded_shape(view, model.multiple), model.multiple)
-            sample = sample_bytes(config.augmentation, layout, shape, model.in_channels, threads, view != shape)
-            plans.append(with_sample(training_memory(model, config.training, layout, threads, agglomeration), sample))
+            layout = grid.layout(padded_shape(view, self._multiple), self._multiple)
+            sample = sample_bytes(config.augmentation, layout, shape, network.in_channels, threads, view != shape)
+            plans.append(with_sample(training_memory(network, config.training, layout, threads, agglomeration), sample))
         return max(plans, key=lambda plan: plan.peak)
 
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
         model = self.config.model
-        smallest = math.prod(model.multiple)
         for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
-            if model.norm != "none" and math.prod(padded_shape(shape, model.multiple)) == smallest:
-                by_crop = math.prod(padded_shape(whole, model.multiple)) > smallest
+            if is_too_small(self.model.network, shape):
+                by_crop = not is_too_small(self.model.network, whole)
                 what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
                 remedies = ["a larger --crop"] * by_crop + ["fewer --levels"]
                 remedies += ["fewer --multigrid levels"] * (level > 0)

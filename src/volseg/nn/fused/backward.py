@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor as TorchTensor
 from torch import nn
 
-from volseg.networks.description import Convolution
+from volseg.networks.description import Convolution, Interpolation
 from volseg.nn.fused import merging
 from volseg.nn.fused.forward import lifted, shifted
 from volseg.nn.fused.normalization import normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
-from volseg.nn.fused.up import Up, bias_sums
-from volseg.nn.kernels import addition, passes, pointwise, pooling
+from volseg.nn.fused.up import UpGradient, bias_sums
+from volseg.nn.kernels import addition, interpolation, passes, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
@@ -29,6 +27,7 @@ from volseg.program.step import (
     ClassifyBackward,
     ConvolveBackward,
     GatherBackward,
+    InterpolateBackward,
     Lifted,
     NormalizeBackward,
     ScatterBackward,
@@ -143,10 +142,26 @@ def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
     targets = {source.tensor: target for source, target in zip(op.sources, op.targets, strict=True)}
     inputs = [state.operand(other) for other in others]
     slots = [_target(state, targets[other.tensor]) for other in others]
-    below = _UpBackward(state, lifted(state, op, source), targets[source.tensor])
-    for planes, slab, slot in below.slabs(op):
-        yield planes, [*inputs, slab], [*slots, slot]
-    below.finish()
+    up, target = lifted(state, op, source), _target(state, targets[source.tensor])
+    slabs = up.slabs(state.work(op.gradient), _UP_MULTIPLE)
+    if isinstance(source.node, Interpolation):  # goes on from a gradient that is whole: it needs the one of neighbours
+        for planes, slab in slabs:
+            yield planes, [*inputs, slab], [*slots, target]
+        return
+    module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
+    through = UpGradient(module, up.below.activation, target)
+    for planes, slab in slabs:
+        slot = _slab_gradient(state, op, planes, slab)
+        yield planes, [*inputs, slab], [*slots, kernels.Target(slot)]
+        with state.work(op.gradient).meter.doing(Kind.UP):
+            through.add(planes, slot)
+    state.enter(module, *through.finished())
+
+
+def _slab_gradient(state: State, op: ConvolveBackward, planes: Range, slab: Operand) -> Rows:
+    """Room for the gradient of a slab of an up-convolution's output, addressed by the planes of the whole block."""
+    sides = (planes[1] - planes[0], *slab.rows.sides[1:])
+    return shifted(state.work(op.gradient).buffers.slab("its gradient", sides, slab.rows.channels), planes[0])
 
 
 def _target(state: State, target: Target) -> kernels.Target:
@@ -154,44 +169,24 @@ def _target(state: State, target: Target) -> kernels.Target:
     return kernels.Target(state.rows[target.tensor], sums, target.add)
 
 
-@dataclass
-class _UpBackward:
-    """An up-convolution's backward, slab by slab; weight and bias are the sums over them."""
-
-    state: State
-    up: Up
-    target: Target
-    weight: TorchTensor | None = None
-    bias: TorchTensor | None = None
-
-    def slabs(self, op: ConvolveBackward) -> Iterator[tuple[Range, Operand, kernels.Target]]:
-        """Each slab, and where its gradient goes, which goes on through the up-convolution at once."""
-        work = self.state.work(op.gradient)
-        target = _target(self.state, self.target)
-        for planes, slab in self.up.slabs(work, _UP_MULTIPLE):
-            sides = (planes[1] - planes[0], *slab.rows.sides[1:])
-            given = work.buffers.slab("its gradient", sides, slab.rows.channels)
-            behind = shifted(given, planes[0])
-            yield planes, slab, kernels.Target(behind)
-            with work.meter.doing(Kind.UP):
-                self.weight = self.up.backward(planes, behind, target, self.weight)
-                sums = bias_sums(given)
-            self.bias = sums if self.bias is None else self.bias + sums
-
-    def finish(self) -> None:
-        """Note the gradients of weight and bias."""
-        assert self.weight is not None
-        assert self.bias is not None
-        self.state.enter(self.up.module, *self.up.finished(self.weight, self.bias))
-
-
 def up_convolve_backward(state: State, op: UpConvolveBackward) -> None:
     """The gradients of an up-convolution's weight and bias, and of its input."""
-    up = Up(cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source))
-    gradient = state.rows[op.gradient]
+    module, gradient = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.rows[op.gradient]
+    through = UpGradient(module, state.operand(op.source).activation, _target(state, op.target))
     with state.work(op.gradient).meter.doing(Kind.UP):
-        weight = up.backward((0, gradient.sides[0]), gradient, _target(state, op.target), None)
-        state.enter(up.module, *up.finished(weight, bias_sums(gradient)))
+        through.add((0, gradient.sides[0]), gradient)
+        state.enter(module, *through.finished())
+
+
+def interpolate_backward(state: State, op: InterpolateBackward) -> None:
+    """The gradient of an interpolation's input, which needs the voxels beside the block of the output's."""
+    state.wait(op.gradient)
+    target = _target(state, op.target)
+    with state.work(op.gradient).meter.doing(Kind.UP):
+        x = None if target.sums is None else state.operand(op.source).activation
+        interpolation.gradient(
+            state.rows[op.gradient], x, op.node.factors, op.node.mode, target.rows, target.sums, add=target.add
+        )
 
 
 def add_backward(state: State, op: AddBackward) -> None:
@@ -237,5 +232,6 @@ BACKWARD: dict[type, Any] = {
     ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool,
     NormalizeBackward: normalize_backward, ConvolveBackward: convolve_backward,
     GatherBackward: gather_backward, ScatterBackward: scatter_backward, UpConvolveBackward: up_convolve_backward,
+    InterpolateBackward: interpolate_backward,
 }  # fmt: skip
 """The functions that execute backward operations."""

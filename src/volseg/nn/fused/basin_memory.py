@@ -22,6 +22,7 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
+from volseg.program.recompute import halo_with_passes
 from volseg.program.step import Convolve, Pass, Place, Program, Tensor, layout_of
 
 
@@ -43,10 +44,10 @@ class BasinMemory:
         self.network = network
         self.works, self.layouts, self.image, self.store, self.progress = works, layouts, image, store, progress
         passes = [step.op for step in program.forward if isinstance(step.op, Pass)]
-        self._beyond = beyond if passes else 0
+        self._halo = halo_with_passes(network, program.forward, beyond)
         sides = [self._sides(layout, work) for work, layout in zip(works, layouts, strict=False)]
         ghosts = [
-            ghost_widths(work.grid, network.halo[level] if level in program.merges else self._halo(level, beyond))
+            ghost_widths(work.grid, network.halo[level] if level in program.merges else self._halo[level])
             for level, work in enumerate(works)
         ]
         stored, first = [padded_channels(width) for width in network.widths], 1 if passes else 0
@@ -66,19 +67,12 @@ class BasinMemory:
         """Of this rank's block of a tensor."""
         return self._sides(layout_of(tensor, self.network, self.layouts), self.works[tensor.grid])
 
-    def _halo(self, stage: int, beyond: int = 0) -> Triple:
-        """Voxels around its block that are read of a stage's tensors, where the volume goes on."""
-        more = self._beyond * (stage == 1)
-        least = beyond * (stage == 0)
-        d, h, w = (max(n + more, least) for n in self.network.halo[stage])
-        return d, h, w
-
     def take(self, tensor: Tensor, place: Place | None) -> Rows:
         """As `Memory.take`, where the program planned it."""
         assert place is not None
         self._places[tensor] = place
         if place.end == "port":
-            return self._port(tensor, self._halo(tensor.stage) if place.ghosts else (0, 0, 0))
+            return self._port(tensor, self._halo[tensor.stage] if place.ghosts else (0, 0, 0))
         basin = self.basins[tensor.stage]
         begin = basin.at_high_end(tensor.stored) if place.end == "high" else 0
         shape = (*(n + a + b for n, a, b in zip(basin.sides, basin.low, basin.high, strict=True)), tensor.stored)

@@ -1,8 +1,8 @@
 """Several convolutions one after the other in one pass over a block: of each tensor a few planes exist at a time.
 
-Each stage computes what the next one reads: on the sides where the volume goes on, a voxel more for every stage that
-follows it. So the image is the only thing that is fetched from other ranks, and no tensor is ever whole. Nothing is
-computed twice along D; the windows keep the planes that the next step needs.
+Each stage computes what the next one reads: on the sides where the volume goes on, as many voxels more as those that
+follow it reach. So the image is the only thing that is fetched from other ranks, and no tensor is ever whole. Nothing
+is computed twice along D; the windows keep the planes that the next step needs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from volseg.geometry import Triple
 from volseg.nn.fused.forward import stored_bias
 from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.operand import Operand, Workplace
@@ -19,7 +20,7 @@ from volseg.nn.fused.up import Up
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
-from volseg.partition.slabs import ranges, window_planes
+from volseg.partition.slabs import chain_widths, ranges, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
@@ -42,17 +43,28 @@ class Stage:
         """Of its output."""
         return int(self.conv.weight.shape[0])
 
+    @property
+    def reach(self) -> Triple:
+        """Voxels that it reads before and after a voxel."""
+        d, h, w = (int(side) // 2 for side in self.conv.weight.shape[2:])
+        return d, h, w
+
 
 class _Window:
-    """The planes first ... stop of a stage's output, and `width` voxels around the block on H and W."""
+    """The planes first ... stop of a stage's output, and `width` voxels around the block on H and W.
 
-    def __init__(self, work: Workplace, name: str, stage: Stage, layout: Layout, width: int, step: int) -> None:
+    reach  planes on either side that are read of it
+    """
+
+    def __init__(
+        self, work: Workplace, name: str, stage: Stage, layout: Layout, width: Triple, reach_on_d: int, step: int
+    ) -> None:
         coords = work.grid.coords
         self.low, self.high = reach(layout, coords, width)
         self.sides = layout.block(coords).shape
         self.stage = stage
         channels = padded_channels(stage.channels)
-        planes = window_planes(self.sides[0], self.low[0], self.high[0], width, step)
+        planes = window_planes(self.sides[0], self.low[0], self.high[0], width[0], reach_on_d, step)
         shape = (planes, *(n + a + b for n, a, b in zip(self.sides, self.low, self.high, strict=True)))
         self.buffer = work.buffers.slab(name, (shape[0], shape[2], shape[3]), channels).buffer
         self.first = self.stop = -self.low[0]
@@ -85,10 +97,11 @@ class Chain:
     """
 
     def __init__(
-        self, work: Workplace, layout: Layout, image: Image, stages: Sequence[Stage], step: int, beyond: int = 0
+        self, work: Workplace, layout: Layout, image: Image, stages: Sequence[Stage], step: int, beyond: Triple
     ) -> None:  # fmt: skip
         self.work, self.layout, self.image, self.stages, self.step = work, layout, image, stages, step
-        self.beyond = beyond
+        self.widths = chain_widths([stage.reach for stage in stages], beyond)
+        self.read_on_d = [*(stage.reach[0] for stage in stages[1:]), beyond[0]]
 
     def run(
         self, sums: kernels.BrickSums | None = None, pooled: kernels.Pooled | None = None
@@ -97,23 +110,20 @@ class Chain:
 
         sums, pooled  of the last stage
         """
-        widths = [len(self.stages) - 1 - n + self.beyond for n in range(len(self.stages))]
         windows = [
-            _Window(self.work, f"window {n}", stage, self.layout, width, self.step)
-            for n, (stage, width) in enumerate(zip(self.stages, widths, strict=True))
+            _Window(self.work, f"window {n}", stage, self.layout, width, read, self.step)
+            for n, (stage, width, read) in enumerate(zip(self.stages, self.widths, self.read_on_d, strict=True))
         ]
         weights = [kernels.pack_weight(s.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
         depth = self.layout.block(self.work.grid.coords).shape[0]
         last_stage = len(windows) - 1
         for first, last in ranges(depth, self.step):
-            for n, (window, width) in enumerate(zip(windows, widths, strict=True)):
-                keep = windows[n + 1].stop - 1 if n < last_stage else first
-                planes = window.make_room(keep, min(last + width, depth + window.high[0]))
+            for n, (window, width) in enumerate(zip(windows, self.widths, strict=True)):
+                keep = (windows[n + 1].stop if n < last_stage else first) - self.read_on_d[n]
+                planes = window.make_room(keep, min(last + width[0], depth + window.high[0]))
                 if planes[1] > planes[0]:
                     at_end = n == last_stage
-                    self._compute(
-                        windows, n, width, planes, weights[n], sums if at_end else None, pooled if at_end else None
-                    )
+                    self._compute(windows, n, planes, weights[n], sums if at_end else None, pooled if at_end else None)
             yield (first, last), windows[-1].operand
         for weight in weights:
             weight.release()
@@ -124,14 +134,16 @@ class Chain:
         return [before] if stage.up is None else [before, stage.up.channels]
 
     def _compute(
-        self, windows: Sequence[_Window], number: int, width: int, planes: Range, weight: kernels.Weight,
+        self, windows: Sequence[_Window], number: int, planes: Range, weight: kernels.Weight,
         sums: kernels.BrickSums | None, pooled: kernels.Pooled | None,
     ) -> None:  # fmt: skip
         window, stage = windows[number], self.stages[number]
         low, high = window.low, window.high
         if number == 0:
             with self.work.meter.doing(Kind.FILES):
-                inputs = [read_planes(self.image, self.layout, self.work.grid.coords, planes, width + 1)]
+                around = max(n + more for n, more in zip(self.widths[0][1:], stage.reach[1:], strict=True))
+                read = read_planes(self.image, self.layout, self.work.grid.coords, planes, around, stage.reach[0])
+                inputs = [read]
         else:
             inputs = [windows[number - 1].operand]
         if stage.up is not None:

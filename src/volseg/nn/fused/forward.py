@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor as TorchTensor
 from torch import nn
 
 from volseg.geometry import Triple
-from volseg.networks.description import Normalization
+from volseg.networks.description import Interpolation, Normalization
 from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused import merging
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
-from volseg.nn.fused.up import Up
-from volseg.nn.kernels import addition, pointwise, pooling
+from volseg.nn.fused.up import Filling, InterpolatedFilling, Up, UpFilling
+from volseg.nn.kernels import addition, interpolation, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
@@ -31,6 +31,8 @@ from volseg.program.step import (
     ConvolveBackward,
     Exchange,
     Gather,
+    GatherTarget,
+    Interpolate,
     Lifted,
     Normalize,
     Pool,
@@ -45,6 +47,11 @@ _NO_BRICK: Triple = (1, 1, 1)
 
 def convolve(state: State, op: Convolve) -> None:
     """Fill the output slab by slab, and what is pooled of it; the sums of its bricks are kept for its norm."""
+    convolve_slabs(state, op, _inputs(state, op))
+
+
+def convolve_slabs(state: State, op: Convolve, slabs: Iterable[tuple[Range, list[Operand]]]) -> None:
+    """`convolve` for planes of the output in turn, each with what the convolution reads there."""
     work, layout, rows = state.work(op.output), state.layout(op.output), state.rows[op.output]
     conv = cast(nn.Conv3d, state.layer(op.node.module))
     norm = None if op.statistics is None else state.layer(op.statistics.module)
@@ -58,7 +65,7 @@ def convolve(state: State, op: Convolve) -> None:
         assert op.pooling is not None
         pooled = kernels.Pooled(state.rows[op.pooled], state.signs[op.output.name], op.pooling.window)
     weight: kernels.Weight | None = None
-    for planes, inputs in _inputs(state, op):
+    for planes, inputs in slabs:
         with work.meter.doing(Kind.CONVOLUTION):
             weight = weight or kernels.pack_weight(conv.weight, [x.channels for x in inputs], op.node.stride)
             kernels.forward(
@@ -89,9 +96,14 @@ def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]
 
 
 def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
-    """An up-convolution with what it reads, for the convolution that reads it."""
-    module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
-    return Up(module, state.operand(source.view), lift_of(op, source).reach)
+    """A tensor that is never whole, with what it is made from, for the convolution that reads it."""
+    node = source.node
+    filling: Filling
+    if isinstance(node, Interpolation):
+        filling = InterpolatedFilling(node)
+    else:
+        filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)))
+    return Up(filling, state.operand(source.view), lift_of(op, source))
 
 
 def up_convolve(state: State, op: UpConvolve) -> None:
@@ -101,6 +113,16 @@ def up_convolve(state: State, op: UpConvolve) -> None:
     for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
         with state.work(op.output).meter.doing(Kind.UP):
             pointwise.apply(x.activation, weight, state.rows[op.output], planes)
+        state.memory.computed([], planes)
+
+
+def interpolate(state: State, op: Interpolate) -> None:
+    """An interpolation's whole output, some planes at a time."""
+    state.wait(op.source.tensor)
+    x = state.operand(op.source)
+    for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
+        with state.work(op.output).meter.doing(Kind.UP):
+            interpolation.interpolate(x.activation, op.node.factors, op.node.mode, state.rows[op.output], planes)
         state.memory.computed([], planes)
 
 
@@ -172,6 +194,18 @@ def scatter(state: State, op: Scatter) -> None:
     if node is not None:
         state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node)
     merge.share(running_statistics(state.twin, op.stage))
+
+
+def gather_target(state: State, op: GatherTarget) -> None:
+    """What a head's loss compares with, to those who lead; nothing where there is no loss."""
+    own = state.targets.pop(op.node.name, None)
+    if own is None:
+        return
+    whole = None
+    if op.target is not None:
+        sides = state.layout(op.target).block(state.work(op.target).grid.coords).shape
+        whole = state.targets[op.node.name] = torch.empty(sides, dtype=own.dtype)
+    merging.gather_classes(state.grids.merges[op.stage], state.layout(op.source), own, whole)
 
 
 def sit_out(state: State, op: SitOut) -> None:
@@ -265,6 +299,7 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
+    SitOut: sit_out, GatherTarget: gather_target, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
+    Interpolate: interpolate,
 }  # fmt: skip
 """The functions that execute forward operations."""

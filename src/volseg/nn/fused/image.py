@@ -8,7 +8,7 @@ from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
-from volseg.geometry import Triple
+from volseg.geometry import PerAxis, Triple, per_axis
 from volseg.networks.description import Convolution, Network
 from volseg.nn.fused.operand import Operand
 from volseg.nn.kernels.rows import Rows
@@ -38,11 +38,11 @@ class Image(Protocol):
         """No planes will be asked for any more."""
 
 
-def reach(layout: Layout, coords: Triple, width: int) -> tuple[Triple, Triple]:
+def reach(layout: Layout, coords: Triple, width: PerAxis) -> tuple[Triple, Triple]:
     """Voxels before and after a block, at most `width`, up to the faces of the volume."""
-    block, whole = layout.block(coords), layout.shape
-    low = tuple(min(width, start) for start in block.start)
-    high = tuple(min(width, n - stop) for n, stop in zip(whole, block.stop, strict=True))
+    block, whole, widths = layout.block(coords), layout.shape, per_axis(width)
+    low = tuple(min(most, start) for most, start in zip(widths, block.start, strict=True))
+    high = tuple(min(most, n - stop) for most, n, stop in zip(widths, whole, block.stop, strict=True))
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
@@ -98,5 +98,8 @@ def image_width(network: Network, schedule: Schedule, beyond: int = 0) -> int:
     beyond  voxels around the block that are wanted of what the head reads
     """
     if schedule is RECOMPUTE:
-        return sum(isinstance(node, Convolution) and node.stage == 0 for node in network.nodes) + beyond
+        convolutions = [node for node in network.nodes if isinstance(node, Convolution)]
+        finest = sum(max(node.reach) for node in convolutions if node.stage == 0)
+        entering = (max(node.reach) for node in convolutions if node.stage == 1 and max(node.stride) > 1)
+        return finest + max([beyond, *entering])
     return 0 if schedule is LAYERS else network.image_reach

@@ -24,6 +24,15 @@ def gather(merge: Merge, layout: Layout, own: Rows, whole: Rows | None, buffers:
     merge.gather(layout, own.own, None if whole is None else whole.own, _room(layout, own.channels, buffers))
 
 
+def gather_classes(merge: Merge, layout: Layout, own: Tensor, whole: Tensor | None) -> None:
+    """The same of the classes of voxels, [d, h, w] of any type. Collective over the group."""
+
+    def room(sides: Triple, channels: int) -> Tensor:
+        return torch.empty(*sides, channels, dtype=own.dtype)
+
+    merge.gather(layout, own.unsqueeze(3), None if whole is None else whole.unsqueeze(3), room)
+
+
 def scatter(merge: Merge, layout: Layout, whole: Rows | None, own: Rows, buffers: Buffers) -> None:
     """Fill each block of a group from its leader's; not the ghosts. Collective over the group."""
     merge.scatter(layout, None if whole is None else whole.own, own.own, _room(layout, own.channels, buffers))

@@ -8,8 +8,16 @@ from typing import cast
 from torch import Tensor as TorchTensor
 from torch import nn
 
+from volseg.geometry import Triple
 from volseg.nn.fused.chain import Chain, Stage
-from volseg.nn.fused.forward import brick_sums, channel_signs, kept_channels, lifted, needs_statistics
+from volseg.nn.fused.forward import (
+    brick_sums,
+    channel_signs,
+    convolve_slabs,
+    kept_channels,
+    lifted,
+    needs_statistics,
+)
 from volseg.nn.fused.image import Image
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
@@ -24,7 +32,7 @@ from volseg.program.step import Lifted, Pass
 
 def find_coefficients(state: State, op: Pass, image: Image) -> None:
     """A pass that finds the last convolution's coefficients, and its output pooled. Collective."""
-    view, work, chain = op.views[-1], state.works[0], _chain(state, op, image)
+    view, work, chain = op.views[-1], state.works[0], _chain(state, op, image, op.wanted)
     node, tensor = view.node, view.tensor
     assert node is not None
     norm = state.layer(node.module) if node.module else nn.Identity()
@@ -32,7 +40,9 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
     sums = brick_sums(sides, tensor.stored, state.bricks[0]) if needs_statistics(norm) else None
     pooled = None
     if op.pooled is not None:
-        pooled = kernels.Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored))
+        pooling = op.chain[-1].pooling
+        assert pooling is not None
+        pooled = kernels.Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored), pooling.window)
     if sums is not None or pooled is not None:
         for planes, _ in chain.run(sums, pooled):
             state.memory.computed([convolution.node.name for convolution in op.chain], planes)
@@ -51,14 +61,31 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
         work.buffers.clear()
 
 
+def enter_stage(state: State, op: Pass, image: Image) -> None:
+    """A pass whose last output goes through a convolution with a stride, into a whole tensor. Collective."""
+    entering = op.entering
+    assert entering is not None
+    factor = entering.node.stride[0]
+
+    def slabs() -> Iterator[tuple[Range, list[Operand]]]:
+        for (first, last), operand in _chain(state, op, image, op.wanted).run():
+            yield (first // factor, last // factor), [operand]
+            state.memory.computed([convolution.node.name for convolution in op.chain], (first, last))
+
+    convolve_slabs(state, entering, slabs())
+    image.settled()
+    if op.clears:
+        state.works[0].buffers.clear()
+
+
 def features(state: State, op: Pass, image: Image, beyond: int) -> Iterator[tuple[Range, Operand]]:
     """Ranges of this rank's planes, and there what the head reads, good until the next are asked for."""
-    for planes, operand in _chain(state, op, image, beyond).run():
+    for planes, operand in _chain(state, op, image, (beyond, beyond, beyond)).run():
         state.memory.computed([convolution.node.name for convolution in op.chain], planes)
         yield planes, operand
 
 
-def _chain(state: State, op: Pass, image: Image, beyond: int = 0) -> Chain:
+def _chain(state: State, op: Pass, image: Image, beyond: Triple) -> Chain:
     stages = []
     for convolution, view in zip(op.chain, op.views, strict=True):
         lifts = (lifted(state, convolution, s) for s in convolution.sources if isinstance(s, Lifted))

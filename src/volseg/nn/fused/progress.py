@@ -50,3 +50,5 @@ def _convolved(step: Step) -> Iterator[Convolve]:
             yield op
         case Pass() as op:
             yield from op.chain
+            if op.entering is not None:
+                yield op.entering

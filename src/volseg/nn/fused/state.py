@@ -77,6 +77,7 @@ class State:
     known    coefficients that need not be looked for again, by the names of their nodes
     rows     the tensors that are there, and `exchanges` of ghosts that are under way
     affines  the coefficients by which tensors are read, by the names of their nodes, and how they came about
+    targets  what heads' losses compare with, [d, h, w] by their names; some move to other ranks
     sums     of gradients before an activation, [2, C] float64 (`winograd.Target`)
     """
 
@@ -89,6 +90,7 @@ class State:
     known: Mapping[str, Affine] = field(default_factory=dict)
     consume: Callable[[str, int, LogitSlabs], None] | None = None
     logit_gradients: Mapping[str, LogitSlabs] = field(default_factory=dict)
+    targets: dict[str, TorchTensor] = field(default_factory=dict)
     rows: dict[Tensor, Rows] = field(default_factory=dict)
     exchanges: dict[Tensor, GhostExchange] = field(default_factory=dict)
     affines: dict[str, Affine] = field(default_factory=dict)

@@ -1,15 +1,18 @@
-"""Up-convolution in slabs: its output exists for a few planes at a time, forward and backward."""
+"""Up-sampling in slabs: by an up-convolution or an interpolation, whose output exists for a few planes at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from volseg.networks.description import Interpolation
 from volseg.nn.fused.operand import Operand, Workplace
-from volseg.nn.kernels import pointwise
+from volseg.nn.kernels import interpolation, pointwise
 from volseg.nn.kernels.block_convolution import Target
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.slabs import Lift, UpSlab, up_slabs, up_slabs_of, up_sources
@@ -18,30 +21,78 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 
 
-@dataclass(frozen=True)
-class Up:
-    """A transposed convolution whose kernel is its stride, and the tensor it reads, with its ghosts.
+class Filling(Protocol):
+    """What makes a lifted tensor from the one below it.
 
-    reach  planes beside a slab that are read, too
+    channels  of the lifted tensor
     """
 
+    @property
+    def channels(self) -> int: ...
+
+    def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
+        """Fill a slab with what planes of `below` become, which may begin in its ghosts, with those on H and W.
+
+        slab  counted from the voxel that the own first voxel of `below` becomes
+        """
+
+
+@dataclass(frozen=True)
+class UpFilling:
+    """A transposed convolution whose kernel is its stride."""
+
     module: nn.ConvTranspose3d
-    below: Operand
-    reach: int = 1
 
     @property
     def channels(self) -> int:
-        """Of the output."""
+        """Of the lifted tensor."""
         return int(self.module.weight.shape[1])
 
+    @cached_property
+    def _weight(self) -> pointwise.PointWeight:
+        return pointwise.pack_up(self.module.weight, self.module.bias)
+
+    def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
+        """As `Filling.fill`."""
+        start, stop = (n + below.rows.low[0] for n in planes)
+        source = Rows.of(below.rows.buffer[start:stop])  # the ghosts on H and W as part of the block
+        pointwise.apply(Activation(source, below.affine), self._weight, Rows.of(slab.buffer))
+
+
+@dataclass(frozen=True)
+class InterpolatedFilling:
+    """An interpolation."""
+
+    node: Interpolation
+
     @property
-    def lift(self) -> Lift:
-        """How the output follows from the input."""
-        d, h, w = self.module.stride
-        return Lift((d, h, w), self.reach)
+    def channels(self) -> int:
+        """Of the lifted tensor."""
+        return self.node.channels
+
+    def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
+        """As `Filling.fill`."""
+        interpolation.interpolate(below.activation, self.node.factors, self.node.mode, slab, planes, beside=True)
+
+
+@dataclass(frozen=True)
+class Up:
+    """A lifted tensor, and the one that it is made from, with its ghosts.
+
+    lift  how it follows from that, and how far beside a slab it is read
+    """
+
+    filling: Filling
+    below: Operand
+    lift: Lift
+
+    @property
+    def channels(self) -> int:
+        """Of the lifted tensor."""
+        return self.filling.channels
 
     def slabs(self, work: Workplace, multiple: int) -> Iterator[tuple[Range, Operand]]:
-        """The output slab by slab, each with a plane and the ghosts around it: what a convolution of it reads.
+        """The lifted tensor slab by slab, each with the planes and ghosts around it that a convolution of it reads.
 
         multiple  slabs begin on multiples of it
         """
@@ -57,42 +108,55 @@ class Up:
 
     def _made(self, work: Workplace, slabs: Sequence[UpSlab]) -> Iterator[tuple[Range, Operand]]:
         rows, stored = self.below.rows, padded_channels(self.channels)
-        weight = pointwise.pack_up(self.module.weight, self.module.bias)
-        low, high = rows.low, rows.high
-        lift = self.lift
+        low, high, lift = rows.low, rows.high, self.lift
         deep, tall, wide = lift.factors
         largest = max(prod(lift.factors) * prod(source) * stored for _, source in slabs)
-        for planes, _ in slabs:
+        for planes, (_, h, w) in slabs:
             start, stop = up_sources(planes, rows.sides[0], low[0], high[0], lift)
-            source = _with_ghosts_as_own(rows, start, stop)
-            shape = (deep * source.sides[0], tall * source.sides[1], wide * source.sides[2])
-            slab = work.buffers.slab("up-convolution", shape, stored, largest)
-            with work.meter.doing(Kind.UP):
-                pointwise.apply(Activation(source, self.below.affine), weight, slab)
+            buffer = work.buffers.slab("lifted", (deep * (stop - start), tall * h, wide * w), stored, largest).buffer
             before = (-deep * start, tall * low[1], wide * low[2])
-            sides = (deep * rows.sides[0], tall * rows.sides[1], wide * rows.sides[2])
-            yield planes, Operand(Rows(slab.buffer, before, sides), self.channels)
+            slab = Rows(buffer, before, (deep * rows.sides[0], tall * rows.sides[1], wide * rows.sides[2]))
+            with work.meter.doing(Kind.UP):
+                self.filling.fill(self.below, (start, stop), slab)
+            yield planes, Operand(slab, self.channels)
 
-    def backward(self, planes: Range, given: Rows, target: Target, total: Tensor | None) -> Tensor:
-        """The gradient of the input to `target` for the input planes of a slab; that of the weight added to `total`."""
-        weight, factor = pointwise.pack_turned_up(self.module.weight), self.lift.factors[0]
-        source = planes[0] // factor, planes[1] // factor
-        x = self.below.activation
-        part = pointwise.gradients(x, given, weight, target.rows, target.sums, source, add=target.add)
-        return part if total is None else total + part
 
-    def finished(self, total: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of weight and bias, from the sums of `backward` and [K as stored]."""
+@dataclass
+class UpGradient:
+    """The gradients of an up-convolution; those of weight and bias are the sums over slabs.
+
+    target  where that of its input goes
+    """
+
+    module: nn.ConvTranspose3d
+    below: Activation
+    target: Target
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @cached_property
+    def _turned(self) -> pointwise.PointWeight:
+        return pointwise.pack_turned_up(self.module.weight)
+
+    def add(self, planes: Range, given: Rows) -> None:
+        """Take in the output's gradient in some planes."""
+        factor = self.module.stride[0]
+        source, target = (planes[0] // factor, planes[1] // factor), self.target
+        weight = pointwise.gradients(self.below, given, self._turned, target.rows, target.sums, source, add=target.add)
+        bias = bias_sums(given, planes)
+        self.weight = weight if self.weight is None else self.weight + weight
+        self.bias = bias if self.bias is None else self.bias + bias
+
+    def finished(self) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias."""
+        assert self.weight is not None
+        assert self.bias is not None
         shape = self.module.weight.shape
-        return pointwise.up_weight_gradient(total, shape), bias[: shape[1]].float()
+        return pointwise.up_weight_gradient(self.weight, shape), self.bias[: shape[1]].float()
 
 
-def _with_ghosts_as_own(rows: Rows, start: int, stop: int) -> Rows:
-    """The planes start ... stop of the block with all ghosts on H and W, as a block of its own."""
-    part = rows.buffer[start + rows.low[0] : stop + rows.low[0]]
-    return Rows.of(part)
-
-
-def bias_sums(rows: Rows) -> Tensor:
-    """Sums over all voxels, [C] float64."""
+def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
+    """Sums over all voxels of planes of a block, by default all, [C] float64."""
+    if planes is not None:
+        rows = rows.seen_from((planes[0], 0, 0), (planes[1] - planes[0], *rows.sides[1:]))
     return rows.own.sum((0, 1)).double().sum(0)

@@ -47,6 +47,17 @@ def stages(config: MultigridConfig, steps: int, finest_from: int | None = None) 
     return tuple(found)
 
 
+def steps_by_level(config: MultigridConfig, steps: int) -> list[int]:
+    """How many of a run's `steps` steps are made at each level, finest first."""
+    made = stages(config, steps)
+    return [sum(one.last - one.first for one in made if one.level == level) for level in range(config.levels)]
+
+
+def steps_per_epoch(cases: int, batch: int) -> int:
+    """Batches of an epoch of so many cases; the last may be an incomplete one."""
+    return -(-cases // batch)
+
+
 def finest_for_good(config: MultigridConfig, steps: int, done: int) -> int | None:
     """The step from which a run of `steps` steps, of which `done` are made, stays at the finest resolution.
 

@@ -1,0 +1,87 @@
+"""What a run reads before anything is built: the data set, who is held out, and the grids on which cases are seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from volseg.config import Config
+from volseg.distributed.communicator import Communicator
+from volseg.events import Caution, Listener, Message
+from volseg.geometry import Triple
+from volseg.training.cases import Split, canonical_spaces, median_spacing, spacing_to_train_at, split_cases
+from volseg.training.job import TrainingJob
+from volseg.training.network import with_network
+from volseg.training.run_folder import check_run_folder
+from volseg.training.sides import without_mirrored_sides
+from volseg.volumes.dataset import Case, Dataset, read_dataset
+from volseg.volumes.resampling import Spacing
+from volseg.volumes.scan import space_at
+from volseg.volumes.volume import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run whose data set is open and whose configuration is settled.
+
+    config       with the channels and classes of the data set, and the network that suits it
+    spaces       grid of every case of the data set, canonical order, by name
+    spacing      mm, D, H, W, at which the network sees cases; None: their own
+    median       that spacing, or where there is none, the median of the training cases' own
+    shapes       (D, H, W) voxels of every case as the network sees it, by name
+    why_network  why kernels and strides are what they are; empty where nothing was chosen
+    """
+
+    dataset: Dataset
+    config: Config
+    split: Split
+    spaces: Mapping[str, Space]
+    spacing: Spacing | None
+    median: Spacing
+    shapes: Mapping[str, Triple]
+    why_network: str
+
+    @property
+    def cases(self) -> list[Case]:
+        """Of the run, those to train on first."""
+        return [*self.split.training, *self.split.validation]
+
+    @property
+    def resampled(self) -> int:
+        """Cases of the data set that are seen at another spacing than their own."""
+        if self.spacing is None:
+            return 0
+        return sum(space_at(space, self.spacing) is not space for space in self.spaces.values())
+
+
+def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> Opened:
+    """Read the data set's description and the headers of its images, and settle the configuration. Collective.
+
+    Raises VolsegError, on all ranks, where data set, configuration or run folder cannot be used.
+    """
+    dataset = communicator.on_root(lambda: read_dataset(job.source))
+    for note in dataset.notes:
+        listen(Message(note))
+    for warning in dataset.warnings:
+        listen(Caution(warning))
+    model = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
+    config, of_sides = without_mirrored_sides(dataclasses.replace(job.config, model=model), dataset.labels, job)
+    config.check()
+    communicator.on_root(lambda: check_run_folder(job))
+    if of_sides is not None:
+        listen(Caution(of_sides))
+    split = split_cases(dataset, config.training)
+    spaces = canonical_spaces(dataset)
+    own = [spaces[case.name] for case in split.training]
+    spacing = spacing_to_train_at(config.data, own)
+    median = spacing or median_spacing(own)
+    shapes = {name: space_at(space, spacing).shape for name, space in spaces.items()}
+    config, why_network = with_network(job, config, median, [shapes[case.name] for case in split.training])
+    if why_network:
+        listen(Message(why_network))
+    config.check()
+    return Opened(
+        dataset=dataset, config=config, split=split, spaces=spaces, spacing=spacing, median=median, shapes=shapes,
+        why_network=why_network,
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Everything that is settled before the first step: data, grid, model, where to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from volseg.distributed.communicator import Communicator
+from volseg.events import Caution, Listener
+from volseg.models.forecast import this_machine
+from volseg.models.stored import ModelCard
+from volseg.models.unet import UNet
+from volseg.planning.multigrid import steps_per_epoch
+from volseg.training.announcing import announce
+from volseg.training.averaging import AveragedWeights
+from volseg.training.cases import check_same_split, fingerprint_of_run
+from volseg.training.checkpoint import load_checkpoint
+from volseg.training.going_on import changes, check_same_batch, check_same_run, finest_from
+from volseg.training.job import TrainingJob
+from volseg.training.keeping import newest_whole
+from volseg.training.opening import Opened, open_run
+from volseg.training.optimization import make_optimizer
+from volseg.training.resolution import Hierarchy
+from volseg.training.setup import Setup
+from volseg.volumes.dataset.at_spacing import lost_labels
+
+
+def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> Setup:
+    """Read, check and build all that a run needs; writes nothing. Collective.
+
+    Raises VolsegError, on all ranks, where data set, configuration, grid, run folder or checkpoint cannot be used.
+    """
+    opened = open_run(job, communicator, listen)
+    setup = _built(job, opened, communicator, listen)
+    said: list[str] = []
+    if job.proceed:
+        setup, said = _going_on(job, setup, listen)
+    else:
+        for fault in lost_labels(opened.dataset, setup.fingerprint, opened.spacing, communicator, listen):
+            listen(Caution(fault.message))
+    for resolution in setup.resolutions:
+        resolution.blocks.schemes = setup.card.schemes
+    _same_weights(setup.model, communicator)
+    if not job.proceed:
+        setup.averaged.begin()
+    announce(setup, job, opened.resampled, said, listen)
+    return setup
+
+
+def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen: Listener) -> Setup:
+    """The run as it is before its first step. Collective."""
+    config, dataset = opened.config, opened.dataset
+    torch.manual_seed(config.training.seed)
+    model = UNet(config.model, config.training.deep_supervision)
+    machine = this_machine(model.network, communicator)
+    hierarchy = Hierarchy(
+        job=job, config=config, dataset=dataset, cases=opened.cases,
+        held_out=[case.name for case in opened.split.validation], spacing=opened.spacing, shapes=opened.shapes,
+        model=model, machine=machine,
+    )  # fmt: skip
+    resolutions = [hierarchy.finest(communicator)]
+    for level in range(1, config.multigrid.levels):
+        resolutions.append(hierarchy.coarse(level, resolutions))
+    fingerprint = fingerprint_of_run(job, dataset, opened.spaces, communicator, listen)
+    card = ModelCard(
+        config=config, labels=dataset.labels, schemes=fingerprint.schemes(), spacing=opened.median, step=0,
+        batch=job.batch,
+    )  # fmt: skip
+    return Setup(
+        config=config, dataset=dataset, split=opened.split, fingerprint=fingerprint, resolutions=tuple(resolutions),
+        model=model, optimizer=make_optimizer(model, config.training),
+        averaged=AveragedWeights(model, config.training.ema), card=card, machine=machine,
+        why_network=opened.why_network,
+    )  # fmt: skip
+
+
+def _going_on(job: TrainingJob, setup: Setup, listen: Listener) -> tuple[Setup, list[str]]:
+    """The run as its newest checkpoint left it, and what is done otherwise from here on, in words. Collective."""
+    path = newest_whole(job.run, setup.world, listen)
+    config = setup.config
+    with setup.world.together():
+        stored = load_checkpoint(path, setup.model, setup.optimizer, setup.averaged)
+        check_same_run(stored, config, setup.dataset, job)
+        check_same_batch(stored, job)
+        check_same_split(job.run, setup.split)
+        in_epoch = steps_per_epoch(len(setup.cases), job.batch)
+        said = changes(stored, config, in_epoch)
+        finest = finest_from(stored, config, in_epoch)
+        card = dataclasses.replace(stored, config=config, network=None, finest_from=finest)
+    return dataclasses.replace(setup, card=card), said
+
+
+def _same_weights(model: nn.Module, communicator: Communicator) -> None:
+    """Every rank starts from the root's weights, bit for bit."""
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.from_numpy(communicator.broadcast(tensor.numpy())))
