@@ -31,9 +31,8 @@ def why_not_covered(network: Network) -> str:
 def can_recompute(network: Network) -> bool:
     """Whether the finest stage can be computed again for each pass over the image: a chain of convolutions.
 
-    Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is made by
-    a single convolution, or pooled, and that before the activation: the pass over the image that pools is the one which
-    finds its coefficients.
+    Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is pooled
+    or made by a single convolution.
     """
     lifts = (UpConvolution, Interpolation)
     made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *lifts))]
@@ -49,7 +48,6 @@ def can_recompute(network: Network) -> bool:
     enters = all(
         isinstance(node, (MaxPool, Convolution)) and _follows(network, node, last) for node in pooling + striding
     )
-    enters = enters and all(_pools_raw(network, node) for node in pooling)
     follow = all(_follows(network, node, before.name) for before, node in pairwise(finest))
     return enters and follow and all(isinstance(node, Convolution) and max(node.stride) == 1 for node in finest)
 
@@ -58,12 +56,6 @@ def _follows(network: Network, node: Node, before: str) -> bool:
     """Whether a node first reads, through its norm and activation, what another made."""
     through = network.by_name.get(node.reads[0])
     return isinstance(through, Normalization) and through.reads == (before,)
-
-
-def _pools_raw(network: Network, pooling: MaxPool) -> bool:
-    """Whether raw values can be pooled, without the coefficients of the norm and activation behind them."""
-    read = network.by_name[pooling.reads[0]]
-    return isinstance(read, Normalization) and read.keeps_order
 
 
 def _reason(network: Network, node: Node) -> str:

@@ -152,9 +152,9 @@ class SegmentingPass:
             self.image = 0  # it has been read
 
     def _passed(self, label: str, op: Pass) -> None:
-        for convolution in op.chain if op.entering is None else (*op.chain, op.entering):
+        for convolution in op.convolutions:
             self._worked(convolution)
-        if op.entering is not None and op.entering.statistics is not None:
+        if isinstance(op.entering, Convolve) and op.entering.statistics is not None:
             self._summed.add(op.entering.output)
         self._note(label, 0, self.slabs.windows(op))
 

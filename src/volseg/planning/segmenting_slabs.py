@@ -11,7 +11,7 @@ from volseg.partition.share import Share
 from volseg.partition.slabs import Lift, head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT
-from volseg.program.step import Lifted, Pass, Tensor, lift_of
+from volseg.program.step import Convolve, Lifted, Pass, Tensor, lift_of
 
 _BRICK = (8, 2, 8)
 """Voxels on D, H, W over which statistics are summed together (`nn.kernels.reproducible`)."""
@@ -67,7 +67,8 @@ class Slabs:
         if op.head is not None:
             return total + self.logits
         made = op.entering or op.chain[-1]
-        return total + (self.sums(made.output) if made.statistics is not None else 0)
+        takes = isinstance(made, Convolve) and made.statistics is not None
+        return total + (self.sums(made.output) if takes else 0)
 
     def _chained(self, op: Pass, step: int) -> Iterator[int]:
         """Of each convolution of a chain that is computed `step` planes at a time: its window, and what it lifts."""

@@ -128,12 +128,18 @@ def interpolate(state: State, op: Interpolate) -> None:
 
 def pool(state: State, op: Pool) -> None:
     """The largest of each window of a tensor that is there already."""
+    x = state.operand(op.source)
+    pool_slabs(state, op, [((0, state.rows[op.output].sides[0]), [x])])
+
+
+def pool_slabs(state: State, op: Pool, slabs: Iterable[tuple[Range, list[Operand]]]) -> None:
+    """The same of what is there for some planes of the output at a time."""
     tensor, view = op.source.tensor, op.source.node
     norm = state.layer(view.module) if view is not None and view.module else None
     state.signs[tensor.name] = channel_signs(norm, tensor.stored)
-    with state.work(tensor).meter.doing(Kind.POOLING):
-        x = state.operand(op.source).activation
-        pooling.pool(x, op.node.window, state.rows[op.output], state.signs[tensor.name])
+    for planes, (x,) in slabs:
+        with state.work(tensor).meter.doing(Kind.POOLING):
+            pooling.pool(x.activation, op.node.window, state.rows[op.output], state.signs[tensor.name], planes)
 
 
 def add(state: State, op: Add) -> None:
