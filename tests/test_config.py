@@ -55,7 +55,8 @@ def test_kernels_and_strides_survive_the_round_trip(tmp_path):
     st.builds(
         ModelConfig, base_channels=st.integers(1, 40).map(lambda n: 8 * n), levels=st.integers(0, 8),
         kernel_size=st.sampled_from([1, 3, 5, 7, 9, 11]), norm=st.sampled_from(["instance", "group", "batch", "none"]),
-        activation=st.sampled_from(["relu", "leaky_relu"]), up=st.sampled_from(["transpose", "trilinear", "nearest"]),
+        activation=st.sampled_from(["relu", "leaky_relu", "silu", "gelu", "gelu_tanh", "sigmoid"]),
+        up=st.sampled_from(["transpose", "trilinear", "nearest"]),
         dropout=st.floats(0, 0.99),
     )
 )  # fmt: skip

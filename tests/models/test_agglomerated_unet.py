@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +177,9 @@ def test_every_schedule_has_the_same_bits(
 
 
 @pytest.mark.parallel([2, 4])
-def test_a_training_network_runs_forward_without_gradients_too(communicator: Communicator) -> None:
-    settings = VARIANTS["batch, dropout"]
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_a_training_network_runs_forward_without_gradients_too(activation: str, communicator: Communicator) -> None:
+    settings = replace(VARIANTS["batch, dropout"], activation=activation)
     model = make(settings).train()
     whole = volume(settings, SHAPE)
     alone = copy.deepcopy(model)

@@ -163,10 +163,13 @@ def test_dropout_drops_the_same_channels_as_the_partitioned_network(communicator
 
 
 @pytest.mark.parallel([1, 2])
-@pytest.mark.parametrize("norm", ["none", "instance", "batch"])
-def test_dropout_in_the_gradients(norm: str, communicator: Communicator) -> None:
+@pytest.mark.parametrize(
+    ("norm", "activation"),
+    [("none", "leaky_relu"), ("instance", "leaky_relu"), ("batch", "leaky_relu"), ("none", "silu"), ("batch", "silu")],
+)
+def test_dropout_in_the_gradients(norm: str, activation: str, communicator: Communicator) -> None:
     """Dropped channels take no part, kept ones count more, biases included."""
-    settings = config(dropout=0.4, norm=norm)
+    settings = config(dropout=0.4, norm=norm, activation=activation)
     model = make(settings).train()
     whole = volume(settings, (16, 24, 16))
     target = targets(whole, settings.classes)

@@ -21,6 +21,7 @@ VARIANTS = {
     ),
     "residual, group, dropout": ModelConfig(encoder="residual", norm="group", dropout=0.2, down="stride"),
     "trilinear, relu, two channels": ModelConfig(up="trilinear", activation="relu", in_channels=2, classes=5),
+    "silu": ModelConfig(activation="silu", down="stride"),
     "no levels": ModelConfig(levels=0),
     "segresnet": ModelConfig(architecture="segresnet", norm="group"),
 }  # fmt: skip
@@ -54,6 +55,7 @@ def _without(values, key):
         (lambda v: v["nodes"][0].update(kernel=[3, 3, "3"]), r"kernel = '3' is not what"),
         (lambda v: v["nodes"][0].update(bias=1), r"bias = 1 is not what"),
         (lambda v: v["nodes"][1].update(norm="layer"), r"norm = 'layer' is not what"),
+        (lambda v: v["nodes"][1].update(activation="swish"), r"activation = 'swish' is not what"),
         (lambda v: v["nodes"][0].update(stage=7), r"node 'encoder 0.1' has stage 7, of 4"),
         (lambda v: v["nodes"][0].update(reads=["later"]), r"reads 'later', which no node before it makes"),
         (lambda v: v["nodes"].insert(0, copy.deepcopy(v["nodes"][0])), r"two nodes of the network are called"),

@@ -52,6 +52,9 @@ NETWORKS = {
     "no norm": unet(config(norm="none", encoder="residual", blocks=(1, 1, 1))),
     "ReLU without a norm": unet(config(norm="none", activation="relu", kernel_size=5)),
     "dropout": unet(config(dropout=0.3, up="trilinear")),
+    "SiLU behind a norm, dropout": unet(config(activation="silu", dropout=0.3)),
+    "sigmoid behind a norm": unet(config(activation="sigmoid")),
+    "sigmoid without a norm": unet(config(activation="sigmoid", norm="none")),
     "kernels of one voxel": unet(config(kernel_size=1)),
 }
 

@@ -80,6 +80,25 @@ def test_a_run_goes_on_behind_the_coarse_levels_by_any_schedule(first, second, t
     assert not state.exists()
 
 
+def test_the_coefficients_that_are_kept_say_which_activation_is_theirs(tmp_path, monkeypatch):
+    """A file that does not say so is from before there were others."""
+    for name in ("silu", "relu"):
+        scan = save_nifti(tmp_path / f"{name}.nii", ct_like())
+        run = untrained_run(tmp_path / name, settings=replace(MODEL, activation=name))
+        job = SegmentationJob(scan, run, go_on=True)
+        interrupted(job, SERIAL, monkeypatch, "head")
+        kept = tmp_path / f"{name}_mask_state" / "state.json"
+        content = json.loads(kept.read_text())
+        assert {values[3] for values in content["affines"].values()} == {"silu" if name == "silu" else "leaky_relu"}
+        if name == "relu":
+            content["affines"] = {key: values[:3] for key, values in content["affines"].items()}
+            kept.write_text(json.dumps(content))
+        report = segment(job, SERIAL)
+        assert "encoder 1.1" not in layers_of(report)
+        plain = segment(SegmentationJob(scan, run, tmp_path / f"{name}.nii.gz"), SERIAL)
+        assert digest(report.files[0]) == digest(plain.files[0])
+
+
 def test_before_the_coarse_levels_are_done_nothing_is_kept(tmp_path, monkeypatch):
     scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
     job = SegmentationJob(scan, run, go_on=True)

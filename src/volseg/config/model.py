@@ -39,7 +39,7 @@ class ModelConfig:
                    ResEnc presets, or 1, 2, 2, 4, 4, ... in a segresnet
     kernel_size    side of the convolutions, odd
     norm           instance, group, batch or none
-    activation     leaky_relu or relu
+    activation     leaky_relu, relu, silu, gelu, gelu_tanh (what approximates gelu by a hyperbolic tangent) or sigmoid
     up             transpose (up-convolution of 2x2x2, or as `strides` say), trilinear or nearest (after a 1x1x1
                    convolution)
     dropout        probability of dropping a channel at the end of each level's convolutions
@@ -67,7 +67,7 @@ class ModelConfig:
     blocks: tuple[int, ...] = ()
     kernel_size: int = 3
     norm: Literal["instance", "group", "batch", "none"] = "instance"
-    activation: Literal["leaky_relu", "relu"] = "leaky_relu"
+    activation: Literal["leaky_relu", "relu", "silu", "gelu", "gelu_tanh", "sigmoid"] = "leaky_relu"
     up: Literal["transpose", "trilinear", "nearest"] = "transpose"
     dropout: float = 0.0
     anisotropy: Literal["auto", "none"] = "auto"

@@ -17,6 +17,7 @@ from volseg.networks.description import (
     Normalization,
     UpConvolution,
 )
+from volseg.nn.elementwise import activate
 from volseg.nn.normalization import PartitionedNorm, normalize_with_slope
 
 
@@ -98,14 +99,10 @@ class DescribedModule(nn.Module):
 
     def _activate(self, node: Normalization, x: Tensor) -> Tensor:
         norm = self.get_submodule(node.module) if node.module else None
-        if isinstance(norm, PartitionedNorm):
+        if isinstance(norm, PartitionedNorm) and node.activation == "leaky_relu":
             x = normalize_with_slope(norm, x, node.slope)
         else:
-            x = x if norm is None else norm(x)
-            if node.slope == 0:
-                x = torch.relu(x)
-            elif node.slope != 1:
-                x = nn.functional.leaky_relu(x, node.slope)
+            x = activate(x if norm is None else norm(x), node.activation, node.slope)
         if node.dropping:
             x = self.get_submodule(node.dropping)(x)
         return x

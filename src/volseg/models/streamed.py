@@ -42,7 +42,7 @@ from volseg.program.kinds import Kind
 from volseg.program.recompute import halo_with_passes
 from volseg.program.resume import COARSE
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
-from volseg.program.step import Classify, Convolve, Fetch, Keep, Normalize, Pass, Program, Step, layout_of
+from volseg.program.step import Classify, Convolve, Fetch, Keep, Normalize, Pass, Pool, Program, Step, layout_of
 from volseg.program.step import Tensor as Named
 
 
@@ -170,7 +170,7 @@ class StreamedNetwork:
     def _execute(self, step: Step, state: State, image: Image) -> None:
         """Any step but that of the head."""
         match step.op:
-            case Pass(entering=Convolve()) as op:
+            case Pass(entering=Convolve() | Pool()) as op:
                 run_step(step, state, partial(enter_stage, state, op, image))
             case Pass() as op:
                 run_step(step, state, partial(find_coefficients, state, op, image))

@@ -80,6 +80,6 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} adds the image itself"
         case Interpolation() if not set(node.factors) <= _STRIDES:
             return f"{node.name} is an interpolation by {format_triple(node.factors)}"
-        case Normalization() if node.norm != "none" and IMAGE in node.reads:
-            return f"{node.name} normalises the image"
+        case Normalization() if IMAGE in node.reads:
+            return f"{node.name} normalises or activates the image"
     return ""

@@ -20,6 +20,9 @@ IMAGE = "image"
 
 ONES: Triple = (1, 1, 1)
 NormKind = Literal["instance", "group", "batch", "none"]
+ActivationKind = Literal["leaky_relu", "silu", "gelu", "gelu_tanh", "sigmoid"]
+KEEPING_ORDER: frozenset[ActivationKind] = frozenset({"leaky_relu", "sigmoid"})
+"""Activations that never fall: the largest of several results is that of the largest input."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,17 @@ class Convolution(Node):
 
 @dataclass(frozen=True)
 class Normalization(Node):
-    """``dropout(leaky_relu(norm(x)))`` of its one input.
+    """``dropout(activation(norm(x)))`` of its one input.
 
-    norm     the kind; none leaves the values as they are
-    groups   of a group norm
-    eps      added to the variance
-    slope    of the leaky ReLU below zero: 0 is ReLU, 1 no activation
-    dropout  probability of dropping a channel
-    module   path of the norm's torch layer; empty without a norm
-    dropping path of the dropout's torch layer; empty without one
+    norm        the kind; none leaves the values as they are
+    groups      of a group norm
+    eps         added to the variance
+    slope       of the leaky ReLU below zero: 0 is ReLU, 1 no activation; other activations have none
+    dropout     probability of dropping a channel
+    module      path of the norm's torch layer; empty without a norm
+    dropping    path of the dropout's torch layer; empty without one
+    activation  leaky_relu, silu (x * sigmoid(x)), gelu (x * Phi(x), by the error function), gelu_tanh (what
+                approximates that by a hyperbolic tangent) or sigmoid
     """
 
     norm: NormKind
@@ -79,6 +84,17 @@ class Normalization(Node):
     groups: int = 0
     dropout: float = 0.0
     dropping: str = ""
+    activation: ActivationKind = "leaky_relu"
+
+    @property
+    def activates(self) -> bool:
+        """Whether there is an activation."""
+        return self.activation != "leaky_relu" or self.slope != 1
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the activation is one of `KEEPING_ORDER`."""
+        return self.activation in KEEPING_ORDER
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.activations import activation_named
 from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.description import (
     IMAGE,
@@ -27,7 +28,6 @@ from volseg.networks.description import (
     UpConvolution,
 )
 
-_LEAKY = 0.01
 _MODULES = ("convInit", "down_layers", "up_layers", "up_samples", "conv_final", "head", "deep_heads")
 
 
@@ -79,11 +79,11 @@ class _Builder:
     def activated(self, x: str, level: int, module: str) -> str:
         """A tensor read through norm and activation."""
         norm, width = self.config.norm, self.config.widths[level]
-        slope = _LEAKY if self.config.activation == "leaky_relu" else 0.0
+        kind, slope = activation_named(self.config.activation)
         return self.add(
             Normalization(
                 f"{x}, activated", (x,), level, width, norm, slope, module=module if norm != "none" else "",
-                groups=min(8, width) if norm == "group" else 0,
+                groups=min(8, width) if norm == "group" else 0, activation=kind,
             )
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
+from volseg.networks.activations import LINEAR, Activation, activation_named
 from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.description import (
     IMAGE,
@@ -28,7 +29,6 @@ from volseg.networks.description import (
     UpConvolution,
 )
 
-_LEAKY = 0.01
 _MODULES = ("encoder", "down", "up", "decoder", "head", "deep_heads")
 
 
@@ -61,7 +61,7 @@ class _Builder:
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.nodes: list[Node] = []
-        self.slope = _LEAKY if config.activation == "leaky_relu" else 0.0
+        self.activation = activation_named(config.activation)
 
     def add(self, node: Node) -> str:
         self.nodes.append(node)
@@ -112,21 +112,24 @@ class _Builder:
 
     def _convolved(
         self, name: str, level: int, reads: tuple[str, ...], module: str, first: int, dropping: str = "",
-        kernel: Triple | None = None, slope: float | None = None, stride: Triple = ONES,
+        kernel: Triple | None = None, activation: Activation | None = None, stride: Triple = ONES,
     ) -> str:  # fmt: skip
-        """A convolution, its norm and its activation, which are the layers `first`, ... of `module`."""
+        """A convolution, its norm and its activation, which are the layers `first`, ... of `module`.
+
+        activation  that of the configuration by default
+        """
         norm, width, kernel = self.config.norm, self.config.widths[level], kernel or self.config.stage_kernels[level]
         bias = norm == "none"
         self.add(Convolution(name, reads, level, width, kernel, stride, bias=bias, module=f"{module}.{first}"))
-        return self._activated(name, level, f"{module}.{first + 1}", dropping, self.slope if slope is None else slope)
+        return self._activated(name, level, f"{module}.{first + 1}", dropping, activation or self.activation)
 
-    def _activated(self, name: str, level: int, module: str, dropping: str, slope: float) -> str:
+    def _activated(self, name: str, level: int, module: str, dropping: str, activation: Activation) -> str:
         norm, width = self.config.norm if module else "none", self.config.widths[level]
         return self.add(
             Normalization(
-                f"{name}, activated", (name,), level, width, norm, slope, module=module if norm != "none" else "",
-                groups=min(8, width) if norm == "group" else 0, dropout=self.config.dropout if dropping else 0.0,
-                dropping=dropping,
+                f"{name}, activated", (name,), level, width, norm, activation.slope,
+                module=module if norm != "none" else "", groups=min(8, width) if norm == "group" else 0,
+                dropout=self.config.dropout if dropping else 0.0, dropping=dropping, activation=activation.kind,
             )
         )  # fmt: skip
 
@@ -139,9 +142,9 @@ class _Builder:
         skip = x
         if inputs != width or stride != ONES:
             skip = self._convolved(
-                f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, slope=1.0, stride=stride
+                f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, activation=LINEAR, stride=stride
             )
         y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
-        y = self._convolved(second, level, (y,), f"{module}.body", 3, slope=1.0)
+        y = self._convolved(second, level, (y,), f"{module}.body", 3, activation=LINEAR)
         total = self.add(Addition(f"{second} sum", (y, skip), level, width))
-        return self._activated(total, level, "", dropping, self.slope)
+        return self._activated(total, level, "", dropping, self.activation)

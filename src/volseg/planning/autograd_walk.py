@@ -29,6 +29,11 @@ LONG = 2
 """float32 values that an int64 takes."""
 
 
+def keeps_result(node: Normalization) -> bool:
+    """Whether torch's activation keeps its result for backward, and not its input, as ReLU and sigmoid do."""
+    return node.activation == "sigmoid" or (node.activation == "leaky_relu" and node.slope == 0)
+
+
 class AutogradWalk:
     """Goes through the nodes of a network; a subclass says what an operation makes and saves.
 

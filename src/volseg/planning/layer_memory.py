@@ -6,7 +6,7 @@ from math import prod
 
 from volseg.networks.description import ONES, Convolution, Interpolation, Network, Normalization, UpConvolution
 from volseg.partition.layout import Layout
-from volseg.planning.autograd_walk import LONG, AutogradWalk
+from volseg.planning.autograd_walk import LONG, AutogradWalk, keeps_result
 
 _WINOGRAD = (3, 3, 3)
 """The kernel whose backward reads a gradient without a margin of zeros around it."""
@@ -74,25 +74,33 @@ class LayerWalk(AutogradWalk):
 
     def normalization(self, node: Normalization, x: str) -> None:
         dropping = self.training and node.dropout > 0
-        if node.norm == "none" and node.slope == 1:
+        apart = _activated_apart(node)
+        if apart:
+            self._save(node, x)
+            x = self._make(f"{node.name}, normalised", node.stage, node.channels)
+            self._refer(x, "input")
+        if node.norm == "none" and not node.activates:
             y = x
         else:
             y = self._make(f"{node.name}, before dropout" if dropping else node.name, node.stage, node.channels)
-            # ReLU alone keeps its result, everything else its input.
-            self._save(node, y if node.norm == "none" and node.slope == 0 else x)
+            # A norm with the activation in it keeps its input.
+            self._save(node, y if (apart or node.norm == "none") and keeps_result(node) else x)
         self._refer(y, "input")
         self._refer(self._make(node.name, node.stage, node.channels) if dropping else y, f"value of {node.name}")
 
     def normalization_backward(self, node: Normalization) -> None:
         if node.dropout > 0:
             self._next_gradient(node, "dropout")
-        if node.norm != "none":
+        if _activated_apart(node):
+            self._next_gradient(node, "activation")
+            self._next_gradient(node, "norm")
+        elif node.norm != "none":
             before = f"{node.name}, gradient before the activation"
-            if node.slope != 1:
+            if node.activates:
                 self._make(before, node.stage, node.channels)
             self._next_gradient(node, "norm")
             self.ledger.drop(before)
-        elif node.slope != 1:
+        elif node.activates:
             self._next_gradient(node, "activation")
         elif not node.dropout:
             self._refer(self._tensor_of(f"gradient of {node.name}"), "gradient made")
@@ -124,6 +132,11 @@ class LayerWalk(AutogradWalk):
         """Voxels that a convolution of the block reads: of a side n, n - stride + kernel."""
         axes = zip(self.sides[stage], node.kernel, node.stride, strict=True)
         return prod(n + (k - s) * self.halos for n, k, s in axes)
+
+
+def _activated_apart(node: Normalization) -> bool:
+    """Whether the activation behind a norm is torch's own, and not taken into the norm's passes."""
+    return node.norm != "none" and node.activation != "leaky_relu"
 
 
 def _windowed(node: Convolution) -> bool:

@@ -152,11 +152,10 @@ class SegmentingPass:
             self.image = 0  # it has been read
 
     def _passed(self, label: str, op: Pass) -> None:
-        for convolution in op.chain if op.entering is None else (*op.chain, op.entering):
+        for convolution in op.convolutions:
             self._worked(convolution)
-        made = op.entering or op.chain[-1]
-        if op.head is None and made.statistics is not None:
-            self._summed.add(made.output)
+        if op.measured is not None:
+            self._summed.add(op.measured)
         self._note(label, 0, self.slabs.windows(op))
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:

@@ -66,8 +66,7 @@ class Slabs:
         total = sum(self._chained(op, step)) + image
         if op.head is not None:
             return total + self.logits
-        made = op.entering or op.chain[-1]
-        return total + (self.sums(made.output) if made.statistics is not None else 0)
+        return total + (0 if op.measured is None else self.sums(op.measured))
 
     def _chained(self, op: Pass, step: int) -> Iterator[int]:
         """Of each convolution of a chain that is computed `step` planes at a time: its window, and what it lifts."""

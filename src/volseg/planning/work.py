@@ -197,9 +197,13 @@ class _WorkPass:
         self._load(label)
         for convolution, width in zip(op.chain, op.widths(op.wanted), strict=True):
             self._convolve(label, convolution, self._wider(width))
-        if op.entering is not None:
-            self._convolve(label, op.entering)
-            return
+        match op.entering:
+            case ops.Convolve() as entering:
+                self._convolve(label, entering)
+                return
+            case ops.Pool() as entering:
+                self._pass_over(label, Kind.POOLING, entering.source.tensor)
+                return
         if op.head is not None:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, last.tensor.channels, op.head.channels)
             return

@@ -159,7 +159,7 @@ class _Forward:
         """The pooling that reads a node's output, and can be done while that is computed."""
         for norm in self.network.readers[node.name]:
             for reader in self.network.readers[norm.name]:
-                if isinstance(norm, Normalization) and isinstance(reader, MaxPool):
+                if isinstance(norm, Normalization) and isinstance(reader, MaxPool) and norm.keeps_order:
                     return reader
         return None
 
@@ -194,7 +194,7 @@ class _Forward:
         norm = self.network.by_name[node.reads[0]]
         assert isinstance(norm, Normalization)
         tensor = Tensor(node.name, node.stage, node.stage - 1, node.channels)
-        if not isinstance(self.network.by_name[norm.reads[0]], Convolution):
+        if not (isinstance(self.network.by_name[norm.reads[0]], Convolution) and norm.keeps_order):
             self._emit(Pool(node, self._view(norm.name), tensor), norm.reads[0])
             if node.stage not in self.merges:
                 self._exchange(node.name, tensor, norm.reads[0])

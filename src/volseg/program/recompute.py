@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from volseg.geometry import Triple
 from volseg.networks.description import Network
 from volseg.program.resume import COARSE, stage_of
-from volseg.program.step import Classify, Convolve, Keep, Lifted, Normalize, Pass, Step, View
+from volseg.program.step import Classify, Convolve, Keep, Lifted, Normalize, Pass, Pool, Step, View
 
 
 def recomputed(steps: Sequence[Step], *, journal: bool = False, known: Collection[str] = ()) -> list[Step]:
@@ -29,7 +29,7 @@ def recomputed(steps: Sequence[Step], *, journal: bool = False, known: Collectio
             _pass(chain[:count], through[:count], clears=count == down and entering is None)
             for count in range(1, down + 1)
         ]
-    if entering is not None and isinstance(entering.op, Convolve):
+    if entering is not None and isinstance(entering.op, (Convolve, Pool)):
         first = tuple(chain[:down]), tuple(through[:down])
         passes.append(Step(Pass(*first, entering=entering.op, clears=True), entering.label))
     passes += [step for step in steps if stage_of(step) > 0 and step is not entering]
@@ -60,9 +60,13 @@ def halo_with_passes(network: Network, steps: Sequence[Step], beyond: int = 0) -
 
 
 def _enters(step: Step) -> bool:
-    """Whether a step makes a tensor of the second stage of one of the finest, by a stride."""
-    op = step.op
-    return isinstance(op, Convolve) and op.node.stage == 1 and any(source.tensor.stage == 0 for source in op.sources)
+    """Whether a step makes a tensor of the second stage of one of the finest, which it must read activated."""
+    match step.op:
+        case Convolve() as op:
+            return op.node.stage == 1 and any(source.tensor.stage == 0 for source in op.sources)
+        case Pool() as op:
+            return op.source.tensor.stage == 0
+    return False
 
 
 def _pass(chain: Sequence[Convolve], views: Sequence[View], *, clears: bool = False) -> Step:

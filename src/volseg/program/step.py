@@ -498,7 +498,7 @@ class Pass(Op):
     """A pass over the image through a chain of convolutions, of each of which a few planes exist at a time.
 
     The coefficients of the last one's norm come out of it, and its output pooled; or, where all coefficients are known,
-    the logits, or the output of a convolution with a stride that enters the next stage.
+    the logits, or what enters the next stage by a convolution with a stride or a pooling of activated values.
 
     chain     the convolutions and how each one's output is read
     pooled    where the largest of the last one's windows go
@@ -511,17 +511,29 @@ class Pass(Op):
     views: tuple[View, ...]
     pooled: Tensor | None = None
     head: Head | None = None
-    entering: Convolve | None = None
+    entering: Convolve | Pool | None = None
     clears: bool = False
+
+    @property
+    def convolutions(self) -> Sequence[Convolve]:
+        """All that are computed in it."""
+        return (*self.chain, self.entering) if isinstance(self.entering, Convolve) else self.chain
 
     @property
     def wanted(self) -> Triple:
         """Voxels around the block that are wanted of the last convolution, where the volume goes on."""
-        return (0, 0, 0) if self.entering is None else self.entering.node.reach
+        return self.entering.node.reach if isinstance(self.entering, Convolve) else (0, 0, 0)
 
     def widths(self, beyond: Triple) -> list[Triple]:
         """Voxels around the block at which each convolution is computed for `beyond` of the last one."""
         return chain_widths([op.node.reach for op in self.chain], beyond)
+
+    @property
+    def measured(self) -> Tensor | None:
+        """The tensor of which the pass takes the statistics for a norm."""
+        made = self.entering or self.chain[-1]
+        takes = self.head is None and isinstance(made, Convolve) and made.statistics is not None
+        return made.output if takes else None
 
     def reads(self) -> Sequence[Tensor]:
         image = self.chain[0].sources[0].tensor

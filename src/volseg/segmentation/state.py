@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from volseg.distributed.communicator import Communicator
 from volseg.files import replacing, write_text
 from volseg.geometry import Box
 from volseg.models.stored import ModelCard
+from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.rows import Affine
 from volseg.program.resume import COARSE
 from volseg.volumes.mask_names import beside
@@ -172,9 +173,12 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
 
 
 def _plain(affine: Affine) -> list[Any]:
-    return [affine.scale.tolist(), affine.shift.tolist(), affine.slope]
+    return [affine.scale.tolist(), affine.shift.tolist(), affine.slope, affine.kind]
 
 
 def _affine(values: list[Any]) -> Affine:
-    scale, shift, slope = values
-    return Affine(torch.tensor(scale, dtype=torch.float32), torch.tensor(shift, dtype=torch.float32), float(slope))
+    scale, shift, slope, *kind = values
+    if kind and kind[0] not in get_args(ActivationKind):
+        raise ValueError(f"no activation: {kind[0]!r}")
+    coefficients = [torch.tensor(numbers, dtype=torch.float32) for numbers in (scale, shift)]
+    return Affine(coefficients[0], coefficients[1], float(slope), *kind)

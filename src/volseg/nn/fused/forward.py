@@ -128,11 +128,18 @@ def interpolate(state: State, op: Interpolate) -> None:
 
 def pool(state: State, op: Pool) -> None:
     """The largest of each window of a tensor that is there already."""
-    tensor = op.source.tensor
-    state.signs[tensor.name] = channel_signs(None, tensor.stored)
-    with state.work(tensor).meter.doing(Kind.POOLING):
-        x = state.operand(op.source).activation
-        pooling.pool(x, op.node.window, state.rows[op.output], state.signs[tensor.name])
+    x = state.operand(op.source)
+    pool_slabs(state, op, [((0, state.rows[op.output].sides[0]), [x])])
+
+
+def pool_slabs(state: State, op: Pool, slabs: Iterable[tuple[Range, list[Operand]]]) -> None:
+    """The same of what is there for some planes of the output at a time."""
+    tensor, view = op.source.tensor, op.source.node
+    norm = state.layer(view.module) if view is not None and view.module else None
+    state.signs[tensor.name] = channel_signs(norm, tensor.stored)
+    for planes, (x,) in slabs:
+        with state.work(tensor).meter.doing(Kind.POOLING):
+            pooling.pool(x.activation, op.node.window, state.rows[op.output], state.signs[tensor.name], planes)
 
 
 def add(state: State, op: Add) -> None:
@@ -163,9 +170,8 @@ def normalize_view(state: State, op: Normalize) -> None:
         if sums is None and needs_statistics(norm):
             sums = sums_of_bricks(rows, state.bricks[tensor.stage])
         state.affines[node.name], state.statistics[node.name] = normalize(
-            norm, tensor.channels, rows.channels,
-            lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape, node.slope, kept_channels(state, node),
-            state.work(tensor).grid.communicator,
+            node, norm, rows.channels, lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape,
+            kept_channels(state, node), state.work(tensor).grid.communicator,
         )  # fmt: skip
 
 
@@ -192,7 +198,7 @@ def scatter(state: State, op: Scatter) -> None:
     merging.scatter(merge, state.layout(target), None if whole is None else whole.rows, rows, state.works[0].buffers)
     affine = None if whole is None else whole.affine
     if node is not None:
-        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node.slope)
+        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node)
     merge.share(running_statistics(state.twin, op.stage))
 
 

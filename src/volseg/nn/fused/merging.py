@@ -7,6 +7,7 @@ from torch import Tensor
 
 from volseg.distributed.merging import Merge, Room
 from volseg.geometry import Triple
+from volseg.networks.description import Normalization
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.kernels.rows import Affine, Rows
 from volseg.partition.agglomeration import message_floats
@@ -37,10 +38,12 @@ def scatter(merge: Merge, layout: Layout, whole: Rows | None, own: Rows, buffers
     merge.scatter(layout, None if whole is None else whole.own, own.own, _room(layout, own.channels, buffers))
 
 
-def share_affine(merge: Merge, affine: Affine | None, stored: int, slope: float) -> Affine:
+def share_affine(merge: Merge, affine: Affine | None, stored: int, node: Normalization) -> Affine:
     """The leader's coefficients of `stored` channels, on each rank of its group. Collective over the group."""
-    affine = affine or Affine(torch.empty(stored), torch.empty(stored), slope)
-    merge.share([affine.scale, affine.shift])
+    if affine is None:
+        gain = None if node.activation == "leaky_relu" else torch.empty(stored)
+        affine = Affine(torch.empty(stored), torch.empty(stored), node.slope, node.activation, gain)
+    merge.share([affine.scale, affine.shift, *([] if affine.gain is None else [affine.gain])])
     return affine
 
 

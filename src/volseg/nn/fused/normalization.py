@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.communicator import Communicator
 from volseg.geometry import Triple
+from volseg.networks.description import Normalization
 from volseg.nn.kernels.block_convolution import BrickSums
 from volseg.nn.kernels.reproducible import brick_moments, moments, order_free_sum
 from volseg.nn.kernels.rows import Affine
@@ -24,13 +25,16 @@ from volseg.nn.normalization import CANCELLED, PartitionedBatchNorm3d, Partition
 
 @dataclass
 class Statistics:
-    """What `normalize` knows of one tensor. mean, rstd: [C] float64; pooling None where they are fixed."""
+    """What `normalize` knows of one tensor. mean, rstd: [C] float64; pooling None where they are fixed.
+
+    keep  [C] what channel dropout multiplies by, where that is in the coefficients
+    """
 
     mean: Tensor
     rstd: Tensor
     pooling: Pooling | None
     count: int
-    keep: Tensor | None  # [C] what channel dropout multiplies by
+    keep: Tensor | None
 
 
 RawSlabs = Callable[[], Iterable[Tensor]]
@@ -38,13 +42,13 @@ RawSlabs = Callable[[], Iterable[Tensor]]
 
 
 def normalize(
-    norm: nn.Module, channels: int, stored: int, raw: RawSlabs, sums: BrickSums | None, shape: Triple, slope: float,
+    node: Normalization, norm: nn.Module, stored: int, raw: RawSlabs, sums: BrickSums | None, shape: Triple,
     keep: Tensor | None, communicator: Communicator,
 ) -> tuple[Affine, Statistics | None]:  # fmt: skip
-    """The coefficients of `norm` and a leaky ReLU behind it for a convolution's output. Collective.
+    """The coefficients of a norm and the activation behind it for a convolution's output. Collective.
 
-    norm      a partitioned norm, or anything else for none
-    channels  of the output, `stored` with as many or more
+    norm      the layer of `node`: a partitioned norm, or anything else for none
+    stored    channels of the output as stored, those of `node` or more
     raw       the output; asked for only where the sums do not say enough
     sums      of the bricks of this rank's block; None where bricks are single voxels: then `raw` gives one slab
     shape     (D, H, W) of the whole volume
@@ -52,15 +56,16 @@ def normalize(
 
     Raises PartitionError where the volume is one voxel in training.
     """
+    channels, fold = node.channels, keep if node.activation == "leaky_relu" else None
     if not isinstance(norm, PartitionedNorm):
         one = torch.ones(channels, dtype=torch.float64)
-        fixed = None if keep is None else Statistics(torch.zeros_like(one), one, None, 1, keep)
-        return _affine(one, torch.zeros_like(one), keep, slope, stored), fixed
+        fixed = None if fold is None else Statistics(torch.zeros_like(one), one, None, 1, fold)
+        return _affine(node, one, torch.zeros_like(one), keep, stored), fixed
     weight, bias = _parameters(norm)
     if isinstance(norm, PartitionedBatchNorm3d) and not norm.training and norm.running_mean is not None:
         assert norm.running_var is not None
         mean, rstd = norm.running_mean.double(), (norm.running_var.double() + _eps(norm)).rsqrt()
-        statistics = Statistics(mean, rstd, None, 1, keep)
+        statistics = Statistics(mean, rstd, None, 1, fold)
     else:
         pooling = norm.pooling(channels)
         count = shape[0] * shape[1] * shape[2] * (channels // pooling.groups)
@@ -70,12 +75,12 @@ def normalize(
         if isinstance(norm, PartitionedBatchNorm3d):
             norm.update(torch.from_numpy(mean_), torch.from_numpy(var), count)
         rstd_ = 1 / np.sqrt(var + _eps(norm))
-        statistics = Statistics(torch.from_numpy(mean_), torch.from_numpy(rstd_), pooling, count, keep)
+        statistics = Statistics(torch.from_numpy(mean_), torch.from_numpy(rstd_), pooling, count, fold)
     gain = statistics.rstd if weight is None else statistics.rstd * weight.detach().double()
     offset = -statistics.mean * gain
     if bias is not None:
         offset = bias.detach().double() + offset
-    return _affine(gain, offset, keep, slope, stored), statistics
+    return _affine(node, gain, offset, keep, stored), statistics
 
 
 def _parameters(norm: Any) -> tuple[Tensor | None, Tensor | None]:
@@ -87,11 +92,13 @@ def _eps(norm: Any) -> float:
     return float(norm.eps)
 
 
-def _affine(gain: Tensor, offset: Tensor, keep: Tensor | None, slope: float, stored: int) -> Affine:
-    # keep * leaky(u) = leaky(keep * u) for keep >= 0: channel dropout costs nothing
-    if keep is not None:
-        gain, offset = gain * keep, offset * keep
-    return Affine(_stored(gain, stored), _stored(offset, stored), slope)
+def _affine(node: Normalization, scale: Tensor, shift: Tensor, keep: Tensor | None, stored: int) -> Affine:
+    gain = None
+    if node.activation != "leaky_relu":
+        gain = _stored(torch.ones_like(scale) if keep is None else keep, stored)
+    elif keep is not None:  # keep * leaky(u) = leaky(keep * u) for keep >= 0: channel dropout costs nothing
+        scale, shift = scale * keep, shift * keep
+    return Affine(_stored(scale, stored), _stored(shift, stored), node.slope, node.activation, gain)
 
 
 def _stored(values: Tensor, channels: int) -> Tensor:

@@ -17,6 +17,7 @@ from volseg.nn.fused.forward import (
     kept_channels,
     lifted,
     needs_statistics,
+    pool_slabs,
 )
 from volseg.nn.fused.image import Image
 from volseg.nn.fused.normalization import normalize
@@ -27,7 +28,7 @@ from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import rolling_planes
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.program.step import Lifted, Pass
+from volseg.program.step import Convolve, Lifted, Pass
 
 
 def find_coefficients(state: State, op: Pass, image: Image) -> None:
@@ -54,25 +55,28 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
 
     with work.meter.doing(Kind.NORM):
         state.affines[node.name], _ = normalize(
-            norm, tensor.channels, tensor.stored, raw, sums, state.layout(tensor).shape, node.slope,
-            kept_channels(state, node), work.grid.communicator,
+            node, norm, tensor.stored, raw, sums, state.layout(tensor).shape, kept_channels(state, node),
+            work.grid.communicator,
         )  # fmt: skip
     if op.clears:
         work.buffers.clear()
 
 
 def enter_stage(state: State, op: Pass, image: Image) -> None:
-    """A pass whose last output goes through a convolution with a stride, into a whole tensor. Collective."""
+    """A pass whose last output goes into a whole tensor, by a convolution with a stride or a pooling. Collective."""
     entering = op.entering
     assert entering is not None
-    factor = entering.node.stride[0]
+    factor = (entering.node.stride if isinstance(entering, Convolve) else entering.node.window)[0]
 
     def slabs() -> Iterator[tuple[Range, list[Operand]]]:
         for (first, last), operand in _chain(state, op, image, op.wanted).run():
             yield (first // factor, last // factor), [operand]
             state.memory.computed([convolution.node.name for convolution in op.chain], (first, last))
 
-    convolve_slabs(state, entering, slabs())
+    if isinstance(entering, Convolve):
+        convolve_slabs(state, entering, slabs())
+    else:
+        pool_slabs(state, entering, slabs())
     image.settled()
     if op.clears:
         state.works[0].buffers.clear()

@@ -49,6 +49,4 @@ def _convolved(step: Step) -> Iterator[Convolve]:
         case Convolve() as op:
             yield op
         case Pass() as op:
-            yield from op.chain
-            if op.entering is not None:
-                yield op.entering
+            yield from op.convolutions

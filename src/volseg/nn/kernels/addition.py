@@ -8,45 +8,47 @@ from __future__ import annotations
 from torch import Tensor
 
 from volseg.nn.kernels import lines
+from volseg.nn.kernels.activations import Kinds, kinds_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
 
 
 @compiled_once
-def _sum_library() -> Library:
+def _sum_library(kinds: Kinds) -> Library:
     module = Module(LANES)
 
     @module.entry
     def add(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, first_plane: Int,
-        a: Pointer, a_plane: Int, a_line: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector,
-        b: Pointer, b_plane: Int, b_line: Int, b_scale: Pointer, b_shift: Pointer, b_slope: Vector,
-        slope: Vector, out: Pointer, out_plane: Int, out_line: Int,
+        height: Int, breadth: Int, first_plane: Int, a: Source, b: Source, slope: Vector,
+        out: Pointer, out_plane: Int, out_line: Int,
     ) -> None:  # fmt: skip
         """out = leaky(a + b), each activated first, for the lines first ... last counted over planes."""
+        channels = a.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            left, right = a + (z * a_plane + y * a_line + c), b + (z * b_plane + y * b_line + c)
+            left, right = a.at(z, y).data + c, b.at(z, y).data + c
             target = out + (z * out_plane + y * out_line + c)
-            factors = [(pointer + c).load() for pointer in (a_scale, a_shift, b_scale, b_shift)]
+            a_reading, b_reading = a.reading(f, kinds[0], c), b.reading(f, kinds[1], c)
             with f.loop(breadth) as (x, _):
                 at = x * channels
-                first_term = f.leaky((left + at).load() * factors[0] + factors[1], a_slope)
-                second_term = f.leaky((right + at).load() * factors[2] + factors[3], b_slope)
+                first_term = a_reading.activated((left + at).load())
+                second_term = b_reading.activated((right + at).load())
                 (target + at).store(f.leaky(first_term + second_term, slope))
 
     return Library(module)
 
 
 @compiled_once
-def _gradient_library(through_a: bool, through_b: bool, second: bool, adding: bool) -> Library:
+def _gradient_library(through: Kinds, through_a: bool, through_b: bool, second: bool, adding: bool) -> Library:
     """The pass that divides a sum's gradient.
 
+    through               the activations of a and b
     through_a, through_b  whether the term's gradient goes through its activation, with sums
     second                whether the gradient of b is written
     adding                whether it is added to what is there
@@ -58,9 +60,7 @@ def _gradient_library(through_a: bool, through_b: bool, second: bool, adding: bo
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         height: Int, breadth: Int, channels: Int, slope: Vector,
         gradient: Pointer, gradient_plane: Int, gradient_line: Int, out: Pointer, out_plane: Int, out_line: Int,
-        a: Pointer, a_plane: Int, a_line: Int, a_scale: Pointer, a_shift: Pointer, a_slope: Vector, a_sums: Pointer,
-        b: Pointer, b_plane: Int, b_line: Int, b_scale: Pointer, b_shift: Pointer, b_slope: Vector, b_sums: Pointer,
-        other: Pointer, other_plane: Int, other_line: Int,
+        a: Source, a_sums: Pointer, b: Source, b_sums: Pointer, other: Pointer, other_plane: Int, other_line: Int,
     ) -> None:  # fmt: skip
         """Lines first ... last: the gradient of `out` becomes that of a, and `other` gets that of b."""
         zero = f.constant(0)
@@ -75,19 +75,16 @@ def _gradient_library(through_a: bool, through_b: bool, second: bool, adding: bo
                 )
             )
             terms = []
-            if through_a:
-                place = a + (z * a_plane + y * a_line + c)
-                terms.append((place, (a_scale + c).load(), (a_shift + c).load(), a_slope, a_sums))
-            if through_b:
-                place = b + (z * b_plane + y * b_line + c)
-                terms.append((place, (b_scale + c).load(), (b_shift + c).load(), b_slope, b_sums))
+            for there, kind, term, sums in ((through_a, through[0], a, a_sums), (through_b, through[1], b, b_sums)):
+                if there:
+                    terms.append((term.at(z, y).data + c, term.reading(f, kind, c), sums))
             with f.loop(breadth, carried=[zero] * (2 * len(terms))) as (x, state):
                 at = x * channels
                 common = f.leaky_gradient((target + at).load(), (result + at).load(), slope)
                 new, parts = [], []
-                for n, (raw, scale, shift, own_slope, _) in enumerate(terms):
+                for n, (raw, reading, _) in enumerate(terms):
                     value = (raw + at).load()
-                    part = f.leaky_gradient(common, value * scale + shift, own_slope)
+                    part = reading.gradient_before(common, value)
                     parts.append(part)
                     new += [state.values[2 * n] + part, state.values[2 * n + 1] + part * value]
                 (target + at).store(parts[0] if through_a else common)
@@ -95,8 +92,8 @@ def _gradient_library(through_a: bool, through_b: bool, second: bool, adding: bo
                     part = parts[-1] if through_b else common
                     (rest + at).store((rest + at).load() + part if adding else part)
                 state.values = new
-            for n, term in enumerate(terms):
-                wide = term[-1].wide()
+            for n, (_, _, sums) in enumerate(terms):
+                wide = sums.wide()
                 for channel, total in ((c, state.values[2 * n]), (channels + c, state.values[2 * n + 1])):
                     (wide + channel).store((wide + channel).load() + total.wide())
 
@@ -110,10 +107,10 @@ def add(x: Activation, other: Activation, out: Rows, slope: float, planes: Range
     planes  to compute; all by default
     """
     first, last = planes or (0, x.rows.sides[0])
-    job = _sum_library()["add"].bind(
-        **lines.shape(x.rows), first_plane=first, slope=slope, **lines.place("out", out),
-        **lines.place("a", x.rows), **lines.coefficients(lines.affine_of(x), "a_"),
-        **lines.place("b", other.rows), **lines.coefficients(lines.affine_of(other), "b_"),
+    a, b = lines.scaled(x), lines.scaled(other)
+    job = _sum_library(kinds_of([a, b], 2))["add"].bind(
+        **lines.sides(x.rows), first_plane=first, slope=slope, **lines.place("out", out), a=source_fields(a),
+        b=source_fields(b),
     )  # fmt: skip
     workers.run(job, (last - first) * x.rows.sides[1])
 
@@ -128,20 +125,21 @@ def divide(
     x, other  as `add` had them
     x_sums    [2, C] float64: then the gradient goes through the activation of `x`, and its sums, and those of its
               product with the raw values, are added here; else it is that of the activated `x`
-    other_sums  the same of `other`, for `copy`; without a copy both have the same gradient, unless their slopes differ
+    other_sums  the same of `other`, for `copy`; without a copy both have the same gradient: neither has an activation
     adding    whether the gradient of `other` is added to what stands in `copy`
 
     Raises AssertionError where `other` has a gradient of its own and no `copy` to put it in.
     """
-    slopes = {lines.affine_of(term).slope for term, sums in ((x, x_sums), (other, other_sums)) if sums is not None}
-    if copy is None and slopes - {1.0}:
+    a, b = lines.scaled(x), lines.scaled(other)
+    through = [lines.affine_of(term).activates for term, sums in ((a, x_sums), (b, other_sums)) if sums is not None]
+    if copy is None and any(through):
         raise AssertionError("the terms of a sum have different gradients: give `copy` rows of its own")
-    library = _gradient_library(x_sums is not None, other_sums is not None, copy is not None, adding)
+    library = _gradient_library(
+        kinds_of([a, b], 2), x_sums is not None, other_sums is not None, copy is not None, adding
+    )  # fmt: skip
     values = {
         **lines.shape(gradient), "slope": slope, **lines.place("gradient", gradient), **lines.place("out", out),
-        **lines.place("a", x.rows), **lines.coefficients(lines.affine_of(x), "a_"),
-        **lines.place("b", other.rows), **lines.coefficients(lines.affine_of(other), "b_"),
-        **lines.place("other", copy),
+        "a": source_fields(a), "b": source_fields(b), **lines.place("other", copy),
     }  # fmt: skip
     d, h, _ = gradient.sides
     lines.run_summed(library["divide"], values, {"a_sums": x_sums, "b_sums": other_sums}, d * h)

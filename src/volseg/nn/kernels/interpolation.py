@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.networks.description import ActivationKind
 from volseg.nn.kernels import lines
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
-from volseg.nn.kernels.operands import Target, target_fields
+from volseg.nn.kernels.operands import Source, Target, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
@@ -30,14 +31,15 @@ Column = Callable[[Int], list[Vector]]
 
 
 @compiled_once
-def _library(factors: Triple, linear: bool) -> Library:
+def _library(factors: Triple, linear: bool, kind: ActivationKind) -> Library:
     module = Module(LANES)
-    _define_interpolate(module, factors, linear)
+    _define_interpolate(module, factors, linear, kind)
     return Library(module)
 
 
 @compiled_once
-def _gradient_library(factors: Triple, linear: bool, through: bool) -> Library:
+def _gradient_library(factors: Triple, linear: bool, through: ActivationKind | None) -> Library:
+    """through: the activation that the gradient goes through, if it does"""
     module = Module(LANES)
     _define_gather(module, factors, linear, through)
     return Library(module)
@@ -65,7 +67,7 @@ def _children(f: Function, values: Sequence[Vector], factor: int) -> list[Vector
     return [_mixed(f, here, before), _mixed(f, here, after)]
 
 
-def _define_interpolate(module: Module, factors: Triple, linear: bool) -> None:
+def _define_interpolate(module: Module, factors: Triple, linear: bool, kind: ActivationKind) -> None:
     deep, high, wide = factors
     steps = [_steps(factor, linear) for factor in factors]
 
@@ -73,19 +75,18 @@ def _define_interpolate(module: Module, factors: Triple, linear: bool) -> None:
     def interpolate(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         height: Int, first_plane: Int, first_line: Int, first_column: Int, last_column: Int,
-        planes: Int, lines: Int, columns: Int, channels: Int,
-        raw: Pointer, raw_plane: Int, raw_line: Int, scale: Pointer, shift: Pointer, slope: Vector,
-        out: Pointer, out_plane: Int, out_line: Int,
+        planes: Int, lines: Int, columns: Int, raw: Source, out: Pointer, out_plane: Int, out_line: Int,
     ) -> None:  # fmt: skip
         """Lines first ... last of the input, counted from `first_line` of `first_plane` on, `height` a plane.
 
         raw  [planes, lines, columns, channels] with its ghosts, from which everything is counted
         """
+        channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, first_line + number % height
-            a, b = (scale + c).load(), (shift + c).load()
+            reading = raw.reading(f, kind, c)
             sources = [
-                [raw + (near_z * raw_plane + near_y * raw_line + c) for near_z in _beside(f, z, planes, steps[0])]
+                [raw.at(near_z, near_y).data + c for near_z in _beside(f, z, planes, steps[0])]
                 for near_y in _beside(f, y, lines, steps[1])
             ]
 
@@ -93,8 +94,7 @@ def _define_interpolate(module: Module, factors: Triple, linear: bool) -> None:
                 """The new values of a column on D and H."""
                 at = x * channels
                 on_d = [
-                    _children(f, [f.leaky((line + at).load() * a + b, slope) for line in beside], deep)
-                    for beside in sources
+                    _children(f, [reading.activated((line + at).load()) for line in beside], deep) for beside in sources
                 ]
                 return [value for p in range(deep) for value in _children(f, [line[p] for line in on_d], high)]
 
@@ -147,7 +147,7 @@ def _child_steps(factor: int, linear: bool) -> tuple[int, ...]:
     return (-1, 0, 1, 2) if linear else (0, 1)
 
 
-def _define_gather(module: Module, factors: Triple, linear: bool, through: bool) -> None:
+def _define_gather(module: Module, factors: Triple, linear: bool, through: ActivationKind | None) -> None:
     deep, high, wide = factors
     steps = [_child_steps(factor, linear) for factor in factors]
 
@@ -156,8 +156,7 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: bool)
         f: Function, first: Int, last: Int, scratch: Pointer, *,
         height: Int, breadth: Int, channels: Int, given: Pointer, given_plane: Int, given_line: Int,
         low_z: Int, low_y: Int, low_x: Int, planes: Int, lines: Int, columns: Int,
-        raw: Pointer, raw_plane: Int, raw_line: Int, scale: Pointer, shift: Pointer, slope: Vector,
-        target: Target, sums: Pointer,
+        raw: Source, target: Target, sums: Pointer,
     ) -> None:  # fmt: skip
         """Lines first ... last of the input, `height` a plane: the gradient of its voxels to `target`.
 
@@ -180,17 +179,17 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: bool)
                     f, [_sum_of_children(f, [(line + at).load() for line in plane]) for plane in sources]
                 )
 
-            own, place = raw + (z * raw_plane + y * raw_line + c), target.at(z, y, f.number(0), c)
-            a, b = (scale + c).load(), (shift + c).load()
+            own, place = raw.at(z, y).data + c, target.at(z, y, f.number(0), c)
+            reading = raw.reading(f, through, c) if through else None
             old = [column(x) for x in _beside(f, low_x, columns, steps[2][:2])] if len(steps[2]) == 4 else []
             zero = f.constant(0)
             with f.loop(breadth, carried=[*old, zero, zero]) as (x, state):
                 *kept, total, product = state.values
                 new = [column(n) for n in _beside(f, x * wide + low_x, columns, steps[2][len(kept) :])]
                 value, at = _sum_of_children(f, [*kept, *new]), x * channels
-                if through:
+                if reading is not None:
                     there = (own + at).load()
-                    value = f.leaky_gradient(value, there * a + b, slope)
+                    value = reading.gradient_before(value, there)
                     total, product = total + value, product + value * there
                 with f.either(target.add.equals(1)) as (adding, fresh):
                     with adding:
@@ -216,17 +215,17 @@ def interpolate(
     beside   whether what the ghosts on H and W become is wanted, too: all that is made from ghosts that are there is
              right but for the outermost voxels, which would need one more
     """
-    rows, affine = x.rows, lines.affine_of(x)
+    rows, whole = x.rows, x.rows.buffer
     first, last = planes or (0, rows.sides[0])
     low = (rows.low[0], 0, 0) if beside else rows.low
-    total = rows.buffer.shape
+    total = whole.shape
     tall, broad = (int(n) for n in total[1:3]) if beside else rows.sides[1:]
     spread = [before * factor for before, factor in zip(rows.low, factors, strict=True)]
     begin = out.address - _FLOAT * (spread[0] * out.plane + spread[1] * out.line + spread[2] * out.channels)
-    job = _library(factors, mode == "trilinear")["interpolate"].bind(
+    source = Activation(Rows.of(whole), lines.affine_of(x))
+    job = _library(factors, mode == "trilinear", lines.affine_of(x).kind)["interpolate"].bind(
         height=tall, first_plane=first + rows.low[0], first_line=low[1], first_column=low[2],
-        last_column=low[2] + broad, planes=total[0], lines=total[1], columns=total[2], channels=rows.channels,
-        raw=rows.buffer, raw_plane=rows.plane, raw_line=rows.line, **lines.coefficients(affine),
+        last_column=low[2] + broad, planes=total[0], lines=total[1], columns=total[2], raw=source_fields(source),
         out=begin, out_plane=out.plane, out_line=out.line,
     )  # fmt: skip
     workers.run(job, (last - first) * tall)
@@ -244,12 +243,12 @@ def gradient(
            product with the raw values, are added here
     add    to what stands in `target`, in place of overwriting it; the sums are of what was added
     """
-    total, low, raw = given.buffer.shape, given.low, x or Activation(target)
-    entry = _gradient_library(factors, mode == "trilinear", sums is not None)["gather"]
+    total, low, raw = given.buffer.shape, given.low, lines.scaled(x or Activation(target))
+    through = None if sums is None else lines.affine_of(raw).kind
+    entry = _gradient_library(factors, mode == "trilinear", through)["gather"]
     values = {
         **lines.shape(target), "given": given.buffer, "given_plane": given.plane, "given_line": given.line,
         "low_z": low[0], "low_y": low[1], "low_x": low[2], "planes": total[0], "lines": total[1], "columns": total[2],
-        **lines.place("raw", raw.rows), **lines.coefficients(lines.affine_of(raw)),
-        "target": target_fields(target, add),
+        "raw": source_fields(raw), "target": target_fields(target, add),
     }  # fmt: skip
     lines.run_summed(entry, values, {"sums": sums}, target.sides[0] * target.sides[1])

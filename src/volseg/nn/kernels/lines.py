@@ -10,9 +10,14 @@ from volseg.nn.kernels.jit.compiler import Entry
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 
 
+def sides(rows: Rows) -> dict[str, object]:
+    """The sides of a block's planes."""
+    return {"height": rows.sides[1], "breadth": rows.sides[2]}
+
+
 def shape(rows: Rows) -> dict[str, object]:
-    """The sides and channels of a block."""
-    return {"height": rows.sides[1], "breadth": rows.sides[2], "channels": rows.channels}
+    """The sides of a block's planes, and its channels."""
+    return {**sides(rows), "channels": rows.channels}
 
 
 def place(name: str, rows: Rows | None) -> dict[str, object]:
@@ -22,15 +27,15 @@ def place(name: str, rows: Rows | None) -> dict[str, object]:
     return {name: rows.address, f"{name}_plane": rows.plane, f"{name}_line": rows.line}
 
 
-def coefficients(affine: Affine, prefix: str = "") -> dict[str, object]:
-    """The coefficients of an activation."""
-    return {f"{prefix}scale": affine.scale, f"{prefix}shift": affine.shift, f"{prefix}slope": affine.slope}
-
-
 def affine_of(x: Activation) -> Affine:
     """The coefficients of an activation, of one that changes nothing where it has none."""
     channels = x.rows.channels
     return x.affine or Affine(torch.ones(channels), torch.zeros(channels), 1.0)
+
+
+def scaled(x: Activation) -> Activation:
+    """The same, with coefficients that change nothing where it has none."""
+    return Activation(x.rows, affine_of(x))
 
 
 def run_summed(entry: Entry, values: dict[str, object], sums: dict[str, Tensor | None], lines: int) -> None:

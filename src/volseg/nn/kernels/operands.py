@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.nn.kernels.jit.language import Int, Pointer, Vector
+from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.activations import activated, gradient_before
+from volseg.nn.kernels.jit.language import Function, Int, Pointer, Vector
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.window import Range
 
@@ -20,11 +22,12 @@ Fields = dict[str, object]
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor that is read through its activation, leaky(data * scale + shift).
+    """A tensor that is read through its activation, activation(data * scale + shift) * gain.
 
     data          voxel 0, [.., .., .., channels]
     plane, line   floats from a plane, from a line to the next
     scale, shift  [channels], or nothing: the data are taken as they are
+    slope, gain   what `activations.activated` takes; gain is [channels], or nothing for a leaky ReLU
     """
 
     data: Pointer
@@ -34,6 +37,7 @@ class Source:
     scale: Pointer
     shift: Pointer
     slope: Vector
+    gain: Pointer
 
     def at(self, z: Int, y: Int) -> Source:
         """The same from line y of plane z on."""
@@ -42,7 +46,34 @@ class Source:
     def from_channel(self, z: Int, y: Int, x: Int, channel: int | Int) -> Source:
         """The same from a voxel and channel on; it must have `scale` and `shift`."""
         data = self.data + (z * self.plane + y * self.line + x * self.channels + channel)
-        return replace(self, data=data, scale=self.scale + channel, shift=self.shift + channel)
+        return replace(
+            self, data=data, scale=self.scale + channel, shift=self.shift + channel, gain=self.gain + channel
+        )  # fmt: skip
+
+    def reading(self, f: Function, kind: ActivationKind, channel: int | Int) -> Reading:
+        """Write down: how the channels of a vector, from a channel on, are read; it must have `scale` and `shift`."""
+        gain = None if kind == "leaky_relu" else (self.gain + channel).load()
+        return Reading(f, kind, (self.scale + channel).load(), (self.shift + channel).load(), self.slope, gain)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The activation through which the channels of a vector are read, and its coefficients in registers."""
+
+    f: Function
+    kind: ActivationKind
+    scale: Vector
+    shift: Vector
+    slope: Vector
+    gain: Vector | None
+
+    def activated(self, raw: Vector) -> Vector:
+        """Write down: what raw values are read as."""
+        return activated(self.f, self.kind, raw * self.scale + self.shift, self.slope, self.gain)
+
+    def gradient_before(self, gradient: Vector, raw: Vector) -> Vector:
+        """Write down: the gradient before the activation, from that of what raw values are read as."""
+        return gradient_before(self.f, self.kind, gradient, raw * self.scale + self.shift, self.slope, self.gain)
 
 
 def source_fields(x: Activation | None) -> Fields | None:
@@ -53,7 +84,7 @@ def source_fields(x: Activation | None) -> Fields | None:
     return {
         "data": rows.address, "plane": rows.plane, "line": rows.line, "channels": rows.channels,
         "scale": None if affine is None else affine.scale, "shift": None if affine is None else affine.shift,
-        "slope": 1.0 if affine is None else affine.slope,
+        "slope": 1.0 if affine is None else affine.slope, "gain": None if affine is None else affine.gains,
     }  # fmt: skip
 
 

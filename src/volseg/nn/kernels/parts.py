@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source
 from volseg.nn.kernels.results import define_moments, define_pool, define_store, define_through_activation
@@ -24,11 +25,14 @@ class Parts:
     def __init__(self, module: Module, layout: Registers, taps: int = 1) -> None:
         """taps  that `outer_sums` takes at once"""
         self._module, self._layout, self._taps = module, layout, taps
+        self._fill_line: dict[ActivationKind, Any] = {}
+        self._through_activation: dict[ActivationKind, Any] = {}
 
-    @cached_property
-    def fill_line(self) -> Any:
-        """``fill_line(f, target, stride, start, count, low, high, source)``"""
-        return _define_fill_line(self._module, self._layout)
+    def fill_line(self, kind: ActivationKind) -> Any:
+        """``fill_line(kind)(f, target, stride, start, count, low, high, source)``"""
+        if kind not in self._fill_line:
+            self._fill_line[kind] = _define_fill_line(self._module, self._layout, kind)
+        return self._fill_line[kind]
 
     @cached_property
     def product(self) -> Any:
@@ -45,10 +49,11 @@ class Parts:
         """``store(f, results, target)``"""
         return define_store(self._module, self._layout)
 
-    @cached_property
-    def through_activation(self) -> Any:
-        """``through_activation(f, results, target, raw, sums)``"""
-        return define_through_activation(self._module, self._layout)
+    def through_activation(self, kind: ActivationKind) -> Any:
+        """``through_activation(kind)(f, results, target, raw, sums)``"""
+        if kind not in self._through_activation:
+            self._through_activation[kind] = define_through_activation(self._module, self._layout, kind)
+        return self._through_activation[kind]
 
     @cached_property
     def moments(self) -> Any:
@@ -61,7 +66,7 @@ class Parts:
         return define_pool(self._module, self._layout)
 
 
-def _define_fill_line(module: Module, layout: Registers) -> Any:
+def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -> Any:
     lanes = layout.lanes
 
     @module.define
@@ -93,10 +98,10 @@ def _define_fill_line(module: Module, layout: Registers) -> Any:
                 with bare, f.loop(end, start=begin) as (x, _):
                     (target + (x * stride + c)).store((first + (x * channels + c)).load())
                 with scaled:
-                    a, b = (source.scale + c).load(), (source.shift + c).load()
+                    reading = source.reading(f, kind, c)
                     with f.loop(end, start=begin) as (x, _):
-                        value = (first + (x * channels + c)).load() * a + b
-                        (target + (x * stride + c)).store(f.leaky(value, source.slope))
+                        value = reading.activated((first + (x * channels + c)).load())
+                        (target + (x * stride + c)).store(value)
 
     return fill_line
 

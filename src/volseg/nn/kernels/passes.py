@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from volseg.networks.description import ActivationKind
 from volseg.nn.kernels import lines
 from volseg.nn.kernels.addition import add, divide
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.pooling import pool, unpool
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
@@ -22,31 +24,30 @@ __all__ = ["activate", "add", "combine", "divide", "pool", "unpool"]
 
 
 @compiled_once
-def _library() -> Library:
+def _activating_library(kind: ActivationKind) -> Library:
     module = Module(LANES)
-    _define_activate(module)
-    _define_gradients(module)
-    return Library(module)
 
-
-def _define_activate(module: Module) -> None:
     @module.entry
     def activate(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, first_plane: Int, raw: Pointer, raw_plane: Int, raw_line: Int,
-        scale: Pointer, shift: Pointer, slope: Vector, out: Pointer, out_plane: Int, out_line: Int,
+        height: Int, breadth: Int, first_plane: Int, raw: Source, out: Pointer, out_plane: Int, out_line: Int,
     ) -> None:  # fmt: skip
-        """out = leaky(raw * scale + shift), for the lines first ... last counted over planes."""
+        """out = what raw is read as, for the lines first ... last counted over planes."""
+        channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            source, target = raw + (z * raw_plane + y * raw_line + c), out + (z * out_plane + y * out_line + c)
-            a, b = (scale + c).load(), (shift + c).load()
+            source, target = raw.at(z, y).data + c, out + (z * out_plane + y * out_line + c)
+            reading = raw.reading(f, kind, c)
             with f.loop(breadth) as (x, _):
-                value = (source + x * channels).load() * a + b
-                (target + x * channels).store(f.leaky(value, slope))
+                (target + x * channels).store(reading.activated((source + x * channels).load()))
+
+    return Library(module)
 
 
-def _define_gradients(module: Module) -> None:
+@compiled_once
+def _library() -> Library:
+    module = Module(LANES)
+
     @module.entry
     def combine(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
@@ -64,18 +65,18 @@ def _define_gradients(module: Module) -> None:
                 value = f.fma((source + x * channels).load(), weight, constant)
                 place.store(f.fma(place.load(), factor, value))
 
+    return Library(module)
+
 
 def activate(x: Activation, out: Rows, planes: Range | None = None) -> None:
     """`out` becomes what `x` stands for, over the planes given."""
-    affine = x.affine
-    if affine is None:
+    if x.affine is None:
         out.own.copy_(x.rows.own)
         return
     first, last = planes or (0, x.rows.sides[0])
-    job = _library()["activate"].bind(
-        **lines.shape(x.rows), first_plane=first, **lines.place("raw", x.rows), **lines.coefficients(affine),
-        **lines.place("out", out),
-    )  # fmt: skip
+    job = _activating_library(x.affine.kind)["activate"].bind(
+        **lines.sides(x.rows), first_plane=first, raw=source_fields(x), **lines.place("out", out)
+    )
     workers.run(job, (last - first) * x.rows.sides[1])
 
 

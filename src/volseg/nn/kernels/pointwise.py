@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.activations import kinds_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -23,15 +25,15 @@ from volseg.partition.window import Range
 
 
 @compiled_once
-def _library(layout: Registers) -> Library:
+def _library(layout: Registers, kind: ActivationKind) -> Library:
     module = Module(layout.lanes)
     parts = Parts(module, layout)
-    _define_lines(module, layout, parts)
-    _define_gradients(module, layout, parts)
+    _define_lines(module, layout, parts, kind)
+    _define_gradients(module, layout, parts, kind)
     return Library(module)
 
 
-def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
+def _define_lines(module: Module, layout: Registers, parts: Parts, kind: ActivationKind) -> None:
     rows, width, lanes = layout.rows, layout.width, layout.lanes
 
     @module.entry
@@ -51,7 +53,7 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
         products = scratch + (breadth + rows) * stride
         with f.loop(last, start=first) as (number, _):
             z, y = first_plane + number // height, number % height
-            parts.fill_line(f, scratch, stride, 0, breadth, 0, breadth, a.at(z, y))
+            parts.fill_line(kind)(f, scratch, stride, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(deep) as (p, _), f.loop(high) as (q, _), f.loop(out_channels // width) as (k, _):
                 weights = weight + (((p * high + q) * out_channels) + k * width) * inner
                 parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
@@ -67,7 +69,7 @@ def _define_lines(module: Module, layout: Registers, parts: Parts) -> None:
                                     (target + (x * out_channels + n * lanes)).store(value)
 
 
-def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
+def _define_gradients(module: Module, layout: Registers, parts: Parts, kind: ActivationKind) -> None:
     rows, width = layout.rows, layout.width
 
     @module.entry
@@ -94,8 +96,8 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
             with f.loop(deep) as (p, _), f.loop(high) as (q, _):
                 source = replace(given.at(z * deep + p, y * high + q), channels=given_channels)
                 place = scratch + (p * high + q) * line
-                parts.fill_line(f, place, given_channels, 0, breadth, 0, breadth, source)
-            parts.fill_line(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
+                parts.fill_line(kind)(f, place, given_channels, 0, breadth, 0, breadth, source)
+            parts.fill_line(kind)(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(corners) as (corner, _):
                 parts.outer_sums(
                     f, scratch + corner * line, given_channels, 0, values, channels,
@@ -119,7 +121,7 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts) -> None:
                         parts.store(f, results, there)
                     with through:
                         raw = a.from_channel(z, y, zero, channel)
-                        parts.through_activation(f, results, there, raw, sums + channel * 2)
+                        parts.through_activation(kind)(f, results, there, raw, sums + channel * 2)
         move_to_total(f, gradient, total, size)
 
 
@@ -187,7 +189,7 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
     rows, spread = x.rows, weight.spread
     first, last = planes or (0, rows.sides[0])
     stride = padded_channels(rows.channels)
-    job = _library(weight.layout)["lines"].bind(
+    job = _library(weight.layout, *kinds_of([x], 1))["lines"].bind(
         height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner,
         deep=spread[0], high=spread[1], first_plane=first, a=source_fields(x), weight=weight.packed, bias=weight.bias,
         out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
@@ -242,7 +244,7 @@ def gradients(
     total = torch.zeros(gradient.shape, dtype=torch.float64)
     by_thread = None if sums is None else torch.zeros(threads, *sums.shape, dtype=torch.float64)
     jobs = [
-        _library(layout)["gradients"].bind(
+        _library(layout, *kinds_of([x], 1))["gradients"].bind(
             height=rows.sides[1], breadth=rows.sides[2], deep=deep, high=high, first_plane=first,
             given=source_fields(Activation(given)), given_channels=weight.inner, a=source_fields(x),
             weight=weight.packed, target=target_fields(target, add),

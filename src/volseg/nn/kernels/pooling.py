@@ -1,35 +1,45 @@
 """Max pooling of raw values by windows of 1 or 2 on each axis, and its gradient.
 
-A norm's coefficients are not known yet where a convolution's output is pooled. Leaky ReLU of an affine function rises
-or falls with its argument, so the largest activated voxel is the largest raw one where the scale is positive and the
-smallest where it is negative: the sign of a channel says which.
+A norm's coefficients are not known yet where a convolution's output is pooled. An activation that never falls, such as
+leaky ReLU, of an affine function rises or falls with its argument, so the largest activated voxel is the largest raw
+one where the scale is positive and the smallest where it is negative: the sign of a channel says which. With others,
+such as SiLU, activated voxels are compared, once the coefficients are there. Either way what is pooled is raw values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import product
 
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.networks.description import KEEPING_ORDER, ActivationKind
 from volseg.nn.kernels import lines
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
 
 
 @compiled_once
-def _library(window: Triple, through: bool) -> Library:
+def _library(window: Triple, kind: ActivationKind, through: bool) -> Library:
     module = Module(LANES)
     if through:
-        _define_unpool(module, window)
+        _define_unpool(module, window, kind)
     else:
-        _define_pool(module, window)
-        _define_add_unpooled(module, window)
+        _define_pool(module, window, kind)
+        _define_add_unpooled(module, window, kind)
     return Library(module)
+
+
+def _compared_as(x: Activation) -> ActivationKind:
+    """The activation of what is compared; the usual one stands for all by whose signs raw values are compared."""
+    kind: ActivationKind = "leaky_relu" if x.affine is None else x.affine.kind
+    return "leaky_relu" if kind in KEEPING_ORDER else kind
 
 
 def _offsets(window: Triple) -> list[Triple]:
@@ -38,12 +48,21 @@ def _offsets(window: Triple) -> list[Triple]:
     return list(product(range(d), range(h), range(w)))
 
 
-def _shares(f: Function, values: list[Vector], sign: Vector, share: Vector) -> list[Vector]:
-    """`share` for the first of the largest of ``values * sign``, zero for the others."""
-    zero, best = f.constant(0), values[0] * sign
-    shares = [share] + [zero] * (len(values) - 1)
-    for n in range(1, len(values)):
-        candidate = values[n] * sign
+def _comparison(
+    f: Function, raw: Source, signs: Pointer, kind: ActivationKind, channel: Int
+) -> Callable[[Vector], Vector]:
+    """Write down: from raw values of a vector's channels what is compared of them."""
+    if kind in KEEPING_ORDER:
+        sign = (signs + channel).load()
+        return lambda value: value * sign
+    return raw.reading(f, kind, channel).activated
+
+
+def _shares(f: Function, compared: Sequence[Vector], share: Vector) -> list[Vector]:
+    """`share` for the first of the largest, zero for the others."""
+    zero, best = f.constant(0), compared[0]
+    shares = [share] + [zero] * (len(compared) - 1)
+    for n, candidate in enumerate(compared[1:], 1):
         # A later voxel that is larger takes the share from whichever had it.
         shares[:n] = [f.take_where_above(candidate, best, zero, old) for old in shares[:n]]
         shares[n] = f.take_where_above(candidate, best, share, zero)
@@ -51,67 +70,70 @@ def _shares(f: Function, values: list[Vector], sign: Vector, share: Vector) -> l
     return shares
 
 
-def _define_pool(module: Module, window: Triple) -> None:
+def _define_pool(module: Module, window: Triple, kind: ActivationKind) -> None:
     deep, high, wide = window
 
     @module.entry
     def pool(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, first_plane: Int, raw: Pointer, raw_plane: Int, raw_line: Int,
-        signs: Pointer, out: Pointer, out_plane: Int, out_line: Int,
+        height: Int, breadth: Int, first_plane: Int, raw: Source, signs: Pointer,
+        out: Pointer, out_plane: Int, out_line: Int,
     ) -> None:  # fmt: skip
         """Lines first ... last of the pooled tensor, of sides `height`, `breadth`."""
+        channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            source = raw + (z * deep * raw_plane + y * high * raw_line + c)
-            target, sign = out + (z * out_plane + y * out_line + c), (signs + c).load()
+            source = raw.at(z * deep, y * high).data + c
+            target, compared = out + (z * out_plane + y * out_line + c), _comparison(f, raw, signs, kind, c)
             with f.loop(breadth) as (x, _):
-                best: Vector | None = None
-                for dz, dy, dx in _offsets(window):
-                    place = source + (raw_plane * dz + raw_line * dy + (x * wide + dx) * channels)
-                    value = place.load() * sign
-                    best = value if best is None else f.largest(value, best)
-                assert best is not None
-                (target + x * channels).store(best * sign)
+                values = [
+                    (source + (raw.plane * dz + raw.line * dy + (x * wide + dx) * channels)).load()
+                    for dz, dy, dx in _offsets(window)
+                ]
+                chosen, best = values[0], compared(values[0])
+                for value in values[1:]:
+                    candidate = compared(value)
+                    chosen = f.take_where_above(candidate, best, value, chosen)
+                    best = f.largest(candidate, best)
+                (target + x * channels).store(chosen)
 
 
-def _define_add_unpooled(module: Module, window: Triple) -> None:
+def _define_add_unpooled(module: Module, window: Triple, kind: ActivationKind) -> None:
     deep, high, wide = window
 
     @module.entry
     def add_unpooled(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, raw: Pointer, raw_plane: Int, raw_line: Int, signs: Pointer,
-        pooled: Pointer, pooled_plane: Int, pooled_line: Int,
+        height: Int, breadth: Int, raw: Source, signs: Pointer, pooled: Pointer, pooled_plane: Int, pooled_line: Int,
         gradient: Pointer, gradient_plane: Int, gradient_line: Int,
     ) -> None:  # fmt: skip
         """Add the pooled tensor's gradient where the largest voxels are, for its lines first ... last."""
+        channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            source = raw + (z * deep * raw_plane + y * high * raw_line + c)
+            source = raw.at(z * deep, y * high).data + c
             target = gradient + (z * deep * gradient_plane + y * high * gradient_line + c)
-            small, sign = pooled + (z * pooled_plane + y * pooled_line + c), (signs + c).load()
+            small = pooled + (z * pooled_plane + y * pooled_line + c)
+            compared = _comparison(f, raw, signs, kind, c)
             with f.loop(breadth) as (x, _):
                 values, places = [], []
                 for dz, dy, dx in _offsets(window):
                     column = (x * wide + dx) * channels
-                    values.append((source + (raw_plane * dz + raw_line * dy + column)).load())
+                    values.append((source + (raw.plane * dz + raw.line * dy + column)).load())
                     places.append(target + (gradient_plane * dz + gradient_line * dy + column))
-                shares = _shares(f, values, sign, (small + x * channels).load())
+                shares = _shares(f, [compared(value) for value in values], (small + x * channels).load())
                 for place, part in zip(places, shares, strict=True):
                     place.store(place.load() + part)
 
 
-def _define_unpool(module: Module, window: Triple) -> None:
+def _define_unpool(module: Module, window: Triple, kind: ActivationKind) -> None:
     deep, high, wide = window
 
     @module.entry
     def unpool(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, raw: Pointer, raw_plane: Int, raw_line: Int, signs: Pointer,
-        pooled: Pointer, pooled_plane: Int, pooled_line: Int,
-        gradient: Pointer, gradient_plane: Int, gradient_line: Int,
-        scale: Pointer, shift: Pointer, slope: Vector, sums: Pointer,
+        height: Int, breadth: Int, raw: Source, signs: Pointer, pooled: Pointer, pooled_plane: Int, pooled_line: Int,
+        gradient: Pointer, gradient_plane: Int, gradient_line: Int, sums: Pointer,
     ) -> None:  # fmt: skip
         """Add the pooled tensor's gradient where the largest voxels are, then go through the activation, in place.
 
@@ -119,23 +141,23 @@ def _define_unpool(module: Module, window: Triple) -> None:
 
         sums  [2, channels] float64: of the new gradient, and of its product with the raw values
         """
-        wide_sums, zero = sums.wide(), f.constant(0)
+        wide_sums, zero, channels = sums.wide(), f.constant(0), raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            source = raw + (z * deep * raw_plane + y * high * raw_line + c)
+            source = raw.at(z * deep, y * high).data + c
             target = gradient + (z * deep * gradient_plane + y * high * gradient_line + c)
             small = pooled + (z * pooled_plane + y * pooled_line + c)
-            a, b, sign = (scale + c).load(), (shift + c).load(), (signs + c).load()
+            reading, compared = raw.reading(f, kind, c), _comparison(f, raw, signs, kind, c)
             with f.loop(breadth, carried=[zero, zero]) as (x, state):
                 values, places = [], []
                 for dz, dy, dx in _offsets(window):
                     column = (x * wide + dx) * channels
-                    values.append((source + (raw_plane * dz + raw_line * dy + column)).load())
+                    values.append((source + (raw.plane * dz + raw.line * dy + column)).load())
                     places.append(target + (gradient_plane * dz + gradient_line * dy + column))
-                shares = _shares(f, values, sign, (small + x * channels).load())
+                shares = _shares(f, [compared(value) for value in values], (small + x * channels).load())
                 total, product = state.values
                 for value, place, part in zip(values, places, shares, strict=True):
-                    new = f.leaky_gradient(place.load() + part, value * a + b, slope)
+                    new = reading.gradient_before(place.load() + part, value)
                     place.store(new)
                     total, product = total + new, product + new * value
                 state.values = total, product
@@ -144,15 +166,15 @@ def _define_unpool(module: Module, window: Triple) -> None:
 
 
 def pool(x: Activation, window: Triple, out: Rows, signs: Tensor, planes: Range | None = None) -> None:
-    """`out` becomes the largest raw value of each window of `x`, the smallest for channels whose sign is -1.
+    """`out` becomes, of each window of `x`, the raw value whose activated one is the largest.
 
     window  1 or 2 on D, H, W
-    signs   [C] 1 or -1, as `winograd.Pooled` has them
+    signs   [C] 1 or -1, as `winograd.Pooled` has them; of no account where the activation may fall
     planes  of `out`; all by default
     """
     first, last = planes or (0, out.sides[0])
-    job = _library(window, False)["pool"].bind(
-        **lines.shape(out), first_plane=first, **lines.place("raw", x.rows), signs=signs, **lines.place("out", out)
+    job = _library(window, _compared_as(x), False)["pool"].bind(
+        **lines.sides(out), first_plane=first, raw=source_fields(x), signs=signs, **lines.place("out", out)
     )
     workers.run(job, (last - first) * out.sides[1])
 
@@ -169,12 +191,12 @@ def unpool(
             its product with the raw values, are added here. None only adds: for a tensor with other readers to come
     """
     values = {
-        **lines.shape(pooled), **lines.place("raw", x.rows), **lines.place("gradient", gradient), "signs": signs,
-        **lines.place("pooled", pooled),
+        **lines.sides(pooled), "raw": source_fields(lines.scaled(x)), **lines.place("gradient", gradient),
+        "signs": signs, **lines.place("pooled", pooled),
     }  # fmt: skip
     d, h, _ = pooled.sides
     if sums is None:
-        workers.run(_library(window, False)["add_unpooled"].bind(**values), d * h)
+        workers.run(_library(window, _compared_as(x), False)["add_unpooled"].bind(**values), d * h)
         return
-    values |= lines.coefficients(lines.affine_of(x))
-    lines.run_summed(_library(window, True)["unpool"], values, {"sums": sums}, d * h)
+    library = _library(window, lines.affine_of(x).kind, True)
+    lines.run_summed(library["unpool"], values, {"sums": sums}, d * h)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Function, Module, Pointer, Vector
 from volseg.nn.kernels.operands import Bricks, Pools, Results, Source, Target
 from volseg.partition.tiling import Registers
@@ -34,22 +35,22 @@ def define_store(module: Module, layout: Registers) -> Any:
     return store
 
 
-def define_through_activation(module: Module, layout: Registers) -> Any:
-    """Write down `through_activation`."""
+def define_through_activation(module: Module, layout: Registers, kind: ActivationKind) -> Any:
+    """Write down `through_activation` for an activation of that kind."""
     lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     def gradient_of_vector(
         f: Function, lane: int, adds: bool, results: Results, target: Target, raw: Source, sums: Pointer
     ) -> None:
         wide, channels, zero = sums.wide(), target.channels, f.constant(0)
-        a, b = (raw.scale + lane).load(), (raw.shift + lane).load()
+        reading = raw.reading(f, kind, lane)
         with f.loop(results.planes) as (z, _), f.loop(results.y1, start=results.y0) as (y, _):
             source = results.values + ((z * results.lines + y) * results.columns * width + lane)
             before = raw.data + (z * raw.plane + y * raw.line + lane)
             line = target.out + (z * target.plane + y * target.line + lane)
             with f.loop(results.x1, start=results.x0, carried=[zero, zero]) as (x, state):
                 value, place = (before + x * channels).load(), line + x * channels
-                gradient = f.leaky_gradient((source + x * width).load(), value * a + b, raw.slope)
+                gradient = reading.gradient_before((source + x * width).load(), value)
                 place.store(place.load() + gradient if adds else gradient)
                 state.values = state.values[0] + gradient, state.values[1] + gradient * value
             for at, total in ((f.number(lane), state.values[0]), (channels + lane, state.values[1])):
@@ -57,7 +58,7 @@ def define_through_activation(module: Module, layout: Registers) -> Any:
 
     @module.define
     def through_activation(f: Function, results: Results, target: Target, raw: Source, sums: Pointer) -> None:
-        """Results are the gradient of leaky(raw * scale + shift): the target gets that before the activation.
+        """Results are the gradient of what raw is read as: the target gets that before the activation.
 
         It is stored, or added to what stands there; either way what this call computed is added up.
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.networks.description import ActivationKind
+from volseg.nn.elementwise import activate
 from volseg.partition.window import Range
 
 _FLOAT = 4
@@ -84,15 +86,31 @@ class Rows:
 
 @dataclass(frozen=True)
 class Affine:
-    """``leaky_relu(x * scale + shift)`` per channel.
+    """``activation(x * scale + shift) * gain`` per channel.
 
     scale, shift  [C] float32, as many as the rows have stored
-    slope         below zero; 1 is no activation, 0 is ReLU
+    slope         of a leaky ReLU below zero; 1 is no activation, 0 is ReLU
+    kind          of the activation
+    gain          [C] float32; None: ones, as always with a leaky ReLU, whose factor can be in scale and shift
     """
 
     scale: Tensor
     shift: Tensor
     slope: float
+    kind: ActivationKind = "leaky_relu"
+    gain: Tensor | None = None
+
+    @property
+    def activates(self) -> bool:
+        """Whether there is an activation."""
+        return self.kind != "leaky_relu" or self.slope != 1
+
+    @property
+    def gains(self) -> Tensor | None:
+        """What kernels multiply by; None for a leaky ReLU."""
+        if self.kind == "leaky_relu":
+            return None
+        return torch.ones_like(self.scale) if self.gain is None else self.gain
 
 
 @dataclass(frozen=True)
@@ -108,4 +126,5 @@ class Activation:
             return self.rows.own.contiguous()
         values = torch.mul(self.rows.own, self.affine.scale)
         values += self.affine.shift
-        return torch.nn.functional.leaky_relu_(values, self.affine.slope)
+        values = activate(values, self.affine.kind, self.affine.slope)
+        return values if self.affine.gain is None else values * self.affine.gain

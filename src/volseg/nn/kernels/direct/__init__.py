@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.activations import Kinds, kinds_of
 from volseg.nn.kernels.direct.backward import build_backward
 from volseg.nn.kernels.direct.forward import build_forward
 from volseg.nn.kernels.direct.weights import (
@@ -55,13 +56,13 @@ __all__ = [
 
 
 @compiled_once
-def _forward_library(layout: Registers) -> Library:
-    return build_forward(layout)
+def _forward_library(layout: Registers, kinds: Kinds) -> Library:
+    return build_forward(layout, kinds)
 
 
 @compiled_once
-def _backward_library(layout: Registers, together: int, pairs: int) -> Library:
-    return build_backward(layout, together, pairs)
+def _backward_library(layout: Registers, together: int, pairs: int, kinds: Kinds) -> Library:
+    return build_backward(layout, together, pairs, kinds)
 
 
 def forward(
@@ -101,7 +102,8 @@ def forward(
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    entry, room = _forward_library(layout)["forward"], direct_room(cut, reach, voxel, 0, weight.stride, layout)
+    entry = _forward_library(layout, kinds_of(inputs, 2))["forward"]
+    room = direct_room(cut, reach, voxel, 0, weight.stride, layout)
     for order in in_stages(_reads(cut, reach), window, ghosts):
         workers.run(entry.bind(**values, cutting=_cutting_fields(cut, order, h, w)), order.numel(), room)
 
@@ -170,7 +172,8 @@ def _gradients(
         "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library, room = _backward_library(layout, together, pairs), direct_room(cut, reach, voxel, channels, stride, layout)
+    library = _backward_library(layout, together, pairs, kinds_of([window.source, *tiles], 3))
+    room = direct_room(cut, reach, voxel, channels, stride, layout)
     for order in in_stages(_reads(cut, reach), window.source.rows, ghosts):
         jobs = [
             library["backward"].bind(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.direct.blocks import Axes, Block, Cutting, Group, Groups, Kit, View
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -57,12 +59,13 @@ class WeightGradient:
     size: Int
 
 
-def build_backward(layout: Registers, together: int, pairs: int) -> Library:
+def build_backward(layout: Registers, together: int, pairs: int, kinds: Kinds) -> Library:
     """Compile `backward` for one layout of the registers.
 
     together, pairs  taps on D and H, and columns of the window, whose outer sums with the tile are taken at once
+    kinds            of the activations of what windows are cut from, and of the tensors of the tile
     """
-    module = Module(layout.lanes)
+    module, of_tile = Module(layout.lanes), kinds[1:]
     kit = Kit(module, layout)
     outer_sums = _define_outer_sums(module, layout, together, pairs)
     width = layout.width
@@ -86,9 +89,9 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
         values = tiles + tile.floats
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, cutting, number)
-            kit.fill_window(f, [source], block, view, scratch)
+            kit.fill_window(f, [(source, kinds[0])], block, view, scratch)
             with f.when(into.gradient.is_given()):
-                _fill_tile(f, kit, tile, block, cutting, tiles)
+                _fill_tile(f, kit, tile, of_tile, block, cutting, tiles)
                 with f.loop(groups.count) as (n, _):
                     outer_sums(f, block, view, Group.of(groups, n), scratch, tile, cutting, tiles, into.gradient)
             following = since.values[0] + 1
@@ -105,16 +108,17 @@ def build_backward(layout: Registers, together: int, pairs: int) -> Library:
                 results = _within(f, results, block, group, tile)
                 with f.either(channel < tile.a.channels) as (in_a, in_b):
                     with in_a:
-                        _hand_on(f, kit, results, block, group, tile, tile.a, a, channel)
+                        _hand_on(f, kit, results, block, group, tile, tile.a, of_tile[0], a, channel)
                     with in_b:
-                        _hand_on(f, kit, results, block, group, tile, tile.b, b, channel - tile.a.channels)
+                        past = channel - tile.a.channels
+                        _hand_on(f, kit, results, block, group, tile, tile.b, of_tile[1], b, past)
         with f.when(into.total.is_given()):
             move_to_total(f, into.gradient, into.total, into.size)
 
     return Library(module)
 
 
-def _fill_tile(f: Function, kit: Kit, tile: Tile, block: Block, cutting: Cutting, tiles: Pointer) -> None:
+def _fill_tile(f: Function, kit: Kit, tile: Tile, kinds: Kinds, block: Block, cutting: Cutting, tiles: Pointer) -> None:
     """Write down: a block's tile [planes, lines, columns, channels], each `stride` times the results."""
     stride, zero = tile.stride, f.number(0)
     columns = cutting.columns * stride.x
@@ -123,9 +127,9 @@ def _fill_tile(f: Function, kit: Kit, tile: Tile, block: Block, cutting: Cutting
         end = f.choose((z < tile.sides.z) & (y < tile.sides.y), tile.sides.x, zero)
         line = tiles + (dz * cutting.lines * stride.y + dy) * columns * tile.channels
         extent = tile.channels, block.x * stride.x, columns, zero, end
-        kit.parts.fill_line(f, line, *extent, tile.a.at(z, y))
+        kit.parts.fill_line(kinds[0])(f, line, *extent, tile.a.at(z, y))
         with f.when(tile.b.data.is_given()):
-            kit.parts.fill_line(f, line + tile.a.channels, *extent, tile.b.at(z, y))
+            kit.parts.fill_line(kinds[1])(f, line + tile.a.channels, *extent, tile.b.at(z, y))
 
 
 def _within(f: Function, results: Results, block: Block, group: Group, tile: Tile) -> Results:
@@ -144,8 +148,8 @@ def _within(f: Function, results: Results, block: Block, group: Group, tile: Til
 
 
 def _hand_on(
-    f: Function, kit: Kit, results: Results, block: Block, group: Group, tile: Tile, raw: Source, into: InputGradient,
-    channel: Int,
+    f: Function, kit: Kit, results: Results, block: Block, group: Group, tile: Tile, raw: Source,
+    kind: ActivationKind, into: InputGradient, channel: Int,
 ) -> None:  # fmt: skip
     """Write down: the gradient of an input from a channel on goes to each `stride`-th of its voxels."""
     stride, rest = tile.stride, group.rest
@@ -162,7 +166,7 @@ def _hand_on(
             kit.parts.store(f, results, target)
         with through:
             source = sparse(raw.from_channel(*place, channel))
-            kit.parts.through_activation(f, results, target, source, into.sums + channel * 2)
+            kit.parts.through_activation(kind)(f, results, target, source, into.sums + channel * 2)
 
 
 def _define_outer_sums(module: Module, layout: Registers, together: int, pairs: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.direct.blocks import Block, Cutting, Group, Groups, Kit, View
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -9,8 +10,8 @@ from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
 from volseg.partition.tiling import Registers
 
 
-def build_forward(layout: Registers) -> Library:
-    """Compile `forward` for one layout of the registers."""
+def build_forward(layout: Registers, kinds: Kinds) -> Library:
+    """Compile `forward` for one layout of the registers, and inputs read through activations of those kinds."""
     module = Module(layout.lanes)
     kit = Kit(module, layout)
     width, parts = layout.width, kit.parts
@@ -32,7 +33,7 @@ def build_forward(layout: Registers) -> Library:
         group = Group.of(groups, f.number(0))
         with f.loop(last, start=first) as (number, _):
             block = Block.of(f, cutting, number)
-            kit.fill_window(f, [a, b], block, view, scratch)
+            kit.fill_window(f, [(a, kinds[0]), (b, kinds[1])], block, view, scratch)
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width
                 own_bias = f.choose(bias.is_given(), bias + channel, bias)

@@ -97,6 +97,9 @@ class Vector:
     def __mul__(self, other: Vector) -> Vector:
         return Vector(self.f, self.f.builder.fmul(self.value, other.value))
 
+    def __truediv__(self, other: Vector) -> Vector:
+        return Vector(self.f, self.f.builder.fdiv(self.value, other.value))
+
     def __neg__(self) -> Vector:
         return Vector(self.f, self.f.builder.fneg(self.value))
 
@@ -204,6 +207,13 @@ class Function:
         fma = known if known is not None else ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
         return Vector(self, self.builder.call(fma, [a.value, b.value, c.value]))
 
+    def power_of_two(self, shifted: Vector) -> Vector:
+        """2^n of whole numbers n from -126 to 127, made from ``n + 1.5 * 2^23``, whose last bits are those of n."""
+        kind = ir.VectorType(INDEX, self.lanes)
+        places, one = (ir.Constant(kind, [value] * self.lanes) for value in (23, 0x3F800000))
+        bits = self.builder.shl(self.builder.bitcast(shifted.value, kind), places)
+        return Vector(self, self.builder.bitcast(self.builder.add(bits, one), self.vector_type))
+
     def _choose(self, condition: Any, a: Any, b: Any) -> Any:
         return type(a)(self, self.builder.select(condition, a.value, b.value))
 
@@ -297,7 +307,8 @@ class Module:
     def define(self, body: Body) -> Body:
         """Write down `body` as a function; the result, called in another body, writes down a call of it."""
         kinds = _parameters(body)
-        f, function = self._begin(body.__name__, [self._type(n) for kind in kinds.values() for n in numbers_of(kind)])
+        name = self.module.get_unique_name(body.__name__)
+        f, function = self._begin(name, [self._type(n) for kind in kinds.values() for n in numbers_of(kind)])
         numbers = iter(function.args)
         body(f, *(assemble(kind, lambda number: number(f, next(numbers))) for kind in kinds.values()))
         f.builder.ret_void()

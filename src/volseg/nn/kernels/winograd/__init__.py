@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.activations import Kinds, kinds_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
@@ -23,6 +24,7 @@ from volseg.nn.kernels.stages import Ghosts, in_stages
 from volseg.nn.kernels.winograd.backward import build_backward
 from volseg.nn.kernels.winograd.forward import build_forward
 from volseg.nn.kernels.winograd.stages import reads_of
+from volseg.nn.kernels.winograd.transforms import build_weight_transforms
 from volseg.partition.tiling import (
     FILTERS_TOGETHER,
     FLUSH_TILES,
@@ -56,13 +58,18 @@ def applies(kernel: Triple, stride: Triple) -> bool:
 
 
 @compiled_once
-def _forward_library(layout: Registers) -> Library:
-    return build_forward(layout)
+def _forward_library(layout: Registers, kinds: Kinds) -> Library:
+    return build_forward(layout, kinds)
 
 
 @compiled_once
-def _backward_library(layout: Registers, together: int) -> Library:
-    return build_backward(layout, together)
+def _backward_library(layout: Registers, together: int, kinds: Kinds) -> Library:
+    return build_backward(layout, together, kinds)
+
+
+@compiled_once
+def _weight_library(layout: Registers) -> Library:
+    return build_weight_transforms(layout)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 
     stored = _as_stored(weight.detach(), sources)
     k, c = stored.shape[:2]
     layout = registers_for([k], _read(sources), widest_vector())
-    return _pack(stored, False, c, k, layout, _forward_library(layout), stride[0])
+    return _pack(stored, False, c, k, layout, stride[0])
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
@@ -110,7 +117,7 @@ def pack_turned_weight(weight: Tensor, sources: Sequence[int]) -> Weight:
     layout = registers_for([padded_channels(s) for s in sources], [k], widest_vector())
     if c % 8:  # an image's channels, which `forward` takes as they are
         stored, c = torch.nn.functional.pad(stored, [0] * 7 + [padded_channels(c) - c]), padded_channels(c)
-    return _pack(stored, True, k, c, layout, _backward_library(layout, taps_together(weight.shape[2], layout)))
+    return _pack(stored, True, k, c, layout)
 
 
 def _check(weight: Tensor, stride: Triple) -> None:
@@ -141,12 +148,12 @@ def _pad_sources(weight: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
     return torch.cat(parts, dim)
 
 
-def _pack(
-    stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, library: Library, step: int = 1
-) -> Weight:
+def _pack(stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, step: int = 1) -> Weight:
     taps = stored.shape[2]
     packed = workers.take("weight", channels * POSITIONS * taps * inner)
-    job = library["transform_weight"].bind(weight=_filter_fields(stored, turned), out=packed, inner=inner)
+    job = _weight_library(layout)["transform_weight"].bind(
+        weight=_filter_fields(stored, turned), out=packed, inner=inner
+    )
     items = channels // layout.width * -(-inner // FILTERS_TOGETHER)
     workers.run(job, items, weight_room(taps, layout))
     return Weight(packed, layout, inner, channels, taps, step)
@@ -226,9 +233,11 @@ def forward(
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    entry, room = _forward_library(layout)["forward"], forward_room(blocks, stride, layout, taps, step)
+    library = _forward_library(layout, kinds_of(inputs, 2))
+    room = forward_room(blocks, stride, layout, taps, step)
     for order in in_stages(reads_of(blocks, taps, step), inputs[0].rows, ghosts):
-        workers.run(entry.bind(**values, tiling=_tiling_fields(blocks, order, h, w)), order.numel(), room)
+        job = library["forward"].bind(**values, tiling=_tiling_fields(blocks, order, h, w))
+        workers.run(job, order.numel(), room)
 
 
 def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> dict[str, int]:
@@ -292,17 +301,13 @@ class WeightSums:
         many = voxels > 4 * FLUSH_TILES * workers.count()
         self.totals = torch.zeros(size, dtype=torch.float64) if many else None
 
-    def library(self) -> Library:
-        """The code that adds them up, and finishes them."""
-        return _backward_library(self.layout, self.together)
-
     def finish(self) -> Tensor:
         """[K, C, kd, 3, 3]: this rank's part of the gradient. Gives the sums' memory back."""
         whole = self.sums if self.totals is None else self.totals
         added = whole[0] if len(whole) == 1 else whole.sum(0)
         k, c = padded_channels(self._shape[0]), self._shape[1] if self.image else self.tile_channels
         out = torch.empty(k, c, self.taps, 3, 3)
-        job = self.library()["finish_gradient"].bind(
+        job = _weight_library(self.layout)["finish_gradient"].bind(
             gradient=added if self.totals is None else None, total=None if self.totals is None else added,
             inner=self.inner, channels=self.tile_channels, out=_filter_fields(out, not self.image),
         )  # fmt: skip
@@ -358,11 +363,12 @@ def _gradients(
         },
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
+    library = _backward_library(layout, into.together, kinds_of([window, *tiles], 3))
     room = backward_room(blocks, stride, into.tile_channels, layout, taps, step)
     for order in in_stages(reads_of(blocks, taps, step), window.rows, ghosts):
         tiling = _tiling_fields(blocks, order, h, w)
         jobs = [
-            into.library()["backward"].bind(
+            library["backward"].bind(
                 **common, tiling=tiling, into=_weight_gradient_fields(into, n, blocks),
                 a=input_gradient_fields(targets, sums, 0, n), b=input_gradient_fields(targets, sums, 1, n),
             )

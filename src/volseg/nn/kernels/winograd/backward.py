@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target
 from volseg.nn.kernels.parts import move_to_total
 from volseg.nn.kernels.winograd.blocks import Block, Kit, Memory, Tiling, Window
-from volseg.nn.kernels.winograd.transforms import define_finish_gradient, define_transform_weight
 from volseg.partition.tiling import POSITIONS, Registers
 
 
-def build_backward(layout: Registers, taps: int) -> Library:
-    """Compile `backward`, `transform_weight` and `finish_gradient` for one layout of the registers.
+def build_backward(layout: Registers, taps: int, kinds: Kinds) -> Library:
+    """Compile `backward` for one layout of the registers.
 
-    taps  whose outer sums are taken together; it divides those of the kernel
+    taps   whose outer sums are taken together; it divides those of the kernel
+    kinds  of the activations of what windows are cut from, and of the tensors of the tiles
     """
     module = Module(layout.lanes)
-    _define_backward(module, Kit(module, layout, taps), taps)
-    define_transform_weight(module, layout)
-    define_finish_gradient(module)
+    _define_backward(module, Kit(module, layout, taps), taps, kinds)
     return Library(module)
 
 
@@ -61,8 +61,8 @@ class WeightGradient:
     flush: Int
 
 
-def _define_backward(module: Module, kit: Kit, together: int) -> None:
-    width = kit.layout.width
+def _define_backward(module: Module, kit: Kit, together: int, kinds: Kinds) -> None:
+    width, (kind, of_tiles) = kit.layout.width, (kinds[0], kinds[1:])
 
     @module.entry
     def backward(
@@ -83,8 +83,8 @@ def _define_backward(module: Module, kit: Kit, together: int) -> None:
         size = window.inner * tiles.stride * window.taps * POSITIONS
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, tiling, number)
-            kit.fill_window(f, [source], block, tiling, window, memory)
-            _fill_tiles(f, kit, tiles, block, tiling, memory)
+            kit.fill_window(f, [(source, kind)], block, tiling, window, memory)
+            _fill_tiles(f, kit, tiles, of_tiles, block, tiling, memory)
             _add_outer_sums(f, kit, tiles, block, tiling, window, memory, into.gradient, together)
             following = since.values[0] + 1
             full = following.equals(into.flush)
@@ -97,14 +97,16 @@ def _define_backward(module: Module, kit: Kit, together: int) -> None:
                 results = kit.multiply(f, block, tiling, window, memory, weights, f.nothing())
                 with f.either(channel < tiles.a.channels) as (in_a, in_b):
                     with in_a:
-                        _hand_on(f, kit, results, block, tiles.a, a, channel)
+                        _hand_on(f, kit, results, block, tiles.a, of_tiles[0], a, channel)
                     with in_b:
-                        _hand_on(f, kit, results, block, tiles.b, b, channel - tiles.a.channels)
+                        _hand_on(f, kit, results, block, tiles.b, of_tiles[1], b, channel - tiles.a.channels)
         with f.when(into.total.is_given()):
             move_to_total(f, into.gradient, into.total, size)
 
 
-def _fill_tiles(f: Function, kit: Kit, tiles: Tiles, block: Block, tiling: Tiling, memory: Memory) -> None:
+def _fill_tiles(
+    f: Function, kit: Kit, tiles: Tiles, kinds: Kinds, block: Block, tiling: Tiling, memory: Memory
+) -> None:
     """Write down: a block's tiles, transformed."""
     columns, zero = tiling.tiles * 2, f.number(0)
     line_stride = columns * tiles.stride
@@ -114,9 +116,9 @@ def _fill_tiles(f: Function, kit: Kit, tiles: Tiles, block: Block, tiling: Tilin
             y = block.y + dy
             end = f.choose(y < tiling.height, tiling.breadth, zero)
             line, extent = memory.lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
-            kit.parts.fill_line(f, line, *extent, tiles.a.at(z, y))
+            kit.parts.fill_line(kinds[0])(f, line, *extent, tiles.a.at(z, y))
             with f.when(tiles.b.data.is_given()):
-                kit.parts.fill_line(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
+                kit.parts.fill_line(kinds[1])(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
         with f.loop(tiling.pairs) as (pair, _):
             kit.transforms.tiles(
                 f, memory.lines + pair * 2 * line_stride, line_stride,
@@ -146,8 +148,9 @@ def _add_outer_sums(
 
 
 def _hand_on(
-    f: Function, kit: Kit, results: Results, block: Block, raw: Source, into: InputGradient, channel: Int
-) -> None:
+    f: Function, kit: Kit, results: Results, block: Block, raw: Source, kind: ActivationKind, into: InputGradient,
+    channel: Int,
+) -> None:  # fmt: skip
     """Write down: the gradient of an input from a channel on goes where it belongs."""
     target = into.target.at(block.z, block.y, block.x, channel)
     with f.either(into.sums.is_given()) as (through, plain):
@@ -155,4 +158,4 @@ def _hand_on(
             kit.parts.store(f, results, target)
         with through:
             source = raw.from_channel(block.z, block.y, block.x, channel)
-            kit.parts.through_activation(f, results, target, source, into.sums + channel * 2)
+            kit.parts.through_activation(kind)(f, results, target, source, into.sums + channel * 2)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
 from volseg.nn.kernels.winograd.blocks import Block, Kit, Tiling, Window
-from volseg.nn.kernels.winograd.transforms import define_transform_weight
 from volseg.partition.tiling import POSITIONS, Registers
 
 
-def build_forward(layout: Registers) -> Library:
-    """Compile `forward` and `transform_weight` for one layout of the registers."""
+def build_forward(layout: Registers, kinds: Kinds) -> Library:
+    """Compile `forward` for one layout of the registers, and inputs read through activations of those kinds."""
     module = Module(layout.lanes)
-    _define_forward(module, Kit(module, layout))
-    define_transform_weight(module, layout)
+    _define_forward(module, Kit(module, layout), kinds)
     return Library(module)
 
 
-def _define_forward(module: Module, kit: Kit) -> None:
+def _define_forward(module: Module, kit: Kit, kinds: Kinds) -> None:
     width, parts = kit.layout.width, kit.parts
 
     @module.entry
@@ -37,7 +36,7 @@ def _define_forward(module: Module, kit: Kit) -> None:
         memory = kit.memory(f, scratch, tiling, window, 0)
         with f.loop(last, start=first) as (number, _):
             block = Block.of(f, tiling, number)
-            kit.fill_window(f, [a, b], block, tiling, window, memory)
+            kit.fill_window(f, [(a, kinds[0]), (b, kinds[1])], block, tiling, window, memory)
             y, x = block.y + block.y0, block.x + block.x0
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
 from volseg.partition.tiling import FILTERS_TOGETHER, POSITIONS, Registers
 
@@ -148,7 +149,15 @@ class Filter:
     taps: Int
 
 
-def define_transform_weight(module: Module, layout: Registers) -> None:
+def build_weight_transforms(layout: Registers) -> Library:
+    """Compile `transform_weight` and `finish_gradient` for one layout of the registers."""
+    module = Module(layout.lanes)
+    _define_transform_weight(module, layout)
+    _define_finish_gradient(module)
+    return Library(module)
+
+
+def _define_transform_weight(module: Module, layout: Registers) -> None:
     """Write down `transform_weight`."""
     lanes, width = layout.lanes, layout.width
 
@@ -203,7 +212,7 @@ def _copy(f: Function, target: Pointer, source: Pointer, count: Int) -> None:
             (target + at).store((source + at).load())
 
 
-def define_finish_gradient(module: Module) -> None:
+def _define_finish_gradient(module: Module) -> None:
     """Write down `finish_gradient`."""
     lanes = module.lanes
 
