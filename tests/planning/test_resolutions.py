@@ -74,9 +74,10 @@ def test_volumes_that_become_one_voxel_are_refused_with_what_works():
     assert len(planned((64, 64, 64), 1, 3).whole.resolutions) == 3
 
 
-def test_networks_without_times_take_the_fewest_replicas():
-    settings = Config(replace(SMALL, up="trilinear"), TrainingConfig(validation=0), multigrid=MultigridConfig(2))
-    asked = Asked((64, 64, 64), settings, ["train"], built_in_profile(), ranks=[128])
+def test_networks_without_times_take_the_fewest_replicas_whose_blocks_are_thick_enough():
+    """A kernel of 9 reads 4 voxels beyond a block at each of four stages: blocks of 32 at the finest."""
+    settings = Config(replace(SMALL, kernel_size=9), TrainingConfig(validation=0), multigrid=MultigridConfig(2))
+    asked = Asked((64, 64, 64), settings, ["train"], built_in_profile(), ranks=[8])
     finest, coarse = (each.run for each in answer(asked).tasks["train"].whole.resolutions)
-    assert (finest.dims, finest.replicas) == ((8, 4, 4), 1)
-    assert (coarse.dims, coarse.replicas) == ((4, 4, 4), 2)
+    assert (finest.dims, finest.replicas) == ((2, 2, 2), 1)
+    assert (coarse.dims, coarse.replicas) == ((1, 1, 1), 8)

@@ -82,12 +82,12 @@ def test_coarse_volumes_are_shared_by_fewer_ranks_and_more_replicas():
     def sharing(side, ranks, batch):
         model, shape = ModelConfig(1, 3), (side, side, side)
         question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), placing=Placing(16, 1))
-        return fastest_sharing(shape, 8, ranks, batch, shape, question)
+        return fastest_sharing(shape, unet(model), ranks, batch, shape, question)
 
     assert sharing(256, 16, 1) == (1, (4, 2, 2))
     assert sharing(64, 16, 8) == (8, (2, 1, 1))
     assert sharing(32, 512, 1) == (8, (4, 4, 4))
-    assert fastest_sharing((16, 16, 16), 8, 16, 1, (16, 16, 16), None) == (
+    assert fastest_sharing((16, 16, 16), unet(ModelConfig(1, 3)), 16, 1, (16, 16, 16), None) == (
         2,
         (2, 2, 2),
     )  # eight blocks are all there are
@@ -98,7 +98,7 @@ def test_more_replicas_stay_below_the_memory_of_the_finest_level():
 
     def sharing(limit):
         question = Question(shape, unet(model), TrainingConfig(), "train", built_in_profile(), limit, Placing(16, 1))
-        return fastest_sharing(shape, 8, 16, 8, shape, question)
+        return fastest_sharing(shape, unet(model), 16, 8, shape, question)
 
     def peak(dims):
         return training_memory(unet(model), TrainingConfig(), Layout.even(shape, dims, 8)).peak

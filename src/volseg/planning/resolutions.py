@@ -114,7 +114,5 @@ def _coarse(question: Question, finest: Candidate, batch: int, level: int) -> Ca
             f"--multigrid {level + 1}: {format_triple(seen)} voxels after {level} halvings are one voxel after "
             f"{network.deepest} halvings of the network; use fewer --multigrid levels or fewer --levels"
         )
-    replicas, dims = fastest_sharing(
-        seen, network.multiple, finest.ranks, batch, seen, coarse if question.timed else None
-    )
+    replicas, dims = fastest_sharing(seen, network, finest.ranks, batch, seen, coarse if question.timed else None)
     return candidate(coarse, dims, replicas)

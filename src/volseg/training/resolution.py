@@ -114,7 +114,7 @@ class Hierarchy:
                 placing=machine.placing,
             )
         count, dims = fastest_sharing(
-            self._largest(level), self._multiple, world.size, self.job.batch, self._narrowest(level), question
+            self._largest(level), self.model.network, world.size, self.job.batch, self._narrowest(level), question
         )
         if (count, dims) == (next_finer.replicas.count, next_finer.grid.dims):
             return self._resolution(level, next_finer.replicas, next_finer.grid)
