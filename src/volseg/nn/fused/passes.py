@@ -63,7 +63,7 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
 
 
 def enter_stage(state: State, op: Pass, image: Image) -> None:
-    """A pass whose last output goes through a convolution with a stride, or is pooled, into a whole tensor. Collective."""
+    """A pass whose last output, by a convolution with a stride or by pooling, becomes a whole tensor. Collective."""
     entering = op.entering
     assert entering is not None
     factor = (entering.node.stride if isinstance(entering, Convolve) else entering.node.window)[0]
