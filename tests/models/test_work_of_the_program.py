@@ -85,7 +85,7 @@ def test_a_training_step_of_a_segresnet(communicator, monkeypatch, stages):
 
 
 @pytest.mark.parallel([2, 4])
-@pytest.mark.parametrize("name", ["interpolation", "strided", "anisotropic"])
+@pytest.mark.parametrize("name", ["interpolation", "strided", "anisotropic", "silu"])
 @pytest.mark.parametrize("stages", ["none", "1:1x1x1", "2:1x1x1"])
 def test_a_training_step_of_other_networks(communicator, monkeypatch, stages, name):
     check_training(communicator, monkeypatch, *network(communicator, "instance", stages, **OTHERS[name]))
@@ -134,6 +134,7 @@ def test_segmenting_by_a_segresnet(communicator, monkeypatch, stages):
 OTHERS = {
     "interpolation": {"up": "trilinear"},
     "strided": {"down": "stride"},
+    "silu": {"activation": "silu"},
     "anisotropic": {"kernels": ((1, 3, 3), (3, 3, 3), (5, 3, 1)), "strides": ((1, 2, 2), (2, 2, 2))},
 }
 

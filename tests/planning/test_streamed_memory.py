@@ -25,7 +25,9 @@ from volseg.partition.share import busy_shares, share_of
 from volseg.planning.memory import Beside, segmenting_memory
 from volseg.planning.segmenting_pass import SegmentingPass, scratch_bytes
 from volseg.planning.work import segmenting_work
+from volseg.program.build import segment_program
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, schedules_of
+from volseg.program.step import Pass
 
 
 def config(**changes: object) -> ModelConfig:
@@ -53,6 +55,7 @@ class CountingStore(Store):
         (config(kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), strides=((1, 2, 2), (2, 2, 2))), (48, 24, 32)),
         (config(levels=3, down="stride"), (48, 32, 32)),
         (config(up="trilinear", convolutions=3), (64, 32, 32)),
+        (config(activation="silu"), (48, 24, 32)),
     ],
 )
 def test_basins_and_windows_are_the_planned_ones(
@@ -186,3 +189,12 @@ def test_recomputing_costs_about_twice_the_arithmetic() -> None:
     once, again = (segmenting_work(unet(model), layouts, s).flops for s in (IN_PLACE, RECOMPUTE))
     assert 1 < again / once < 4
     assert schedules_of(unet(config(levels=0))) == [IN_PLACE, SPILL]
+
+
+def test_recomputing_takes_one_more_pass_where_activated_values_are_pooled() -> None:
+    def passes_of(**changes: object) -> int:
+        program = segment_program(unet(config(**changes)), RECOMPUTE)
+        return sum(isinstance(step.op, Pass) for step in program.forward)
+
+    assert RECOMPUTE in schedules_of(unet(config(activation="gelu")))
+    assert passes_of(activation="silu") == passes_of(down="stride") == 1 + passes_of(activation="sigmoid")
