@@ -8,6 +8,7 @@ VOLSEG_TEST_MACHINE_CODE set to a folder, they share their kernels' machine code
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,17 +43,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """On several ranks a file without parallel tests is not imported: each rank would do so for nothing.
+    """On several ranks a file without a test for so many is not imported: each rank would do so for nothing.
 
     A test that was asked for by its name is still collected, since pytest calls a name that it does not meet an error.
     """
     ranks = int(os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
-    if ranks == 1 or "mark.parallel" in module_path.read_text() or any("::" in name for name in parent.config.args):
+    if ranks == 1 or any("::" in name for name in parent.config.args) or _is_for(ranks, module_path.read_text()):
         return None
-    return _SerialFile.from_parent(parent, path=module_path)
+    return _PassedOver.from_parent(parent, path=module_path)
 
 
-class _SerialFile(pytest.File):
+def _is_for(ranks: int, source: str) -> bool:
+    """Whether a test may be for so many ranks: unless all marks of the file say others, in figures."""
+    marks = re.findall(r"mark\.parallel(?:\(\[?([\d, ]+)\]?\))?", source)
+    return any(not figures or str(ranks) in re.findall(r"\d+", figures) for figures in marks)
+
+
+class _PassedOver(pytest.File):
     def collect(self) -> list[pytest.Item]:
         return []
 

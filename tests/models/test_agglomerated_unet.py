@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ VARIANTS = {
     "no norm, relu": config(levels=3, norm="none", activation="relu", base_channels=5),
 }
 SHAPE = (37, 30, 29)  # padded to 40, 32, 32: blocks of several sizes
+LARGER = (62, 60, 61)
 
 
 def cases(communicator: Communicator, levels: int = 3) -> list[tuple[ProcessGrid, Agglomeration]]:
@@ -134,6 +136,15 @@ def test_gradients_from_logits_are_those_of_one_rank(communicator: Communicator)
             assert relative_error(p.grad, expected[key], floor=1e-2) <= 1e-5, (key, agglomeration)
 
 
+@cache
+def logits_and_features(settings: ModelConfig) -> tuple[Tensor, Tensor]:
+    """By the partitioned network on one rank; once for all schedules."""
+    twin = partition_module(make(settings).eval(), serial_grid(), settings.multiple)
+    whole = volume(settings, LARGER)
+    with torch.no_grad():
+        return twin(whole), twin(whole, features_only=True)
+
+
 @pytest.mark.parallel([2, 3, 4, 8])
 @pytest.mark.parametrize("levels", [3, 4])
 @pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE, SPILL])
@@ -144,10 +155,8 @@ def test_every_schedule_has_the_same_bits(
     monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
     settings = config(levels=levels, base_channels=4)
     model = make(settings).eval()
-    whole = volume(settings, (62, 60, 61))
-    with torch.no_grad():
-        twin = partition_module(model, serial_grid(), settings.multiple)
-        alone, features = communicator.on_root(lambda: (twin(whole), twin(whole, features_only=True)))
+    whole = volume(settings, LARGER)
+    alone, features = communicator.on_root(lambda: logits_and_features(settings))
     for grid, agglomeration in cases(communicator, levels):
         layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
         block, box = take_block(whole, grid, layout), grid.block(layout)
