@@ -210,8 +210,8 @@ def test_fewer_ranks_for_coarse_stages_give_the_same_loss_and_gradients(name: st
         for key, p in own.named_parameters():
             assert relative_error(p.grad, expected[key].grad, floor=1e-2) <= 1e-5, (key, text)
         overlaps = FusedNetwork(copy.deepcopy(model), serial_grid()).overlaps(whole, target)
-        for one, other in zip(fused.overlaps(block, here), overlaps, strict=True):
-            assert torch.allclose(one, other, rtol=1e-5)
+        for own_overlaps, expected_overlaps in zip(fused.overlaps(block, here), overlaps, strict=True):
+            assert torch.allclose(own_overlaps, expected_overlaps, rtol=1e-5)
         share = share_of(grid.coords, layout, settings.factors, stages, halo=model.network.halo)
         planned = TrainingPass(model.network, train_program(model.network, share.merges, share.last), share)
         assert planned.tensors == 4 * fused.work.buffers.total

@@ -42,15 +42,15 @@ def test_values_and_gradients_are_those_of_torch(factors: Triple, mode: str, sha
     before = (raw.double() * affine.scale + affine.shift).requires_grad_()
     expected = oracle(F.leaky_relu(before, affine.slope), factors, mode)
     assert torch.allclose(out.buffer.double(), expected, atol=1e-5)
-    given = torch.randn(out.buffer.shape)
-    (wanted,) = torch.autograd.grad(expected, before, given.double())
+    fine = torch.randn(out.buffer.shape)
+    (wanted,) = torch.autograd.grad(expected, before, fine.double())
     target, sums = Rows.of(torch.ones(raw.shape)), torch.zeros(2, 16, dtype=torch.float64)
-    interpolation.gradient(Rows.of(given), x, factors, mode, target, sums, add=True)
+    interpolation.gradient(Rows.of(fine), x, factors, mode, target, sums, add=True)
     assert torch.allclose(target.buffer.double() - 1, wanted, atol=1e-5)
     assert torch.allclose(sums, torch.stack([wanted, wanted * raw]).sum((1, 2, 3)), atol=1e-4)
-    interpolation.gradient(Rows.of(given), None, factors, mode, target, None)
+    interpolation.gradient(Rows.of(fine), None, factors, mode, target, None)
     plain = raw.double().requires_grad_()
-    (wanted,) = torch.autograd.grad(oracle(plain, factors, mode), plain, given.double())
+    (wanted,) = torch.autograd.grad(oracle(plain, factors, mode), plain, fine.double())
     assert torch.allclose(target.buffer.double(), wanted, atol=1e-5)
 
 
@@ -73,11 +73,9 @@ def test_a_block_with_ghosts_gives_the_bits_of_the_whole(factors: Triple, mode: 
     inner = (slice(d - 1, 2 * d), slice(h - 1, 4 * h - (h - 1)), slice(0, 4 * w))
     expected = alone.buffer[d : 3 * d, h : 5 * h]
     assert torch.equal(wide.buffer[inner], expected[inner])
-    given = torch.randn(alone.buffer.shape)
+    fine = torch.randn(alone.buffer.shape)
     wanted, target = Rows.of(torch.empty(whole.shape)), Rows.of(torch.empty(3, 2, 2, 8))
-    interpolation.gradient(Rows.of(given), None, factors, mode, wanted, None)
-    cut = Rows(
-        given[2 * d - 1 : 5 * d + 1, 2 * h - 1 : 4 * h + 1, w - 1 : 3 * w + 1].contiguous(), (1, 1, 1), out.sides
-    )
+    interpolation.gradient(Rows.of(fine), None, factors, mode, wanted, None)
+    cut = Rows(fine[2 * d - 1 : 5 * d + 1, 2 * h - 1 : 4 * h + 1, w - 1 : 3 * w + 1].contiguous(), (1, 1, 1), out.sides)
     interpolation.gradient(cut, None, factors, mode, target, None)
     assert torch.equal(target.buffer, wanted.buffer[2:5, 2:4, 1:3])

@@ -138,12 +138,14 @@ class UpGradient:
     def _turned(self) -> pointwise.PointWeight:
         return pointwise.pack_turned_up(self.module.weight)
 
-    def add(self, planes: Range, given: Rows) -> None:
+    def add(self, planes: Range, gradient: Rows) -> None:
         """Take in the output's gradient in some planes."""
         factor = self.module.stride[0]
         source, target = (planes[0] // factor, planes[1] // factor), self.target
-        weight = pointwise.gradients(self.below, given, self._turned, target.rows, target.sums, source, add=target.add)
-        bias = bias_sums(given, planes)
+        weight = pointwise.gradients(
+            self.below, gradient, self._turned, target.rows, target.sums, source, add=target.add
+        )
+        bias = bias_sums(gradient, planes)
         self.weight = weight if self.weight is None else self.weight + weight
         self.bias = bias if self.bias is None else self.bias + bias
 

@@ -154,20 +154,20 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: Activ
     @module.entry
     def gather(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
-        height: Int, breadth: Int, channels: Int, given: Pointer, given_plane: Int, given_line: Int,
+        height: Int, breadth: Int, channels: Int, fine: Pointer, fine_plane: Int, fine_line: Int,
         low_z: Int, low_y: Int, low_x: Int, planes: Int, lines: Int, columns: Int,
         raw: Source, target: Target, sums: Pointer,
     ) -> None:  # fmt: skip
         """Lines first ... last of the input, `height` a plane: the gradient of its voxels to `target`.
 
-        given  [planes, lines, columns, channels] the output's gradient with its ghosts, of which low_z, low_y, low_x
+        fine  [planes, lines, columns, channels] the output's gradient with its ghosts, of which low_z, low_y, low_x
                lie before the block
         raw    the input, where the gradient goes through its activation, with its sums
         """
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
             sources = [
-                [given + (child_z * given_plane + child_y * given_line + c) for child_y in at_y]
+                [fine + (child_z * fine_plane + child_y * fine_line + c) for child_y in at_y]
                 for at_y in [_beside(f, y * high + low_y, lines, steps[1])]
                 for child_z in _beside(f, z * deep + low_z, planes, steps[0])
             ]
@@ -232,22 +232,22 @@ def interpolate(
 
 
 def gradient(
-    given: Rows, x: Activation | None, factors: Triple, mode: str, target: Rows, sums: Tensor | None, *,
+    fine: Rows, x: Activation | None, factors: Triple, mode: str, target: Rows, sums: Tensor | None, *,
     add: bool = False,
 ) -> None:  # fmt: skip
     """The gradient of the input of `interpolate`, to `target`.
 
-    given  that of its output; for "trilinear" with a ghost on each side where the volume goes on
+    fine  that of its output; for "trilinear" with a ghost on each side where the volume goes on
     x      the input, where the gradient before its activation is wanted
     sums   [2, C] float64: then `target` gets the gradient before the activation of `x`, and its sums, and those of its
            product with the raw values, are added here
     add    to what stands in `target`, in place of overwriting it; the sums are of what was added
     """
-    total, low, raw = given.buffer.shape, given.low, lines.scaled(x or Activation(target))
+    total, low, raw = fine.buffer.shape, fine.low, lines.scaled(x or Activation(target))
     through = None if sums is None else lines.affine_of(raw).kind
     entry = _gradient_library(factors, mode == "trilinear", through)["gather"]
     values = {
-        **lines.shape(target), "given": given.buffer, "given_plane": given.plane, "given_line": given.line,
+        **lines.shape(target), "fine": fine.buffer, "fine_plane": fine.plane, "fine_line": fine.line,
         "low_z": low[0], "low_y": low[1], "low_x": low[2], "planes": total[0], "lines": total[1], "columns": total[2],
         "raw": source_fields(raw), "target": target_fields(target, add),
     }  # fmt: skip
