@@ -20,7 +20,7 @@ from volseg.nn.convert import partition_module
 from volseg.nn.fused import runner
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import IGNORE, dice_cross_entropy
-from volseg.program.step import Normalize
+from volseg.program.ops import Normalize
 
 VARIANTS = {
     "instance": config(),

@@ -24,8 +24,8 @@ from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import dice_cross_entropy
 from volseg.program.build import train_program
+from volseg.program.ops import AddBackward, NormalizeBackward, UpConvolve
 from volseg.program.schedule import IN_PLACE, SPILL, schedules_of
-from volseg.program.step import AddBackward, NormalizeBackward, UpConvolve
 
 SETTINGS = ModelConfig(
     in_channels=1, classes=3, base_channels=8, levels=2, architecture="segresnet", norm="group", activation="relu"

@@ -26,8 +26,8 @@ from volseg.planning.memory import Beside, segmenting_memory
 from volseg.planning.segmenting_pass import SegmentingPass, scratch_bytes
 from volseg.planning.work import segmenting_work
 from volseg.program.build import segment_program
+from volseg.program.ops import Pass
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL, Schedule, schedules_of
-from volseg.program.step import Pass
 
 
 def config(**changes: object) -> ModelConfig:

@@ -13,7 +13,7 @@ from volseg.partition.share import busy_shares
 from volseg.planning.training_pass import TrainingPass
 from volseg.program.build import train_program
 from volseg.program.checkpointing import made_again
-from volseg.program.step import Add, Convolve
+from volseg.program.ops import Add, Convolve
 
 RESIDUAL = ModelConfig(in_channels=1, classes=3, base_channels=16, levels=4, encoder="residual")
 SHAPE: Triple = (96, 96, 96)

@@ -24,8 +24,9 @@ from volseg.nn.kernels.rows import Rows
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
 from volseg.program.build import train_program
-from volseg.program.step import Classify, Program
-from volseg.program.step import Tensor as Named
+from volseg.program.ops import Classify
+from volseg.program.step import Program
+from volseg.program.tensors import Tensor as Named
 
 
 class Passes:

@@ -39,11 +39,13 @@ from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
 from volseg.program.build import segment_program
 from volseg.program.kinds import Kind
+from volseg.program.ops import Classify, Convolve, Fetch, Keep, Normalize, Pass, Pool
 from volseg.program.recompute import halo_with_passes
 from volseg.program.resume import COARSE
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, Schedule
-from volseg.program.step import Classify, Convolve, Fetch, Keep, Normalize, Pass, Pool, Program, Step, layout_of
-from volseg.program.step import Tensor as Named
+from volseg.program.step import Program, Step
+from volseg.program.tensors import Tensor as Named
+from volseg.program.tensors import layout_of
 
 
 class StreamedNetwork:

@@ -13,8 +13,8 @@ from volseg.planning.segmenting_pass import SegmentingPass
 from volseg.planning.time_model import seconds_of_steps
 from volseg.planning.training_pass import TrainingPass
 from volseg.program.build import segment_program, train_program
+from volseg.program.ops import Op
 from volseg.program.schedule import IN_PLACE
-from volseg.program.step import Op
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from volseg.partition.tiling import (
     registers_for,
     weight_room,
 )
-from volseg.program.step import Convolve, ConvolveBackward, Lifted, Source
+from volseg.program.ops import Convolve, ConvolveBackward
+from volseg.program.tensors import Lifted, Source
 
 FLOAT = 4
 _LOSS_PIECE = 2**16

@@ -16,25 +16,22 @@ from volseg.planning.segmenting_places import Places
 from volseg.planning.segmenting_slabs import Slabs
 from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
-from volseg.program.recompute import halo_with_passes
-from volseg.program.schedule import SPILL, Schedule
-from volseg.program.step import (
+from volseg.program.ops import (
     Add,
     Classify,
     Convolve,
     Gather,
     Interpolate,
-    Lifted,
     Normalize,
     Pass,
     Pool,
     Scatter,
-    Step,
-    Tensor,
     UpConvolve,
-    View,
-    lift_of,
 )
+from volseg.program.recompute import halo_with_passes
+from volseg.program.schedule import SPILL, Schedule
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, Tensor, View
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class SegmentingPass:
         for source in op.sources:
             if isinstance(source, Lifted):
                 planes = ranges(basins[stage].sides[0], basins[stage].planes)
-                self._slab = max(self._slab, slabs.lifted(source, planes, lift_of(op, source)))
+                self._slab = max(self._slab, slabs.lifted(source, planes, source.lift(op.node)))
                 more += self.places.slab_below(source.tensor)
         if op.pooled is not None:
             more += self.places.slab_below(op.pooled)

@@ -11,8 +11,10 @@ from volseg.partition.share import Share
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT
 from volseg.program.in_place import can_host
+from volseg.program.ops import Pass
 from volseg.program.schedule import SPILL, Schedule
-from volseg.program.step import Pass, Place, Program, Step, Tensor
+from volseg.program.step import Place, Program, Step
+from volseg.program.tensors import Tensor
 
 
 class Places:

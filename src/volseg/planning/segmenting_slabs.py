@@ -11,7 +11,8 @@ from volseg.partition.share import Share
 from volseg.partition.slabs import Lift, head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT
-from volseg.program.step import Lifted, Pass, Tensor, lift_of
+from volseg.program.ops import Pass
+from volseg.program.tensors import Lifted, Tensor
 
 _BRICK = (8, 2, 8)
 """Voxels on D, H, W over which statistics are summed together (`nn.kernels.reproducible`)."""
@@ -79,7 +80,7 @@ class Slabs:
             wanted = [(first - width[0], last + width[0]) for first, last in ranges(sides[0], step)]
             for source in convolution.sources:
                 if isinstance(source, Lifted):
-                    yield self.lifted(source, wanted, lift_of(convolution, source))
+                    yield self.lifted(source, wanted, source.lift(convolution.node))
 
     def _wide(self, width: Triple) -> Triple:
         """The block with `width` voxels around it where the volume goes on."""

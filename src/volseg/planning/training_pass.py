@@ -11,20 +11,17 @@ from volseg.partition.share import Share
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT, Work, convolving, convolving_backward, loss_floats
-from volseg.program.step import (
+from volseg.program.ops import (
     Classify,
     Convolve,
     ConvolveBackward,
     Gather,
     GatherBackward,
-    Lifted,
-    Program,
     Scatter,
     ScatterBackward,
-    Step,
-    Tensor,
-    lift_of,
 )
+from volseg.program.step import Program, Step
+from volseg.program.tensors import Lifted, Tensor
 
 SLABS, HALOS = "slabs and windows", "halos"
 """Parts of a plan: what exists a few planes at a time, and ghosts."""
@@ -159,7 +156,7 @@ class TrainingPass:
                 continue
             width, below = padded_channels(source.node.channels), self._sides(source.tensor)
             ends = self.share.ghosts_of(source.tensor.stage, source.tensor.grid)
-            slabs = up_slabs(below, *ends, width, multiple, lift_of(op, source))
+            slabs = up_slabs(below, *ends, width, multiple, source.lift(op.node))
             for planes, made_from in slabs:
                 self._largest_slab = max(self._largest_slab, prod(source.node.factors) * prod(made_from) * width)
                 if with_gradient and isinstance(source.node, UpConvolution):

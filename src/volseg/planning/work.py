@@ -12,12 +12,14 @@ from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
 from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
 from volseg.planning.scratch import FLOAT, is_minimal
-from volseg.program import step as ops
+from volseg.program import ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
+from volseg.program.ops import Convolve
 from volseg.program.recompute import halo_with_passes
 from volseg.program.schedule import IN_PLACE, Schedule
-from volseg.program.step import Convolve, Lifted, Step, Tensor, layout_of
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, Tensor, View, layout_of
 
 _SEGMENTING = {
     Family.FORWARD: Family.SEGMENT_FORWARD, Family.UP: Family.SEGMENT_UP, Family.NORM: Family.SEGMENT_NORM,
@@ -106,7 +108,7 @@ class _WorkPass:
         """Enter the work of a step."""
         label = step.label
         match step.op:
-            case ops.Convolve() as op:
+            case Convolve() as op:
                 if self.segmenting and any(source.tensor.name == IMAGE for source in op.sources):
                     self._load(label)
                 self._convolve(label, op)
@@ -183,7 +185,7 @@ class _WorkPass:
         else:
             self.operate(label, Kind.UP, family, node.stage, source.tensor.channels, node.channels, times=times)
 
-    def _up(self, label: str, family: Family, source: ops.View, output: Tensor) -> None:
+    def _up(self, label: str, family: Family, source: View, output: Tensor) -> None:
         self.operate(label, Kind.UP, family, output.stage, source.tensor.channels, output.channels)
 
     def _load(self, label: str) -> None:
@@ -198,7 +200,7 @@ class _WorkPass:
         for convolution, width in zip(op.chain, op.widths(op.wanted), strict=True):
             self._convolve(label, convolution, self._wider(width))
         match op.entering:
-            case ops.Convolve() as entering:
+            case Convolve() as entering:
                 self._convolve(label, entering)
                 return
             case ops.Pool() as entering:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from volseg.networks.description import IMAGE, Interpolation, MaxPool
-from volseg.program.step import (
+from volseg.program.ops import (
     Add,
     AddBackward,
     Classify,
@@ -17,22 +17,19 @@ from volseg.program.step import (
     GatherBackward,
     Interpolate,
     InterpolateBackward,
-    Lifted,
     Normalize,
     NormalizeBackward,
     Op,
     Pool,
     Scatter,
     ScatterBackward,
-    Source,
-    Step,
     Target,
-    Tensor,
     Unpool,
     UpConvolve,
     UpConvolveBackward,
-    View,
 )
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, Source, Tensor, View
 
 
 def backward_steps(forward: Sequence[Step]) -> list[Step]:

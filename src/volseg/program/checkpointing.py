@@ -7,7 +7,9 @@ from dataclasses import replace
 from math import prod
 
 from volseg.networks.description import IMAGE, Addition, Convolution, Network, Node, Normalization
-from volseg.program.step import Add, Convolve, Exchange, Op, Step, Tensor
+from volseg.program.ops import Add, Convolve, Exchange, Op
+from volseg.program.step import Step
+from volseg.program.tensors import Tensor
 
 _FEW_CHANNELS = 4
 

@@ -16,7 +16,7 @@ from volseg.networks.description import (
     Normalization,
     UpConvolution,
 )
-from volseg.program.step import (
+from volseg.program.ops import (
     Add,
     Classify,
     Convolve,
@@ -24,18 +24,15 @@ from volseg.program.step import (
     Gather,
     GatherTarget,
     Interpolate,
-    Lifted,
     Normalize,
     Op,
     Pool,
     Scatter,
     SitOut,
-    Source,
-    Step,
-    Tensor,
     UpConvolve,
-    View,
 )
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, Source, Tensor, View
 
 
 def forward_steps(

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from volseg.program.step import Add, Convolve, Pass, Place, Scatter, Step, Tensor
+from volseg.program.ops import Add, Convolve, Pass, Scatter
+from volseg.program.step import Place, Step
+from volseg.program.tensors import Tensor
 
 PORT = Place("port", ghosts=False)
 

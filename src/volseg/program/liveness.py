@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from volseg.networks.description import IMAGE
-from volseg.program.step import Step, Tensor
+from volseg.program.step import Step
+from volseg.program.tensors import Tensor
 
 
 def with_frees(steps: Sequence[Step]) -> list[Step]:

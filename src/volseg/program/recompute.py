@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 
 from volseg.geometry import Triple
 from volseg.networks.description import Network
+from volseg.program.ops import Classify, Convolve, Keep, Normalize, Pass, Pool
 from volseg.program.resume import COARSE, stage_of
-from volseg.program.step import Classify, Convolve, Keep, Lifted, Normalize, Pass, Pool, Step, View
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, View
 
 
 def recomputed(steps: Sequence[Step], *, journal: bool = False, known: Collection[str] = ()) -> list[Step]:

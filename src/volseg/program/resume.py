@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from volseg.program.step import (
+from volseg.program.ops import (
     Add,
     Convolve,
     Exchange,
     Fetch,
     Interpolate,
     Keep,
-    Lifted,
     Normalize,
     Pool,
-    Step,
     UpConvolve,
-    View,
 )
+from volseg.program.step import Step
+from volseg.program.tensors import Lifted, View
 
 COARSE = "coarse"
 """For whose output there are coefficients beside those of the finest stage's layers."""

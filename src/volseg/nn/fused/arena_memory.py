@@ -13,7 +13,9 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import up_slabs
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Lifted, Place, Tensor, layout_of, lift_of
+from volseg.program.ops import Convolve
+from volseg.program.step import Place
+from volseg.program.tensors import Lifted, Tensor, layout_of
 
 
 class ArenaMemory:
@@ -53,7 +55,7 @@ class ArenaMemory:
                 low, high = ghost_widths(grid, self.network.halo[source.tensor.stage])
                 multiple = self.bricks[op.output.stage][0]
                 stored = padded_channels(source.node.channels)
-                return [planes for planes, _ in up_slabs(below, low, high, stored, multiple, lift_of(op, source))]
+                return [planes for planes, _ in up_slabs(below, low, high, stored, multiple, source.lift(op.node))]
         return [(0, self._layout(op.output).block(grid.coords).shape[0])]
 
     def operand(self, tensor: Tensor, planes: Range) -> Operand | None:

@@ -22,19 +22,19 @@ from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.program.step import (
+from volseg.program.ops import (
     AddBackward,
     ClassifyBackward,
     ConvolveBackward,
     GatherBackward,
     InterpolateBackward,
-    Lifted,
     NormalizeBackward,
     ScatterBackward,
     Target,
     Unpool,
     UpConvolveBackward,
 )
+from volseg.program.tensors import Lifted
 
 _UP_MULTIPLE = 2
 

@@ -22,8 +22,10 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
+from volseg.program.ops import Convolve, Pass
 from volseg.program.recompute import halo_with_passes
-from volseg.program.step import Convolve, Pass, Place, Program, Tensor, layout_of
+from volseg.program.step import Place, Program
+from volseg.program.tensors import Tensor, layout_of
 
 
 class BasinMemory:

@@ -24,7 +24,7 @@ from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.program.step import (
+from volseg.program.ops import (
     Add,
     Classify,
     Convolve,
@@ -33,14 +33,13 @@ from volseg.program.step import (
     Gather,
     GatherTarget,
     Interpolate,
-    Lifted,
     Normalize,
     Pool,
     Scatter,
     SitOut,
     UpConvolve,
-    lift_of,
 )
+from volseg.program.tensors import Lifted
 
 _NO_BRICK: Triple = (1, 1, 1)
 
@@ -103,7 +102,7 @@ def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
         filling = InterpolatedFilling(node)
     else:
         filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)))
-    return Up(filling, state.operand(source.view), lift_of(op, source))
+    return Up(filling, state.operand(source.view), source.lift(op.node))
 
 
 def up_convolve(state: State, op: UpConvolve) -> None:

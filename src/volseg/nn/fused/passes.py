@@ -28,7 +28,8 @@ from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import rolling_planes
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.program.step import Convolve, Lifted, Pass
+from volseg.program.ops import Convolve, Pass
+from volseg.program.tensors import Lifted
 
 
 def find_coefficients(state: State, op: Pass, image: Image) -> None:

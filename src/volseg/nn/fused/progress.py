@@ -8,7 +8,9 @@ from math import prod
 from volseg.geometry import Triple
 from volseg.networks.description import Network
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Pass, Program, Step, Tensor
+from volseg.program.ops import Convolve, Pass
+from volseg.program.step import Program, Step
+from volseg.program.tensors import Tensor
 
 
 class Progress:

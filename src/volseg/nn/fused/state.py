@@ -20,7 +20,9 @@ from volseg.nn.kernels.block_convolution import BrickSums
 from volseg.nn.kernels.rows import Affine, Rows
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range
-from volseg.program.step import Convolve, Place, Tensor, View, layout_of
+from volseg.program.ops import Convolve
+from volseg.program.step import Place
+from volseg.program.tensors import Tensor, View, layout_of
 
 Gradients = dict[nn.Parameter, TorchTensor]
 """This rank's parts of the parameters' gradients."""
