@@ -34,7 +34,7 @@ def activated(f: Function, kind: ActivationKind, x: Vector, slope: Vector, gain:
     if kind == "leaky_relu":
         return f.leaky(x, slope)
     value, _ = _value_and_derivative(f, kind, x, derivative=False)
-    return value * _given(gain)
+    return value * _factor(gain)
 
 
 def gradient_before(
@@ -44,10 +44,10 @@ def gradient_before(
     if kind == "leaky_relu":
         return f.leaky_gradient(gradient, x, slope)
     _, derivative = _value_and_derivative(f, kind, x)
-    return gradient * _given(gain) * derivative
+    return gradient * _factor(gain) * derivative
 
 
-def _given(gain: Vector | None) -> Vector:
+def _factor(gain: Vector | None) -> Vector:
     assert gain is not None, "activations other than the leaky ReLU have a factor behind them"
     return gain
 
@@ -101,8 +101,8 @@ def _polynomial(f: Function, x: Vector, coefficients: Sequence[float]) -> Vector
 
 def _sigmoid(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """1 / (1 + e^-x), and one less that, without cancellation."""
-    power, one = exponential(f, -x), f.constant(1)
-    share = one / (one + power)
+    power, unit = exponential(f, -x), f.constant(1)
+    share = unit / (unit + power)
     return share, power * share
 
 
@@ -115,12 +115,12 @@ def _gelu(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
     erf by formula 7.1.26 of Abramowitz & Stegun, "Handbook of mathematical functions" (after Hastings, 1955), whose
     error is at most 1.5e-7: 1 - (a1 t + ... + a5 t^5) e^(-z^2) with t = 1 / (1 + p z), z = |x| / sqrt 2.
     """
-    zero, half, one = f.constant(0), f.constant(0.5), f.constant(1)
+    zero, half, unit = f.constant(0), f.constant(0.5), f.constant(1)
     size = f.take_where_above(zero, x, -x, x)
-    t = one / f.fma(size, f.constant(_ERF_STEP / sqrt(2)), one)
+    t = unit / f.fma(size, f.constant(_ERF_STEP / sqrt(2)), unit)
     power = exponential(f, x * x * f.constant(-0.5))
     tail = _polynomial(f, t, _ERF) * t * power * half
-    share = f.take_where_above(x, zero, one - tail, tail)
+    share = f.take_where_above(x, zero, unit - tail, tail)
     slope = f.fma(x * f.constant(1 / sqrt(2 * pi)), power, share) if derivative else share
     return x * share, slope
 
