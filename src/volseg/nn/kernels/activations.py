@@ -33,7 +33,7 @@ def activated(f: Function, kind: ActivationKind, x: Vector, slope: Vector, gain:
     """
     if kind == "leaky_relu":
         return f.leaky(x, slope)
-    value, _ = _value_and_derivative(f, kind, x, derivative=False)
+    value, _ = _value_and_derivative(f, kind, x)
     return value * _factor(gain)
 
 
@@ -52,22 +52,17 @@ def _factor(gain: Vector | None) -> Vector:
     return gain
 
 
-def _value_and_derivative(
-    f: Function, kind: ActivationKind, x: Vector, derivative: bool = True
-) -> tuple[Vector, Vector]:
-    """Write down an activation and, where it is asked for, its derivative; else the value again."""
+def _value_and_derivative(f: Function, kind: ActivationKind, x: Vector) -> tuple[Vector, Vector]:
+    """Write down an activation and its derivative; of what nobody uses no machine code is made."""
     match kind:
         case "gelu":
-            value, slope = _gelu(f, x, derivative)
+            return _gelu(f, x)
         case "gelu_tanh":
-            value, slope = _gelu_tanh(f, x, derivative)
-        case "silu":
-            share, rest = _sigmoid(f, x)
-            value, slope = x * share, f.fma(x * share, rest, share) if derivative else share
-        case _:
-            value, rest = _sigmoid(f, x)
-            slope = value * rest if derivative else value
-    return value, slope
+            return _gelu_tanh(f, x)
+    share, rest = _sigmoid(f, x)
+    if kind == "silu":
+        return x * share, f.fma(x * share, rest, share)
+    return share, share * rest
 
 
 _LIMIT = 80.0
@@ -109,7 +104,7 @@ def _sigmoid(f: Function, x: Vector) -> tuple[Vector, Vector]:
 _ERF_STEP, _ERF = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
-def _gelu(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
+def _gelu(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """x * Phi(x), Phi the normal distribution (Hendrycks & Gimpel, "Gaussian error linear units", 2016).
 
     erf by formula 7.1.26 of Abramowitz & Stegun, "Handbook of mathematical functions" (after Hastings, 1955), whose
@@ -121,16 +116,15 @@ def _gelu(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
     power = exponential(f, x * x * f.constant(-0.5))
     tail = _polynomial(f, t, _ERF) * t * power * half
     share = f.take_where_above(x, zero, unit - tail, tail)
-    slope = f.fma(x * f.constant(1 / sqrt(2 * pi)), power, share) if derivative else share
-    return x * share, slope
+    return x * share, f.fma(x * f.constant(1 / sqrt(2 * pi)), power, share)
 
 
 _TANH_SCALE, _TANH_CUBE = 2 * sqrt(2 / pi), 0.044715
 
 
-def _gelu_tanh(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
+def _gelu_tanh(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """x * (1 + tanh(u)) / 2 = x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3), as in the same paper."""
     square, scale, cube = x * x, f.constant(_TANH_SCALE), f.constant(_TANH_SCALE * _TANH_CUBE)
     share, rest = _sigmoid(f, x * f.fma(square, cube, scale))
-    steepness = f.fma(square, f.constant(3 * _TANH_SCALE * _TANH_CUBE), scale) if derivative else scale
-    return x * share, f.fma(x * share, rest * steepness, share) if derivative else share
+    steepness = f.fma(square, f.constant(3 * _TANH_SCALE * _TANH_CUBE), scale)
+    return x * share, f.fma(x * share, rest * steepness, share)
