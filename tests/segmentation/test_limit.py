@@ -69,6 +69,12 @@ def test_a_network_that_is_not_streamed_runs_layer_by_layer(tmp_path: Path) -> N
         chosen(2**40, plain, schedule=RECOMPUTE)
 
 
+def test_a_network_whose_finest_level_is_no_chain_is_not_recomputed() -> None:
+    settings = ModelConfig(in_channels=1, classes=3, base_channels=4, levels=2, encoder="residual", blocks=(1, 1, 1))
+    with pytest.raises(PartitionError, match=r"runs as in-place, spill, for its finest level is no chain of conv"):
+        chosen(2**40, unet(settings), schedule=RECOMPUTE)
+
+
 @pytest.mark.parallel([1, 2])
 def test_without_a_limit_the_ranks_share_what_is_free(communicator: Communicator, monkeypatch) -> None:
     monkeypatch.setattr("volseg.segmentation.limit.available_memory", lambda: 10 * 2**30)

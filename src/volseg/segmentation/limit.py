@@ -139,7 +139,8 @@ def _why(network: Network, lacking: int) -> str:
         return "for the processor lacks the instructions of the fast kernels"
     if network.deepest == 0:
         return "for it has but one level"
-    return f"for {why_not_covered(network)}, which is not streamed"
+    reason = why_not_covered(network)
+    return f"for {reason}, which is not streamed" if reason else "for its finest level is no chain of convolutions"
 
 
 class _Planner:

@@ -14,7 +14,7 @@ from volseg.geometry import Triple
 from volseg.networks.description import ActivationKind
 from volseg.nn.elementwise import activate
 from volseg.nn.kernels import block_convolution as kernels
-from volseg.nn.kernels import passes, pointwise, winograd
+from volseg.nn.kernels import interpolation, passes, pointwise, winograd
 from volseg.nn.kernels.activations import activated, exponential, gradient_before, kinds_of
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -38,10 +38,10 @@ def library(kind: ActivationKind, lanes: int = 8) -> Library:
     def both(
         f: Function, first: Int, last: Int, scratch: Pointer, *, x: Pointer, value: Pointer, slope: Pointer
     ) -> None:
-        one = f.constant(1)
+        unit = f.constant(1)
         with f.loop(last, start=first, step=lanes) as (i, _):
-            (value + i).store(activated(f, kind, (x + i).load(), f.constant(0.25), one))
-            (slope + i).store(gradient_before(f, kind, one, (x + i).load(), f.constant(0.25), one))
+            (value + i).store(activated(f, kind, (x + i).load(), f.constant(0.25), unit))
+            (slope + i).store(gradient_before(f, kind, unit, (x + i).load(), f.constant(0.25), unit))
 
     return Library(module)
 
@@ -132,6 +132,21 @@ def test_activate_is_what_torch_says(kind: ActivationKind) -> None:
     x = tensor(kind, (2, 3, 9))
     exact = Activation(Rows.of(x.rows.buffer.double()), x.affine)
     assert relative_error(read(x).rows.buffer.double(), exact.values()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", CURVED)
+@pytest.mark.parametrize("mode", ["trilinear", "nearest"])
+def test_interpolations_read_through_it(kind: ActivationKind, mode: str) -> None:
+    x, factors = tensor(kind, (3, 4, 5)), (2, 1, 2)
+    out, expected = (Rows.of(torch.empty(6, 4, 10, 16)) for _ in range(2))
+    interpolation.interpolate(x, factors, mode, out)
+    interpolation.interpolate(read(x), factors, mode, expected)
+    assert torch.equal(out.buffer, expected.buffer)
+    given, sums = Rows.of(torch.randn(6, 4, 10, 16)), torch.zeros(2, 16).double()
+    through, plain = (Rows.of(torch.empty(3, 4, 5, 16)) for _ in range(2))
+    interpolation.gradient(given, x, factors, mode, through, sums)
+    interpolation.gradient(given, None, factors, mode, plain, None)
+    check_through(x, plain.buffer, through.buffer, sums)
 
 
 PAIRS = [("silu", "leaky_relu"), ("leaky_relu", "gelu"), ("gelu_tanh", "sigmoid"), ("silu", "silu")]

@@ -33,8 +33,8 @@ def activated(f: Function, kind: ActivationKind, x: Vector, slope: Vector, gain:
     """
     if kind == "leaky_relu":
         return f.leaky(x, slope)
-    value, _ = _value_and_derivative(f, kind, x, derivative=False)
-    return value * _given(gain)
+    value, _ = _value_and_derivative(f, kind, x)
+    return value * _factor(gain)
 
 
 def gradient_before(
@@ -44,30 +44,25 @@ def gradient_before(
     if kind == "leaky_relu":
         return f.leaky_gradient(gradient, x, slope)
     _, derivative = _value_and_derivative(f, kind, x)
-    return gradient * _given(gain) * derivative
+    return gradient * _factor(gain) * derivative
 
 
-def _given(gain: Vector | None) -> Vector:
+def _factor(gain: Vector | None) -> Vector:
     assert gain is not None, "activations other than the leaky ReLU have a factor behind them"
     return gain
 
 
-def _value_and_derivative(
-    f: Function, kind: ActivationKind, x: Vector, derivative: bool = True
-) -> tuple[Vector, Vector]:
-    """Write down an activation and, where it is asked for, its derivative; else the value again."""
+def _value_and_derivative(f: Function, kind: ActivationKind, x: Vector) -> tuple[Vector, Vector]:
+    """Write down an activation and its derivative; of what nobody uses no machine code is made."""
     match kind:
         case "gelu":
-            value, slope = _gelu(f, x, derivative)
+            return _gelu(f, x)
         case "gelu_tanh":
-            value, slope = _gelu_tanh(f, x, derivative)
-        case "silu":
-            share, rest = _sigmoid(f, x)
-            value, slope = x * share, f.fma(x * share, rest, share) if derivative else share
-        case _:
-            value, rest = _sigmoid(f, x)
-            slope = value * rest if derivative else value
-    return value, slope
+            return _gelu_tanh(f, x)
+    share, rest = _sigmoid(f, x)
+    if kind == "silu":
+        return x * share, f.fma(x * share, rest, share)
+    return share, share * rest
 
 
 _LIMIT = 80.0
@@ -101,36 +96,35 @@ def _polynomial(f: Function, x: Vector, coefficients: Sequence[float]) -> Vector
 
 def _sigmoid(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """1 / (1 + e^-x), and one less that, without cancellation."""
-    power, one = exponential(f, -x), f.constant(1)
-    share = one / (one + power)
+    power, unit = exponential(f, -x), f.constant(1)
+    share = unit / (unit + power)
     return share, power * share
 
 
 _ERF_STEP, _ERF = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
 
 
-def _gelu(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
+def _gelu(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """x * Phi(x), Phi the normal distribution (Hendrycks & Gimpel, "Gaussian error linear units", 2016).
 
     erf by formula 7.1.26 of Abramowitz & Stegun, "Handbook of mathematical functions" (after Hastings, 1955), whose
     error is at most 1.5e-7: 1 - (a1 t + ... + a5 t^5) e^(-z^2) with t = 1 / (1 + p z), z = |x| / sqrt 2.
     """
-    zero, half, one = f.constant(0), f.constant(0.5), f.constant(1)
+    zero, half, unit = f.constant(0), f.constant(0.5), f.constant(1)
     size = f.take_where_above(zero, x, -x, x)
-    t = one / f.fma(size, f.constant(_ERF_STEP / sqrt(2)), one)
+    t = unit / f.fma(size, f.constant(_ERF_STEP / sqrt(2)), unit)
     power = exponential(f, x * x * f.constant(-0.5))
     tail = _polynomial(f, t, _ERF) * t * power * half
-    share = f.take_where_above(x, zero, one - tail, tail)
-    slope = f.fma(x * f.constant(1 / sqrt(2 * pi)), power, share) if derivative else share
-    return x * share, slope
+    share = f.take_where_above(x, zero, unit - tail, tail)
+    return x * share, f.fma(x * f.constant(1 / sqrt(2 * pi)), power, share)
 
 
 _TANH_SCALE, _TANH_CUBE = 2 * sqrt(2 / pi), 0.044715
 
 
-def _gelu_tanh(f: Function, x: Vector, derivative: bool) -> tuple[Vector, Vector]:
+def _gelu_tanh(f: Function, x: Vector) -> tuple[Vector, Vector]:
     """x * (1 + tanh(u)) / 2 = x * sigmoid(2 u) with u = sqrt(2 / pi) * (x + 0.044715 x^3), as in the same paper."""
     square, scale, cube = x * x, f.constant(_TANH_SCALE), f.constant(_TANH_SCALE * _TANH_CUBE)
     share, rest = _sigmoid(f, x * f.fma(square, cube, scale))
-    steepness = f.fma(square, f.constant(3 * _TANH_SCALE * _TANH_CUBE), scale) if derivative else scale
-    return x * share, f.fma(x * share, rest * steepness, share) if derivative else share
+    steepness = f.fma(square, f.constant(3 * _TANH_SCALE * _TANH_CUBE), scale)
+    return x * share, f.fma(x * share, rest * steepness, share)

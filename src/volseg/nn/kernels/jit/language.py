@@ -210,9 +210,9 @@ class Function:
     def power_of_two(self, shifted: Vector) -> Vector:
         """2^n of whole numbers n from -126 to 127, made from ``n + 1.5 * 2^23``, whose last bits are those of n."""
         kind = ir.VectorType(INDEX, self.lanes)
-        places, one = (ir.Constant(kind, [value] * self.lanes) for value in (23, 0x3F800000))
+        places, bias = (ir.Constant(kind, [value] * self.lanes) for value in (23, 0x3F800000))
         bits = self.builder.shl(self.builder.bitcast(shifted.value, kind), places)
-        return Vector(self, self.builder.bitcast(self.builder.add(bits, one), self.vector_type))
+        return Vector(self, self.builder.bitcast(self.builder.add(bits, bias), self.vector_type))
 
     def _choose(self, condition: Any, a: Any, b: Any) -> Any:
         return type(a)(self, self.builder.select(condition, a.value, b.value))
