@@ -24,6 +24,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.planning.layer_memory import LayerWalk
 from volseg.planning.planner import forward_halo_bytes
+from volseg.program.checkpointing import made_again
 from volseg.program.schedule import IN_PLACE, LAYERS, SPILL, covers, schedules_of
 
 VARIANTS = {
@@ -168,3 +169,11 @@ def test_dropout_follows_the_last_block() -> None:
 def test_blocks_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**changes).check()
+
+
+def test_backward_makes_no_output_again_that_is_smaller_than_its_weights() -> None:
+    """With 8 channels a voxel of stage 3 has 64 for 512 of the image, an eighth; stage 2 has 32 for 64."""
+    network = unet(config(encoder="residual", levels=3, base_channels=8, blocks=(1, 1, 2, 2)))
+    assert {f"encoder {stage}.1" for stage in range(3)} | {"encoder 2.3"} <= made_again(network, ())
+    assert not any(name.startswith("encoder 3") for name in made_again(network, ()))
+    assert "encoder 3.3" in made_again(network, (3,))
