@@ -18,6 +18,7 @@ from volseg.nn.kernels.jit.workers import Work
 from volseg.nn.kernels.reproducible import brick_moments
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.direct_tiling import axis_taps, backward_reach, forward_reach, plan_cut, window_of
+from volseg.partition.tiling import Registers
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="no fused multiply-add here")
 
@@ -249,6 +250,31 @@ def test_weight_gradients_of_many_voxels_add_up_in_float64() -> None:
     centre = into.finish()[:, :, 0, 1, 1]
     exact = upstream.double().view(-1, 8).t() @ x[:, ::2, ::2].double().reshape(-1, 8)
     assert relative_error(centre.double(), exact) < 3e-6
+
+
+def test_a_weight_beyond_the_second_cache_meets_all_planes_at_once() -> None:
+    """49 taps of 7 x 32 columns for 32 channels: 1.4 MB, which all planes of a block meet piece by piece."""
+    x, weight = torch.randn(5, 6, 13, 32), torch.randn(32, 32, 7, 7, 7)
+    packed, out, part = direct.pack_weight(weight, [32]), *(Rows.of(torch.zeros(5, 6, 13, 32)) for _ in range(2))
+    bias = torch.randn(32)
+    direct.forward([Activation(Rows.of(x))], packed, bias, out)
+    expected = F.conv3d(first(x), weight.double(), bias.double(), padding=3)
+    assert relative_error(first(out.buffer), expected) < 3e-6
+    for plane in range(5):
+        direct.forward([Activation(Rows.of(x))], packed, bias, part, planes=(plane, plane + 1))
+    assert torch.equal(out.buffer, part.buffer)
+
+
+@pytest.mark.parametrize(
+    "layout", [Registers(16, 1, 24), Registers(16, 2, 12), Registers(8, 1, 12), Registers(8, 2, 6)]
+)
+def test_the_tiles_of_a_line_leave_none_of_its_voxels_over(layout: Registers) -> None:
+    for count in range(0, 100, layout.columns):
+        left = count
+        for rows in layout.tiles:
+            left %= rows
+        assert left == 0
+    assert all(n * layout.vectors * layout.lanes <= layout.rows * layout.width for n in layout.tiles)
 
 
 def test_every_tap_reaches_an_input_once() -> None:
