@@ -269,6 +269,43 @@ def test_a_network_that_takes_another_path_the_next_time(communicator: Communica
         assert relative_error(y, model(whole).detach()) < 1e-5
 
 
+class InPlace(nn.Module):
+    """Activations and sums that overwrite what layers made, as most published networks have them."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Conv3d(1, 8, 3, padding=1), layer
+        self.activation = nn.ReLU(inplace=True)
+        self.norm, self.last = nn.InstanceNorm3d(8, affine=True), nn.Conv3d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.first(x))
+        y = self.layer(x)
+        y += 0.5
+        y = self.activation(self.norm(y))
+        y = self.last(y)
+        return y.mul_(2.0)
+
+
+LAYERS_IN_PLACE = {
+    "3x3x3": lambda: nn.Conv3d(8, 8, 3, padding=1, bias=False),
+    "1x1x1": lambda: nn.Conv3d(8, 8, 1, bias=False),
+    "strided": lambda: nn.Conv3d(8, 8, 3, 2, 1, bias=False),
+    "5x5x5": lambda: nn.Conv3d(8, 8, 5, padding=2, bias=False),
+    "grouped": lambda: nn.Conv3d(8, 8, 3, padding=1, groups=2, bias=False),
+    "up": lambda: nn.ConvTranspose3d(8, 8, 2, 2, bias=False),
+}
+
+
+@pytest.mark.parallel([1, 2])
+@pytest.mark.parametrize("name", LAYERS_IN_PLACE)
+def test_what_a_layer_made_may_be_changed_in_place(name: str, communicator: Communicator) -> None:
+    torch.manual_seed(0)
+    grid = ProcessGrid(communicator, (communicator.size, 1, 1))
+    model = InPlace(LAYERS_IN_PLACE[name]())
+    assert_matches_serial(model, grid, grid.layout((16, 8, 8), 4), 1, tolerance=1e-4)
+
+
 class ResidualUnit(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
