@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import log2, prod
 
 from volseg.config import TrainingConfig
-from volseg.geometry import Triple
+from volseg.geometry import quotient
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import Network
 from volseg.partition.layout import Layout
@@ -147,6 +147,9 @@ class _Job:
     """Where ranks lie, and what their messages cost.
 
     The ranks of a replica follow each other, the last axis of its grid fastest; machines are filled in that order.
+
+    distances  from one neighbour on D, H, W to the next in the grid of each stage, in ranks
+    here       ranks of a machine that take part in each stage
     """
 
     def __init__(self, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int) -> None:
@@ -157,20 +160,10 @@ class _Job:
         # A replica that fits into a machine, but not a whole number of times, may lie on two.
         fits = ranks <= self.per_machine and (self.all_ranks <= self.per_machine or self.per_machine % ranks == 0)
         self.spread = not fits
-
-    def _group(self, level: int) -> Triple:
-        """Ranks of the finest grid on each axis for one of a level's."""
-        d, h, w = (many // few for many, few in zip(self.dims[0], self.dims[level], strict=True))
-        return d, h, w
-
-    def _distance(self, level: int, axis: int) -> int:
-        """Ranks from one neighbour on a level's grid to the next."""
+        groups = [quotient(self.dims[0], dims) for dims in self.dims]
         _, py, px = self.dims[0]
-        return self._group(level)[axis] * (py * px, px, 1)[axis]
-
-    def _here(self, level: int) -> int:
-        """Ranks on a machine that take part in a level."""
-        return max(1, self.per_machine // prod(self._group(level)))
+        self.distances = [(d * py * px, h * px, w) for d, h, w in groups]
+        self.here = [max(1, self.per_machine // prod(group)) for group in groups]
 
     def exchange(self, exchange: Exchange) -> float:
         """Packing, travelling and unpacking, axis after axis."""
@@ -178,8 +171,8 @@ class _Job:
         for axis, messages, size in exchange.axes:
             inside = messages * within.latency + size / within.bytes_per_second
             # Neighbours so many ranks apart: that share of them is on another machine.
-            leaving = min(1.0, self._distance(exchange.grid, axis) / self.per_machine) if self.spread else 0.0
-            outside = self._over_link(messages, size * leaving, self._here(exchange.grid)) if leaving else 0.0
+            leaving = min(1.0, self.distances[exchange.grid][axis] / self.per_machine) if self.spread else 0.0
+            outside = self._over_link(messages, size * leaving, self.here[exchange.grid]) if leaving else 0.0
             taken += self._packing(size) + max(inside, outside)
         return taken
 
@@ -201,7 +194,7 @@ class _Job:
         elif reduction.layer == GRADIENTS:
             inside = min(reduction.ranks, self.per_machine)
         else:
-            inside = min(reduction.ranks, self._here(reduction.level)) if self.spread else reduction.ranks
+            inside = min(reduction.ranks, self.here[reduction.level]) if self.spread else reduction.ranks
         outside = -(-reduction.ranks // inside)
         within, between = self.profile.within, self.profile.between
         taken = log2(inside) * within.reduction + log2(outside) * between.reduction
@@ -211,7 +204,7 @@ class _Job:
     def transfer(self, transfer: Transfer) -> float:
         """From the ranks of a group to its leader, one after the other."""
         if self._far(transfer.level):
-            moved = self._over_link(transfer.messages, transfer.bytes, self._here(transfer.level))
+            moved = self._over_link(transfer.messages, transfer.bytes, self.here[transfer.level])
         else:
             within = self.profile.within
             moved = transfer.messages * within.latency + transfer.bytes / within.bytes_per_second
@@ -221,5 +214,5 @@ class _Job:
         """Whether a group whose blocks are merged at a level lies on several machines."""
         finer = level - 1
         steps = zip(range(3), self.dims[finer], self.dims[level], strict=True)
-        reach = sum((many // few - 1) * self._distance(finer, axis) for axis, many, few in steps)
+        reach = sum((many // few - 1) * self.distances[finer][axis] for axis, many, few in steps)
         return self.spread and reach >= self.per_machine

@@ -103,6 +103,8 @@ class _WorkPass:
         self.ranks = [prod(layout.dims) for layout in layouts]
         self.halo: Sequence[Triple] = network.halo
         self.done = Work()
+        self._merges = merges_of(layouts)
+        self._ghosts: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
 
     def go_through(self, step: Step) -> None:
         """Enter the work of a step."""
@@ -258,19 +260,24 @@ class _WorkPass:
 
     def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
         """Enter the ghosts of a tensor of so many stored channels."""
+        where = tensor.stage, tensor.grid
+        if where not in self._ghosts:
+            self._ghosts[where] = self._ghosts_of(tensor)
+        if axes := tuple((axis, messages, voxels * stored * FLOAT) for axis, messages, voxels in self._ghosts[where]):
+            self.done.exchanges.append(Exchange(layer, tensor.stage, axes, tensor.grid))
+
+    def _ghosts_of(self, tensor: Tensor) -> list[tuple[int, int, int]]:
+        """Axes on which a tensor's ghosts come from neighbours, how many these are, and how many voxels they send."""
         layout = layout_of(tensor, self.network, self.layouts)
-        merged = tensor.grid == tensor.stage and tensor.stage in merges_of(self.layouts)
-        halo = self.network.halo if merged else self.halo
+        halo = self.network.halo if tensor.grid == tensor.stage and tensor.stage in self._merges else self.halo
         sides, axes = list(layout.largest_block), []
         for axis, (parts, width) in enumerate(zip(layout.dims, halo[tensor.stage], strict=True)):
             if parts == 1 or not width:
                 continue
             neighbours = min(2, parts - 1)
-            face = prod(sides) // sides[axis]
-            axes.append((axis, neighbours, neighbours * width * face * stored * FLOAT))
+            axes.append((axis, neighbours, neighbours * width * (prod(sides) // sides[axis])))
             sides[axis] += neighbours * width
-        if axes:
-            self.done.exchanges.append(Exchange(layer, tensor.stage, tuple(axes), tensor.grid))
+        return axes
 
     def _merged(self, stage: int) -> int:
         """Ranks of the stage above whose blocks make one here."""

@@ -43,6 +43,8 @@ class Tensor:
 
 def layout_of(tensor: Tensor, network: Network, layouts: Sequence[Layout]) -> Layout:
     """The layout of a tensor on the grid that it lies on; `layouts` are those of the stages, each on its own grid."""
+    if tensor.grid == tensor.stage:
+        return layouts[tensor.grid]
     return layouts[tensor.grid].coarser(network.factor_between(tensor.grid, tensor.stage))
 
 
