@@ -254,12 +254,13 @@ def test_weight_gradients_of_many_voxels_add_up_in_float64() -> None:
 
 def test_a_weight_beyond_the_second_cache_meets_all_planes_at_once() -> None:
     """49 taps of 7 x 32 columns for 32 channels: 1.4 MB, which all planes of a block meet piece by piece."""
+    torch.manual_seed(0)
     x, weight = torch.randn(5, 6, 13, 32), torch.randn(32, 32, 7, 7, 7)
     packed, out, part = direct.pack_weight(weight, [32]), *(Rows.of(torch.zeros(5, 6, 13, 32)) for _ in range(2))
     bias = torch.randn(32)
     direct.forward([Activation(Rows.of(x))], packed, bias, out)
     expected = F.conv3d(first(x), weight.double(), bias.double(), padding=3)
-    assert relative_error(first(out.buffer), expected) < 3e-6
+    assert relative_error(first(out.buffer), expected) < 1e-5  # of 10,976 terms
     for plane in range(5):
         direct.forward([Activation(Rows.of(x))], packed, bias, part, planes=(plane, plane + 1))
     assert torch.equal(out.buffer, part.buffer)
