@@ -219,7 +219,7 @@ def test_fewer_ranks_for_coarse_stages_give_the_same(name: str, communicator: Co
 def test_memory_is_planned_by_the_steps_that_run(name: str, communicator: Communicator) -> None:
     settings = NETWORKS[name]
     model, whole = make(settings), volume(settings)
-    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    grid = ProcessGrid(communicator, grids(settings, communicator, whole)[0])
     layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
     fused = FusedNetwork(model, grid)
     block = take_block(whole, grid, layout)
