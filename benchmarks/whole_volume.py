@@ -35,6 +35,7 @@ from torch import Tensor  # noqa: E402
 from volseg.geometry import Triple, format_triple  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
+from volseg.networks.architectures import described  # noqa: E402
 from volseg.nn.fused.scratch import ScratchStore  # noqa: E402
 from volseg.nn.kernels.jit import workers  # noqa: E402
 from volseg.partition.layout import Layout  # noqa: E402
@@ -68,7 +69,7 @@ def main() -> None:
     print("| way | s | million voxels/s | times in-place | MiB above the process | B/voxel | mask |")
     print("|---|---|---|---|---|---|---|")
     model = configuration(16, 4, given.network, given.classes)
-    names = [*(str(schedule) for schedule in schedules_of(model)), *peers]
+    names = [*(str(schedule) for schedule in schedules_of(described(model))), *peers]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(given.repeats):
         for name in names:
