@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RUN_LIMIT = 1200  # seconds for one run of all tests on one number of ranks
+RUN_LIMIT = 1500  # seconds for one run of all tests on one number of ranks
 TEST_LIMIT = 180  # seconds for one test on several ranks
 MOST_PROCESSES = 8  # that share the serial tests: each loads torch and compiles kernels of its own
 # MPICH's ranks spin while they wait: where they share a core, let them give it up sooner, and properly.
