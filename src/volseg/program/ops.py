@@ -60,6 +60,28 @@ class Target:
         return () if self.add else (self.tensor,)
 
 
+class _OfOne(Op):
+    """An operation that makes a whole tensor of one view."""
+
+    source: View
+    output: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        return [self.source.tensor]
+
+    def writes(self) -> Sequence[Tensor]:
+        return [self.output]
+
+
+class _ToOne(Op):
+    """An adjoint that gives one input its gradient."""
+
+    target: Target
+
+    def writes(self) -> Sequence[Tensor]:
+        return self.target.written
+
+
 @dataclass(frozen=True)
 class Convolve(Op):
     """A convolution of its sources side by side, and of the output the largest of each window.
@@ -189,22 +211,16 @@ class AddBackward(Op):
 
 
 @dataclass(frozen=True)
-class UpConvolve(Op):
+class UpConvolve(_OfOne):
     """An up-convolution whose whole output is there."""
 
     node: UpConvolution
     source: View
     output: Tensor
 
-    def reads(self) -> Sequence[Tensor]:
-        return [self.source.tensor]
-
-    def writes(self) -> Sequence[Tensor]:
-        return [self.output]
-
 
 @dataclass(frozen=True)
-class UpConvolveBackward(Op):
+class UpConvolveBackward(_ToOne):
     """The gradients of an up-convolution's weight, bias and input."""
 
     node: UpConvolution
@@ -215,27 +231,18 @@ class UpConvolveBackward(Op):
     def reads(self) -> Sequence[Tensor]:
         return [self.source.tensor, self.gradient, *self.target.read]
 
-    def writes(self) -> Sequence[Tensor]:
-        return self.target.written
-
 
 @dataclass(frozen=True)
-class Interpolate(Op):
+class Interpolate(_OfOne):
     """An interpolation whose whole output is there."""
 
     node: Interpolation
     source: View
     output: Tensor
 
-    def reads(self) -> Sequence[Tensor]:
-        return [self.source.tensor]
-
-    def writes(self) -> Sequence[Tensor]:
-        return [self.output]
-
 
 @dataclass(frozen=True)
-class InterpolateBackward(Op):
+class InterpolateBackward(_ToOne):
     """The gradient of an interpolation's input, from that of its whole output with its ghosts."""
 
     node: Interpolation
@@ -247,31 +254,19 @@ class InterpolateBackward(Op):
         source = [] if self.target.through is None else [self.source.tensor]
         return [*source, self.gradient, *self.target.read]
 
-    def writes(self) -> Sequence[Tensor]:
-        return self.target.written
-
 
 @dataclass(frozen=True)
-class Pool(Op):
+class Pool(_OfOne):
     """The largest of each window of a tensor that is there already."""
 
     node: MaxPool
     source: View
     output: Tensor
 
-    def reads(self) -> Sequence[Tensor]:
-        return [self.source.tensor]
-
-    def writes(self) -> Sequence[Tensor]:
-        return [self.output]
-
 
 @dataclass(frozen=True)
-class Unpool(Op):
-    """The gradient of a pooled tensor added where the largest values were, then through the activation.
-
-    first  whether the input's gradient begins here
-    """
+class Unpool(_ToOne):
+    """The gradient of a pooled tensor added where the largest values were, then through the activation."""
 
     node: MaxPool
     source: View
@@ -280,9 +275,6 @@ class Unpool(Op):
 
     def reads(self) -> Sequence[Tensor]:
         return [self.source.tensor, self.given, *self.target.read]
-
-    def writes(self) -> Sequence[Tensor]:
-        return self.target.written
 
 
 @dataclass(frozen=True)
@@ -387,7 +379,7 @@ class Classify(Op):
 
 
 @dataclass(frozen=True)
-class ClassifyBackward(Op):
+class ClassifyBackward(_ToOne):
     """From the logits' gradient, some planes at a time, the head's gradients and its input's."""
 
     node: Head
@@ -396,9 +388,6 @@ class ClassifyBackward(Op):
 
     def reads(self) -> Sequence[Tensor]:
         return [self.source.tensor, *self.target.read]
-
-    def writes(self) -> Sequence[Tensor]:
-        return self.target.written
 
 
 @dataclass(frozen=True)
