@@ -39,9 +39,11 @@ def dying(function, call, before=lambda: None):
         return function(*arguments)
     return called
 
-def wait_for_root():
-    while not Path("writing").exists():
-        time.sleep(0.01)
+def until(name):
+    def wait():
+        while not any(Path().rglob(name)):
+            time.sleep(0.01)
+    return wait
 
 def renaming(source, target, rename=os.replace):
     if Path(target).name == "step_00000004.safetensors":
@@ -54,11 +56,11 @@ def renaming(source, target, rename=os.replace):
         die()
 
 if moment == "step":
-    loop.training_step = dying(loop.training_step, 5)
+    loop.training_step = dying(loop.training_step, 5, until("step_00000004.safetensors"))
 elif moment == "validation":
     loop.validate = dying(loop.validate, 2)
 elif moment == "while the root writes":
-    loop.training_step = dying(loop.training_step, 5, wait_for_root)
+    loop.training_step = dying(loop.training_step, 5, until("writing"))
 if moment in ("before the rename", "while the root writes", "after the rename"):
     files.os.replace = renaming
 from volseg.cli import app
