@@ -56,7 +56,8 @@ class ModelConfig:
                    every second voxel)
     architecture   unet, or segresnet (Myronenko 2018, as MONAI has it: residual blocks of norm, activation and
                    convolution, strided convolutions down, skip connections by addition), which has no encoder, down,
-                   convolutions or dropout to set
+                   convolutions or dropout to set; imported: a network that comes with its weights or from a module,
+                   described beside them
     """
 
     in_channels: int = 0
@@ -76,7 +77,7 @@ class ModelConfig:
     features: tuple[int, ...] = ()
     convolutions: int = 2
     down: Literal["pool", "stride"] = "pool"
-    architecture: Literal["unet", "segresnet"] = "unet"
+    architecture: Literal["unet", "segresnet", "imported"] = "unet"
 
     @property
     def halvings(self) -> tuple[Triple, ...]:

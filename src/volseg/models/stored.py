@@ -22,11 +22,13 @@ from volseg.config import Config, config_tables, parse_config
 from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
+from volseg.models.origin import Origin
 from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.description import Network
 from volseg.volumes.intensity import ChannelScheme
+from volseg.volumes.regions import Region
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
@@ -57,10 +59,15 @@ class ModelCard:
     network  as it is described; None where the version that wrote it stored no description: what the configuration says
     finest_from  the step from which a multigrid run that was lengthened stays at the finest resolution; None: as its
                  configuration says
+    regions  what each logit is of, where they are of overlapping regions; empty: each is of a label, and the largest
+             wins
+    origin   of an imported model; None: volseg trained it
     """
 
     spacing_chosen: bool = field(default=True, kw_only=True)
     network: Network | None = field(default=None, kw_only=True, compare=False)
+    regions: tuple[Region, ...] = field(default=(), kw_only=True)
+    origin: Origin | None = field(default=None, kw_only=True)
     config: Config
     labels: dict[str, int]
     schemes: tuple[ChannelScheme, ...]
@@ -95,6 +102,8 @@ class ModelCard:
                 "validation_dice": self.validation_dice,
                 "finest_from": self.finest_from,
                 "network": network_as_json(self.described),
+                **({"regions": [region.as_json() for region in self.regions]} if self.regions else {}),
+                **({} if self.origin is None else {"origin": self.origin.as_json()}),
             }
         )
 
@@ -113,17 +122,19 @@ class ModelCard:
             schemes = tuple(ChannelScheme.from_json(channel) for channel in values["channels"])
             chosen = "spacing" in values["config"].get("data", {})
             config = parse_config(values["config"], str(path), BEFORE_SPACING)
-            if (config.model.in_channels, config.model.classes) != (len(schemes), len(labels)):
+            regions = tuple(Region.from_json(region) for region in values.get("regions", ()))
+            outputs = len(regions or labels)
+            if (config.model.in_channels, config.model.classes) != (len(schemes), outputs):
                 raise ValueError(
                     f"{config.model.in_channels} channels and {config.model.classes} classes, but it describes "
-                    f"{len(schemes)} and {len(labels)}"
+                    f"{len(schemes)} and {outputs}"
                 )
             score, finest_from = values.get("validation_dice"), values.get("finest_from")
             network = network_from_json(values["network"], str(path)) if "network" in values else None
             return cls(
                 config, labels, schemes, (d, h, w), int(values["step"]), int(values.get("batch", 1)),
                 None if score is None else float(score), None if finest_from is None else int(finest_from),
-                spacing_chosen=chosen, network=network,
+                spacing_chosen=chosen, network=network, regions=regions, origin=Origin.from_json(values.get("origin")),
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from volseg.config import ModelConfig
+from volseg.errors import ConfigError
 from volseg.networks.description import Network
 from volseg.networks.segresnet import segresnet
 from volseg.networks.unet import unet
 
-_BUILDERS: dict[str, Callable[[ModelConfig, bool], Network]] = {"unet": unet, "segresnet": segresnet}
 
-NAMES = {"unet": "U-Net", "segresnet": "SegResNet"}
+def _imported(config: ModelConfig, deep_supervision: bool) -> Network:
+    raise ConfigError(
+        "model.architecture = 'imported': such a network comes with a run folder that `volseg import` made; name that "
+        "folder, or set another architecture"
+    )
+
+
+_BUILDERS: dict[str, Callable[[ModelConfig, bool], Network]] = {
+    "unet": unet,
+    "segresnet": segresnet,
+    "imported": _imported,
+}
+
+NAMES = {"unet": "U-Net", "segresnet": "SegResNet", "imported": "imported network"}
 """As messages call them."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import CheckpointError, VolumeError
 from volseg.volumes.portrait import Portrait
 from volseg.volumes.tally import Close, Occurring, Tally
+
+Method = Literal["zscore", "zscore_nonzero", "rescale"]
 
 QUANTILES = (0.0, 0.005, 0.5, 0.995, 1.0)
 """What is known of a foreground's values exactly."""
@@ -52,16 +54,22 @@ class ChannelScheme:
 
     name  the channel's name in dataset.json: "CT" is what chooses the first way
     learned  what the whole images of the training set look like; None in models of earlier versions
+    method  what of a volume's own is taken: mean and deviation of all voxels, those of voxels other than zero (the
+            others stay zero), or the range, which becomes 0 to 1 (nnU-Net's ZScoreNormalization with and without
+            `use_mask_for_norm`, and RescaleTo01Normalization)
     """
 
     name: str
     fixed: Normalization | None
     learned: Portrait | None = None
+    method: Method = "zscore"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         learned = None if self.learned is None else self.learned.as_json()
-        return {"name": self.name, "fixed": None if self.fixed is None else vars(self.fixed), "learned": learned}
+        own = {} if self.method == "zscore" else {"method": self.method}
+        fixed = None if self.fixed is None else vars(self.fixed)
+        return {"name": self.name, "fixed": fixed, "learned": learned, **own}
 
     @classmethod
     def from_json(cls, value: Any) -> ChannelScheme:
@@ -69,7 +77,10 @@ class ChannelScheme:
         try:
             fixed = value["fixed"]
             rule = None if fixed is None else Normalization(**{k: float(v) for k, v in fixed.items()})
-            return cls(str(value["name"]), rule, Portrait.from_json(value.get("learned")))
+            method = value.get("method", "zscore")
+            if method not in get_args(Method):
+                raise ValueError(method)
+            return cls(str(value["name"]), rule, Portrait.from_json(value.get("learned")), method)
         except (TypeError, KeyError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint's normalization is malformed: {value!r}; train again") from None
 

@@ -1,0 +1,55 @@
+"""How the tool that trained an imported model reads a scan, and how it runs the network over it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from volseg.geometry import Triple
+
+Tool = Literal["nnunet", "monai", "torch"]
+Order = Literal["stored", "canonical"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an imported model comes from.
+
+    tool       the one that trained it
+    source     what was imported, in words, such as "Dataset004_Hippocampus, 3d_fullres"
+    window     voxels of the patches that it was trained on, on the network's axes; None: whole volumes
+    step       how far windows lie apart, as a share of the window
+    mirrored   the network's axes that training mirrored, which test-time mirroring may mirror
+    order      the voxel order in which the network sees a scan: as the file has it, or canonical
+    transpose  the network's axis n runs along axis ``transpose[n]`` of that order
+    crop       whether a scan is cropped to the box that holds its voxels other than zero
+    cubic      whether images are resampled by cubic splines (nnU-Net); else linearly
+    folds      numbers of the folds whose weights lie in the run folder, in their order; empty: there is one set
+    """
+
+    tool: Tool
+    source: str
+    window: Triple | None = None
+    step: float = 0.5
+    mirrored: tuple[int, ...] = ()
+    order: Order = "canonical"
+    transpose: Triple = (0, 1, 2)
+    crop: bool = False
+    cubic: bool = False
+    folds: tuple[int, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Origin | None:
+        """The inverse of `as_json`; None of None. Raises KeyError, TypeError or ValueError where it is malformed."""
+        if value is None:
+            return None
+        if strange := set(value) - {field.name for field in fields(cls)}:
+            raise ValueError(f"its origin has {', '.join(sorted(strange))}, which this version does not know")
+        if value["tool"] not in get_args(Tool) or value.get("order", "canonical") not in get_args(Order):
+            raise ValueError(f"its origin is {value!r}")
+        lists = {key: tuple(int(n) for n in part) for key, part in value.items() if isinstance(part, list | tuple)}
+        return cls(**{**value, **lists})
