@@ -105,6 +105,13 @@ class MaxPool(Node):
 
 
 @dataclass(frozen=True)
+class AveragePool(Node):
+    """The mean of each window; the window is the stride."""
+
+    window: Triple
+
+
+@dataclass(frozen=True)
 class UpConvolution(Node):
     """A transposed convolution whose kernel is its stride.
 
@@ -257,7 +264,7 @@ class Network:
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """The most channels of a tensor of each stage."""
-        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition))]
+        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition, AveragePool))]
         return tuple(max(node.channels for node in made if node.stage == n) for n in range(self.deepest + 1))
 
     def channels_of(self, name: str) -> int:
