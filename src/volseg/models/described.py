@@ -13,6 +13,7 @@ from volseg.nn.normalization import PartitionedNorm, normalize_with_slope
 from volseg.nn.pointwise import Folder
 
 _OTHERS = "without_weights"
+"""Where the layers lie that have no weights, and no path in the description."""
 
 
 class DescribedModule(nn.Module):

@@ -108,7 +108,7 @@ class MaxPool(Node):
 
 @dataclass(frozen=True)
 class AveragePool(Node):
-    """The average of each window; the window is the stride."""
+    """The mean of each window; the window is the stride."""
 
     window: Triple
 
@@ -268,11 +268,11 @@ class Network:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """The most channels of a tensor of each stage: of a convolution or an addition, where there is one."""
-        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition))]
-        stages = range(self.deepest + 1)
-        at = [[node.channels for node in made if node.stage == n] for n in stages]
-        return tuple(max(at[n] or [node.channels for node in self.nodes if node.stage == n]) for n in stages)
+        """The most channels of a tensor of each stage that is whole."""
+        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition, AveragePool))]
+        at = [[node.channels for node in made if node.stage == n] for n in range(self.deepest + 1)]
+        others = [[node.channels for node in self.nodes if node.stage == n] for n in range(self.deepest + 1)]
+        return tuple(max(whole or rest) for whole, rest in zip(at, others, strict=True))
 
     def channels_of(self, name: str) -> int:
         """Of a node's output, or of the image."""
