@@ -230,7 +230,8 @@ def _split(walk: Walk, call: Call) -> list[Value]:
 
 
 def _getitem(walk: Walk, call: Call) -> Held:
-    return walk.listed(call, "0")[call.arguments["1"]]
+    number = int(call.arguments["1"])
+    return walk.listed(call, "0")[number]
 
 
 def _reduction(reduction: ReductionKind, walk: Walk, call: Call) -> Result:

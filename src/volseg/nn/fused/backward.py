@@ -7,12 +7,13 @@ from math import prod
 from typing import Any, cast
 
 import torch
+from torch import Tensor as TorchTensor
 from torch import nn
 
-from volseg.networks.description import Convolution, Interpolation
+from volseg.networks.description import Convolution, Interpolation, Normalization
 from volseg.nn.fused import merging
 from volseg.nn.fused.forward import lifted, shifted
-from volseg.nn.fused.normalization import normalization_gradient
+from volseg.nn.fused.normalization import Statistics, normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import UpGradient, bias_sums
@@ -90,12 +91,28 @@ def normalize_backward(state: State, op: NormalizeBackward) -> None:
     state.enter(norm, result.weight, result.bias)
     if op.total is not None:  # the convolution has its bias's gradient from all parts
         return
-    bias = sums[0, : tensor.channels]  # without a norm, which would take it away again
-    if statistics is not None and statistics.keep is not None:
-        bias = bias * statistics.keep
     producer = state.twin.network.by_name[tensor.name]
-    if isinstance(producer, Convolution):
+    if isinstance(producer, Convolution) and producer.bias:
+        bias = _bias_gradient(node, statistics, sums[0], gradient)[: tensor.channels]
         state.enter(state.layer(producer.module), None, bias.float())
+
+
+def _bias_gradient(
+    node: Normalization, statistics: Statistics | None, before: TorchTensor, gradient: Rows
+) -> TorchTensor:  # fmt: skip
+    """This rank's part of the gradient of the bias of a convolution that one node reads, [C as stored].
+
+    statistics  of the node; None where it has no norm
+    before      sums of the gradient before the activation
+    gradient    of the raw output
+    """
+    if node.norm == "none":
+        keep = None if statistics is None else statistics.keep
+        return before if keep is None else before[: keep.shape[0]] * keep
+    assert statistics is not None
+    if statistics.pooling is not None and node.norm != "group":
+        return torch.zeros_like(before)  # the norm takes the bias away: the parts of all ranks together are nothing
+    return bias_sums(gradient)
 
 
 def convolve_backward(state: State, op: ConvolveBackward) -> None:
