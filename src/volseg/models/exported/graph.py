@@ -29,6 +29,7 @@ class Call:
     module     path of the module that calls it
     source     file and line of the code that calls it; empty where it is not known
     shape      of the result; empty where it is no single tensor
+    parts      names of the results, where the graph names each of several
     """
 
     name: str
@@ -37,6 +38,7 @@ class Call:
     module: str
     source: str
     shape: tuple[int, ...]
+    parts: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -145,20 +147,24 @@ def _call(node: torch.fx.Node) -> Call:
         arguments = {str(n): _plain(argument) for n, argument in enumerate(node.args)}
     else:
         op = str(schema.name).replace("::", ".")
-        for n, argument in enumerate(schema.arguments):
-            if n < len(node.args):
-                given: Any = node.args[n]
-            elif argument.name in node.kwargs:
-                given = node.kwargs[argument.name]
-            else:
-                given = argument.default_value if argument.has_default_value() else None
-            arguments[argument.name] = _plain(given)
+        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+        arguments = with_defaults(schema, {name: _plain(value) for name, value in (given | node.kwargs).items()})
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    module = _path(str(stack[-1][0])) if stack else ""
-    return Call(node.name, op, arguments, module, _source(node.meta.get("stack_trace") or ""), shape)
+    module = plain_path(str(stack[-1][0])) if stack else ""
+    return Call(node.name, op, arguments, module, source_line(node.meta.get("stack_trace") or ""), shape)
 
 
-def _path(path: str) -> str:
+def with_defaults(schema: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation in the order of torch's schema, those that were not given by their defaults."""
+    return {
+        argument.name: _plain(
+            given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+        )
+        for argument in schema.arguments
+    }
+
+
+def plain_path(path: str) -> str:
     """A module's path without what torch adds for a second call, ``a.b@1``."""
     return re.sub(r"@\d+$", "", path.removeprefix("L['self'].").removeprefix("L['self']"))
 
@@ -171,7 +177,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _source(trace: str) -> str:
+def source_line(trace: str) -> str:
     """The innermost line of the trace that is no code of torch's own."""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(trace)]
     own = [frame for frame in frames if "/torch/" not in frame[0]]
