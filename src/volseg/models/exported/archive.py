@@ -20,8 +20,8 @@ from torch import Tensor
 
 from volseg.errors import CheckpointError, first_line
 from volseg.models.exported.door import network_of_graph
-from volseg.models.exported.graph import Call, Graph, Name, plain_path, source_line, with_defaults
 from volseg.networks.description import Network
+from volseg.nn.graph import Call, Graph, Name, plain_path, source_line, with_defaults
 
 LARGEST_JSON = 1 << 28
 """Bytes of the largest graph that is read."""
@@ -44,8 +44,8 @@ def describe_archive(path: Path) -> tuple[Network, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: no torch.export archive ({first_line(error)})") from None
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
-            f"{path}: not as this version reads archives of torch.export ({type(error).__name__}: {first_line(error)}); "
-            "export it with a current torch, by torch.export.save"
+            f"{path}: not as this version reads archives of torch.export ({type(error).__name__}: "
+            f"{first_line(error)}); export it with a current torch, by torch.export.save"
         ) from None
 
 
@@ -116,10 +116,9 @@ def _call(
     node: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], integers: Mapping[str, int]
 ) -> Call | None:  # fmt: skip
     """One operation; None for one that makes no tensor, as those do that compute with sizes."""
-    ((kind, made),) = node["outputs"][0].items() if node["outputs"] else (("as_none", True),)
-    names = tuple(
-        str(part["name"]) for part in (made if kind == "as_tensors" else [made] if kind == "as_tensor" else [])
-    )
+    outputs: Mapping[str, Any] = node["outputs"][0] if node["outputs"] else {}
+    made = outputs.get("as_tensors") or [part for key, part in outputs.items() if key == "as_tensor"]
+    names = tuple(str(part["name"]) for part in made)
     if not names:
         return None
     given = {str(part["name"]): _argument(part["arg"], integers) for part in node["inputs"]}
@@ -132,8 +131,7 @@ def _call(
     meta = node["metadata"]
     stack = str(meta.get("nn_module_stack", "")).split(";")[-1].split(",")
     module = plain_path(stack[1]) if len(stack) > 1 else ""
-    shape = shapes[names[0]] if kind == "as_tensor" else ()
-    parts = names if kind == "as_tensors" else ()
+    shape, parts = (shapes[names[0]], ()) if "as_tensor" in outputs else ((), names)
     return Call(names[0], op, given, module, source_line(str(meta.get("stack_trace", ""))), shape, parts)
 
 

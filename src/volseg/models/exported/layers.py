@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from volseg.geometry import Triple
-from volseg.models.exported.graph import Call
 from volseg.models.exported.walk import Handler, Value, Walk
 from volseg.networks.description import (
     ONES,
@@ -25,6 +24,7 @@ from volseg.networks.layered import (
     GlobalMean,
     VoxelDropout,
 )
+from volseg.nn.graph import Call
 
 _NOTHING: Triple = (0, 0, 0)
 

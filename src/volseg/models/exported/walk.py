@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.models.exported.graph import Call, Graph, Name
 from volseg.networks.description import IMAGE, Node
 from volseg.networks.layered import Concatenation
+from volseg.nn.graph import Call, Graph, Name
 
 Made = TypeVar("Made", bound=Node)
 

@@ -85,18 +85,30 @@ def export(module: nn.Module, in_channels: int, sides: Triple) -> ExportedProgra
     """
     weight = next(module.parameters(), torch.empty(0))
     x = torch.empty((1, in_channels, *sides), dtype=weight.dtype, device=weight.device)
-    with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+    with _evaluating(module):
+        try:
+            return exported(module, x)
+        except Exception as error:
+            raise PartitionError(
+                f"{type(module).__name__} cannot be exported by torch.export for a volume of {format_triple(sides)} "
+                f"with {in_channels} channels: {first_line(error)}"
+            ) from error
+
+
+def exported(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> ExportedProgram:
+    """The module as it is, called with tensors of which only the shapes count.
+
+    Raises what torch or the module raises where it cannot be exported.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(module, (x,), strict=False)
+            return torch.export.export(module, (x, *args), kwargs, strict=False)
         except Exception as first:
             try:
-                return torch.export.export(module, (x,), strict=True)
+                return torch.export.export(module, (x, *args), kwargs, strict=True)
             except Exception:
-                raise PartitionError(
-                    f"{type(module).__name__} cannot be exported by torch.export for a volume of "
-                    f"{format_triple(sides)} with {in_channels} channels: {first_line(first)}"
-                ) from first
+                raise first from None
 
 
 def graph_of(program: ExportedProgram) -> Graph:
