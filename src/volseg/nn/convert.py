@@ -76,13 +76,13 @@ def _copied(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     try:
         return copy.deepcopy(model, memo)
-    except RuntimeError as error:
+    except Exception as error:
         hooked = [name for name, module in model.named_modules() if _recomputes_a_weight(module)]
         remedy = (
             f"take the weight norm or spectral norm off {', '.join(hooked)} (torch.nn.utils.remove_weight_norm) "
             "beforehand"
             if hooked
-            else "keep no tensors that were computed as attributes of a module"
+            else "keep as attributes of a module neither tensors that were computed nor what cannot be copied"
         )
         raise PartitionError(f"{type(model).__name__} cannot be copied ({first_line(error)}): {remedy}") from error
 

@@ -57,7 +57,8 @@ class FirstUse:
             self._check_numbers(x, args, kwargs, reasons[0])
         else:
             with communicator.together(), _as_plain(self.model):
-                check_graphs(programs[0], programs[1], dict(self.model.named_modules()), self.label, _sides(x))
+                modules = dict(self.model.named_modules(remove_duplicate=False))
+                check_graphs(programs[0], programs[1], modules, self.label, _sides(x))
         self.context.begin_pass_of(self.context.entry)
         self._passed.add(key)
 
@@ -92,7 +93,7 @@ class FirstUse:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
                 with communicator.together(), _as_plain(self.model):
-                    expected = _tensors(self.model(whole, *args, **kwargs))
+                    expected = _tensors(self._plain(whole, args, kwargs))
                 self.context.begin_pass_of(layout)
                 actual = _tensors(type(self.model).forward(self.model, own, *args, **kwargs))
             finally:
@@ -100,6 +101,13 @@ class FirstUse:
                     buffer.copy_(states[name])
         for part, expectation in zip(actual, expected, strict=True):
             self._compare(part, expectation, why)
+
+    def _plain(self, whole: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self.model(whole, *args, **kwargs)
+        except Exception as error:
+            sides = format_triple(_sides(whole))
+            raise PartitionError(f"{self.label}: fails with a whole volume of {sides}: {first_line(error)}") from error
 
     def _small(self) -> Layout:
         """The layout of the volume, or one with as many blocks of 32 voxels where that would be large."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from volseg.errors import PartitionError, first_line
 from volseg.geometry import Triple, format_triple
 
+_WATCHING = str(Path(__file__).with_name("convert.py"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -152,7 +154,8 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _call(node: torch.fx.Node) -> Call:
     schema = getattr(node.target, "_schema", None)
     value = node.meta.get("val")
-    shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+    # A side that depends on values is of no account: no operation that makes one is known.
+    shape = tuple(n if isinstance(n, int) else -1 for n in value.shape) if isinstance(value, Tensor) else ()
     arguments: dict[str, Any] = {}
     if schema is None:
         op = getattr(node.target, "__name__", str(node.target))
@@ -190,9 +193,9 @@ def _plain(value: Any) -> Any:
 
 
 def source_line(trace: str) -> str:
-    """The innermost line of the trace that is no code of torch's own."""
+    """The innermost line of the trace that is code of the network."""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(trace)]
-    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    own = [frame for frame in frames if "/torch/" not in frame[0] and frame[0] != _WATCHING]
     if not own:
         return ""
     file, line = own[-1]
