@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -142,6 +143,8 @@ def _layer(network: Network, node: Node, path: str) -> nn.Module:
             return nn.Upsample(scale_factor=node.factors, mode=node.mode)
         case MaxPool():
             return nn.MaxPool3d(node.window)
+        case AveragePool():
+            return nn.AvgPool3d(node.window)
         case Head():
             return nn.Conv3d(inputs, node.channels, 1)
         case Normalization():

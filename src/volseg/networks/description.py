@@ -105,6 +105,17 @@ class MaxPool(Node):
 
 
 @dataclass(frozen=True)
+class AveragePool(Node):
+    """The mean of each window; the window is the stride.
+
+    module  path of torch's layer, which has no parameters
+    """
+
+    window: Triple
+    module: str
+
+
+@dataclass(frozen=True)
 class UpConvolution(Node):
     """A transposed convolution whose kernel is its stride.
 
