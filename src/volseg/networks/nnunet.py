@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from volseg.geometry import Triple
-from volseg.networks.activations import LINEAR, Activation
+from volseg.networks.activations import LINEAR, Activation, activation_named
 from volseg.networks.description import (
     IMAGE,
     ONES,
@@ -27,6 +27,7 @@ from volseg.networks.description import (
     UpConvolution,
 )
 
+_LEAKY_RELU = activation_named("leaky_relu")
 Family = Literal["plain", "residual encoder", "residual"]
 
 
@@ -56,7 +57,7 @@ class Architecture:
     bias: bool = True
     norm: NormKind = "instance"
     eps: float = 1e-5
-    activation: Activation = Activation("leaky_relu", 0.01)
+    activation: Activation = _LEAKY_RELU
     stem: int = 0
 
 
