@@ -90,6 +90,8 @@ class DescribedModule(nn.Module):
                 y = inputs[0] + inputs[1]
             case Normalization():
                 y = self._activate(node, inputs[0])
+            case AveragePool():
+                y = nn.functional.avg_pool3d(inputs[0], node.window)
             case MaxPool():
                 y = self.get_submodule(_path(node))(inputs[0])
             case _:
@@ -143,8 +145,6 @@ def _layer(network: Network, node: Node, path: str) -> nn.Module:
             return nn.Upsample(scale_factor=node.factors, mode=node.mode)
         case MaxPool():
             return nn.MaxPool3d(node.window)
-        case AveragePool():
-            return nn.AvgPool3d(node.window)
         case Head():
             return nn.Conv3d(inputs, node.channels, 1)
         case Normalization():

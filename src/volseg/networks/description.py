@@ -106,13 +106,9 @@ class MaxPool(Node):
 
 @dataclass(frozen=True)
 class AveragePool(Node):
-    """The mean of each window; the window is the stride.
-
-    module  path of torch's layer, which has no parameters
-    """
+    """The average of each window; the window is the stride."""
 
     window: Triple
-    module: str
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Architecture:
     bias        whether convolutions add one
     norm        kind of the norms
     eps         added to a norm's variance
+    affine      whether norms have scales and shifts; those of a description always have, of 1 and 0 then
     activation  of all convolutions but those that end a residual block
     stem        channels of the convolution that a residual encoder begins with; 0: those of the finest stage
     """
@@ -57,6 +58,7 @@ class Architecture:
     bias: bool = True
     norm: NormKind = "instance"
     eps: float = 1e-5
+    affine: bool = True
     activation: Activation = _LEAKY_RELU
     stem: int = 0
 
@@ -156,7 +158,7 @@ class _Builder:
         first, second = (f"{part}.{2 * number + n}" for n in (1, 2))
         skip, layer = reads, 0
         if stride != ONES:
-            pooled = AveragePool(f"{first} skip pooled", reads, stage, self.channels, stride, f"{module}.skip.0")
+            pooled = AveragePool(f"{first} skip pooled", reads, stage, self.channels, stride)
             skip, layer = (self.add(pooled),), 1
         if self.channels != width:
             projection = f"{module}.skip.{layer}"

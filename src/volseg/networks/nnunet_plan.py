@@ -1,7 +1,7 @@
 """The network that an nnU-Net plan describes, read from its plain values: nothing is imported by a name in a plan.
 
-Plans of two formats: since version 2.3 a configuration has `architecture` with the arguments of its class; before it had
-the numbers of `UNet_class_name`, whose other arguments are what the planner of the time set.
+Plans have two formats. Newer ones have an `architecture` with the arguments of its class; older ones have the numbers
+of `UNet_class_name`, and its other arguments are what the planner of the time set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def configuration_of(plans: Mapping[str, Any], name: str, where: str) -> dict[st
         raise ConfigError(f"{where}: has no configurations; give the plans.json of nnU-Net version 2")
     merged: dict[str, Any] = {}
     seen: list[str] = []
-    while name is not None:
+    parent: str | None = name
+    while parent is not None:
+        name = parent
         values = configurations.get(name)
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: has no configuration {name!r}; it has {', '.join(map(str, configurations))}")
@@ -47,7 +49,7 @@ def configuration_of(plans: Mapping[str, Any], name: str, where: str) -> dict[st
             raise ConfigError(f"{where}: its configurations inherit in a circle: {' from '.join([*seen, name])}")
         seen.append(name)
         merged = {**values, **merged}
-        name = values.get("inherits_from")  # type: ignore[assignment]
+        parent = values.get("inherits_from")
     return merged
 
 
@@ -112,12 +114,12 @@ def _architecture(family: Family, arguments: Mapping[str, Any], where: str) -> A
         raise ConfigError(f"{where}: kernel_sizes = {list(kernels)}: kernels of even sides cannot be imported")
     if strides[0] != ONES:
         raise ConfigError(f"{where}: strides = {list(strides)}: the first stage must have the resolution of the image")
-    norm, eps = _norm(arguments, where)
+    norm, eps, affine = _norm(arguments, where)
     stem = arguments.get("stem_channels")
     return Architecture(
         family=family, features=whole("features_per_stage"), kernels=kernels, strides=strides, encoder=whole(counted),
         decoder=whole("n_conv_per_stage_decoder", stages - 1), bias=bool(arguments.get("conv_bias", False)), norm=norm,
-        eps=eps, activation=_activation(arguments, where),
+        eps=eps, affine=affine, activation=_activation(arguments, where),
         stem=0 if stem is None else _whole(where, "stem_channels", stem),
     )  # fmt: skip
 
@@ -133,17 +135,17 @@ def _refuse_unknown(arguments: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: its network has {name} = {value!r}; only {expected} can be imported")
 
 
-def _norm(arguments: Mapping[str, Any], where: str) -> tuple[NormKind, float]:
-    """Kind and eps of the norms."""
+def _norm(arguments: Mapping[str, Any], where: str) -> tuple[NormKind, float, bool]:
+    """Kind and eps of the norms, and whether they scale and shift."""
     name, options = arguments.get("norm_op"), arguments.get("norm_op_kwargs") or {}
     if name is None:
-        return "none", 1e-5
+        return "none", 1e-5, True
     kind = _NORMS.get(str(name).rpartition(".")[2])
     if kind is None:
         raise ConfigError(f"{where}: norm_op = {name!r}; {' and '.join(_NORMS)} can be imported")
     if kind == "instance" and options.get("track_running_stats"):
         raise ConfigError(f"{where}: norm_op_kwargs.track_running_stats of an instance norm cannot be imported")
-    return kind, float(options.get("eps", 1e-5))
+    return kind, float(options.get("eps", 1e-5)), bool(options.get("affine", kind == "batch"))
 
 
 def _activation(arguments: Mapping[str, Any], where: str) -> Activation:
@@ -181,6 +183,6 @@ def _triple(where: str, name: str, value: Any) -> Triple:
 
 def _whole(where: str, name: str, value: Any) -> int:
     """A number of 1 to 65536. Raises ConfigError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or not 1 <= value <= 65536:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 65536 or value % 1:
         raise ConfigError(f"{where}: {name} = {value!r} is no whole number of 1 or more; the plan is damaged")
     return int(value)
