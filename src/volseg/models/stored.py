@@ -27,6 +27,7 @@ from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.description import Network
+from volseg.networks.stored import KEY, card_text
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.regions import Region
 
@@ -36,7 +37,6 @@ BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."
 """What the names of averaged weights begin with in a checkpoint."""
-_KEY = "volseg"
 _CHECKSUM = "checksum"
 _KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
 
@@ -140,6 +140,11 @@ class ModelCard:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
 
 
+def read_card(path: Path) -> ModelCard:
+    """The card of a stored model, without a look at its tensors. Raises CheckpointError."""
+    return ModelCard.from_json(card_text(path), path)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write tensors and card, whole or not at all. Raises VolsegError where the folder cannot be written."""
     from safetensors.torch import save_file
@@ -148,7 +153,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> 
     description = json.loads(card.as_json())
     description[_CHECKSUM] = checksum(plain, description)
     with replacing(path) as temporary:  # one entry only: safetensors writes several in any order
-        save_file(plain, str(temporary), metadata={_KEY: json.dumps(description)})
+        save_file(plain, str(temporary), metadata={KEY: json.dumps(description)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -169,12 +174,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise DamagedError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
     except Exception as error:  # a header that is valid JSON and makes no sense
         raise DamagedError(f"{path}: damaged ({first_line(error)}); restore it, or train again") from None
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise DamagedError(
             f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
         )
-    _check(path, tensors, metadata[_KEY])
-    return tensors, ModelCard.from_json(metadata[_KEY], path)
+    _check(path, tensors, metadata[KEY])
+    return tensors, ModelCard.from_json(metadata[KEY], path)
 
 
 def weights_of(model: UNet) -> dict[str, Tensor]:
