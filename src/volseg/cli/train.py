@@ -35,6 +35,13 @@ def train(
     recipe: Annotated[
         str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
     ] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Begin with network, weights, spacing and normalisation of this run (folder, weights or checkpoint).",
+        ),
+    ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
         int, typer.Option(help="Groups of ranks, each with its own grid and its own cases; they divide the ranks.")
@@ -154,7 +161,8 @@ def train(
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
             dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
-            recipe=recipe, partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
+            recipe=recipe, begin_from=begin_from,
+            partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -28,9 +30,6 @@ class DescribedModule(nn.Module):
     x       [N, in_channels, D, H, W]  sides multiples of the stages' factors
     logits  [N, classes, D, H, W]
     """
-
-    head: nn.Conv3d
-    deep_heads: nn.ModuleDict
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -61,6 +60,11 @@ class DescribedModule(nn.Module):
         layer = _layer(self.network, node, path)
         parent.add_module(name, layer)
         return layer
+
+    @property
+    def last(self) -> nn.Conv3d:
+        """The layer that gives the logits."""
+        return cast(nn.Conv3d, self.get_submodule(self.network.head.module))
 
     def forward(self, x: Tensor, features_only: bool = False, deep_logits: dict[int, Tensor] | None = None) -> Tensor:
         """Logits; with `features_only` what the head reads, [N, channels, D, H, W].
