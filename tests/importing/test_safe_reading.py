@@ -15,7 +15,6 @@ import torch
 from nnunet_folders import checkpoint, result_folder, zipped
 from volseg.api import import_model
 from volseg.errors import CheckpointError, ConfigError
-from volseg.importing import sources
 from volseg.importing.checkpoints import read_checkpoint
 
 
@@ -34,32 +33,21 @@ class Evaluates(Runs):
         return eval, (f"open({str(self.mark)!r}, 'w')",)
 
 
-class Codec(Runs):
-    """Bytes by a codec of somebody's choice."""
-
-    def __reduce__(self) -> tuple:
-        import codecs
-
-        return codecs.encode, ("x" * 100, "rot13")
-
-
 class ObjectType(Runs):
     def __reduce__(self) -> tuple:
         return np.dtype, ("O",)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize(
-    ("harm", "name"), [(Runs, "posix.system"), (Evaluates, "eval"), (Codec, "rot13"), (ObjectType, "'O'")]
-)
+@pytest.mark.parametrize(("harm", "name"), [(Runs, "posix.system"), (Evaluates, "eval"), (ObjectType, "'O'")])
 def test_a_pickle_that_runs_something_is_refused_by_name(harm, name: str, legacy: bool, tmp_path: Path) -> None:
     mark, path = tmp_path / "ran", tmp_path / "evil.pth"
     torch.save({"network_weights": harm(mark)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError, match=rf"evil: refused, nothing of it was run: .*{name}"):
         read_checkpoint(path, "evil")
     assert not mark.exists()
-    loaded = torch.load(path, weights_only=False)  # the same file does harm to who trusts it
-    assert mark.exists() or loaded is not None
+    torch.load(path, weights_only=False)  # to who trusts it, the same file does what it says
+    assert mark.exists() == (harm is not ObjectType)
 
 
 @pytest.mark.parametrize("where", ["folder", "zip"])
@@ -84,8 +72,6 @@ def test_numbers_of_numpy_are_read(tmp_path: Path) -> None:
     read = read_checkpoint(tmp_path / "a.pth", "a")
     assert read == values
     assert {name: type(value) for name, value in read.items()} == {name: type(value) for name, value in values.items()}
-    old = (tmp_path / "a.pth").read_bytes().replace(b"numpy._core.multiarray", b"numpy.core.multiarray ")
-    assert len(old) == (tmp_path / "a.pth").stat().st_size
 
 
 def test_numbers_of_an_older_numpy_are_read(tmp_path: Path) -> None:
@@ -147,4 +133,3 @@ def test_json_that_is_none_is_said(tmp_path: Path) -> None:
         (folder / "plans.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"plans\.json: (is not JSON|holds no table|is nested)"):
             import_model(folder, tmp_path / "run")
-    assert sources._LARGEST_JSON < 2**30
