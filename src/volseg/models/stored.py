@@ -28,11 +28,11 @@ from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.description import Network
 from volseg.networks.stored import KEY, card_text
+from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.regions import Region
 
 SCHEMA = 1
-WEIGHTS = "weights.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."

@@ -260,6 +260,13 @@ class Network:
         made = [node for node in self.nodes if isinstance(node, (Convolution, Addition))]
         return tuple(max(node.channels for node in made if node.stage == n) for n in range(self.deepest + 1))
 
+    @cached_property
+    def kernels(self) -> tuple[Triple, ...]:
+        """The largest kernel of each stage's convolutions; 1, 1, 1 where a stage has none."""
+        made = [node for node in self.nodes if isinstance(node, Convolution)]
+        sizes = [[node.kernel for node in made if node.stage == n] for n in range(self.deepest + 1)]
+        return tuple(max(some, key=prod, default=ONES) for some in sizes)
+
     def channels_of(self, name: str) -> int:
         """Of a node's output, or of the image."""
         return self.in_channels if name == IMAGE else self.by_name[name].channels

@@ -114,7 +114,7 @@ def make_report(
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
-        "network": network_facts(setup.config.model, setup.why_network),
+        "network": network_facts(setup.model.network, setup.why_network),
         "config": config_tables(setup.config),
         "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
         "mpi_library": communicator.library,
