@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -93,6 +94,8 @@ class DescribedModule(nn.Module):
                 y = inputs[0] + inputs[1]
             case Normalization():
                 y = self._activate(node, inputs[0])
+            case AveragePool():
+                y = nn.functional.avg_pool3d(inputs[0], node.window)
             case MaxPool():
                 y = self.get_submodule(_path(node))(inputs[0])
             case _:

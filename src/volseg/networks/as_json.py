@@ -10,6 +10,7 @@ from volseg.errors import ConfigError
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -26,6 +27,7 @@ _KINDS: dict[str, type[Node]] = {
     "convolution": Convolution,
     "normalization": Normalization,
     "max pool": MaxPool,
+    "average pool": AveragePool,
     "up-convolution": UpConvolution,
     "interpolation": Interpolation,
     "addition": Addition,

@@ -9,6 +9,7 @@ from volseg.geometry import format_triple
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Interpolation,
     MaxPool,
@@ -72,6 +73,8 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} reads two up-sampled tensors side by side"
         case Convolution() if _lifted(network, node) and max(node.stride) > 1:
             return f"{node.name} takes every second voxel of what is up-sampled"
+        case AveragePool():
+            return f"{node.name} is an average over {format_triple(node.window)}"
         case MaxPool() if not set(node.window) <= _STRIDES:
             return f"{node.name} is a pooling of {format_triple(node.window)}"
         case UpConvolution() if not set(node.factors) <= _STRIDES:

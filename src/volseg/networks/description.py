@@ -105,6 +105,13 @@ class MaxPool(Node):
 
 
 @dataclass(frozen=True)
+class AveragePool(Node):
+    """The average of each window; the window is the stride."""
+
+    window: Triple
+
+
+@dataclass(frozen=True)
 class UpConvolution(Node):
     """A transposed convolution whose kernel is its stride.
 
