@@ -23,6 +23,9 @@ from volseg.networks.description import (
 from volseg.nn.elementwise import activate
 from volseg.nn.normalization import PartitionedNorm, normalize_with_slope
 
+_AVERAGING = "averaging"
+"""Where the layers of average pooling lie, which have no parameters."""
+
 
 class DescribedModule(nn.Module):
     """The network of a description.
@@ -37,7 +40,7 @@ class DescribedModule(nn.Module):
         layers = _layers(network)
         training = {node.module for node in network.heads if node.training}
         paths = sorted(layers, key=lambda path: _order(network, path))
-        for name in network.modules:
+        for name in (*network.modules, *({_AVERAGING} & {path.split(".")[0] for path in layers})):
             if name not in layers:
                 self.add_module(name, nn.ModuleDict())
             for path in paths:
@@ -94,9 +97,7 @@ class DescribedModule(nn.Module):
                 y = inputs[0] + inputs[1]
             case Normalization():
                 y = self._activate(node, inputs[0])
-            case AveragePool():
-                y = nn.functional.avg_pool3d(inputs[0], node.window)
-            case MaxPool():
+            case MaxPool() | AveragePool():
                 y = self.get_submodule(_path(node))(inputs[0])
             case _:
                 x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
@@ -128,13 +129,19 @@ def _layers(network: Network) -> dict[str, Node]:
 
 
 def _path(node: Node) -> str:
-    return f"down.{node.stage - 1}" if isinstance(node, MaxPool) else getattr(node, "module", "")
+    match node:
+        case MaxPool():
+            return f"down.{node.stage - 1}"
+        case AveragePool():
+            return f"{_AVERAGING}.{node.name.replace('.', ' ')}"
+    return getattr(node, "module", "")
 
 
 def _order(network: Network, path: str) -> tuple[int, list[tuple[int, str]]]:
     """Layers are made, and initialised, child by child of the whole module, and there by their paths."""
     first, *rest = path.split(".")
-    return network.modules.index(first), [(int(p), "") if p.isdigit() else (0, p) for p in rest]
+    place = network.modules.index(first) if first in network.modules else len(network.modules)
+    return place, [(int(p), "") if p.isdigit() else (0, p) for p in rest]
 
 
 def _layer(network: Network, node: Node, path: str) -> nn.Module:
@@ -149,6 +156,8 @@ def _layer(network: Network, node: Node, path: str) -> nn.Module:
             return nn.Upsample(scale_factor=node.factors, mode=node.mode)
         case MaxPool():
             return nn.MaxPool3d(node.window)
+        case AveragePool():
+            return nn.AvgPool3d(node.window)
         case Head():
             return nn.Conv3d(inputs, node.channels, 1)
         case Normalization():

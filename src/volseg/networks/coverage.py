@@ -36,7 +36,7 @@ def can_recompute(network: Network) -> bool:
     Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is pooled
     or made by a single convolution.
     """
-    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *_LIFTS))]
+    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, AveragePool, *_LIFTS))]
     finest = [node for node in made if node.stage == 0 and not isinstance(node, _LIFTS)]
     lifted = [n for n, node in enumerate(finest) if _lifted(network, node)]
     pooling = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
@@ -73,10 +73,10 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} reads two up-sampled tensors side by side"
         case Convolution() if _lifted(network, node) and max(node.stride) > 1:
             return f"{node.name} takes every second voxel of what is up-sampled"
-        case AveragePool():
-            return f"{node.name} is an average over {format_triple(node.window)}"
-        case MaxPool() if not set(node.window) <= _STRIDES:
+        case MaxPool() | AveragePool() if not set(node.window) <= _STRIDES:
             return f"{node.name} is a pooling of {format_triple(node.window)}"
+        case AveragePool() if node.reads == (IMAGE,) or _lifted(network, node):
+            return f"{node.name} averages the image or what is up-sampled"
         case UpConvolution() if not set(node.factors) <= _STRIDES:
             return f"{node.name} is an up-convolution of {format_triple(node.factors)}"
         case Addition() if IMAGE in node.reads:

@@ -106,7 +106,7 @@ class MaxPool(Node):
 
 @dataclass(frozen=True)
 class AveragePool(Node):
-    """The average of each window; the window is the stride."""
+    """The mean of each window; the window is the stride."""
 
     window: Triple
 
@@ -264,7 +264,7 @@ class Network:
     @cached_property
     def widths(self) -> tuple[int, ...]:
         """The most channels of a tensor of each stage."""
-        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition))]
+        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition, AveragePool))]
         return tuple(max(node.channels for node in made if node.stage == n) for n in range(self.deepest + 1))
 
     @cached_property
