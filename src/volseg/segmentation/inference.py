@@ -131,7 +131,7 @@ def segment_block(
             maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
             some = None if kept is None else kept[:, planes]
             with meter.doing(Kind.HEAD):
-                bring_back(features, model.last.weight, model.last.bias, maps, mask[planes], some)
+                bring_back(features, model.logits_layer.weight, model.logits_layer.bias, maps, mask[planes], some)
     if kept is not None:
         with meter.doing(Kind.HEAD):
             for plane in range(shape[0]):
