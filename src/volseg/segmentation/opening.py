@@ -16,7 +16,9 @@ from volseg.program.kinds import Kind
 from volseg.segmentation.job import SegmentationJob, channel_files, check_outputs, input_files, plan_outputs
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
+from volseg.volumes.imported_scan import ImportedView, Manner, lay_out_imported, view_as_imported
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.reading_order import from_canonical_order, order_of
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import Scan, lay_out, open_channels, seen_space
 from volseg.volumes.volume import Volume
@@ -81,10 +83,37 @@ def lay_out_over_ranks(
     """
     wanted = card.seen_at if spacing == "model" else None if spacing == "native" else spacing
     multiple = card.described.multiple
+    if card.origin is not None:
+        view = as_its_tool_reads(channels, card, spacing, communicator)
+        grid = ProcessGrid(communicator, grid_for(partition, view.channels[0].shape, communicator.size, multiple))
+        return LaidOut(lay_out_imported(view, grid, multiple), grid)
     with communicator.together():
         shape = seen_space(channels[0], wanted).shape
     grid = ProcessGrid(communicator, grid_for(partition, shape, communicator.size, multiple))
     return LaidOut(lay_out(channels, grid, multiple, wanted), grid)
+
+
+def as_its_tool_reads(
+    channels: Sequence[Volume], card: ModelCard, spacing: SpacingChoice, communicator: Communicator
+) -> ImportedView:
+    """A scan as the tool that trained an imported model reads it. Collective.
+
+    Raises VolumeError, on all ranks, where it cannot be read.
+    """
+    origin = card.origin
+    assert origin is not None
+    manner = Manner(
+        stored=origin.order == "stored", transpose=origin.transpose, crop=origin.crop, cubic=origin.cubic
+    )  # fmt: skip
+    wanted: Spacing | None
+    if spacing == "model":
+        wanted = card.seen_at
+    elif spacing == "native":
+        wanted = None
+    else:  # along the patient's axes: the network's run otherwise
+        axes = from_canonical_order(channels[0].space, order_of(channels[0].space, manner.stored, manner.transpose)).axes
+        wanted = (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]])
+    return view_as_imported(channels, manner, wanted, card.schemes, communicator)
 
 
 def open_scan(
