@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from volseg.volumes.regions import Region
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
+_FOLD = "weights_fold_{}.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."
@@ -53,7 +54,8 @@ class ModelCard:
 
     labels   name -> value, background first
     schemes  normalisation of each image channel
-    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median
+    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median.
+             Where `origin` reads scans in stored order, it is of the network's axes
     spacing_chosen  False where the version that wrote it trained at volumes' own spacing, but segmented at their median
     step     optimizer steps taken
     batch    cases that each was made with
@@ -150,6 +152,18 @@ class ModelCard:
             )  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
+
+
+def fold_path(run: Path, fold: int, folds: Sequence[int]) -> Path:
+    """The weights file of a fold of an imported run, whose `Origin.folds` are `folds`.
+
+    The first fold's is `WEIGHTS`, which `segment` reads where nobody asks for folds. Raises CheckpointError for a fold
+    that the run does not have.
+    """
+    if fold not in folds:
+        there = ", ".join(str(number) for number in folds) or "one set of weights alone"
+        raise CheckpointError(f"{run}: has no fold {fold}; it has {there}")
+    return run / (WEIGHTS if fold == folds[0] else _FOLD.format(fold))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
