@@ -31,11 +31,6 @@ _SLAB_VALUES = 2**20
 _CACHE_VALUES = 2**16
 
 
-def mask_type(classes: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-    """What labels 0..classes-1 are stored as: uint8 up to 256 classes, uint16 above."""
-    return np.dtype(np.uint8) if classes <= 256 else np.dtype(np.uint16)
-
-
 def with_far_ghosts(features: Tensor, layout: Layout, grid: ProcessGrid) -> Tensor:
     """This rank's features with one more plane at the far end of each axis where there is one. Collective.
 
@@ -119,7 +114,10 @@ def _fill_slab(
     classes: Iterable[np.ndarray], on_d: AxisMap, plane: _PlaneInterpolation, mask: np.ndarray,
     kept: np.ndarray | None, regions: Sequence[Region],
 ) -> None:  # fmt: skip
-    """The running arg-max, or the last region that a voxel lies in: `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class."""
+    """The running arg-max, or the last region that a voxel lies in.
+
+    Fills `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class.
+    """
     shape = (len(mask), mask.shape[2], mask.shape[1])  # planes lie as [W, H]
     best, winner = np.full(shape, -np.inf, np.float32), np.zeros(shape, mask.dtype)
     better, label = np.empty(plane.run_shape, np.bool_), np.empty(plane.run_shape, mask.dtype)

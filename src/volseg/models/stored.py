@@ -54,8 +54,8 @@ class ModelCard:
 
     labels   name -> value, background first
     schemes  normalisation of each image channel
-    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median.
-             Where `origin` reads scans in stored order, it is of the network's axes
+    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their
+             median. Where `origin` reads scans in stored order, it is of the network's axes
     spacing_chosen  False where the version that wrote it trained at volumes' own spacing, but segmented at their median
     step     optimizer steps taken
     batch    cases that each was made with

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from volseg.distributed.communicator import Communicator
-from volseg.models.bringing_back import mask_type
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import Agglomeration
@@ -67,7 +66,7 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
         network, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
         kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
     )  # fmt: skip
-    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, network))
+    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, opened.card))
     with communicator.meter.doing(Kind.FILES):
         strange = strange_values(scan, opened.card, communicator)
     return Chosen(
@@ -79,7 +78,7 @@ def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
     """What the busiest rank will hold beside the network: the mask, and what is made of it."""
     classes, blocks = opened.model.network.classes, prod(scan.layout.largest_block)
     voxels = max(box.size for box in scan.boxes)
-    label = mask_type(classes).itemsize
+    label = opened.card.mask_type.itemsize
     afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)
     if not job.cleaning.removes_nothing:
         afterwards = max(afterwards, 4)  # the components' numbers

@@ -9,6 +9,7 @@ from typing import Literal
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.geometry import Triple
 from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.planning.planner import grid_for
@@ -108,12 +109,20 @@ def as_its_tool_reads(
     wanted: Spacing | None
     if spacing == "model":
         wanted = card.seen_at
+        if wanted is not None and not manner.stored:  # that is of the canonical axes
+            wanted = along(wanted, manner.transpose)
     elif spacing == "native":
         wanted = None
     else:  # along the patient's axes: the network's run otherwise
-        axes = from_canonical_order(channels[0].space, order_of(channels[0].space, manner.stored, manner.transpose)).axes
-        wanted = (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]])
+        order = order_of(channels[0].space, manner.stored, manner.transpose)
+        wanted = along(spacing, from_canonical_order(channels[0].space, order).axes)
     return view_as_imported(channels, manner, wanted, card.schemes, communicator)
+
+
+def along(spacing: Spacing, axes: Triple) -> Spacing:
+    """Axis n has the spacing of axis ``axes[n]``."""
+    d, h, w = (spacing[axis] for axis in axes)
+    return d, h, w
 
 
 def open_scan(

@@ -25,7 +25,8 @@ from volseg.program.kinds import Kind
 from volseg.program.schedule import LAYERS, SPILL
 from volseg.segmentation.announcing import STEPS, NetworkProgress, announce, tell_step
 from volseg.segmentation.choosing import Chosen, choose_way
-from volseg.segmentation.inference import BlockResult, segment_block
+from volseg.segmentation.filling import BlockResult
+from volseg.segmentation.inference import segment_block
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.opening import LaidOut, Opened, lay_out_over_ranks, open_job
 from volseg.segmentation.pictures import write_preview
@@ -164,7 +165,7 @@ def _write_volumes(job: SegmentationJob, opened: Opened, laid: LaidOut, result: 
             if path is not None:
                 written.append(put(path, (mask == value).astype(np.uint8), labels=alone(labels, value)))
         if result.probabilities is not None:
-            written.append(put(outputs["probabilities"], result.probabilities, names=labels.ordered))
+            written.append(put(outputs["probabilities"], result.probabilities, names=opened.card.output_names))
 
 
 def _measure(mask: np.ndarray, image: np.ndarray | None, opened: Opened, laid: LaidOut) -> tuple[LabelStatistics, ...]:

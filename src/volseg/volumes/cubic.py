@@ -1,19 +1,18 @@
 """Cubic splines on a grid of another shape, read box by box: what nnU-Net does to an image before its network sees it.
 
 nnU-Net resizes each image with scikit-image, which means `scipy.ndimage.zoom` of order 3 with mode "nearest" and
-`grid_mode`: voxel i of n lies at ``(i + 1/2) * m / n - 1/2`` of m, the image goes on beyond its faces with its outermost
-voxels, and the result is clipped to the range of the image. Where voxels are more than three times as long on one axis
-as on another, each slice across that axis is resized by itself, and along it the nearest slice is taken.
+`grid_mode`: voxel i of n lies at ``(i + 1/2) * m / n - 1/2`` of m, the image goes on beyond its faces with its
+outermost voxels, and the result is clipped to the range of the image. Where voxels are more than three times as long on
+one axis as on another, each slice across that axis is resized by itself, and along it the nearest slice is taken.
 
 The coefficients of the splines come from a recursion over the whole axis (Unser, "Splines", IEEE Signal Processing
-Magazine 1999). Its response falls off by 0.268 a voxel, so here it is a sum over 14 voxels on either side, which errs by
-1e-8 of the range: a voxel depends on its surroundings alone, and is computed in one fixed order whatever the box.
+Magazine 1999). Its response falls off by 0.268 a voxel, so here it is a sum over 14 voxels on either side, which errs
+by 1e-8 of the range: a voxel depends on its surroundings alone, and is computed in one fixed order whatever the box.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -111,9 +110,9 @@ class _Axis:
     def weights(self) -> np.ndarray:
         """[target, 4] float32 of the coefficients at ``places - 1`` to ``places + 2``: the cubic B-spline's."""
         t = _places(self.source, self.target) - self.places
-        return np.stack(
-            [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3], 1
-        ).astype(np.float32) / np.float32(6)
+        weights = [(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 4 - 6 * (1 - t) ** 2 + 3 * (1 - t) ** 3, t**3]
+        stacked: np.ndarray = (np.stack(weights, 1) / 6).astype(np.float32)
+        return stacked
 
     def reads(self, start: int, stop: int) -> tuple[int, int]:
         """Half-open range of source voxels that the target voxels of a range, not empty, need."""
@@ -159,11 +158,12 @@ class _ResizedView(Volume):
             return out
         d, h, w = self._axes
         spans = [axis.reads(a, b) for axis, a, b in zip(self._axes, box.start, box.stop, strict=True)]
-        planes = self._planes.read(Box(*zip(*spans, strict=True)))  # type: ignore[arg-type]
+        (d0, d1), (h0, h1), (w0, w1) = spans
+        planes = self._planes.read(Box((d0, h0, w0), (d1, h1, w1)))
         for n, z in enumerate(range(box.start[0], box.stop[0])):
-            plane = _plane_of(planes, d, z, spans[0][0])
-            plane = _along_rows(plane, h, (box.start[1], box.stop[1]), spans[1][0])
-            plane = _along_rows(plane.T, w, (box.start[2], box.stop[2]), spans[2][0])
+            plane = _plane_of(planes, d, z, d0)
+            plane = _along_rows(plane, h, (box.start[1], box.stop[1]), h0)
+            plane = _along_rows(plane.T, w, (box.start[2], box.stop[2]), w0)
             out[n] = plane.T
         if self._limits is not None:
             low, high = self._limits_of(box, self._limits)
@@ -212,7 +212,7 @@ def _plane_of(planes: np.ndarray, axis: _Axis, z: int, first: int) -> np.ndarray
 
 
 def _joined(weights: np.ndarray) -> np.ndarray:
-    """Weights of the voxels ``place - 1 - _REACH`` to ``place + 2 + _REACH``, float32, for those of the coefficients."""
+    """Weights of the voxels ``place - 1 - _REACH`` to ``place + 2 + _REACH``, from those of the four coefficients."""
     taps = np.array([*reversed(_TAPS[1:]), *_TAPS], np.float64)
     return np.convolve(taps, weights.astype(np.float64)).astype(np.float32)
 
@@ -261,14 +261,14 @@ class _RollingPlanes:
 
     def read(self, box: Box) -> np.ndarray:
         """The voxels of `box`, float32."""
-        before, planes = self._box, None
-        if before is not None and (before.start[1:], before.stop[1:]) == (box.start[1:], box.stop[1:]):
-            if before.start[0] <= box.start[0] < before.stop[0] <= box.stop[0]:
-                planes = self._planes[box.start[0] - before.start[0] :]
-        begin = box.start[0] if planes is None else self._box.stop[0] if self._box else 0
-        if planes is None or begin < box.stop[0]:
+        before, begin = self._box, box.start[0]
+        planes = np.empty((0, *box.shape[1:]), np.float32)
+        if before is not None and (before.start[1:], before.stop[1:]) == (box.start[1:], box.stop[1:]):  # noqa: SIM102
+            if before.start[0] <= begin < before.stop[0] <= box.stop[0]:
+                planes, begin = self._planes[begin - before.start[0] :], before.stop[0]
+        if begin < box.stop[0]:
             fresh = self._volume.read(Box((begin, *box.start[1:]), box.stop)).astype(np.float32, copy=False)
-            planes = fresh if planes is None else np.concatenate([planes, fresh])
+            planes = np.concatenate([planes, fresh]) if len(planes) else fresh
         self._box, self._planes = box, planes
         return planes
 
@@ -276,4 +276,3 @@ class _RollingPlanes:
         """Let go of the planes and of the file."""
         self._box, self._planes = None, np.empty((0, 0, 0), np.float32)
         self._volume.close()
-

@@ -73,7 +73,10 @@ def view_as_imported(
     Raises VolumeError, on all ranks, where the files cannot be read or hold nothing to be normalised by.
     """
     if len(files) != len(schemes):
-        raise VolumeError(f"{files[0].path}: {len(files)} image channel(s), but the model was trained with {len(schemes)}")
+        raise VolumeError(
+            f"{files[0].path}: {len(files)} image channel(s), but the model was trained with {len(schemes)} "
+            f"({', '.join(scheme.name for scheme in schemes)}); name the first of files CASE_0000, CASE_0001, ..."
+        )
     order = order_of(files[0].space, manner.stored, manner.transpose)
     share = _Share(files, communicator)
     crop = share.nonzero_box() if manner.crop else Box.whole(files[0].shape)
@@ -149,7 +152,9 @@ class _NormalizedView(Volume):
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
         self.space, self.audit = space, volume.audit
         if space.shape != volume.shape:
-            what = f"cropped to the {format_triple(space.shape)} voxels around those other than zero, the rest is background"
+            what = (
+                f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
+            )
             self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
         self._volume, self._first, self._rule, self._others = volume, crop.start, rule, others
 
@@ -169,10 +174,9 @@ class _NormalizedView(Volume):
 
 
 def _any_nonzero(channels: Iterable[np.ndarray]) -> np.ndarray:
-    first, *rest = (values != 0 for values in channels)
-    for values in rest:
-        first |= values
-    return first
+    """Where one of the channels, [d, h, w] each, is other than zero."""
+    there: np.ndarray = np.logical_or.reduce([values != 0 for values in channels])
+    return there
 
 
 class _Share:
