@@ -16,6 +16,7 @@ from volseg.errors import VolumeError
 from volseg.models.stored import ModelCard
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
+from volseg.segmentation.windows.options import WindowOptions
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, stem_of
@@ -54,6 +55,7 @@ class SegmentationJob:
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
     agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    view           by windows or the whole volume at once, and with which weights
     go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
@@ -76,6 +78,7 @@ class SegmentationJob:
     scratch: Path | None = None
     go_on: bool = False
     agglomerate: str = "auto"
+    view: WindowOptions = field(default_factory=WindowOptions)
 
     @property
     def looks_at_image(self) -> bool:

@@ -104,7 +104,8 @@ class _Axis:
         """int64, the source voxel before each target voxel, or the nearest."""
         if self.nearest:
             return _nearest_map(self.source, self.target).low
-        return np.floor(_places(self.source, self.target)).astype(np.int64)
+        before: np.ndarray = np.floor(_places(self.source, self.target)).astype(np.int64)
+        return before
 
     @cached_property
     def weights(self) -> np.ndarray:

@@ -152,9 +152,7 @@ class _NormalizedView(Volume):
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
         self.space, self.audit = space, volume.audit
         if space.shape != volume.shape:
-            what = (
-                f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
-            )
+            what = f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
             self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
         self._volume, self._first, self._rule, self._others = volume, crop.start, rule, others
 
