@@ -13,6 +13,7 @@ from volseg.events import Listener, ignore
 if TYPE_CHECKING:
     from volseg.config import Config
     from volseg.distributed.communicator import Communicator
+    from volseg.geometry import Triple
     from volseg.segmentation.comparison import Evaluation
     from volseg.segmentation.report import SegmentationReport
     from volseg.segmentation.verification import Verification
@@ -139,7 +140,8 @@ def segment(
     statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
     schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto", scratch: str | Path | None = None,
     go_on: bool = False, report_file: str | Path | None = None, trace: str | Path | None = None,
-    overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
+    window: Triple | str | None = None, step: float | None = None, whole: bool = False, mirror: bool = False,
+    folds: str = "first", overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> SegmentationReport:  # fmt: skip
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
@@ -153,6 +155,11 @@ def segment(
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
     schedule      how the network is run; "auto": the fastest that fits the memory
+    window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
+                  model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
+    whole         the whole volume at once with an imported model too
+    mirror        average over mirror images, on the axes that the model's training mirrored; folds: "first", "all" or
+                  such as "0,1": an imported model's folds whose logits are averaged
     go_on         keep what is done in MASK_state, and go on from there (--continue)
     report_file   also a JSON report here; trace: also a trace
 
@@ -163,11 +170,13 @@ def segment(
         from volseg.segmentation.job import SegmentationJob
         from volseg.segmentation.postprocessing import Cleaning
         from volseg.segmentation.segment import segment as run
-        from volseg.sizes import parse_memory
+        from volseg.segmentation.windows.options import WindowOptions
+        from volseg.sizes import parse_memory, parse_shape
         from volseg.volumes.dicom.options import DicomOptions
 
         if isinstance(memory_limit, str):
             memory_limit = parse_memory(memory_limit, "--memory-limit")
+        size = parse_shape(window, "--window") if isinstance(window, str) else window
         job = SegmentationJob(
             scan=Path(scan), model=Path(model), output=_path(output), partition=partition,
             probabilities=save_probabilities, statistics=statistics, preview=preview, report=_path(report_file),
@@ -176,6 +185,7 @@ def segment(
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
             schedule=None if schedule == "auto" else Schedule(schedule), scratch=_path(scratch), go_on=go_on,
             agglomerate=agglomerate,
+            view=WindowOptions(window=size, step=step, whole=whole, mirror=mirror, folds=folds),
         )  # fmt: skip
         return run(job, every, heard)
 

@@ -53,6 +53,7 @@ class Settings(TypedDict, total=False):
     crop: Triple | str | None
     validation: int | None
     validate_every: int | None
+    patience: int | None
     folds: int | None
     fold: int | None
     spacing: str | tuple[float, float, float] | None
@@ -64,8 +65,8 @@ class Settings(TypedDict, total=False):
 OF_THE_NETWORK = ("base_channels", "levels", "anisotropy", "norm")
 _TRAINING = (
     "accumulate", "epochs", "learning_rate", "schedule", "warmup", "optimizer", "momentum", "weight_decay", "clip",
-    "ema", "deep_supervision", "batch_dice", "validation", "validate_every", "folds", "fold", "seed", "keep",
-    "checkpoint_seconds",
+    "ema", "deep_supervision", "batch_dice", "validation", "validate_every", "patience", "folds", "fold", "seed",
+    "keep", "checkpoint_seconds",
 )  # fmt: skip
 
 

@@ -99,6 +99,9 @@ def train(
     validate_every: Annotated[
         int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without an improvement that end the run; 0: any.  [default: 0]")
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
     ] = None,
@@ -152,6 +155,7 @@ def train(
         )  # fmt: skip
         from volseg.distributed.launch import launchers
         from volseg.messages import MessageLog, duration
+        from volseg.models.stored import BEST
         from volseg.sizes import parse_duration, parse_names
         from volseg.training.job import HTML
         from volseg.versions import command_line
@@ -167,7 +171,8 @@ def train(
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
             anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip,
-            crop=crop, validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing,
+            crop=crop, validation=validation, validate_every=validate_every, patience=patience,
+            folds=folds, fold=fold, spacing=spacing,
             seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
             previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),
@@ -189,7 +194,11 @@ def train(
         if len(report.validation_by_class) > 1:
             work.tell("held-out Dice by class: " + class_text(report.validation_by_class))
         work.tell(f"model: {report.run}; all about the run: {report.run / HTML}")
-        if report.stopped is not None:
+        if report.stopped == "patience":
+            work.tell(
+                f"ended at step {report.steps} of {report.all_steps}: nothing improves; best weights: {run / BEST}"
+            )
+        elif report.stopped is not None:
             started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
             again = go_on_command(dataset, run, work.communicator.size, started_by, {
                 "--labels": labels, "--label-names": label_names, "--channels": channels,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,11 +30,12 @@ from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.description import Network
 from volseg.networks.stored import KEY, card_text
+from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
+from volseg.volumes.label_table import LabelTable
 from volseg.volumes.regions import Region
 
 SCHEMA = 1
-WEIGHTS = "weights.safetensors"
 _FOLD = "weights_fold_{}.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
@@ -84,6 +86,16 @@ class ModelCard:
     def described(self) -> Network:
         """The network: as it was stored, or where it was not, as the configuration says."""
         return self.network or described(self.config.model)
+
+    @property
+    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """What masks of its labels are stored as: uint8 up to 255, uint16 above."""
+        return np.dtype(np.uint8) if max(self.labels.values()) <= 255 else np.dtype(np.uint16)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What each logit is of: a label, or a region."""
+        return tuple(region.name for region in self.regions) or LabelTable(self.labels).ordered
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:

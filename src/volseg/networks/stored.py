@@ -13,6 +13,9 @@ from volseg.errors import CheckpointError
 from volseg.networks.as_json import network_from_json
 from volseg.networks.description import Network
 
+WEIGHTS = "weights.safetensors"
+"""The model in a run folder."""
+
 KEY = "volseg"
 """Of the metadata: what a model says of itself."""
 

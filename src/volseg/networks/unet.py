@@ -3,8 +3,8 @@
 Ronneberger, Fischer & Brox, "U-Net" (MICCAI 2015); Cicek et al., "3D U-Net" (MICCAI 2016): two convolutions with norm
 and activation per stage, max-pooling down, up-convolution, skip connections by concatenation. With residual blocks in
 the encoder as nnU-Net's ResEnc presets (Isensee et al., "nnU-Net Revisited", MICCAI 2024); with ``down = "stride"``
-the first convolution of a stage has the stride, as theirs have, and so has the 1x1x1 convolution of a block's skip (He
-et al., CVPR 2016), where theirs pool before it. Kernels and strides are those of each axis and stage.
+the first convolution of a stage has the stride, and the means of as many voxels go through the 1x1x1 convolution of the
+block's skip, as in theirs. Kernels and strides are those of each axis and stage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from volseg.networks.description import (
     IMAGE,
     ONES,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -130,10 +131,12 @@ class _Builder:
         inputs = next((node.channels for node in self.nodes if node.name == x), self.config.in_channels or 1)
         second = f"{part}.{2 * number + 2}"
         skip = x
-        if inputs != width or stride != ONES:
+        if stride != ONES:
+            skip = self.add(AveragePool(f"{first} averaged", (x,), level, inputs, stride))
+        if inputs != width:
             skip = self._convolved(
-                f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, activation=LINEAR, stride=stride
-            )
+                f"{first} skip", level, (skip,), f"{module}.skip", 0, kernel=ONES, activation=LINEAR
+            )  # fmt: skip
         y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
         y = self._convolved(second, level, (y,), f"{module}.body", 3, activation=LINEAR)
         total = self.add(Addition(f"{second} sum", (y, skip), level, width))

@@ -142,6 +142,10 @@ class _WorkPass:
                 self._pass_over(label, Kind.NORM, op.gradient)
             case ops.Pool() as op:
                 self._pass_over(label, Kind.POOLING, op.source.tensor)
+            case ops.Average() as op:
+                self._pass_over(label, Kind.POOLING, op.source.tensor)
+            case ops.AverageBackward() as op:
+                self._pass_over(label, Kind.POOLING, op.target.tensor)
             case ops.Unpool() as op:
                 tensor = op.target.tensor
                 self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)

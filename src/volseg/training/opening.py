@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
+from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple
 from volseg.training.beginning import Beginning, begin
@@ -74,6 +75,11 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
     if of_sides is not None:
         listen(Caution(of_sides))
     split = split_cases(dataset, config.training)
+    if config.training.patience and not split.validation:
+        raise ConfigError(
+            f"training.patience = {config.training.patience}, but no case is held out to validate with; hold cases out "
+            "with --validation 1, or leave --patience out"
+        )
     spaces = canonical_spaces(dataset)
     own = [spaces[case.name] for case in split.training]
     spacing = spacing_to_train_at(config.data, own)

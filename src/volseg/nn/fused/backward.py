@@ -16,7 +16,7 @@ from volseg.nn.fused.normalization import Statistics, normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import UpGradient, bias_sums
-from volseg.nn.kernels import addition, interpolation, passes, pointwise, pooling
+from volseg.nn.kernels import addition, averaging, interpolation, passes, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
@@ -24,6 +24,7 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.ops import (
     AddBackward,
+    AverageBackward,
     ClassifyBackward,
     ConvolveBackward,
     GatherBackward,
@@ -206,6 +207,14 @@ def interpolate_backward(state: State, op: InterpolateBackward) -> None:
         )
 
 
+def average_backward(state: State, op: AverageBackward) -> None:
+    """The gradient of what was averaged."""
+    target = _target(state, op.target)
+    with state.work(op.target.tensor).meter.doing(Kind.POOLING):
+        x = None if target.sums is None else state.operand(op.source).activation
+        averaging.gradient(state.rows[op.gradient], x, op.node.window, target.rows, target.sums, add=target.add)
+
+
 def add_backward(state: State, op: AddBackward) -> None:
     """A sum's gradient, which lies where the first term's is to be, divided among both."""
     first, second = op.targets
@@ -246,7 +255,7 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
 
 
 BACKWARD: dict[type, Any] = {
-    ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool,
+    ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool, AverageBackward: average_backward,
     NormalizeBackward: normalize_backward, ConvolveBackward: convolve_backward,
     GatherBackward: gather_backward, ScatterBackward: scatter_backward, UpConvolveBackward: up_convolve_backward,
     InterpolateBackward: interpolate_backward,
