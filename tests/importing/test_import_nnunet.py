@@ -219,15 +219,14 @@ def test_no_model_at_all(tmp_path: Path) -> None:
         import_model(tmp_path / "file.txt", tmp_path / "run")
 
 
-def test_norms_without_scales_have_ones(tmp_path: Path) -> None:
+def test_norms_may_have_no_scales(tmp_path: Path) -> None:
     of = plans({"architecture": architecture(norm_op_kwargs={"eps": 1e-5})})
     folder = result_folder(tmp_path, of)
     bare = {name: tensor for name, tensor in weights().items() if ".norm." not in name}
     torch.save(checkpoint(bare), folder / "fold_0" / "checkpoint_final.pth")
     import_model(tmp_path, tmp_path / "run")
     tensors, _ = load_tensors(tmp_path / "run" / WEIGHTS)
-    assert torch.equal(tensors["encoder.stages.0.0.convs.0.norm.weight"], torch.ones(4))
-    assert torch.equal(tensors["encoder.stages.0.0.convs.0.norm.bias"], torch.zeros(4))
+    assert tensors.keys() == bare.keys()
 
 
 @pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet"])
