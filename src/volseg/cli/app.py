@@ -35,6 +35,7 @@ COMMANDS = {
     "import": "Make a run folder of a model that nnU-Net trained.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
+    "export": "Write a model for nnU-Net's predictor, or as a torch module.",
     "verify-partition": "Show that this job's ranks compute what one rank computes.",
 }
 
