@@ -144,7 +144,7 @@ class ModelConfig:
                 f"model.blocks = {list(self.blocks)} must be {self.levels + 1} numbers of 1 to 32, one for each of the "
                 f"resolutions that levels = {self.levels} gives, or empty"
             )
-        if self.classes == 1:
+        if self.classes == 1 and self.architecture != "imported":  # one of regions may be the only one
             raise ConfigError("model.classes = 1 leaves only the background; use 2 or more, or leave it out")
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size = {self.kernel_size} is even; use an odd one, such as 3")

@@ -23,16 +23,12 @@ from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
 from volseg.volumes.interpolation import AxisMap, between
+from volseg.volumes.regions import Region
 
 _ONE = (1, 1, 1)
 _CLASSES_AT_ONCE = 8  # fixed, so that a class's logits come from one and the same product whatever the slab
 _SLAB_VALUES = 2**20
 _CACHE_VALUES = 2**16
-
-
-def mask_type(classes: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-    """What labels 0..classes-1 are stored as: uint8 up to 256 classes, uint16 above."""
-    return np.dtype(np.uint8) if classes <= 256 else np.dtype(np.uint16)
 
 
 def with_far_ghosts(features: Tensor, layout: Layout, grid: ProcessGrid) -> Tensor:
@@ -56,22 +52,24 @@ def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, sides: Triple) ->
 
 def bring_back(
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     maps: Sequence[AxisMap],
     mask: np.ndarray,
     logits: np.ndarray | None = None,
     slab_values: int = _SLAB_VALUES,
+    regions: Sequence[Region] = (),
 ) -> None:
-    """Fill `mask` with the classes of the logits interpolated at `maps`. Local.
+    """Fill `mask` with the classes of the logits interpolated at `maps`, or with those of regions. Local.
 
     features  [1, C, d', h', w']  what the head reads
-    weight    [K, C, 1, 1, 1]     of the head
+    weight    [K, C, 1, 1, 1]     of the head; None: `features` are the logits
     bias      [K]
     maps      of each axis of the mask: where its voxels lie in `features`
     mask      [d, h, w]           filled
     logits    [K, d, h, w]        float32, filled too where given
     slab_values  of the mask, and of one class's logits, that are worked on at a time, about
+    regions   what each logit is of, where they are of regions (`volumes.regions.labels_of`)
     """
     if not mask.size:
         return
@@ -84,7 +82,7 @@ def bring_back(
         slab = features[:, :, int(own.low[0]) : int(own.high[-1]) + 1]
         own = own.relative_to(int(own.low[0]), slab.shape[2])
         kept = None if logits is None else logits[:, planes]
-        _fill_slab(_logits_by_class(slab, weight, bias), own, plane, mask[planes], kept)
+        _fill_slab(_logits_by_class(slab, weight, bias), own, plane, mask[planes], kept, regions)
 
 
 def _slabs(on_d: AxisMap, plane: Sequence[int], below: Sequence[int], values: int) -> Iterator[slice]:
@@ -101,8 +99,11 @@ def _slabs(on_d: AxisMap, plane: Sequence[int], below: Sequence[int], values: in
         start = stop
 
 
-def _logits_by_class(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[np.ndarray]:
+def _logits_by_class(slab: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterator[np.ndarray]:
     """[d', h', w'] of one class after another."""
+    if weight is None:
+        yield from slab[0].numpy()
+        return
     for first in range(0, weight.shape[0], _CLASSES_AT_ONCE):
         some = slice(first, first + _CLASSES_AT_ONCE)
         added = None if bias is None else bias[some]
@@ -110,9 +111,13 @@ def _logits_by_class(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Itera
 
 
 def _fill_slab(
-    classes: Iterable[np.ndarray], on_d: AxisMap, plane: _PlaneInterpolation, mask: np.ndarray, kept: np.ndarray | None
-) -> None:
-    """The running arg-max: `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class."""
+    classes: Iterable[np.ndarray], on_d: AxisMap, plane: _PlaneInterpolation, mask: np.ndarray,
+    kept: np.ndarray | None, regions: Sequence[Region],
+) -> None:  # fmt: skip
+    """The running arg-max, or the last region that a voxel lies in.
+
+    Fills `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class.
+    """
     shape = (len(mask), mask.shape[2], mask.shape[1])  # planes lie as [W, H]
     best, winner = np.full(shape, -np.inf, np.float32), np.zeros(shape, mask.dtype)
     better, label = np.empty(plane.run_shape, np.bool_), np.empty(plane.run_shape, mask.dtype)
@@ -122,6 +127,9 @@ def _fill_slab(
                 if kept is not None:
                     kept[number, n, :, columns] = found.T
                 count, so_far, won = len(found), best[n, columns], winner[n, columns]
+                if regions:
+                    won[...] = np.where(found > 0, won.dtype.type(regions[number].written), won)
+                    continue
                 np.greater(found, so_far, out=better[:count])
                 np.maximum(found, so_far, out=so_far)
                 # Classes rise, so the larger number is the later winner; a masked assignment is 50 times slower.

@@ -18,6 +18,7 @@ from volseg.networks.description import (
     Normalization,
     UpConvolution,
 )
+from volseg.networks.layered import LayeredNode, described_as
 
 _KERNELS, _STRIDES = {1, 3, 5, 7}, {1, 2}
 _LIFTS = (UpConvolution, Interpolation)
@@ -63,7 +64,20 @@ def _lifted(network: Network, node: Node) -> int:
 
 
 def _reason(network: Network, node: Node) -> str:
+    first = network.by_name.get(node.reads[0])
     match node:
+        case LayeredNode():
+            return f"{node.name} is {described_as(node)}"
+        case Normalization() if isinstance(first, Normalization):
+            return f"{node.name} reads what is normalised or activated already"
+        case Normalization() if node.norm != "none" and isinstance(first, (MaxPool, *_LIFTS)):
+            return f"{node.name} normalises what is pooled or up-sampled"
+        case MaxPool() if not isinstance(first, Normalization):
+            return f"{node.name} pools the image"
+        case UpConvolution() | Interpolation() if network.stage_of(node.reads[0]) != node.stage + 1:
+            return f"{node.name} passes over a stage"
+        case Convolution() | MaxPool() | AveragePool() if node.stage - network.stage_of(node.reads[0]) > 1:
+            return f"{node.name} passes over a stage"
         case Convolution() if not set(node.kernel) <= _KERNELS or not set(node.stride) <= _STRIDES:
             stride = f" with stride {format_triple(node.stride)}" if max(node.stride) > 1 else ""
             return f"{node.name} is a convolution of {format_triple(node.kernel)}{stride}"

@@ -14,7 +14,6 @@ from functools import lru_cache
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.networks.activations import LINEAR, Activation, activation_named
-from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.description import (
     IMAGE,
     ONES,
@@ -34,13 +33,9 @@ _MODULES = ("encoder", "down", "up", "decoder", "head", "deep_heads")
 
 
 @lru_cache(maxsize=64)
-def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
-    """The description of the U-Net of `config`.
-
-    deep_supervision  with a head at each coarser stage where the loss is taken (`deep_supervision.deep_levels`)
-    """
+def unet(config: ModelConfig) -> Network:
+    """The description of the U-Net of `config`."""
     builder = _Builder(config)
-    deep = deep_levels(config.levels) if deep_supervision else ()
     skips: list[str] = []
     x = IMAGE
     for level in range(config.levels + 1):
@@ -49,10 +44,8 @@ def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
             skips.append(x)
             x = builder.down(level, x)
     for level in reversed(range(config.levels)):
-        if level + 1 in deep:
-            builder.head(f"head {level + 1}", level + 1, x, f"deep_heads.{level + 1}", training=True)
         x = builder.decoder(level, (skips.pop(), builder.up(level, x)))
-    builder.head("head", 0, x, "head", training=False)
+    builder.add(Head("head", (x,), 0, config.classes or 2, "head"))
     return Network(config.in_channels or 1, (ONES, *config.halvings), tuple(builder.nodes), _MODULES)
 
 
@@ -90,9 +83,6 @@ class _Builder:
     def _entering(self, level: int) -> Triple:
         """The stride of a stage's first convolution in the encoder."""
         return self.config.halvings[level - 1] if level and self.config.down == "stride" else ONES
-
-    def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:
-        self.add(Head(name, (x,), level, self.config.classes or 2, module, training))
 
     def up(self, level: int, x: str) -> str:
         name, width, module = f"up {level}", self.config.widths[level], f"up.{level}"

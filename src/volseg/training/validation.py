@@ -115,7 +115,7 @@ def _counts_on_own_grid(
 
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, classes, meter = twin.twin.head, twin.network.classes, blocks.grid.communicator.meter
+    head, classes, meter = twin.twin.logits_layer, twin.network.classes, blocks.grid.communicator.meter
     assert scan.back is not None
     box, shape = scan.mask_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
