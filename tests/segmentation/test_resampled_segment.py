@@ -15,7 +15,7 @@ from tiny import SERIAL, ct_like, root_listings, save_nifti, untrained_run
 from volseg.distributed.grid import ProcessGrid
 from volseg.events import Caution
 from volseg.geometry import Box
-from volseg.models.bringing_back import bring_back, mask_type
+from volseg.models.bringing_back import bring_back
 from volseg.models.stored import load_model
 from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout, padded_shape
@@ -26,6 +26,7 @@ from volseg.segmentation.scan_image import ScanImage
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
 from volseg.volumes.interpolation import AxisMap, interpolate_axes
+from volseg.volumes.regions import mask_type
 from volseg.volumes.resampling import axis_maps, resampled_space
 from volseg.volumes.scan import lay_out, mask_boxes
 from volseg.volumes.volume import Space

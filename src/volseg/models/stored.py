@@ -83,6 +83,13 @@ class ModelCard:
         return self.network or described(self.config.model)
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what each logit is of: the regions, or the labels, background first."""
+        if self.regions:
+            return tuple(region.name for region in self.regions)
+        return tuple(sorted(self.labels, key=lambda name: self.labels[name]))
+
+    @property
     def seen_at(self) -> tuple[float, float, float] | None:
         """The spacing at which the network is to see a volume; None: the volume's own."""
         return None if self.config.data.spacing == "own" and self.spacing_chosen else self.spacing

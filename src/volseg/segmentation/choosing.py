@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from volseg.distributed.communicator import Communicator
-from volseg.models.bringing_back import mask_type
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import Agglomeration
@@ -18,6 +17,7 @@ from volseg.segmentation.job import SegmentationJob, rehearse_outputs
 from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.opening import LaidOut, Opened
 from volseg.segmentation.scale import strange_values
+from volseg.volumes.regions import mask_type
 from volseg.volumes.scan import Scan
 from volseg.volumes.writing import SEGMENTATION_SUFFIX
 from volseg.volumes.zarr.label_image import store_of
@@ -67,7 +67,7 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
         network, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
         kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
     )  # fmt: skip
-    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, network))
+    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, opened.card))
     with communicator.meter.doing(Kind.FILES):
         strange = strange_values(scan, opened.card, communicator)
     return Chosen(
@@ -79,7 +79,7 @@ def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
     """What the busiest rank will hold beside the network: the mask, and what is made of it."""
     classes, blocks = opened.model.network.classes, prod(scan.layout.largest_block)
     voxels = max(box.size for box in scan.boxes)
-    label = mask_type(classes).itemsize
+    label = mask_type(classes, opened.card.regions).itemsize
     afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)
     if not job.cleaning.removes_nothing:
         afterwards = max(afterwards, 4)  # the components' numbers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.bringing_back import bring_back, maps_of_box, mask_type, with_far_ghosts
+from volseg.models.bringing_back import bring_back, maps_of_box, with_far_ghosts
 from volseg.models.fused import FusedNetwork
 from volseg.models.journal import Journal
 from volseg.models.stored import ModelCard
@@ -23,6 +23,7 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.segmentation.scan_image import ScanImage
+from volseg.volumes.regions import labels_of, mask_type, sigmoid
 from volseg.volumes.scan import Scan
 
 
@@ -111,7 +112,7 @@ def segment_block(
     """
     network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration)
     classes, shape, meter = model.network.classes, scan.mask_box.shape, grid.communicator.meter
-    mask = np.empty(shape, dtype=mask_type(classes))
+    mask = np.empty(shape, dtype=mask_type(classes, card.regions))
     kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
     if scan.back is None:
         for start, logits in network.logit_slabs():
@@ -119,7 +120,7 @@ def segment_block(
             stop = start + inside.shape[1]
             if inside.numel():
                 with meter.doing(Kind.HEAD):
-                    mask[start:stop] = inside.argmax(0).numpy()
+                    labels_of(inside.numpy(), card.regions, mask[start:stop])
                     if kept is not None:
                         kept[:, start:stop] = inside.numpy()
     else:
@@ -131,11 +132,13 @@ def segment_block(
             maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
             some = None if kept is None else kept[:, planes]
             with meter.doing(Kind.HEAD):
-                bring_back(features, model.head.weight, model.head.bias, maps, mask[planes], some)
+                head = model.head
+                bring_back(features, head.weight, head.bias, maps, mask[planes], some, regions=card.regions)
     if kept is not None:
+        probabilities_of = sigmoid if card.regions else softmax
         with meter.doing(Kind.HEAD):
             for plane in range(shape[0]):
-                kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
+                kept[:, plane] = probabilities_of(np.ascontiguousarray(kept[:, plane]))
     return BlockResult(mask, kept, network.seconds)
 
 

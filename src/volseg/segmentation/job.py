@@ -13,8 +13,7 @@ import numpy as np
 
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
-from volseg.models.bringing_back import mask_type
-from volseg.networks.description import Network
+from volseg.models.stored import ModelCard
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.volumes.dataset import image_name
@@ -25,6 +24,7 @@ from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone, beside, split_paths
 from volseg.volumes.output import Content
 from volseg.volumes.reading import is_zarr_store
+from volseg.volumes.regions import mask_type
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import Scan
 from volseg.volumes.writing import SUFFIXES, Intended, check_output, check_small_output, rehearse, volume_suffix
@@ -176,7 +176,7 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
 
 
 def rehearse_outputs(
-    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, network: Network
+    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, card: ModelCard
 ) -> list[str]:
     """Try, now that the scan is known, all that can refuse the outputs once they are computed. On the root rank.
 
@@ -187,14 +187,14 @@ def rehearse_outputs(
     inputs = [file for image in scan.images for file in image.audit.inputs]
     for kind, path in outputs.items():
         check_no_input(path, kind, inputs)
-    fixes, space = scan.source.audit.fixes, scan.native
-    contents = {"mask": Content(space, mask_type(network.classes), labels=labels, fixes=fixes)}
+    fixes, space, network = scan.source.audit.fixes, scan.native, card.described
+    contents = {"mask": Content(space, mask_type(network.classes, card.regions), labels=labels, fixes=fixes)}
     contents |= {
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground
     }
     contents["probabilities"] = Content(
-        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=labels.ordered, fixes=fixes
+        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=card.outputs, fixes=fixes
     )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}

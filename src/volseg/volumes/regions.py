@@ -36,8 +36,62 @@ class Region:
         return cls(str(value["name"]), tuple(int(v) for v in value["values"]), int(value["written"]))
 
 
+def mask_type(classes: int, regions: Sequence[Region] = ()) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    """What a mask of labels 0..classes-1, or of these regions, is stored as: uint8 where that holds it, else uint16."""
+    largest = max(len(regions), *(region.written for region in regions)) if regions else classes - 1
+    return np.dtype(np.uint8) if largest < 256 else np.dtype(np.uint16)
+
+
+class Decision:
+    """Which label each voxel gets, from the logits of one class or region after another.
+
+    Without regions the class of the largest logit, of equals the smaller; with them what the last region holds, in
+    their order, whose logit is above zero; 0 where none is.
+
+    regions  what each logit is of; empty: classes, the first the background
+    dtype    of the mask, unsigned; it holds the number of classes or regions too
+
+    What is worked on at a time is `bar` and `winner`, both of the shape of the logits: `begin` makes them, `take` is
+    called for each logit in its order, `labels` says what `winner` stands for.
+    """
+
+    def __init__(self, regions: Sequence[Region], dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self._first = int(bool(regions))  # the number of the first logit, as 0 stands for the background
+        self._written = np.array([0, *(region.written for region in regions)], dtype=dtype) if regions else None
+
+    def begin(self, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """What a logit must exceed, float32 [...], and the number of the last that did, [...] of the mask's type."""
+        bar = np.full(shape, -np.inf if self._written is None else 0, dtype=np.float32)
+        return bar, np.zeros(shape, self.dtype)
+
+    def take(self, number: int, values: np.ndarray, bar: np.ndarray, winner: np.ndarray) -> None:
+        """Take in the logits [...] of class or region `number`, counted from 0; `bar` and `winner` are changed."""
+        better = values > bar
+        if self._written is None:
+            np.maximum(bar, values, out=bar)
+        # Numbers rise, so the larger is the later winner; an assignment by a mask takes several times as long.
+        np.maximum(winner, np.multiply(better, number + self._first, dtype=self.dtype), out=winner)
+
+    def labels(self, winner: np.ndarray) -> np.ndarray:
+        """What a mask holds, [...]."""
+        return winner if self._written is None else self._written[winner]
+
+
 def labels_of(logits: Iterable[np.ndarray], regions: Sequence[Region], mask: np.ndarray) -> None:
-    """Fill `mask` [...] from the logits [...] of each region, in the order of `regions`: later ones lie on top."""
-    mask[...] = 0
-    for region, values in zip(regions, logits, strict=True):
-        mask[values > 0] = region.written
+    """Fill `mask` [...] from the logits [...], float32, of each class, or of each region where there are regions.
+
+    The mask's type must be unsigned and hold every label and the number of logits (`Decision`).
+    """
+    decision = Decision(regions, mask.dtype)
+    bar, winner = decision.begin(mask.shape)
+    for number, values in enumerate(logits):
+        decision.take(number, values, bar, winner)
+    mask[...] = decision.labels(winner)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of regions from their logits, float32 [...], by numpy's exponential: the same bits anywhere."""
+    powers = np.exp(-np.abs(logits))
+    probabilities: np.ndarray = np.where(logits < 0, powers, np.float32(1)) / (1 + powers)
+    return probabilities
