@@ -6,11 +6,13 @@ zero, a probability above one half, says that a voxel lies in the region.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+_CACHED_VALUES = 2**17
 
 
 @dataclass(frozen=True)
@@ -78,16 +80,21 @@ class Decision:
         return winner if self._written is None else self._written[winner]
 
 
-def labels_of(logits: Iterable[np.ndarray], regions: Sequence[Region], mask: np.ndarray) -> None:
-    """Fill `mask` [...] from the logits [...], float32, of each class, or of each region where there are regions.
+def labels_of(logits: np.ndarray, regions: Sequence[Region], mask: np.ndarray) -> None:
+    """Fill `mask` [d, h, w] from the logits [K, d, h, w], float32, of each class, or region where there are regions.
 
-    The mask's type must be unsigned and hold every label and the number of logits (`Decision`).
+    The mask's type must be unsigned and hold every label and the number of logits (`Decision`). Rows are taken some at
+    a time, so that their logits stay in the cache where those of a voxel lie beside each other.
     """
     decision = Decision(regions, mask.dtype)
-    bar, winner = decision.begin(mask.shape)
-    for number, values in enumerate(logits):
-        decision.take(number, values, bar, winner)
-    mask[...] = decision.labels(winner)
+    rows = max(1, _CACHED_VALUES // max(1, logits.shape[0] * mask.shape[2]))
+    for plane in range(mask.shape[0]):
+        for first in range(0, mask.shape[1], rows):
+            some = mask[plane, first : first + rows]
+            bar, winner = decision.begin(some.shape)
+            for number, values in enumerate(logits[:, plane, first : first + rows]):
+                decision.take(number, values, bar, winner)
+            some[...] = decision.labels(winner)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
