@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
+from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple
 from volseg.training.cases import Split, canonical_spaces, median_spacing, spacing_to_train_at, split_cases
@@ -65,8 +66,13 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
         listen(Message(note))
     for warning in dataset.warnings:
         listen(Caution(warning))
-    model = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
-    config, of_sides = without_mirrored_sides(dataclasses.replace(job.config, model=model), dataset.labels, job)
+    channels, regions = len(dataset.channel_names), bool(dataset.regions)
+    model = job.config.model.for_data(channels, len(dataset.outputs), regions)
+    if regions and job.config.training.class_weights:
+        raise ConfigError(
+            f"training.class_weights: {dataset.folder} has regions, whose loss has no weights; leave it out"
+        )
+    config, of_sides = without_mirrored_sides(dataclasses.replace(job.config, model=model), dataset.outputs, job)
     config.check()
     communicator.on_root(lambda: check_run_folder(job))
     if of_sides is not None:

@@ -66,7 +66,7 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     fingerprint = fingerprint_of_run(job, dataset, opened.spaces, communicator, listen)
     card = ModelCard(
         config=config, labels=dataset.labels, schemes=fingerprint.schemes(), spacing=opened.median, step=0,
-        batch=job.batch,
+        batch=job.batch, regions=dataset.regions,
     )  # fmt: skip
     return Setup(
         config=config, dataset=dataset, split=opened.split, fingerprint=fingerprint, resolutions=tuple(resolutions),

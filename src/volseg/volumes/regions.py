@@ -38,6 +38,18 @@ class Region:
         return cls(str(value["name"]), tuple(int(v) for v in value["values"]), int(value["written"]))
 
 
+def value_names(regions: Sequence[Region]) -> dict[str, int]:
+    """Names of the labels that regions are made of, the background first, name -> value.
+
+    A label that is a region by itself has its name, any other that of the smallest region it lies in, with its value.
+    """
+    names = {"background": 0}
+    for value in sorted({value for region in regions for value in region.values}):
+        home = min((region for region in regions if value in region.values), key=lambda region: len(region.values))
+        names[home.name if len(home.values) == 1 else f"{home.name} ({value})"] = value
+    return names
+
+
 def mask_type(classes: int, regions: Sequence[Region] = ()) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
     """What a mask of labels 0..classes-1, or of these regions, is stored as: uint8 where that holds it, else uint16."""
     largest = max(len(regions), *(region.written for region in regions)) if regions else classes - 1
