@@ -89,7 +89,7 @@ def begin(job: TrainingJob, dataset: Dataset, communicator: Communicator, listen
 
 
 def _suited(model: ModelConfig, dataset: Dataset) -> ModelConfig:
-    return model.for_data(len(dataset.channel_names), len(dataset.labels))
+    return model.for_data(len(dataset.channel_names), len(dataset.outputs), bool(dataset.regions))
 
 
 def _from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, str]:
@@ -105,8 +105,9 @@ def _from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, s
             f"{', '.join(dataset.channel_names)}: none of them; where they are the same, name them alike (dataset.json "
             "or --channels)"
         )
-    names = sorted(card.labels, key=lambda name: card.labels[name])
-    classes = [0, *_kept(names, dataset.label_names)[1:]]  # the background is that, whatever it is called
+    classes = list(_kept(card.outputs, dataset.outputs))
+    if not (card.regions or dataset.regions):
+        classes[0] = 0  # the background is that, whatever it is called
     network = for_data(without_training_heads(card.described), len(channels), len(classes))
     model = replace(card.config.model, in_channels=len(channels), classes=len(classes))
 
@@ -121,7 +122,7 @@ def _from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, s
     )  # fmt: skip
     said = [f"begins with the network and the weights of {run}, after {card.step} steps"]
     said += _of_kept("channels", [scheme.name for scheme in card.schemes], dataset.channel_names, channels)
-    said += _of_kept("classes", names, dataset.label_names, classes)
+    said += _of_kept("classes", card.outputs, dataset.outputs, classes)
     return begun, "; ".join(said)
 
 
