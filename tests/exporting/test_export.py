@@ -12,7 +12,7 @@ import torch
 
 from nnunet_folders import as_trained, dataset, plans, random_weights, result_folder
 from tiny import untrained_run
-from volseg.api import export_model, import_model
+from volseg.api import export, import_model
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError
 from volseg.models.stored import load_model
@@ -30,7 +30,7 @@ def imported(tmp_path: Path) -> Path:
 
 
 def test_what_was_imported_goes_out_as_it_came(imported: Path, tmp_path: Path) -> None:
-    exported = export_model(imported, tmp_path / "out", to="nnunet")
+    exported = export(imported, tmp_path / "out", to="nnunet")
     assert exported.files == (
         "dataset.json", "fold_0/checkpoint_final.pth", "fold_3/checkpoint_final.pth", "plans.json"
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_regions_go_out_as_they_came(tmp_path: Path) -> None:
     named = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
     result_folder(tmp_path / "results", of_dataset=dataset(named, regions_class_order=[1, 2, 3]))
     import_model(tmp_path / "results", tmp_path / "run")
-    export_model(tmp_path / "run", tmp_path / "out", to="nnunet")
+    export(tmp_path / "run", tmp_path / "out", to="nnunet")
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert (written["labels"], written["regions_class_order"]) == (named, [1, 2, 3])
 
@@ -69,7 +69,7 @@ def test_regions_go_out_as_they_came(tmp_path: Path) -> None:
 )
 def test_our_strided_unet_has_the_same_logits_when_it_comes_back(settings: ModelConfig, tmp_path: Path) -> None:
     run = untrained_run(tmp_path / "run", settings=settings)
-    exported = export_model(run, tmp_path / "out", to="nnunet", window="16x16x24")
+    exported = export(run, tmp_path / "out", to="nnunet", window="16x16x24")
     assert any("give it scans whose stored axes are canonical" in note for note in exported.notes)
     import_model(tmp_path / "out", tmp_path / "again")
     (ours, _), (again, card) = load_model(run), load_model(tmp_path / "again")
@@ -95,14 +95,14 @@ def test_networks_that_nnunet_has_not_are_refused_with_what_would_do(
 ) -> None:
     run = untrained_run(tmp_path / "run", settings=settings)
     with pytest.raises(ConfigError, match=message):
-        export_model(run, tmp_path / "out", to="nnunet")
+        export(run, tmp_path / "out", to="nnunet")
     assert not (tmp_path / "out").exists()
-    export_model(run, tmp_path / "out", to="torch")
+    export(run, tmp_path / "out", to="torch")
 
 
 def test_a_torch_module_opens_without_volseg_at_any_size(tmp_path: Path) -> None:
     run = untrained_run(tmp_path / "run", settings=STRIDED)
-    export_model(run, tmp_path / "out", to="torch")
+    export(run, tmp_path / "out", to="torch")
     model, card = load_model(run)
     x = torch.randn(1, 1, 12, 20, 8)
     with torch.no_grad():
@@ -123,28 +123,28 @@ def test_a_torch_module_opens_without_volseg_at_any_size(tmp_path: Path) -> None
 
 
 def test_each_fold_is_an_archive_of_its_own(imported: Path, tmp_path: Path) -> None:
-    exported = export_model(imported, tmp_path / "out", to="torch")
+    exported = export(imported, tmp_path / "out", to="torch")
     assert exported.files == ("model.json", "network.pt2", "network_fold_3.pt2")
 
 
 def test_an_export_is_replaced_when_asked_and_nothing_else_ever_is(tmp_path: Path) -> None:
     run, out = untrained_run(tmp_path / "run", settings=STRIDED), tmp_path / "out"
-    export_model(run, out, to="nnunet")
+    export(run, out, to="nnunet")
     with pytest.raises(ConfigError, match="replace it with --overwrite"):
-        export_model(run, out, to="nnunet")
-    export_model(run, out, to="torch", overwrite=True)
+        export(run, out, to="nnunet")
+    export(run, out, to="torch", overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == ["model.json", "network.pt2"]
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds notes.txt and is no export"):
-        export_model(run, out, to="torch", overwrite=True)
+        export(run, out, to="torch", overwrite=True)
     with pytest.raises(ConfigError, match=r"--window 10x16x16: the network takes multiples of 4x4x4"):
-        export_model(run, tmp_path / "other", to="nnunet", window="10x16x16")
+        export(run, tmp_path / "other", to="nnunet", window="10x16x16")
 
 
 def test_the_predictor_of_nnunet_opens_it_and_has_the_same_logits(tmp_path: Path) -> None:
     predictor = pytest.importorskip("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor
     run = untrained_run(tmp_path / "run", settings=STRIDED)
-    export_model(run, tmp_path / "out", to="nnunet", window="16x16x16")
+    export(run, tmp_path / "out", to="nnunet", window="16x16x16")
     theirs = predictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     theirs.initialize_from_trained_model_folder(str(tmp_path / "out"), use_folds=None)
     ours, _ = load_model(run)

@@ -1,4 +1,4 @@
-"""Models from other tools and for them: import_model, export_model."""
+"""Models from other tools and for them: import_model, export."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def import_model(
         return bring(job, every, heard)
 
 
-def export_model(
+def export(
     run: str | Path, output: str | Path, *, to: Literal["nnunet", "torch"], window: str | None = None,
     overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> Exported:  # fmt: skip

@@ -40,10 +40,6 @@ COMMANDS = {
 }
 
 
-_MODULES = {"import": "import_model"}
-"""Modules, and their functions, that cannot have their command's name: it is a word of Python."""
-
-
 class _Commands(TyperGroup):
     """The commands, each imported only when it is called."""
 
@@ -56,9 +52,14 @@ class _Commands(TyperGroup):
         return name, load(name) if name in COMMANDS else command, rest
 
 
+def module_of(command: str) -> str:
+    """The name of a command's module and function: its own, but for what is a word of Python."""
+    return "import_model" if command == "import" else command.replace("-", "_")
+
+
 def load(name: str) -> Any:
     """The command `name`, ready to be invoked: ``train`` is the function ``volseg.cli.train.train``."""
-    module = _MODULES.get(name, name.replace("-", "_"))
+    module = module_of(name)
     function = getattr(import_module(f"volseg.cli.{module}"), module)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)

@@ -39,10 +39,10 @@ def export(
     nnunet: nnUNetv2_predict_from_modelfolder -m FOLDER. torch: torch.export.load("FOLDER/network.pt2").module().
     """
     with job(quiet, True, debug) as work:
-        from volseg.api import export_model
+        from volseg.api import export as write
         from volseg.events import Message
 
-        exported = export_model(
+        exported = write(
             run, output, to=to.value, window=window, overwrite=overwrite, communicator=work.communicator,
             listen=work.listen,
         )  # fmt: skip
