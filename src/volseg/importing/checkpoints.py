@@ -84,13 +84,6 @@ def _dtype(name: Any, *options: Any) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes, as protocol 2 pickles them: a text in Latin-1."""
-    if type(text) is not str or encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
-    return text.encode("latin1")
-
-
 def _allowed() -> list[Any]:
     """What a pickle may name beside what torch allows, each with what stands for it here."""
     types = {type(np.dtype(char)) for char in _NUMBERS}
@@ -98,6 +91,5 @@ def _allowed() -> list[Any]:
         (_scalar, "numpy.core.multiarray.scalar"),
         (_scalar, "numpy._core.multiarray.scalar"),
         (_dtype, "numpy.dtype"),
-        (_encode, "_codecs.encode"),
         *sorted(types, key=lambda kind: kind.__name__),
     ]

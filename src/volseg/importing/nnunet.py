@@ -65,7 +65,7 @@ def import_nnunet(source: Source, job: ImportJob, folder: Path) -> Imported:
                     f"{plan.configuration}"
                 )
             by = f"{source.where(name)} (by {checkpoint.trainer})"
-            weights = fitted(checkpoint.weights, network, by, affine=plan.architecture.affine)
+            weights = fitted(checkpoint.weights, network, by)
             place = fold_path(folder, int(fold), numbers) if len(numbers) > 1 else folder / WEIGHTS
             save_tensors(place, weights, card)
     assert first is not None, "choose() gives one fold at least"

@@ -11,29 +11,18 @@ from volseg.config import Config, ModelConfig
 from volseg.errors import CheckpointError, ConfigError, first_few
 from volseg.geometry import Triple
 from volseg.models.described import DescribedModule
-from volseg.networks.description import Network, Normalization
+from volseg.networks.description import Network
 
 
-def fitted(
-    weights: Mapping[str, Tensor], network: Network, where: str, *, affine: bool = True
-) -> dict[str, Tensor]:  # fmt: skip
+def fitted(weights: Mapping[str, Tensor], network: Network, where: str) -> dict[str, Tensor]:
     """The weights of a network in float32.
-
-    affine  whether norms have scales and shifts among the weights; else these are 1 and 0
 
     Raises CheckpointError, which names them, where tensors are missing, have no place, have other shapes, or hold NaN
     or infinite values.
     """
     with torch.device("meta"):
         wanted = DescribedModule(network).state_dict()
-    norms = set() if affine else {node.module for node in network.nodes if isinstance(node, Normalization)}
-    plain = {
-        name: torch.ones(t.shape) if name.endswith(".weight") else torch.zeros(t.shape)
-        for name, t in wanted.items()
-        if name not in weights and name.rpartition(".")[0] in norms and name.endswith((".weight", ".bias"))
-    }
-    there = {**weights, **plain}
-    missing, strange = sorted(wanted.keys() - there.keys()), sorted(there.keys() - wanted.keys())
+    missing, strange = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or strange:
         what = [f"{first_few(missing)} missing"] * bool(missing) + [f"{first_few(strange)} of no use"] * bool(strange)
         raise CheckpointError(
@@ -41,14 +30,14 @@ def fitted(
             "changes the network cannot be imported so: bring it as a torch.export archive (.pt2)"
         )
     for name, tensor in wanted.items():
-        if there[name].shape != tensor.shape:
+        if weights[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{where}: {name} has the shape {tuple(there[name].shape)}, but the network that it describes has "
+                f"{where}: {name} has the shape {tuple(weights[name].shape)}, but the network that it describes has "
                 f"{tuple(tensor.shape)} there"
             )
-        if not torch.isfinite(there[name]).all():
+        if not torch.isfinite(weights[name]).all():
             raise CheckpointError(f"{where}: {name} holds values that are NaN or infinite; the training went wrong")
-    return {name: there[name].to(tensor.dtype) for name, tensor in wanted.items()}
+    return {name: weights[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 
 def imported_config(network: Network, kernels: Sequence[Triple]) -> Config:

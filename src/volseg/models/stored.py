@@ -33,7 +33,7 @@ from volseg.networks.stored import KEY, card_text
 from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.regions import Region
+from volseg.volumes.regions import Region, mask_type
 
 SCHEMA = 1
 _FOLD = "weights_fold_{}.safetensors"
@@ -90,14 +90,16 @@ class ModelCard:
         return self.network or described(self.config.model)
 
     @property
-    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-        """What masks of its labels are stored as: uint8 up to 255, uint16 above."""
-        return np.dtype(np.uint8) if max(self.labels.values()) <= 255 else np.dtype(np.uint16)
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what each logit is of: the regions, or the labels, background first."""
+        if self.regions:
+            return tuple(region.name for region in self.regions)
+        return LabelTable(self.labels).ordered
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """What each logit is of: a label, or a region."""
-        return tuple(region.name for region in self.regions) or LabelTable(self.labels).ordered
+    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """What masks are stored as (`volumes.regions.mask_type`)."""
+        return mask_type(len(self.labels), self.regions)
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:

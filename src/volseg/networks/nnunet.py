@@ -44,7 +44,7 @@ class Architecture:
     bias        whether convolutions add one
     norm        kind of the norms
     eps         added to a norm's variance
-    affine      whether norms have scales and shifts; those of a description always have, of 1 and 0 then
+    affine      whether norms have scales and shifts
     activation  of all convolutions but those that end a residual block
     stem        channels of the convolution that a residual encoder begins with; 0: those of the finest stage
     """
@@ -146,9 +146,10 @@ class _Builder:
         kind, slope = activation
         return self.add(
             Normalization(
-                f"{name}, activated", (name,), stage, width, norm, slope, module, self.of.eps, activation=kind
+                f"{name}, activated", (name,), stage, width, norm, slope, module, self.of.eps, activation=kind,
+                affine=self.of.affine,
             )
-        )
+        )  # fmt: skip
 
     def _residual(
         self, part: str, stage: int, number: int, reads: tuple[str, ...], module: str, stride: Triple

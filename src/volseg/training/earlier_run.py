@@ -36,8 +36,9 @@ def from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, st
             f"{', '.join(dataset.channel_names)}: none of them; where they are the same, name them alike (dataset.json "
             "or --channels)"
         )
-    names = sorted(card.labels, key=lambda name: card.labels[name])
-    classes = [0, *_kept(names, dataset.label_names)[1:]]  # the background is that, whatever it is called
+    classes = list(_kept(card.outputs, dataset.outputs))
+    if not (card.regions or dataset.regions):
+        classes[0] = 0  # the background is that, whatever it is called
     transpose = (0, 1, 2) if card.origin is None else card.origin.transpose
     source = turned(_with_stored_heads(card.described, tensors), transpose)
     network = for_data(without_training_heads(source), len(channels), len(classes))
@@ -59,7 +60,7 @@ def from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, st
     if card.origin is not None and not card.origin.is_our_reading:
         said.append(f"volumes are seen in canonical order, whole, resampled linearly, not as {card.origin.tool} did")
     said += _of_kept("channels", [scheme.name for scheme in card.schemes], dataset.channel_names, channels)
-    said += _of_kept("classes", names, dataset.label_names, classes)
+    said += _of_kept("classes", card.outputs, dataset.outputs, classes)
     return begun, "; ".join(said)
 
 

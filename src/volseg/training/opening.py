@@ -69,9 +69,13 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
         listen(Message(note))
     for warning in dataset.warnings:
         listen(Caution(warning))
+    if dataset.regions and job.config.training.class_weights:
+        raise ConfigError(
+            f"training.class_weights: {dataset.folder} has regions, whose loss has no weights; leave it out"
+        )
     communicator.on_root(lambda: check_run_folder(job))
     begun = begin(job, dataset, communicator, listen)
-    config, of_sides = without_mirrored_sides(begun.config, dataset.labels, job)
+    config, of_sides = without_mirrored_sides(begun.config, dataset.outputs, job)
     config.check()
     if of_sides is not None:
         listen(Caution(of_sides))

@@ -35,7 +35,7 @@ def from_module(source: NetworkSource, config: Config, dataset: Dataset) -> tupl
     Raises ConfigError where it cannot be made or described, or gives another number of classes than the data set has.
     """
     assert source.module is not None
-    channels, classes = len(dataset.channel_names), len(dataset.label_names)
+    channels, classes = len(dataset.channel_names), len(dataset.outputs)
     torch.manual_seed(config.training.seed)
     module = module_named(source.module, source.arguments, channels, classes)
     try:
@@ -45,8 +45,8 @@ def from_module(source: NetworkSource, config: Config, dataset: Dataset) -> tupl
         raise ConfigError(f"{source}: {error}") from error
     if described.classes != classes:
         raise ConfigError(
-            f"{source}: gives {described.classes} channels, but {dataset.folder} has {classes} classes, the background "
-            f"included: {', '.join(dataset.label_names)}; have it make as many"
+            f"{source}: gives {described.classes} channels, but {dataset.folder} has {classes} classes "
+            f"or regions: {', '.join(dataset.outputs)}; have it make as many"
         )
     network = without_training_heads(described)
 
@@ -68,7 +68,7 @@ def from_plans(source: NetworkSource, config: Config, dataset: Dataset) -> tuple
     assert source.plans is not None
     name = source.configuration or _USUAL
     plan = read_plan(_read(source.plans), name, dataset.channel_names, str(source.plans))
-    own = nnunet(plan.architecture, len(dataset.channel_names), len(dataset.label_names))
+    own = nnunet(plan.architecture, len(dataset.channel_names), len(dataset.outputs))
     network = turned(without_training_heads(own), plan.transpose)
     data = config.data
     if data.spacing == "auto":

@@ -66,6 +66,7 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     card = ModelCard(
         config=config, labels=dataset.labels, schemes=opened.begun.schemes_or(fingerprint.schemes()),
         spacing=opened.median, step=0, batch=job.batch, network=opened.begun.network, origin=opened.begun.origin,
+        regions=dataset.regions,
     )  # fmt: skip
     return Setup(
         config=config, dataset=dataset, split=opened.split, fingerprint=fingerprint, resolutions=tuple(resolutions),

@@ -90,7 +90,7 @@ def make_report(
     if setup.machine is not None and time["steps"]:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
-    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
+    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.scored)
     report = TrainingReport(
         run=job.run, steps=steps, seconds=seconds, loss=loss, dice=dice,
         validation_dice=None if validation is None else validation.mean, peaks=peaks, planned=planned, waited=waited,
@@ -169,8 +169,8 @@ def _best(run: Path) -> dict[str, Any] | None:
 
 
 def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
-    """By label name, where there is one; `names` with the background's."""
-    return {name: dice for name, dice in zip(names[1:], by_class, strict=True) if dice is not None}
+    """By the name of the label or region, where there is one."""
+    return {name: dice for name, dice in zip(names, by_class, strict=True) if dice is not None}
 
 
 def gather_peaks(communicator: Communicator) -> tuple[int, ...]:

@@ -156,7 +156,8 @@ class Hierarchy:
         )  # fmt: skip
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
         twin = FusedNetwork(
-            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
+            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights,
+            [region.values for region in self.dataset.regions],
         )  # fmt: skip
         return Resolution(
             level=level,

@@ -45,4 +45,4 @@ def begin(job: TrainingJob, dataset: Dataset, communicator: Communicator, listen
 
 
 def _suited(model: ModelConfig, dataset: Dataset) -> ModelConfig:
-    return model.for_data(len(dataset.channel_names), len(dataset.labels))
+    return model.for_data(len(dataset.channel_names), len(dataset.outputs), bool(dataset.regions))

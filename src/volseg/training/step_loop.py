@@ -168,8 +168,7 @@ def validate_averaged(setup: Setup, resolution: Resolution, record: Record) -> V
     """Of the held-out cases, with the averaged weights, where there are any. Collective."""
     with setup.averaged.in_use():
         return validate(
-            resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-            record.looking_at(resolution.blocks),
+            resolution.twin, resolution.blocks, setup.held_out, record.looking_at(resolution.blocks)
         )  # fmt: skip
 
 
