@@ -89,7 +89,7 @@ def run_of(folder, communicator, data):
 
 @pytest.mark.parallel([1, 2, 4])
 def test_a_run_learns_regions_on_any_number_of_ranks(shared, communicator):
-    data, alone = shared / "data", None
+    data = shared / "data"
     with communicator.together():
         if communicator.is_root:
             region_set(data)

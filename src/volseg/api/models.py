@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -165,19 +166,21 @@ def segment(
 
 def evaluate(
     prediction: str | Path, reference: str | Path, *, labels: str | Path | None = None,
-    output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
+    label_map: Sequence[str] = (), output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
     communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> Evaluation:  # fmt: skip
     """Compare masks with reference masks on the same grid: Dice, IoU and volumes for each label. Collective.
 
     prediction, reference  a mask each, or folders of masks, which are paired by name
     labels   label names: a dataset.json, or JSON such as {"liver": 1}; None: the labels found
+    label_map  what the references' values become: a file or run with [labels], or "liver=5,6" for each label
     output   also nnU-Net's summary.json here
     partial  allow references that have no prediction
 
     Raises VolumeError where masks cannot be paired or compared.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as compare
 
@@ -188,6 +191,7 @@ def evaluate(
             output=_path(output),
             partial=partial,
             overwrite=overwrite,
+            label_map=read_label_map(label_map),
         )
         return compare(job, every, heard)
 
