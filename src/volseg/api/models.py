@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -26,7 +27,8 @@ DATASET = "ellipsoids"
 
 def train(
     dataset: str | Path | None = None, run: str | Path = "volseg-run", *, labels: str | Path | None = None,
-    label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
+    label_names: str | Path | None = None, channels: tuple[str, ...] = (), label_map: Sequence[str] = (),
+    config: Config | str | Path | None = None,
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
@@ -39,6 +41,8 @@ def train(
                  its labels, label_names and channels
     labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    label_map    which values make which label, in place of the configuration's [labels]: a file or run with such a
+                 table, or "liver=5,6" for each label
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, a file overrides the run's own, and
                  None is that
@@ -58,14 +62,18 @@ def train(
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
+        settled = overridden(before, settings)
+        if label_map:
+            settled = dataclasses.replace(settled, labels=read_label_map(label_map))
         job = TrainingJob(
-            dataset=Path(dataset or DATASET), run=Path(run), config=overridden(before, settings), partition=partition,
+            dataset=Path(dataset or DATASET), run=Path(run), config=settled, partition=partition,
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
