@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from volseg.api.ranks import ranks
-from volseg.api.settings import Settings, overridden, parsed
+from volseg.api.settings import OF_THE_NETWORK, Settings, overridden, parsed
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
 
 if TYPE_CHECKING:
     from volseg.config import Config
     from volseg.distributed.communicator import Communicator
+    from volseg.geometry import Triple
     from volseg.segmentation.comparison import Evaluation
     from volseg.segmentation.report import SegmentationReport
     from volseg.segmentation.verification import Verification
@@ -32,8 +33,8 @@ def train(
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
-    communicator: Communicator | None = None, listen: Listener = ignore, command: str | None = None,
-    **settings: Unpack[Settings],
+    begin_from: str | Path | None = None, communicator: Communicator | None = None, listen: Listener = ignore,
+    command: str | None = None, **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
@@ -51,6 +52,9 @@ def train(
     replicas     groups of ranks, each with cases of its own; they divide the ranks
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
+    begin_from   run folder, weights file or checkpoint: a new run begins with its network and weights (--from), sees
+                 volumes at its spacing and normalised as it saw them; weights of classes and channels of the same name
+                 are kept
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
@@ -66,6 +70,8 @@ def train(
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
+        begins = _path(begin_from)
+        _check_beginning(begins, proceed, settings)
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
@@ -77,9 +83,21 @@ def train(
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
-            command=command, flip_asked=settings.get("flip") is not None,
+            command=command, begins=begins, flip_asked=settings.get("flip") is not None,
         )  # fmt: skip
         return run_training(job, every, heard)
+
+
+def _check_beginning(begins: Path | None, proceed: bool, settings: Settings) -> None:
+    """Raise ConfigError where a run would begin with a network and be asked for another one."""
+    if begins is None:
+        return
+    if proceed:
+        raise ConfigError(f"--from {begins}: --continue goes on with the run's own network; leave out either")
+    asked = [name for name in OF_THE_NETWORK if settings.get(name) is not None]
+    if asked:
+        option = f"--{asked[0].replace('_', '-')} {settings.get(asked[0])}"
+        raise ConfigError(f"{option}: the network of {begins} is what it is; leave it out, or --from")
 
 
 def _seconds(max_time: float | str | None) -> float | None:
@@ -131,7 +149,8 @@ def segment(
     statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
     schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto", scratch: str | Path | None = None,
     go_on: bool = False, report_file: str | Path | None = None, trace: str | Path | None = None,
-    overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
+    window: Triple | str | None = None, step: float | None = None, whole: bool = False, mirror: bool = False,
+    folds: str = "first", overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> SegmentationReport:  # fmt: skip
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
@@ -145,6 +164,11 @@ def segment(
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
     schedule      how the network is run; "auto": the fastest that fits the memory
+    window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
+                  model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
+    whole         the whole volume at once with an imported model too
+    mirror        average over mirror images, on the axes that the model's training mirrored; folds: "first", "all" or
+                  such as "0,1": an imported model's folds whose logits are averaged
     go_on         keep what is done in MASK_state, and go on from there (--continue)
     report_file   also a JSON report here; trace: also a trace
 
@@ -155,11 +179,13 @@ def segment(
         from volseg.segmentation.job import SegmentationJob
         from volseg.segmentation.postprocessing import Cleaning
         from volseg.segmentation.segment import segment as run
-        from volseg.sizes import parse_memory
+        from volseg.segmentation.windows.options import WindowOptions
+        from volseg.sizes import parse_memory, parse_shape
         from volseg.volumes.dicom.options import DicomOptions
 
         if isinstance(memory_limit, str):
             memory_limit = parse_memory(memory_limit, "--memory-limit")
+        size = parse_shape(window, "--window") if isinstance(window, str) else window
         job = SegmentationJob(
             scan=Path(scan), model=Path(model), output=_path(output), partition=partition,
             probabilities=save_probabilities, statistics=statistics, preview=preview, report=_path(report_file),
@@ -168,6 +194,7 @@ def segment(
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
             schedule=None if schedule == "auto" else Schedule(schedule), scratch=_path(scratch), go_on=go_on,
             agglomerate=agglomerate,
+            view=WindowOptions(window=size, step=step, whole=whole, mirror=mirror, folds=folds),
         )  # fmt: skip
         return run(job, every, heard)
 

@@ -53,7 +53,7 @@ def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, sides: Triple) ->
 
 def bring_back(
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     maps: Sequence[AxisMap],
     mask: np.ndarray,
@@ -64,7 +64,7 @@ def bring_back(
     """Fill `mask` with the labels that the logits interpolated at `maps` stand for. Local.
 
     features  [1, C, d', h', w']  what the head reads
-    weight    [K, C, 1, 1, 1]     of the head
+    weight    [K, C, 1, 1, 1]     of the head; None: `features` are the logits
     bias      [K]
     maps      of each axis of the mask: where its voxels lie in `features`
     mask      [d, h, w]           filled
@@ -100,8 +100,11 @@ def _slabs(on_d: AxisMap, plane: Sequence[int], below: Sequence[int], values: in
         start = stop
 
 
-def _logits_by_class(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[np.ndarray]:
+def _logits_by_class(slab: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterator[np.ndarray]:
     """[d', h', w'] of one class after another."""
+    if weight is None:
+        yield from slab[0].numpy()
+        return
     for first in range(0, weight.shape[0], _CLASSES_AT_ONCE):
         some = slice(first, first + _CLASSES_AT_ONCE)
         added = None if bias is None else bias[some]

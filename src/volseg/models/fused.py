@@ -197,7 +197,7 @@ class FusedNetwork(nn.Module):
             d, h, w = features.shape[2:]
             planes = head_slab_planes((d, h, w), self.network.classes)
             for start in range(0, features.shape[2], planes):
-                yield start, self.twin.head(features[:, :, start : start + planes])
+                yield start, self.twin.logits_layer(features[:, :, start : start + planes])
             return
         yield from self.streamed().logit_slabs(*self._streamed_input(x))
 

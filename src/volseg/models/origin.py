@@ -24,7 +24,11 @@ class Origin:
     transpose  the network's axis n runs along axis ``transpose[n]`` of that order
     crop       whether a scan is cropped to the box that holds its voxels other than zero
     cubic      whether images are resampled by cubic splines (nnU-Net); else linearly
-    folds      numbers of the folds whose weights lie in the run folder, in their order; empty: there is one set
+    folds      numbers of the folds whose weights lie in the run folder, in their order; empty: there is one set.
+               `models.stored.fold_path` says which file is whose
+
+    The spacing on the card of a model whose order is "stored" is that of the network's axes, after `transpose`; that of
+    any other is of the canonical D, H, W.
     """
 
     tool: Tool

@@ -16,6 +16,7 @@ from volseg.errors import VolumeError
 from volseg.models.stored import ModelCard
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
+from volseg.segmentation.windows.options import WindowOptions
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, stem_of
@@ -24,7 +25,6 @@ from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone, beside, split_paths
 from volseg.volumes.output import Content
 from volseg.volumes.reading import is_zarr_store
-from volseg.volumes.regions import mask_type
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import Scan
 from volseg.volumes.writing import SUFFIXES, Intended, check_output, check_small_output, rehearse, volume_suffix
@@ -55,6 +55,7 @@ class SegmentationJob:
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
     agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    view           by windows or the whole volume at once, and with which weights
     go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
@@ -77,6 +78,7 @@ class SegmentationJob:
     scratch: Path | None = None
     go_on: bool = False
     agglomerate: str = "auto"
+    view: WindowOptions = field(default_factory=WindowOptions)
 
     @property
     def looks_at_image(self) -> bool:
@@ -188,7 +190,7 @@ def rehearse_outputs(
     for kind, path in outputs.items():
         check_no_input(path, kind, inputs)
     fixes, space, network = scan.source.audit.fixes, scan.native, card.described
-    contents = {"mask": Content(space, mask_type(network.classes, card.regions), labels=labels, fixes=fixes)}
+    contents = {"mask": Content(space, card.mask_type, labels=labels, fixes=fixes)}
     contents |= {
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground

@@ -15,6 +15,7 @@ from volseg.volumes.dataset import Dataset
 QUIET = {
     "training": {
         "epochs", "keep", "checkpoint_seconds", "validate_every", "checkpoint_levels",
+        "patience", "improvement",
         "accumulate",  # with --replicas it is the batch, which must be the same
     }
 }  # fmt: skip

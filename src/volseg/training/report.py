@@ -48,7 +48,8 @@ class TrainingReport:
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
     validation_level  of a multigrid run, at which it was measured; 0 is the finest
-    stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
+    stopped           why before the last of `all_steps`: "signal", "max-time" or, with nothing left to do, "patience";
+                      None where it was not
     """
 
     run: Path
@@ -101,7 +102,8 @@ def make_report(
         **_facts_of_setup(job, setup),
         "steps": steps,
         "all_steps": setup.steps,
-        "stopped": stopped,
+        "stopped": None if stopped == "patience" else stopped,
+        "ended": "patience" if stopped == "patience" else None,
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,
@@ -114,7 +116,7 @@ def make_report(
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
-        "network": network_facts(setup.config.model, setup.why_network),
+        "network": network_facts(setup.model.network, setup.why_network),
         "config": config_tables(setup.config),
         "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
         "mpi_library": communicator.library,

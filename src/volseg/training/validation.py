@@ -133,7 +133,7 @@ def _counts_on_own_grid(
 
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, regions, meter = twin.twin.head, blocks.dataset.regions, blocks.grid.communicator.meter
+    head, regions, meter = twin.twin.logits_layer, blocks.dataset.regions, blocks.grid.communicator.meter
     assert scan.back is not None
     box, shape = scan.mask_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
