@@ -25,11 +25,15 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its image channels in order, and its label file (None where there is none)."""
+    """One scan: its image channels in order, and its label file (None where there is none).
+
+    annotated  names of the labels (or regions) that were looked for in it; None: all
+    """
 
     name: str
     images: tuple[ImageFile, ...]
     label: Path | None
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     label_map: LabelMap | None = None
+
+    def unknown_in(self, case: Case) -> tuple[int, ...]:
+        """The numbers of the outputs that nobody has looked for in a case."""
+        if case.annotated is None:
+            return ()
+        first = len(self.outputs) - len(self.scored)
+        return tuple(n for n, name in enumerate(self.outputs) if n >= first and name not in case.annotated)
 
     def open_labels(self, path: Path, remark: Remark = no_remark) -> Volume:
         """A case's labels, with the values of `labels` and `ignore`. Raises VolumeError as `open_mask` does."""

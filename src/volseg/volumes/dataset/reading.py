@@ -8,6 +8,7 @@ from pathlib import Path
 
 from volseg.config import MOST_CLASSES
 from volseg.errors import VolumeError
+from volseg.volumes.dataset.annotated import with_annotated
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
 from volseg.volumes.dataset.described import survey_described
 from volseg.volumes.dataset.description import DESCRIPTION
@@ -41,6 +42,7 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
         dataset = dataclasses.replace(
             dataset, labels=dict(change.labels), ignore=change.ignore, regions=(), label_map=change
         )  # fmt: skip
+    dataset = with_annotated(dataset, source.path, [fault.case for fault in faults])
     if len(dataset.labels) > MOST_CLASSES:
         message = (
             f"{dataset.folder}: {len(dataset.labels)} labels with the background; volseg trains {MOST_CLASSES} at "
