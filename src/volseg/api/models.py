@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -27,7 +29,8 @@ DATASET = "ellipsoids"
 
 def train(
     dataset: str | Path | None = None, run: str | Path = "volseg-run", *, labels: str | Path | None = None,
-    label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
+    label_names: str | Path | None = None, channels: tuple[str, ...] = (), label_map: Sequence[str] = (),
+    config: Config | str | Path | None = None,
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
@@ -42,6 +45,8 @@ def train(
                  its labels, label_names and channels
     labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    label_map    which values make which label, in place of the configuration's [labels]: a file or run with such a
+                 table, or "liver=5,6" for each label
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, a file overrides the run's own, and
                  None is that
@@ -67,6 +72,7 @@ def train(
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
@@ -75,8 +81,11 @@ def train(
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
+        settled = overridden(before, settings)
+        if label_map:
+            settled = dataclasses.replace(settled, labels=read_label_map(label_map))
         job = TrainingJob(
-            dataset=Path(dataset or DATASET), run=Path(run), config=overridden(before, settings), partition=partition,
+            dataset=Path(dataset or DATASET), run=Path(run), config=settled, partition=partition,
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
@@ -220,19 +229,21 @@ def segment(
 
 def evaluate(
     prediction: str | Path, reference: str | Path, *, labels: str | Path | None = None,
-    output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
+    label_map: Sequence[str] = (), output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
     communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> Evaluation:  # fmt: skip
     """Compare masks with reference masks on the same grid: Dice, IoU and volumes for each label. Collective.
 
     prediction, reference  a mask each, or folders of masks, which are paired by name
     labels   label names: a dataset.json, or JSON such as {"liver": 1}; None: the labels found
+    label_map  what the references' values become: a file or run with [labels], or "liver=5,6" for each label
     output   also nnU-Net's summary.json here
     partial  allow references that have no prediction
 
     Raises VolumeError where masks cannot be paired or compared.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as compare
 
@@ -243,6 +254,7 @@ def evaluate(
             output=_path(output),
             partial=partial,
             overwrite=overwrite,
+            label_map=read_label_map(label_map),
         )
         return compare(job, every, heard)
 

@@ -13,6 +13,7 @@ from volseg.cli.options import (
     Agglomerate,
     Channels,
     Debug,
+    LabelMap,
     LabelNames,
     Labels,
     NoProgress,
@@ -29,6 +30,7 @@ def train(
     labels: Labels = None,
     label_names: LabelNames = None,
     channels: Channels = None,
+    label_map: LabelMap = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
     ] = None,
@@ -179,9 +181,9 @@ def train(
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
-            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
-            recipe=recipe, begin_from=begin_from, network=network, network_args=network_args,
-            plans=plans, configuration=configuration,
+            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels),
+            label_map=label_map or (), config=config, recipe=recipe, begin_from=begin_from, network=network,
+            network_args=network_args, plans=plans, configuration=configuration,
             partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,

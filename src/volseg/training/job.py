@@ -76,7 +76,7 @@ class TrainingJob:
     @property
     def source(self) -> DataSource:
         """The data set."""
-        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names)
+        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names, self.config.labels)
 
     @property
     def batch(self) -> int:
