@@ -130,17 +130,17 @@ def test_logits_are_those_of_a_plain_loop(shape, mirrored, tmp_path) -> None:
 def test_the_same_bits_on_any_ranks(spacing, communicator: Communicator, shared) -> None:
     with communicator.together():
         if communicator.is_root:
-            imported(shared / "run", cubic=True, crop=True, transpose=(1, 0, 2), folds=(0, 1), mirrored=(1,))
+            imported(shared / "model", cubic=True, crop=True, transpose=(1, 0, 2), folds=(0, 1), mirrored=(1,))
             voxels = np.pad(ct_like((14, 17, 13)), ((2, 1), (0, 3), (4, 0)))
             save_nifti(shared / "scan.nii.gz", voxels, np.diag([*spacing[::-1], 1.0]))
             for name, view in (("a", WindowOptions()), ("b", WindowOptions(mirror=True, folds="all", step=0.7))):
                 job = SegmentationJob(
-                    shared / "scan.nii.gz", shared / "run", shared / f"{name}.nii.gz", probabilities=True, view=view
+                    shared / "scan.nii.gz", shared / "model", shared / f"{name}.nii.gz", probabilities=True, view=view
                 )
                 segment(job, SERIAL)
     for name, view in (("a", WindowOptions()), ("b", WindowOptions(mirror=True, folds="all", step=0.7))):
         job = SegmentationJob(
-            shared / "scan.nii.gz", shared / "run", shared / f"{name}_ranks.nii.gz", probabilities=True, view=view
+            shared / "scan.nii.gz", shared / "model", shared / f"{name}_ranks.nii.gz", probabilities=True, view=view
         )
         segment(job, communicator)
         with communicator.together():
