@@ -18,8 +18,9 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
-from volseg.networks.deep_supervision import deep_levels, loss_weights
-from volseg.networks.unet import unet
+from volseg.networks.architectures import described
+from volseg.networks.deep_supervision import loss_weights, with_training_heads, without_training_heads
+from volseg.networks.description import Interpolation, UpConvolution
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 from volseg.nn.gradients import sum_gradients
@@ -150,7 +151,7 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     target = torch.zeros(1, *block.shape[2:], dtype=torch.uint8)
     fused.loss(block, target)[0].backward()
     (share,) = busy_shares(layout, settings.factors)
-    networks = [unet(settings, deep) for deep in (True, False)]
+    networks = [described(settings, deep) for deep in (True, False)]
     walks = [TrainingPass(network, train_program(network), share) for network in networks]
     totals = communicator.gather_all(fused.work.buffers.total)
     assert 4 * max(totals) == walks[0].tensors == walks[1].tensors
@@ -165,18 +166,33 @@ def test_the_plan_walks_through_the_same_memory_and_reductions(
     )  # fmt: skip
     fused.loss(block, target)[0].backward()
     layouts = [layout.coarser(2**level) for level in range(4)]
-    work = training_work(unet(settings, True), layouts)
+    work = training_work(described(settings, True), layouts)
     if communicator.size > 1:
         expected = [one.bytes for one in work.reductions if one.layer != "gradients of the weights"]
         assert sorted(counted) == sorted(expected)
 
 
 def test_levels_and_weights_are_nnunet_s() -> None:
-    assert [list(deep_levels(levels)) for levels in (0, 1, 2, 3, 5)] == [[], [], [], [1], [1, 2, 3]]
+    for levels, stages in {0: [], 1: [], 2: [], 3: [1], 5: [1, 2, 3]}.items():
+        heads = described(config(levels=levels), True).heads
+        assert sorted(head.stage for head in heads if head.training) == stages
     assert loss_weights(0) == [1.0]
     assert loss_weights(2) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
     settings = config(levels=4)
-    assert unet(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
+    assert described(settings, True).parameters(training=True) == sum(p.numel() for p in make(settings).parameters())
+
+
+@pytest.mark.parametrize("name", ["four levels", "segresnet", "trilinear"])
+def test_heads_read_what_the_decoder_takes_up_and_can_be_left_out_again(name: str) -> None:
+    network = described(VARIANTS[name])
+    deep = with_training_heads(network)
+    for head in (head for head in deep.heads if head.training):
+        (reader,) = (node for node in deep.readers[head.reads[0]] if node is not head and node.stage <= head.stage)
+        lifted = reader if reader.stage < head.stage else deep.readers[reader.name][0]
+        assert isinstance(lifted, (UpConvolution, Interpolation))
+        assert lifted.stage == head.stage - 1
+    assert without_training_heads(deep) == network
+    assert with_training_heads(deep) == deep
 
 
 STAGES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 from volseg.api.ranks import ranks
-from volseg.api.settings import Settings, overridden, parsed
+from volseg.api.settings import OF_THE_NETWORK, Settings, overridden, parsed
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
 
@@ -30,8 +30,8 @@ def train(
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
-    communicator: Communicator | None = None, listen: Listener = ignore, command: str | None = None,
-    **settings: Unpack[Settings],
+    begin_from: str | Path | None = None, communicator: Communicator | None = None, listen: Listener = ignore,
+    command: str | None = None, **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
@@ -47,6 +47,9 @@ def train(
     replicas     groups of ranks, each with cases of its own; they divide the ranks
     agglomerate  coarse levels on fewer ranks: "3:2x1x1,4:1x1x1", "auto" or "none"
     proceed      go on from the run folder's checkpoint (--continue)
+    begin_from   run folder, weights file or checkpoint: a new run begins with its network and weights (--from), sees
+                 volumes at its spacing and normalised as it saw them; weights of classes and channels of the same name
+                 are kept
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
@@ -61,6 +64,8 @@ def train(
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
+        begins = _path(begin_from)
+        _check_beginning(begins, proceed, settings)
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
@@ -69,9 +74,21 @@ def train(
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
-            command=command, flip_asked=settings.get("flip") is not None,
+            command=command, begins=begins, flip_asked=settings.get("flip") is not None,
         )  # fmt: skip
         return run_training(job, every, heard)
+
+
+def _check_beginning(begins: Path | None, proceed: bool, settings: Settings) -> None:
+    """Raise ConfigError where a run would begin with a network and be asked for another one."""
+    if begins is None:
+        return
+    if proceed:
+        raise ConfigError(f"--from {begins}: --continue goes on with the run's own network; leave out either")
+    asked = [name for name in OF_THE_NETWORK if settings.get(name) is not None]
+    if asked:
+        option = f"--{asked[0].replace('_', '-')} {settings.get(asked[0])}"
+        raise ConfigError(f"{option}: the network of {begins} is what it is; leave it out, or --from")
 
 
 def _seconds(max_time: float | str | None) -> float | None:

@@ -32,10 +32,15 @@ COMMANDS = {
     "calibrate": "Measure this machine, so that plans know how long things take.",
     "study": "Run sizes, channels and ranks, and lay the model beside what was measured.",
     "train": "Train a 3D U-Net on whole volumes.",
+    "import": "Make a run folder of a model that nnU-Net trained.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
     "verify-partition": "Show that this job's ranks compute what one rank computes.",
 }
+
+
+_MODULES = {"import": "import_model"}
+"""Modules, and their functions, that cannot have their command's name: it is a word of Python."""
 
 
 class _Commands(TyperGroup):
@@ -52,7 +57,7 @@ class _Commands(TyperGroup):
 
 def load(name: str) -> Any:
     """The command `name`, ready to be invoked: ``train`` is the function ``volseg.cli.train.train``."""
-    module = name.replace("-", "_")
+    module = _MODULES.get(name, name.replace("-", "_"))
     function = getattr(import_module(f"volseg.cli.{module}"), module)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)

@@ -11,7 +11,7 @@ from volseg.cli.job import job
 from volseg.cli.options import Debug, JsonOutput, NoProgress, Overwrite, Quiet
 
 if TYPE_CHECKING:
-    from volseg.segmentation.evaluation import CaseResult
+    from volseg.segmentation.evaluation import CaseResult, Scored
 
 
 def evaluate(
@@ -61,11 +61,13 @@ def evaluate(
             show(_case_table(list(found.cases), found.values))
 
 
-def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict[int, str], values: list[int]) -> Any:
+def _label_table(
+    results: list[CaseResult], summary: dict[str, Any], names: dict[Scored, str], values: list[Scored]
+) -> Any:
     """One row for each label, means over the cases; the last row is the mean over labels."""
     from volseg.cli.render import table
 
-    def mean_ml(key: str, value: int) -> float:
+    def mean_ml(key: str, value: Scored) -> float:
         return sum(float(case.metrics(value)[key]) * case.voxel_ml for case in results) / len(results)
 
     rows = []
@@ -75,7 +77,7 @@ def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict
         rows.append(
             [
                 names.get(value, str(value)),
-                value,
+                value if isinstance(value, int) else " ".join(map(str, value)),
                 _score(mean["Dice"]),
                 _score(mean["IoU"]),
                 _ml(predicted),
@@ -93,7 +95,7 @@ def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict
     return drawn
 
 
-def _case_table(results: list[CaseResult], values: list[int]) -> Any:
+def _case_table(results: list[CaseResult], values: list[Scored]) -> Any:
     from volseg.cli.render import table
     from volseg.segmentation.evaluation import summarise
 

@@ -45,7 +45,8 @@ class Config:
                 f"training.class_weights = {list(weights)}: {len(weights)} weights for {classes} classes; give one for "
                 "each, the background first, or leave it out"
             )
-        if self.training.deep_supervision and self.model.levels < 3:
+        described = self.model.architecture == "imported"  # beside its weights; what it lacks, it says itself
+        if self.training.deep_supervision and self.model.levels < 3 and not described:
             raise ConfigError(
                 f"training.deep_supervision: with model.levels = {self.model.levels} there is no coarser level to take "
                 "the loss at; use 3 levels or more, or leave it out"

@@ -5,20 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from volseg.networks.description import (
-    IMAGE,
-    Addition,
-    Convolution,
-    Head,
-    Interpolation,
-    MaxPool,
-    Network,
-    Node,
-    Normalization,
-    UpConvolution,
-)
+from volseg.models.node_layers import layer_of
+from volseg.networks.description import IMAGE, Addition, Head, Network, Node, Normalization
+from volseg.networks.layered import Combination, Scaling
 from volseg.nn.elementwise import activate
 from volseg.nn.normalization import PartitionedNorm, normalize_with_slope
+from volseg.nn.pointwise import Folder
+
+_OTHERS = "without_weights"
+"""Where the layers lie that have no weights, and no path in the description."""
 
 
 class DescribedModule(nn.Module):
@@ -28,8 +23,7 @@ class DescribedModule(nn.Module):
     logits  [N, classes, D, H, W]
     """
 
-    head: nn.Conv3d
-    deep_heads: nn.ModuleDict
+    reads_own_parameters = True
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -39,27 +33,45 @@ class DescribedModule(nn.Module):
         paths = sorted(layers, key=lambda path: _order(network, path))
         for name in network.modules:
             if name not in layers:
-                self.add_module(name, nn.ModuleDict())
+                self.add_module(name, Folder())
             for path in paths:
                 if path.split(".")[0] == name and path not in training:
                     self._place(path, layers[path])
+        self._place_others()
         self.apply(_initialise)
         for path in paths:
             if path in training:
                 self._place(path, layers[path]).apply(_initialise)
         self._last_reader = {name: readers[-1].name for name, readers in network.readers.items() if readers}
 
+    @property
+    def logits_layer(self) -> nn.Conv3d:
+        """The 1x1x1 convolution that gives the logits."""
+        layer = self.get_submodule(self.network.head.module)
+        assert isinstance(layer, nn.Conv3d)
+        return layer
+
     def _place(self, path: str, node: Node) -> nn.Module:
-        """Make a node's layer, under its path."""
+        """Make a node's layer, or its parameter, under its path."""
         *folders, name = path.split(".")
         parent: nn.Module = self
         for folder in folders:
             if folder not in parent._modules:
-                parent.add_module(folder, nn.ModuleDict())
+                parent.add_module(folder, Folder())
             parent = parent.get_submodule(folder)
-        layer = _layer(self.network, node, path)
+        if isinstance(node, Scaling):
+            parent.register_parameter(name, nn.Parameter(torch.ones(node.shape)))
+            return parent
+        layer = layer_of(self.network, node, path)
         parent.add_module(name, layer)
         return layer
+
+    def _place_others(self) -> None:
+        """Layers without a path, which have no weights."""
+        others = {node.name: node for node in self.network.nodes if not _path(node) and _is_run_by_a_layer(node)}
+        if others:
+            self.add_module(_OTHERS, nn.ModuleList(layer_of(self.network, node) for node in others.values()))
+        self._others = {name: n for n, name in enumerate(others)}
 
     def forward(self, x: Tensor, features_only: bool = False, deep_logits: dict[int, Tensor] | None = None) -> Tensor:
         """Logits; with `features_only` what the head reads, [N, channels, D, H, W].
@@ -89,13 +101,20 @@ class DescribedModule(nn.Module):
                 y = inputs[0] + inputs[1]
             case Normalization():
                 y = self._activate(node, inputs[0])
-            case MaxPool():
-                y = self.get_submodule(_path(node))(inputs[0])
+            case Combination():
+                y = self._layer(node)(*inputs)
+            case Scaling() if node.module:
+                y = self._layer(node)(inputs[0], self.get_parameter(node.module))
             case _:
                 x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
                 inputs.clear()
-                y = self.get_submodule(_path(node))(x)
+                y = self._layer(node)(x)
         return y
+
+    def _layer(self, node: Node) -> nn.Module:
+        number = self._others.get(node.name)
+        path = _path(node) if number is None else f"{_OTHERS}.{number}"
+        return self.get_submodule(path)
 
     def _activate(self, node: Normalization, x: Tensor) -> Tensor:
         norm = self.get_submodule(node.module) if node.module else None
@@ -121,7 +140,11 @@ def _layers(network: Network) -> dict[str, Node]:
 
 
 def _path(node: Node) -> str:
-    return f"down.{node.stage - 1}" if isinstance(node, MaxPool) else getattr(node, "module", "")
+    return str(getattr(node, "module", ""))
+
+
+def _is_run_by_a_layer(node: Node) -> bool:
+    return not isinstance(node, (Addition, Normalization))
 
 
 def _order(network: Network, path: str) -> tuple[int, list[tuple[int, str]]]:
@@ -130,39 +153,9 @@ def _order(network: Network, path: str) -> tuple[int, list[tuple[int, str]]]:
     return network.modules.index(first), [(int(p), "") if p.isdigit() else (0, p) for p in rest]
 
 
-def _layer(network: Network, node: Node, path: str) -> nn.Module:
-    inputs = sum(network.inputs_of(node))
-    match node:
-        case Convolution():
-            padding = (node.kernel[0] // 2, node.kernel[1] // 2, node.kernel[2] // 2)
-            return nn.Conv3d(inputs, node.channels, node.kernel, node.stride, padding, bias=node.bias)
-        case UpConvolution():
-            return nn.ConvTranspose3d(inputs, node.channels, node.factors, node.factors, bias=node.bias)
-        case Interpolation():
-            return nn.Upsample(scale_factor=node.factors, mode=node.mode)
-        case MaxPool():
-            return nn.MaxPool3d(node.window)
-        case Head():
-            return nn.Conv3d(inputs, node.channels, 1)
-        case Normalization():
-            return nn.Dropout3d(node.dropout) if path == node.dropping else _norm(node)
-    raise TypeError(f"{node.name} has no layer")
-
-
-def _norm(node: Normalization) -> nn.Module:
-    match node.norm:
-        case "instance":
-            return nn.InstanceNorm3d(node.channels, eps=node.eps, affine=True)
-        case "group":
-            return nn.GroupNorm(node.groups, node.channels, eps=node.eps)
-        case "batch":
-            return nn.BatchNorm3d(node.channels, eps=node.eps)
-    raise TypeError(f"{node.name} has no norm")
-
-
 def _initialise(module: nn.Module) -> None:
-    """He initialisation (He et al., ICCV 2015) of the convolutions, for leaky ReLU."""
-    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+    """He initialisation (He et al., ICCV 2015) of the convolutions that learn, for leaky ReLU."""
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and module.weight.requires_grad:
         nn.init.kaiming_normal_(module.weight, a=0.01)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -24,22 +24,23 @@ from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
 from volseg.models.origin import Origin
-from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.models.unet import UNet, training_heads
 from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
+from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.description import Network
+from volseg.networks.stored import KEY, card_text
+from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.regions import Region
+from volseg.volumes.regions import Region, mask_type
 
 SCHEMA = 1
-WEIGHTS = "weights.safetensors"
 _FOLD = "weights_fold_{}.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."
 """What the names of averaged weights begin with in a checkpoint."""
-_KEY = "volseg"
 _CHECKSUM = "checksum"
 _KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
 
@@ -87,14 +88,16 @@ class ModelCard:
         return self.network or described(self.config.model)
 
     @property
-    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-        """What masks of its labels are stored as: uint8 up to 255, uint16 above."""
-        return np.dtype(np.uint8) if max(self.labels.values()) <= 255 else np.dtype(np.uint16)
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what each logit is of: the regions, or the labels, background first."""
+        if self.regions:
+            return tuple(region.name for region in self.regions)
+        return LabelTable(self.labels).ordered
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """What each logit is of: a label, or a region."""
-        return tuple(region.name for region in self.regions) or LabelTable(self.labels).ordered
+    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """What masks are stored as (`volumes.regions.mask_type`)."""
+        return mask_type(len(self.labels), self.regions)
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:
@@ -166,6 +169,11 @@ def fold_path(run: Path, fold: int, folds: Sequence[int]) -> Path:
     return run / (WEIGHTS if fold == folds[0] else _FOLD.format(fold))
 
 
+def read_card(path: Path) -> ModelCard:
+    """The card of a stored model, without a look at its tensors. Raises CheckpointError."""
+    return ModelCard.from_json(card_text(path), path)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write tensors and card, whole or not at all. Raises VolsegError where the folder cannot be written."""
     from safetensors.torch import save_file
@@ -174,7 +182,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> 
     description = json.loads(card.as_json())
     description[_CHECKSUM] = checksum(plain, description)
     with replacing(path) as temporary:  # one entry only: safetensors writes several in any order
-        save_file(plain, str(temporary), metadata={_KEY: json.dumps(description)})
+        save_file(plain, str(temporary), metadata={KEY: json.dumps(description)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -195,17 +203,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise DamagedError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
     except Exception as error:  # a header that is valid JSON and makes no sense
         raise DamagedError(f"{path}: damaged ({first_line(error)}); restore it, or train again") from None
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise DamagedError(
             f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
         )
-    _check(path, tensors, metadata[_KEY])
-    return tensors, ModelCard.from_json(metadata[_KEY], path)
+    _check(path, tensors, metadata[KEY])
+    return tensors, ModelCard.from_json(metadata[KEY], path)
 
 
 def weights_of(model: UNet) -> dict[str, Tensor]:
     """What `segment` needs of a model: all but the heads that only training has."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DEEP_HEADS)}
+    return _without(training_heads(model.network), model.state_dict())
+
+
+def _without(modules: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors but for those of modules."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(modules)}
 
 
 def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
@@ -250,6 +263,8 @@ def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
 def load_model(run: Path) -> tuple[UNet, ModelCard]:
     """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
 
+    It is without the heads that only training has.
+
     Raises CheckpointError.
     """
     if not run.exists():
@@ -263,8 +278,8 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             for prefix in ("model.", AVERAGED)
         )
-        tensors = {name: t for name, t in (own | averaged).items() if not name.startswith(DEEP_HEADS)}
-    model = UNet(card.config.model, described=card.network)
-    load_into(model, tensors, path)
+        tensors = own | averaged
+    model = UNet(card.config.model, described=without_training_heads(card.described))
+    load_into(model, _without(training_heads(card.described), tensors), path)
     model.eval()
     return model, card

@@ -6,19 +6,20 @@ from collections.abc import Callable
 
 from volseg.config import ModelConfig
 from volseg.errors import ConfigError
+from volseg.networks.deep_supervision import with_training_heads
 from volseg.networks.description import Network
 from volseg.networks.segresnet import segresnet
 from volseg.networks.unet import unet
 
 
-def _imported(config: ModelConfig, deep_supervision: bool) -> Network:
+def _imported(config: ModelConfig) -> Network:
     raise ConfigError(
-        "model.architecture = 'imported': such a network comes with a run folder that `volseg import` made; name that "
-        "folder, or set another architecture"
+        "model.architecture = 'imported': such a network comes with a run folder; name that, with --from (train) or "
+        "--model (plan-partition), or set another architecture"
     )
 
 
-_BUILDERS: dict[str, Callable[[ModelConfig, bool], Network]] = {
+_BUILDERS: dict[str, Callable[[ModelConfig], Network]] = {
     "unet": unet,
     "segresnet": segresnet,
     "imported": _imported,
@@ -33,4 +34,5 @@ def described(config: ModelConfig, deep_supervision: bool = False) -> Network:
 
     deep_supervision  with a head at each coarser stage where the loss is taken
     """
-    return _BUILDERS[config.architecture](config, deep_supervision)
+    network = _BUILDERS[config.architecture](config)
+    return with_training_heads(network) if deep_supervision else network

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from volseg.errors import ConfigError
+from volseg.networks import layered
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -26,10 +28,25 @@ _KINDS: dict[str, type[Node]] = {
     "convolution": Convolution,
     "normalization": Normalization,
     "max pool": MaxPool,
+    "average pool": AveragePool,
     "up-convolution": UpConvolution,
     "interpolation": Interpolation,
     "addition": Addition,
     "head": Head,
+    "general convolution": layered.GeneralConvolution,
+    "general pool": layered.GeneralPool,
+    "aligned interpolation": layered.AlignedInterpolation,
+    "function": layered.Function,
+    "combination": layered.Combination,
+    "scaling": layered.Scaling,
+    "concatenation": layered.Concatenation,
+    "channels": layered.Channels,
+    "channel reduction": layered.ChannelReduction,
+    "channel softmax": layered.ChannelSoftmax,
+    "pixel shuffle": layered.PixelShuffle,
+    "global mean": layered.GlobalMean,
+    "dense": layered.Dense,
+    "voxel dropout": layered.VoxelDropout,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _KEYS = {"schema", "in_channels", "strides", "nodes", "modules"}

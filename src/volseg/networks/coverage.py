@@ -9,6 +9,7 @@ from volseg.geometry import format_triple
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Interpolation,
     MaxPool,
@@ -17,6 +18,7 @@ from volseg.networks.description import (
     Normalization,
     UpConvolution,
 )
+from volseg.networks.layered import LayeredNode, described_as
 
 _KERNELS, _STRIDES = {1, 3, 5, 7}, {1, 2}
 _LIFTS = (UpConvolution, Interpolation)
@@ -35,7 +37,7 @@ def can_recompute(network: Network) -> bool:
     Each reads the one before, the first of the decoder what comes up beside it; what enters the second stage is pooled
     or made by a single convolution.
     """
-    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, *_LIFTS))]
+    made = [node for node in network.nodes if isinstance(node, (Convolution, Addition, AveragePool, *_LIFTS))]
     finest = [node for node in made if node.stage == 0 and not isinstance(node, _LIFTS)]
     lifted = [n for n, node in enumerate(finest) if _lifted(network, node)]
     pooling = [node for node in network.nodes if isinstance(node, MaxPool) and node.stage == 1]
@@ -62,7 +64,20 @@ def _lifted(network: Network, node: Node) -> int:
 
 
 def _reason(network: Network, node: Node) -> str:
+    first = network.by_name.get(node.reads[0])
     match node:
+        case LayeredNode():
+            return f"{node.name} is {described_as(node)}"
+        case Normalization() if isinstance(first, Normalization):
+            return f"{node.name} reads what is normalised or activated already"
+        case Normalization() if node.norm != "none" and isinstance(first, (MaxPool, *_LIFTS)):
+            return f"{node.name} normalises what is pooled or up-sampled"
+        case MaxPool() if not isinstance(first, Normalization):
+            return f"{node.name} pools the image"
+        case UpConvolution() | Interpolation() if network.stage_of(node.reads[0]) != node.stage + 1:
+            return f"{node.name} passes over a stage"
+        case Convolution() | MaxPool() | AveragePool() if node.stage - network.stage_of(node.reads[0]) > 1:
+            return f"{node.name} passes over a stage"
         case Convolution() if not set(node.kernel) <= _KERNELS or not set(node.stride) <= _STRIDES:
             stride = f" with stride {format_triple(node.stride)}" if max(node.stride) > 1 else ""
             return f"{node.name} is a convolution of {format_triple(node.kernel)}{stride}"
@@ -72,8 +87,10 @@ def _reason(network: Network, node: Node) -> str:
             return f"{node.name} reads two up-sampled tensors side by side"
         case Convolution() if _lifted(network, node) and max(node.stride) > 1:
             return f"{node.name} takes every second voxel of what is up-sampled"
-        case MaxPool() if not set(node.window) <= _STRIDES:
+        case MaxPool() | AveragePool() if not set(node.window) <= _STRIDES:
             return f"{node.name} is a pooling of {format_triple(node.window)}"
+        case AveragePool() if node.reads == (IMAGE,) or _lifted(network, node):
+            return f"{node.name} averages the image or what is up-sampled"
         case UpConvolution() if not set(node.factors) <= _STRIDES:
             return f"{node.name} is an up-convolution of {format_triple(node.factors)}"
         case Addition() if IMAGE in node.reads:

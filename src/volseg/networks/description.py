@@ -75,6 +75,7 @@ class Normalization(Node):
     dropping    path of the dropout's torch layer; empty without one
     activation  leaky_relu, silu (x * sigmoid(x)), gelu (x * Phi(x), by the error function), gelu_tanh (what
                 approximates that by a hyperbolic tangent) or sigmoid
+    affine      whether the norm has a weight and a bias
     """
 
     norm: NormKind
@@ -85,6 +86,7 @@ class Normalization(Node):
     dropout: float = 0.0
     dropping: str = ""
     activation: ActivationKind = "leaky_relu"
+    affine: bool = True
 
     @property
     def activates(self) -> bool:
@@ -100,6 +102,13 @@ class Normalization(Node):
 @dataclass(frozen=True)
 class MaxPool(Node):
     """The largest value of each window; the window is the stride."""
+
+    window: Triple
+
+
+@dataclass(frozen=True)
+class AveragePool(Node):
+    """The mean of each window; the window is the stride."""
 
     window: Triple
 
@@ -156,10 +165,12 @@ class Head(Node):
 
     module    path of the torch layer
     training  whether it is for the loss alone
+    passes    whether it has as many inputs and passes them on as they are: the node before it makes the logits
     """
 
     module: str
     training: bool = False
+    passes: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,8 +235,9 @@ class Network:
         for node in self.nodes:
             if isinstance(node, (UpConvolution, Interpolation)):  # its output's ghosts are made from its input's
                 d, h, w = widths[node.stage]
-                below = zip(widths[node.stage + 1], node.reach((d, h, w)), strict=True)
-                widths[node.stage + 1] = [max(pair) for pair in below]
+                coarser = self.stage_of(node.reads[0])
+                below = zip(widths[coarser], node.reach((d, h, w)), strict=True)
+                widths[coarser] = [max(pair) for pair in below]
         return tuple((d, h, w) for d, h, w in widths)
 
     @property
@@ -256,9 +268,18 @@ class Network:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """The most channels of a tensor of each stage."""
-        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition))]
-        return tuple(max(node.channels for node in made if node.stage == n) for n in range(self.deepest + 1))
+        """The most channels of a tensor of each stage that is whole."""
+        made = [node for node in self.nodes if isinstance(node, (Convolution, Addition, AveragePool))]
+        at = [[node.channels for node in made if node.stage == n] for n in range(self.deepest + 1)]
+        others = [[node.channels for node in self.nodes if node.stage == n] for n in range(self.deepest + 1)]
+        return tuple(max(whole or rest) for whole, rest in zip(at, others, strict=True))
+
+    @cached_property
+    def kernels(self) -> tuple[Triple, ...]:
+        """The largest kernel of each stage's convolutions; 1, 1, 1 where a stage has none."""
+        made = [node for node in self.nodes if isinstance(node, Convolution)]
+        sizes = [[node.kernel for node in made if node.stage == n] for n in range(self.deepest + 1)]
+        return tuple(max(some, key=prod, default=ONES) for some in sizes)
 
     def channels_of(self, name: str) -> int:
         """Of a node's output, or of the image."""
@@ -293,7 +314,7 @@ def _weights(node: Node, inputs: int) -> int:
         case UpConvolution():
             return node.channels * (inputs * prod(node.factors) + node.bias)
         case Normalization():
-            return 2 * node.channels if node.norm != "none" else 0
+            return 2 * node.channels if node.norm != "none" and node.affine else 0
         case Head():
             return node.channels * (inputs + 1)
     return 0

@@ -14,7 +14,6 @@ from functools import lru_cache
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.networks.activations import activation_named
-from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.description import (
     IMAGE,
     ONES,
@@ -32,13 +31,9 @@ _MODULES = ("convInit", "down_layers", "up_layers", "up_samples", "conv_final", 
 
 
 @lru_cache(maxsize=64)
-def segresnet(config: ModelConfig, deep_supervision: bool = False) -> Network:
-    """The description of the SegResNet of `config`.
-
-    deep_supervision  with a head at each coarser stage where the loss is taken (`deep_supervision.deep_levels`)
-    """
+def segresnet(config: ModelConfig) -> Network:
+    """The description of the SegResNet of `config`."""
     builder = _Builder(config)
-    deep = deep_levels(config.levels) if deep_supervision else ()
     x = builder.convolution("initial", 0, IMAGE, config.stage_kernels[0], "convInit.conv")
     skips: list[str] = []
     for level, count in enumerate(config.block_counts):
@@ -50,11 +45,9 @@ def segresnet(config: ModelConfig, deep_supervision: bool = False) -> Network:
         skips.append(x)
     skips.pop()
     for level in reversed(range(config.levels)):
-        if level + 1 in deep:
-            builder.head(f"head {level + 1}", level + 1, x, f"deep_heads.{level + 1}", training=True)
         x = builder.up(level, x, skips.pop())
         x = builder.block(f"decoder {level}", level, 0, x, f"up_layers.{config.levels - 1 - level}.0")
-    builder.head("head", 0, builder.activated(x, 0, "conv_final.0"), "head", training=False)
+    builder.add(Head("head", (builder.activated(x, 0, "conv_final.0"),), 0, config.classes or 2, "head"))
     return Network(config.in_channels or 1, (ONES, *config.halvings), tuple(builder.nodes), _MODULES)
 
 
@@ -106,6 +99,3 @@ class _Builder:
             layer = f"{module}.1.upsample_non_trainable"
             lifted = self.add(Interpolation(name, (narrow,), level, width, factors, how, layer))
         return self.add(Addition(f"{name} sum", (lifted, skip), level, width))
-
-    def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:
-        self.add(Head(name, (x,), level, self.config.classes or 2, module, training))

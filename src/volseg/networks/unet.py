@@ -3,8 +3,8 @@
 Ronneberger, Fischer & Brox, "U-Net" (MICCAI 2015); Cicek et al., "3D U-Net" (MICCAI 2016): two convolutions with norm
 and activation per stage, max-pooling down, up-convolution, skip connections by concatenation. With residual blocks in
 the encoder as nnU-Net's ResEnc presets (Isensee et al., "nnU-Net Revisited", MICCAI 2024); with ``down = "stride"``
-the first convolution of a stage has the stride, as theirs have, and so has the 1x1x1 convolution of a block's skip (He
-et al., CVPR 2016), where theirs pool before it. Kernels and strides are those of each axis and stage.
+the first convolution of a stage has the stride, and the means of as many voxels go through the 1x1x1 convolution of the
+block's skip, as in theirs. Kernels and strides are those of each axis and stage.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from functools import lru_cache
 from volseg.config import ModelConfig
 from volseg.geometry import Triple
 from volseg.networks.activations import LINEAR, Activation, activation_named
-from volseg.networks.deep_supervision import deep_levels
 from volseg.networks.description import (
     IMAGE,
     ONES,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -33,13 +33,9 @@ _MODULES = ("encoder", "down", "up", "decoder", "head", "deep_heads")
 
 
 @lru_cache(maxsize=64)
-def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
-    """The description of the U-Net of `config`.
-
-    deep_supervision  with a head at each coarser stage where the loss is taken (`deep_supervision.deep_levels`)
-    """
+def unet(config: ModelConfig) -> Network:
+    """The description of the U-Net of `config`."""
     builder = _Builder(config)
-    deep = deep_levels(config.levels) if deep_supervision else ()
     skips: list[str] = []
     x = IMAGE
     for level in range(config.levels + 1):
@@ -48,10 +44,8 @@ def unet(config: ModelConfig, deep_supervision: bool = False) -> Network:
             skips.append(x)
             x = builder.down(level, x)
     for level in reversed(range(config.levels)):
-        if level + 1 in deep:
-            builder.head(f"head {level + 1}", level + 1, x, f"deep_heads.{level + 1}", training=True)
         x = builder.decoder(level, (skips.pop(), builder.up(level, x)))
-    builder.head("head", 0, x, "head", training=False)
+    builder.add(Head("head", (x,), 0, config.classes or 2, "head"))
     return Network(config.in_channels or 1, (ONES, *config.halvings), tuple(builder.nodes), _MODULES)
 
 
@@ -89,9 +83,6 @@ class _Builder:
     def _entering(self, level: int) -> Triple:
         """The stride of a stage's first convolution in the encoder."""
         return self.config.halvings[level - 1] if level and self.config.down == "stride" else ONES
-
-    def head(self, name: str, level: int, x: str, module: str, *, training: bool) -> None:
-        self.add(Head(name, (x,), level, self.config.classes or 2, module, training))
 
     def up(self, level: int, x: str) -> str:
         name, width, module = f"up {level}", self.config.widths[level], f"up.{level}"
@@ -140,10 +131,12 @@ class _Builder:
         inputs = next((node.channels for node in self.nodes if node.name == x), self.config.in_channels or 1)
         second = f"{part}.{2 * number + 2}"
         skip = x
-        if inputs != width or stride != ONES:
+        if stride != ONES:
+            skip = self.add(AveragePool(f"{first} averaged", (x,), level, inputs, stride))
+        if inputs != width:
             skip = self._convolved(
-                f"{first} skip", level, (x,), f"{module}.skip", 0, kernel=ONES, activation=LINEAR, stride=stride
-            )
+                f"{first} skip", level, (skip,), f"{module}.skip", 0, kernel=ONES, activation=LINEAR
+            )  # fmt: skip
         y = self._convolved(first, level, (x,), f"{module}.body", 0, stride=stride)
         y = self._convolved(second, level, (y,), f"{module}.body", 3, activation=LINEAR)
         total = self.add(Addition(f"{second} sum", (y, skip), level, width))

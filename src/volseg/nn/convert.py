@@ -23,7 +23,8 @@ from volseg.nn.normalization import (
     PartitionedNorm,
     normalize_with_slope,
 )
-from volseg.nn.pooling import PartitionedAvgPool3d, PartitionedMaxPool3d
+from volseg.nn.pointwise import Pointwise
+from volseg.nn.pooling import GlobalAverage, PartitionedAvgPool3d, PartitionedGlobalAverage, PartitionedMaxPool3d
 from volseg.nn.upsampling import PartitionedUpsample
 
 TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
@@ -31,6 +32,7 @@ TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
     nn.ConvTranspose3d: PartitionedConvTranspose3d,
     nn.MaxPool3d: PartitionedMaxPool3d,
     nn.AvgPool3d: PartitionedAvgPool3d,
+    GlobalAverage: PartitionedGlobalAverage,
     nn.Upsample: PartitionedUpsample,
     nn.InstanceNorm3d: PartitionedInstanceNorm3d,
     nn.GroupNorm: PartitionedGroupNorm,
@@ -41,7 +43,7 @@ TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
 
 VOXELWISE = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.SiLU, nn.GELU, nn.Mish, nn.Softplus,
-    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.PReLU, nn.Softmax, nn.LogSoftmax,
+    nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.PReLU, nn.Softmax, nn.LogSoftmax, Pointwise,
 )  # fmt: skip
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -94,7 +96,7 @@ def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
         raise PartitionError(
             f"layer {name or 'itself'} ({type(module).__name__}) cannot be partitioned; known layers: {known}"
         )
-    if own:
+    if own and not getattr(module, "reads_own_parameters", False):
         raise PartitionError(
             f"module {name or 'itself'} ({type(module).__name__}) has parameters of its own ({', '.join(own)}) whose "
             "use cannot be seen; put them into a torch.nn layer"

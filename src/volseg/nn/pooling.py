@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.errors import PartitionError
 from volseg.geometry import Triple
+from volseg.nn.kernels.channelwise import channels_last
+from volseg.nn.kernels.reproducible import moments
 from volseg.nn.layer import LayerPlan, PartitionedLayer, fetch_window, strided_outputs, triple
 from volseg.partition.layout import Layout
-from volseg.partition.window import Range, plan_window
+from volseg.partition.window import Range, plan_halo, plan_window
 from volseg.program.kinds import Kind
 
 
@@ -83,3 +87,44 @@ class PartitionedAvgPool3d(nn.AvgPool3d, PartitionedLayer):
     def _plan(self, layout: Layout) -> LayerPlan:
         sizes = (triple(self.kernel_size), triple(self.stride), triple(self.padding), (1, 1, 1))
         return _plan_pooling(self, layout, *sizes, bool(self.ceil_mode))
+
+
+class _GlobalMean(torch.autograd.Function):
+    """The mean of a whole volume from its sums; its gradient is the same at every voxel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sums: Tensor, count: int, layer: PartitionedLayer) -> Tensor:
+        ctx.shape, ctx.count, ctx.layer = x.shape, count, layer
+        return (sums / count).to(x.dtype).reshape(*x.shape[:2], 1, 1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with ctx.layer.backward_at_work():
+            communicator = ctx.layer.context.grid.communicator
+            total = torch.from_numpy(communicator.reduce_all(grad.double().cpu().numpy())).to(grad) / ctx.count
+        return total.expand(ctx.shape), None, None, None
+
+
+class GlobalAverage(nn.Module):
+    """The mean of all voxels, [N, C, D, H, W] to [N, C, 1, 1, 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3, 4), keepdim=True)
+
+
+class PartitionedGlobalAverage(GlobalAverage, PartitionedLayer):
+    """`GlobalAverage` of the whole volume, on every rank, in sums that do not depend on their order."""
+
+    kind = Kind.POOLING
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = channels_last(x)
+        layout = self.plan(x).inputs
+        brick, bricks = self.context.brick(layout)
+        sums = moments(x.detach(), brick, bricks, self.context.grid.communicator)[:, 0]
+        count = layout.shape[0] * layout.shape[1] * layout.shape[2]
+        y: Tensor = _GlobalMean.apply(x, torch.from_numpy(sums).to(x.device), count, self)  # type: ignore[no-untyped-call]
+        return y
+
+    def _plan(self, layout: Layout) -> LayerPlan:
+        return LayerPlan(plan_halo(layout, self.context.grid.coords, (0, 0, 0)), layout, layout)

@@ -14,6 +14,7 @@ from volseg.geometry import Triple
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -124,6 +125,9 @@ class AutogradWalk:
                 if self.training:  # else it is for the loss alone, and is not computed
                     self._output(node)
                     self._save(node, x)
+            case AveragePool():
+                self._output(node)
+                self._save(node, x)
             case Addition():
                 self._output(node)
             case _:

@@ -10,7 +10,7 @@ from math import isqrt, prod
 from volseg.config import TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
-from volseg.networks.description import ONES, Convolution, Interpolation, MaxPool, Network, UpConvolution
+from volseg.networks.description import ONES, AveragePool, Convolution, Interpolation, MaxPool, Network, UpConvolution
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -221,7 +221,8 @@ def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomer
     for stage, here in enumerate(layouts):
         if stage and here.dims != layouts[stage - 1].dims:
             before = layouts[stage - 1].coarser(network.strides[stage])
-            down = sum(node.channels for node in network.nodes if isinstance(node, MaxPool) and node.stage == stage)
+            pooling = (node for node in network.nodes if isinstance(node, (MaxPool, AveragePool)))
+            down = sum(node.channels for node in pooling if node.stage == stage)
             up = sum(
                 sum(network.inputs_of(node))
                 for node in network.nodes

@@ -18,6 +18,7 @@ from volseg.planning.training_pass import HALOS, SLABS
 from volseg.program.build import segment_program
 from volseg.program.ops import (
     Add,
+    Average,
     Classify,
     Convolve,
     Gather,
@@ -69,7 +70,7 @@ class SegmentingPass:
         self.network, self.threads, self.image = network, threads, image
         program = segment_program(network, schedule, share.merges, share.last)
         self.share = replace(share, halo=tuple(halo_with_passes(network, program.forward)))
-        self.places = Places(network, program, schedule, self.share, merged=share)
+        self.places = Places(network, program, schedule, self.share)
         self.slabs = Slabs(network, self.share)
         self.moments: list[Moment] = []
         self.held: list[int] = []
@@ -106,7 +107,7 @@ class SegmentingPass:
             case Normalize(view=View(tensor=tensor, node=Normalization() as node)) if node.norm != "none":
                 if tensor not in self._summed:
                     self._note(step.label, tensor.stage, self.slabs.sums(tensor) + self._slab)
-            case Add() | Pool():
+            case Add() | Pool() | Average():
                 self._note(step.label, step.op.output.stage, self._slab)
             case Classify():
                 self._slab = 0

@@ -8,6 +8,8 @@ from volseg.networks.description import IMAGE, Interpolation, MaxPool
 from volseg.program.ops import (
     Add,
     AddBackward,
+    Average,
+    AverageBackward,
     Classify,
     ClassifyBackward,
     Convolve,
@@ -94,6 +96,9 @@ class _Backward:
                 case UpConvolve() as op:
                     backward = UpConvolveBackward(op.node, op.source, op.output.gradient, self._target(op.source))
                     self._emit(backward, step.label)
+                case Average() as op:
+                    backward_of_mean = AverageBackward(op.node, op.source, op.output.gradient, self._target(op.source))
+                    self._emit(backward_of_mean, step.label)
                 case Interpolate() as op:
                     self._interpolate(op.node, op.source, op.output.gradient, step.label)
                 case Gather() as op:
@@ -173,7 +178,7 @@ def _views(op: Op) -> list[View]:
         case Convolve() | Add():
             views = [source.view if isinstance(source, Lifted) else source for source in op.sources]
             return [view for view in views if view.tensor.name != IMAGE]
-        case Classify() | Pool() | UpConvolve() | Interpolate():
+        case Classify() | Pool() | Average() | UpConvolve() | Interpolate():
             return [op.source]
         case Scatter(source=View() as source):
             return [source]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from volseg.networks.description import (
     IMAGE,
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -18,6 +19,7 @@ from volseg.networks.description import (
 )
 from volseg.program.ops import (
     Add,
+    Average,
     Classify,
     Convolve,
     Exchange,
@@ -89,6 +91,8 @@ class _Forward:
                     self._normalization(node)
                 case MaxPool() if node.stage - 1 <= self.last:
                     self._pooled(node)
+                case AveragePool() if node.stage - 1 <= self.last:
+                    self._averaged(node)
                 case UpConvolution() | Interpolation() if node.stage <= self.last:
                     self._lifted(node)
                 case Addition() if node.stage <= self.last:
@@ -198,6 +202,16 @@ class _Forward:
         target = self._gathered(node.name, tensor) if node.stage in self.merges else tensor
         if target is not None:
             self.outputs[node.name] = View(target, norm)
+
+    def _averaged(self, node: AveragePool) -> None:
+        """What is averaged, on the process grid of what it is made from, goes to those who take part in its stage."""
+        tensor, label = Tensor(node.name, node.stage, node.stage - 1, node.channels), node.name
+        self._emit(Average(node, self._view(node.reads[0]), tensor), label)
+        if node.stage not in self.merges:
+            self._exchange(node.name, tensor, label)
+        target = self._gathered(node.name, tensor) if node.stage in self.merges else tensor
+        if target is not None:
+            self.outputs[node.name] = View(target)
 
     def _lifted(self, node: UpConvolution | Interpolation) -> None:
         read = self.network.by_name[node.reads[0]]

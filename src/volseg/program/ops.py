@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from volseg.geometry import Triple
 from volseg.networks.description import (
     Addition,
+    AveragePool,
     Convolution,
     Head,
     Interpolation,
@@ -275,6 +276,29 @@ class Unpool(_ToOne):
 
     def reads(self) -> Sequence[Tensor]:
         return [self.source.tensor, self.given, *self.target.read]
+
+
+@dataclass(frozen=True)
+class Average(_OfOne):
+    """The mean of each window of a tensor that is there already."""
+
+    node: AveragePool
+    source: View
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class AverageBackward(_ToOne):
+    """The gradient of what was averaged, from that of the means."""
+
+    node: AveragePool
+    source: View
+    gradient: Tensor
+    target: Target
+
+    def reads(self) -> Sequence[Tensor]:
+        source = [] if self.target.through is None else [self.source.tensor]
+        return [*source, self.gradient, *self.target.read]
 
 
 @dataclass(frozen=True)

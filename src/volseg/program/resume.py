@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from volseg.program.ops import (
     Add,
+    Average,
     Convolve,
     Exchange,
     Fetch,
@@ -32,7 +33,7 @@ def stage_of(step: Step) -> int:
             return op.tensor.stage
         case Normalize() as op:
             return op.view.tensor.stage
-        case Add() | Pool() | UpConvolve() | Interpolate() as op:
+        case Add() | Pool() | Average() | UpConvolve() | Interpolate() as op:
             return op.output.stage
         case Fetch():
             return 1

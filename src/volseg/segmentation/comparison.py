@@ -13,6 +13,7 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.segmentation.evaluation import (
     CaseResult,
+    Scored,
     compare,
     foreground_labels,
     summarise,
@@ -20,10 +21,11 @@ from volseg.segmentation.evaluation import (
 )
 from volseg.segmentation.mask_pair import open_pair
 from volseg.segmentation.pairing import pair_masks, passed_over
-from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names
+from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names, read_regions
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.mask_folder import is_mask_folder
 from volseg.volumes.mask_values import together
+from volseg.volumes.regions import Region
 from volseg.volumes.writing import check_small_output
 
 
@@ -51,18 +53,18 @@ class Evaluation:
     """How well masks agree with their references.
 
     cases    by pair of masks
-    labels   name -> value of what was compared
+    labels   name -> value of what was compared, by value; of a region its values, in the regions' order
     summary  the content of nnU-Net's summary.json
     """
 
     cases: tuple[CaseResult, ...]
-    labels: dict[str, int]
+    labels: dict[str, Scored]
     summary: dict[str, Any]
 
     @property
-    def values(self) -> list[int]:
-        """Of the foreground labels."""
-        return sorted(value for value in self.labels.values() if value != 0)
+    def values(self) -> list[Scored]:
+        """Of the foreground labels in their order, or of the regions."""
+        return [value for value in self.labels.values() if value != 0]
 
     @property
     def dice(self) -> dict[str, float]:
@@ -79,7 +81,7 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     output = job.output
     if output is not None:
         communicator.on_root(partial(check_small_output, output, job.overwrite))
-    given, ignore = _names(job, listen)
+    given, ignore, regions = _names(job, listen)
     pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
     for folder in (job.prediction, job.reference):
         for text in passed_over(folder):
@@ -91,11 +93,14 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     if same:
         listen(Caution(f"{same} of {len(pairs)} masks are compared with themselves, which says nothing"))
     found = foreground_labels(results)
-    labels = given if given is not None else {f"label {value}": value for value in found}
-    values = sorted(value for value in labels.values() if value != 0)
+    known = given if given is not None else {f"label {value}": value for value in found}
+    labels: dict[str, Scored] = dict(sorted(known.items(), key=lambda label: label[1]))
+    if regions:
+        labels = {region.name: region.values if len(region.values) > 1 else region.values[0] for region in regions}
+    values = [value for value in labels.values() if value != 0]
     if not values:
         raise VolumeError(f"{job.prediction} and {job.reference}: both masks are empty, there is no label to compare")
-    others = sorted(set(found) - set(values))
+    others = sorted(set(found) - set(known.values()))
     if others:
         shown = ", ".join(str(value) for value in others[:8])
         listen(Caution(f"the masks also hold labels that --labels does not name, left out here: {shown}"))
@@ -105,19 +110,26 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     return Evaluation(tuple(results), labels, summary)
 
 
-def _names(job: EvaluationJob, listen: Listener) -> tuple[dict[str, int] | None, int | None]:
-    """Names and values of the labels, and nnU-Net's value of what is ignored; None each where nothing says so."""
+Named = tuple[dict[str, int] | None, int | None, tuple[Region, ...]]
+
+
+def _names(job: EvaluationJob, listen: Listener) -> Named:
+    """Names and values of the labels, nnU-Net's value of what is ignored, None each where nothing says so; regions."""
     if job.labels is not None:
-        return read_label_names(job.labels), read_ignored_value(job.labels)
+        return _named(job.labels)
     path = description_near(job.reference) or description_near(job.prediction)
     if path is None:
         table = label_table_of(job.prediction) if is_mask_folder(job.reference) and job.prediction.is_file() else None
-        return (dict(table.names) if table is not None else None), None
+        return (dict(table.names) if table is not None else None), None, ()
     try:
-        return read_label_names(path), read_ignored_value(path)
-    except VolumeError as error:  # regions, perhaps: masks can be compared all the same
+        return _named(path)
+    except VolumeError as error:  # masks can be compared all the same
         listen(Caution(f"{error} (here the labels found are compared; --labels FILE names them)"))
-        return None, None
+        return None, None, ()
+
+
+def _named(path: Path) -> Named:
+    return read_label_names(path), read_ignored_value(path), read_regions(path)
 
 
 def _compare_all(

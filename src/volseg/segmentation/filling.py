@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
@@ -16,7 +15,7 @@ from volseg.models.stored import ModelCard
 from volseg.nn.fused.image import reach
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
-from volseg.volumes.regions import labels_of
+from volseg.volumes.regions import labels_of, sigmoid
 from volseg.volumes.scan import Scan
 
 
@@ -62,7 +61,7 @@ def fill_mask(logits: Logits, scan: Scan, card: ModelCard, grid: ProcessGrid, pr
     What a reading of the scan leaves out is background.
     """
     mask = np.zeros(scan.mask_box.shape, card.mask_type)
-    kept = np.zeros((len(card.output_names), *mask.shape), np.float32) if probabilities else None
+    kept = np.zeros((len(card.outputs), *mask.shape), np.float32) if probabilities else None
     if kept is not None and not card.regions:
         kept[0] = 1
     seen, meter = scan.seen(mask), grid.communicator.meter
@@ -96,10 +95,7 @@ def _take(logits: Tensor, start: int, card: ModelCard, mask: np.ndarray, kept: n
     if not inside.numel():
         return
     planes = slice(start, start + inside.shape[1])
-    if card.regions:
-        labels_of(inside.numpy(), card.regions, mask[planes])
-    else:
-        mask[planes] = torch.argmax(inside, 0).numpy()
+    labels_of(inside.numpy(), card.regions, mask[planes])
     if kept is not None:
         kept[:, planes] = inside.numpy()
 
@@ -116,9 +112,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
         total += power
     powers /= total
     return powers
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of regions, of float32 [K, ...]."""
-    shares: np.ndarray = 1 / (1 + np.exp(-logits))
-    return shares

@@ -68,7 +68,7 @@ class BlockNetwork(Logits):
     @property
     def head(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias."""
-        head = self.twin.twin.head
+        head = self.twin.twin.logits_layer
         return head.weight, head.bias
 
     @property

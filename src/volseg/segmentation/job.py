@@ -196,7 +196,7 @@ def rehearse_outputs(
         for value, name in labels.foreground
     }
     contents["probabilities"] = Content(
-        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=card.output_names, fixes=fixes
+        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=card.outputs, fixes=fixes
     )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}

@@ -175,7 +175,7 @@ def _write_volumes(job: SegmentationJob, opened: Opened, laid: LaidOut, result: 
             if path is not None:
                 written.append(put(path, (mask == value).astype(np.uint8), labels=alone(labels, value)))
         if result.probabilities is not None:
-            written.append(put(outputs["probabilities"], result.probabilities, names=opened.card.output_names))
+            written.append(put(outputs["probabilities"], result.probabilities, names=opened.card.outputs))
 
 
 def _measure(mask: np.ndarray, image: np.ndarray | None, opened: Opened, laid: LaidOut) -> tuple[LabelStatistics, ...]:

@@ -50,7 +50,7 @@ def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: Ave
             f"{path}: holds another model: {said}; continue with its own configuration, or train into another folder"
         )
     deep = any(name.startswith(f"model.{DEEP_HEADS}") for name in tensors)
-    if deep != bool(model.deep_heads):
+    if deep != any(head.training for head in model.network.heads):
         raise CheckpointError(
             f"{path}: was trained with{'' if deep else 'out'} deep supervision; continue with "
             f"{'--deep-supervision' if deep else '--no-deep-supervision'}, or train into another folder"

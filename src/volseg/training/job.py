@@ -25,6 +25,8 @@ class TrainingJob:
     previews   so many of the held-out cases are drawn after each validation
     tensorboard  whether event files are written too, which needs that package
     command    how the program was started, for the report; None where it was not by a command
+    begins   run folder, weights file or checkpoint whose network and weights the run begins with; None: the network of
+             `config`, with weights that are drawn
     flip_asked  whether the axes to mirror were named for this run, and not by a recipe or a file of settings
     """
 
@@ -45,6 +47,7 @@ class TrainingJob:
     previews: int = 1
     tensorboard: bool = False
     command: str | None = None
+    begins: Path | None = None
     flip_asked: bool = False
 
     @property

@@ -50,7 +50,8 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         with running.of_one_case(), random_state(settings.seed, step, place):
             loss, soft = twin.loss(sample.image, sample.target, batch)
         (loss / len(cases)).backward()
-        there = soft[1:][~soft[1:].isnan()]
+        soft = soft if twin.regions else soft[1:]
+        there = soft[~soft.isnan()]
         mean = float(there.sum()) / max(1, len(there))
         scores[place] = float(loss.detach()), mean, len(there) > 0, sample.voxels
     with meter.during("gradients of the weights"), meter.doing(Kind.OPTIMIZER):

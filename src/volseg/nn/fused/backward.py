@@ -9,14 +9,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from volseg.networks.description import Convolution, Interpolation
+from volseg.networks.description import Convolution, Interpolation, Normalization
 from volseg.nn.fused import merging
 from volseg.nn.fused.forward import lifted, shifted
-from volseg.nn.fused.normalization import normalization_gradient
+from volseg.nn.fused.normalization import Statistics, normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import UpGradient, bias_sums
-from volseg.nn.kernels import addition, interpolation, passes, pointwise, pooling
+from volseg.nn.kernels import addition, averaging, interpolation, passes, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
@@ -24,6 +24,7 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.ops import (
     AddBackward,
+    AverageBackward,
     ClassifyBackward,
     ConvolveBackward,
     GatherBackward,
@@ -89,12 +90,26 @@ def normalize_backward(state: State, op: NormalizeBackward) -> None:
     state.enter(norm, result.weight, result.bias)
     if op.total is not None:  # the convolution has its bias's gradient from all parts
         return
-    bias = sums[0, : tensor.channels]  # without a norm, which would take it away again
-    if statistics is not None and statistics.keep is not None:
-        bias = bias * statistics.keep
     producer = state.twin.network.by_name[tensor.name]
-    if isinstance(producer, Convolution):
+    if isinstance(producer, Convolution) and producer.bias:
+        bias = _bias_gradient(node, gradient, sums, statistics)[: tensor.channels]
         state.enter(state.layer(producer.module), None, bias.float())
+
+
+def _bias_gradient(
+    node: Normalization, gradient: Rows, sums: torch.Tensor, statistics: Statistics | None
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of the bias that was added before a norm, or an activation alone; [C as stored] float64.
+
+    gradient    of the raw tensor
+    sums        [2, C] of the gradient before the activation, as `normalization_gradient` takes them
+    """
+    if node.norm == "none":
+        keep = None if statistics is None else statistics.keep
+        return sums[0] if keep is None else sums[0, : keep.shape[0]] * keep
+    if node.norm != "group" and statistics is not None and statistics.pooling is not None:
+        return torch.zeros_like(sums[0])  # the norm takes away again what is added to a whole channel
+    return bias_sums(gradient)
 
 
 def convolve_backward(state: State, op: ConvolveBackward) -> None:
@@ -192,6 +207,14 @@ def interpolate_backward(state: State, op: InterpolateBackward) -> None:
         )
 
 
+def average_backward(state: State, op: AverageBackward) -> None:
+    """The gradient of what was averaged."""
+    target = _target(state, op.target)
+    with state.work(op.target.tensor).meter.doing(Kind.POOLING):
+        x = None if target.sums is None else state.operand(op.source).activation
+        averaging.gradient(state.rows[op.gradient], x, op.node.window, target.rows, target.sums, add=target.add)
+
+
 def add_backward(state: State, op: AddBackward) -> None:
     """A sum's gradient, which lies where the first term's is to be, divided among both."""
     first, second = op.targets
@@ -232,7 +255,7 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
 
 
 BACKWARD: dict[type, Any] = {
-    ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool,
+    ClassifyBackward: classify_backward, AddBackward: add_backward, Unpool: unpool, AverageBackward: average_backward,
     NormalizeBackward: normalize_backward, ConvolveBackward: convolve_backward,
     GatherBackward: gather_backward, ScatterBackward: scatter_backward, UpConvolveBackward: up_convolve_backward,
     InterpolateBackward: interpolate_backward,

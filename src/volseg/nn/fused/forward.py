@@ -17,7 +17,7 @@ from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Filling, InterpolatedFilling, Up, UpFilling
-from volseg.nn.kernels import addition, interpolation, pointwise, pooling
+from volseg.nn.kernels import addition, averaging, interpolation, pointwise, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
@@ -26,6 +26,7 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.ops import (
     Add,
+    Average,
     Classify,
     Convolve,
     ConvolveBackward,
@@ -139,6 +140,12 @@ def pool_slabs(state: State, op: Pool, slabs: Iterable[tuple[Range, list[Operand
     for planes, (x,) in slabs:
         with state.work(tensor).meter.doing(Kind.POOLING):
             pooling.pool(x.activation, op.node.window, state.rows[op.output], state.signs[tensor.name], planes)
+
+
+def average(state: State, op: Average) -> None:
+    """The mean of each window of a tensor that is there already."""
+    with state.work(op.source.tensor).meter.doing(Kind.POOLING):
+        averaging.average(state.operand(op.source).activation, op.node.window, state.rows[op.output])
 
 
 def add(state: State, op: Add) -> None:
@@ -304,7 +311,7 @@ def running_statistics(twin: Any, stage: int) -> list[TorchTensor]:
 
 FORWARD: dict[type, Any] = {
     Convolve: convolve, Exchange: exchange, Normalize: normalize_view, Gather: gather, Scatter: scatter,
-    SitOut: sit_out, GatherTarget: gather_target, Classify: classify, Pool: pool, Add: add, UpConvolve: up_convolve,
-    Interpolate: interpolate,
+    SitOut: sit_out, GatherTarget: gather_target, Classify: classify, Pool: pool, Average: average, Add: add,
+    UpConvolve: up_convolve, Interpolate: interpolate,
 }  # fmt: skip
 """The functions that execute forward operations."""

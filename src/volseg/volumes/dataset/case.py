@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from volseg.volumes.image_file import ImageFile
+from volseg.volumes.regions import Region
 
 Kind = Literal[
     "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
@@ -37,6 +38,7 @@ class Dataset:
     ignore          value of the voxels that nobody has labelled (nnU-Net's label ``ignore``), above K; None: there are
                     none. They count neither in training nor in any figure
     warnings        what lies there and is passed over
+    regions         overlapping sets of labels, which a network learns in place of the labels; empty: it learns those
     """
 
     folder: Path
@@ -47,6 +49,17 @@ class Dataset:
     notes: tuple[str, ...] = ()
     ignore: int | None = None
     warnings: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What a network has a logit for: the regions, or the labels by value, background first."""
+        return tuple(region.name for region in self.regions) or self.label_names
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """What has a Dice: the regions, or the labels but the background."""
+        return self.outputs if self.regions else self.label_names[1:]
 
     @property
     def label_names(self) -> tuple[str, ...]:

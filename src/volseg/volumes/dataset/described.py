@@ -22,6 +22,7 @@ from volseg.volumes.dataset.description import (
     image_name,
     parse_channel_names,
     parse_labels,
+    parse_regions,
 )
 from volseg.volumes.dataset.json_file import load_json
 from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_text, is_own_output, nested_text
@@ -59,6 +60,7 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
         cases=ordered,
         notes=tuple(notes),
         ignore=ignore,
+        regions=parse_regions(description, folder / DESCRIPTION),
     )
     return dataset, faults
 

@@ -1,0 +1,312 @@
+"""Operations on values, channel by channel or voxel by voxel, as nodes."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+
+from torch import Tensor
+
+from volseg.models.exported.graph import Call, Name
+from volseg.models.exported.layers import global_mean
+from volseg.models.exported.walk import Handler, Held, Result, Value, Walk
+from volseg.networks.description import IMAGE, ActivationKind, Addition, Normalization
+from volseg.networks.layered import (
+    ChannelReduction,
+    Channels,
+    ChannelSoftmax,
+    Combination,
+    Function,
+    FunctionKind,
+    JoinKind,
+    ReductionKind,
+    Scaling,
+)
+
+_SPACE = {2, 3, 4}
+
+
+def _activation(kind: ActivationKind, walk: Walk, call: Call) -> Value:
+    x = walk.value(call)
+    slope = float(call.arguments.get("negative_slope", 0.0)) if kind == "leaky_relu" else 0.0
+    if kind == "gelu" and call.arguments.get("approximate") == "tanh":
+        kind = "gelu_tanh"
+    if x.everywhere or walk.single(call, x) == IMAGE:
+        return _everywhere(kind, slope, walk, call)
+    node = Normalization(_name(call, "activated"), (walk.single(call, x),), -1, x.channels, "none", slope)
+    if kind != "leaky_relu":
+        node = Normalization(node.name, node.reads, -1, x.channels, "none", 0.0, activation=kind)
+    return walk.add(node, call.shape)
+
+
+def _everywhere(kind: ActivationKind, slope: float, walk: Walk, call: Call) -> Value:
+    """An activation of values of the whole volume, or of the image, by a function."""
+    functions: dict[ActivationKind, tuple[FunctionKind, tuple[float, ...]]] = {
+        "leaky_relu": ("leaky_relu", (slope,)), "silu": ("silu", ()), "gelu": ("gelu", ()),
+        "gelu_tanh": ("gelu_tanh", ()), "sigmoid": ("sigmoid", ()),
+    }  # fmt: skip
+    return _function(*functions[kind], walk, call)
+
+
+def _function(function: FunctionKind, values: tuple[float, ...], walk: Walk, call: Call) -> Value:
+    x = walk.value(call)
+    node = Function(_name(call, function), (walk.single(call, x),), -1, x.channels, function, values)
+    return walk.add(node, call.shape, everywhere=x.everywhere)
+
+
+def _of_numbers(function: FunctionKind, names: tuple[str, ...], walk: Walk, call: Call) -> Value:
+    """A function with numbers of torch's schema under `names`."""
+    values = tuple(float(call.arguments[name]) for name in names)
+    return _function(function, values, walk, call)
+
+
+def _clamp(walk: Walk, call: Call) -> Value:
+    bounds = [
+        (call.arguments.get(low), call.arguments.get(high)) for low, high in (("min", "max"), ("min_val", "max_val"))
+    ]
+    low, high = next((pair for pair in bounds if pair != (None, None)), (None, None))
+    return _function("clamp", (-inf if low is None else float(low), inf if high is None else float(high)), walk, call)
+
+
+def _power(walk: Walk, call: Call) -> Value:
+    if not isinstance(call.arguments["exponent"], (int, float)):
+        raise call.refuse("has an exponent that is computed")
+    return _of_numbers("power", ("exponent",), walk, call)
+
+
+def _elu(walk: Walk, call: Call) -> Value:
+    if call.arguments["scale"] != 1 or call.arguments["input_scale"] != 1:
+        raise call.refuse("has scales of its own")
+    return _of_numbers("elu", ("alpha",), walk, call)
+
+
+def _prelu(walk: Walk, call: Call) -> Value:
+    x, weight = walk.value(call), walk.constant(call, "weight")
+    if weight is None:
+        raise call.refuse("has slopes that are computed")
+    module = walk.layer(call)
+    node = Function(module, (walk.single(call, x),), -1, x.channels, "prelu", (), module, weight.numel())
+    return walk.add(node, call.shape, everywhere=x.everywhere)
+
+
+def _join(function: JoinKind, walk: Walk, call: Call) -> Result:
+    """Two tensors, or one and a number or a parameter."""
+    first, other = call.arguments["self"], call.arguments["other"]
+    scale = call.arguments.get("alpha", 1)
+    if scale not in (1, None):
+        raise call.refuse(f"has alpha = {scale}")
+    constants = [walk.constant(call, "self"), walk.constant(call, "other")]
+    if constants[1] is not None or not isinstance(other, Name):
+        return _scaled(function, walk, call, "self", "other")
+    if constants[0] is not None or not isinstance(first, Name):
+        return _scaled(function, walk, call, "other", "self")
+    a, b = walk.value(call), walk.value(call, "other")
+    everywhere = a.everywhere and b.everywhere
+    if function == "add" and a.shape == b.shape and not a.everywhere and not b.everywhere:
+        node = Addition(_name(call, "sum"), (walk.single(call, a), walk.single(call, b)), -1, a.channels)
+        return walk.add(node, call.shape)
+    for value, beside in ((a, b), (b, a)):
+        if value.everywhere and not beside.everywhere and value.shape[1:] != (value.channels, 1, 1, 1):
+            raise call.refuse(f"joins a volume with values of the shape {list(value.shape)}")
+    channels = max(a.channels, b.channels)
+    reads = (walk.single(call, a), walk.single(call, b))
+    joined = Combination(_name(call, function), reads, -1, channels, function)
+    return walk.add(joined, call.shape, everywhere=everywhere)
+
+
+def _scaled(function: JoinKind, walk: Walk, call: Call, argument: str, constant: str) -> Result:
+    """A tensor joined with a number, a constant or a parameter of one value or of one a channel."""
+    x, given, reversed_ = walk.value(call, argument), walk.constant(call, constant), constant == "self"
+    name, module = _name(call, function), walk.path(call, constant)
+    if given is None:
+        number = call.arguments[constant]
+        if not isinstance(number, (int, float)):
+            raise call.refuse("joins the volume with what is no number")
+        node = Scaling(name, (walk.single(call, x),), -1, x.channels, function, (float(number),), reversed=reversed_)
+        return walk.add(node, call.shape, everywhere=x.everywhere)
+    _check_constant(call, given, x)
+    values = () if module else tuple(float(value) for value in given.detach().flatten().tolist())
+    node = Scaling(
+        module or name,
+        (walk.single(call, x),),
+        -1,
+        x.channels,
+        function,
+        values,
+        module,
+        tuple(given.shape) if module else (),
+        reversed_,
+    )
+    return walk.add(node, call.shape, everywhere=x.everywhere)
+
+
+def _check_constant(call: Call, given: Tensor, x: Value) -> None:
+    """Raise PartitionError where a constant differs from voxel to voxel, or makes the result larger."""
+    shape = (1,) * (len(x.shape) - given.dim()) + tuple(given.shape)
+    along = len(x.shape) - 1 if x.everywhere and len(x.shape) == 2 else 1
+    if any(n != 1 for axis, n in enumerate(shape) if axis != along) or shape[along] not in (1, x.channels):
+        raise call.refuse(
+            f"joins the volume with a tensor of the shape {list(given.shape)}, which is no value for each channel"
+        )
+
+
+def _cat(walk: Walk, call: Call) -> Value:
+    values = [held.value for held in walk.listed(call, "tensors")]
+    if call.arguments["dim"] % len(values[0].shape) != 1:
+        raise call.refuse("joins along an axis other than the channels")
+    everywhere = values[0].everywhere
+    if any(value.everywhere != everywhere for value in values):
+        raise call.refuse("joins a volume with values of the whole volume")
+    return Value(tuple(part for value in values for part in value.parts), call.shape, everywhere)
+
+
+def _identity(walk: Walk, call: Call) -> Held:
+    return walk.held(call, next(iter(call.arguments)))
+
+
+def _copied(walk: Walk, call: Call) -> Value:
+    return walk.value(call)
+
+
+def _reshaped(walk: Walk, call: Call) -> Result:
+    """What keeps the shape, and any shape of values of the whole volume."""
+    held = walk.held(call)
+    if call.shape == held.value.shape:
+        return held
+    if not held.value.everywhere or max(call.shape, default=1) != held.value.channels:
+        raise call.refuse("gives the voxels another shape")
+    held.shared = True
+    return Held(Value(held.value.parts, call.shape, everywhere=True), shared=True)
+
+
+def _slice(walk: Walk, call: Call) -> Result:
+    held = walk.held(call)
+    if call.shape == held.value.shape:
+        return held
+    if call.arguments["dim"] % len(held.value.shape) != 1:
+        raise call.refuse("takes a part of the volume")
+    start, stop, step = (call.arguments[key] for key in ("start", "end", "step"))
+    channels = held.value.channels
+    first, last, _ = slice(start, stop, step).indices(channels)
+    return _part(walk, call, held, first, last, step, call.shape)
+
+
+def _part(
+    walk: Walk, call: Call, held: Held, start: int, stop: int, step: int, shape: tuple[int, ...]
+) -> Held:  # fmt: skip
+    """Some channels of a tensor; a node's own ones, where they begin and end with nodes."""
+    held.shared = True
+    value, at = held.value, 0
+    if step == 1:
+        parts = []
+        for part in value.parts:
+            width = walk.channels_of(part)
+            if start <= at and at + width <= stop:
+                parts.append(part)
+            at += width
+        if sum(walk.channels_of(part) for part in parts) == stop - start:
+            return Held(Value(tuple(parts), shape, value.everywhere), shared=True)
+    channels = len(range(start, stop, step))
+    node = Channels(_name(call, "channels"), (walk.single(call, value),), -1, channels, start, stop, step)
+    return Held(walk.add(node, shape, everywhere=value.everywhere), shared=True)
+
+
+def _split(walk: Walk, call: Call) -> list[Value]:
+    held = walk.held(call)
+    if call.arguments["dim"] % len(held.value.shape) != 1:
+        raise call.refuse("divides an axis other than the channels")
+    channels = held.value.channels
+    sizes = call.arguments.get("split_sizes", call.arguments.get("split_size"))
+    if "chunks" in call.arguments:
+        sizes = -(-channels // int(call.arguments["chunks"]))
+    if isinstance(sizes, int):
+        sizes = tuple(min(sizes, channels - first) for first in range(0, channels, sizes))
+    start, parts = 0, []
+    for size in sizes:
+        shape = (held.value.shape[0], size, *held.value.shape[2:])
+        parts.append(_part(walk, call, held, start, start + size, 1, shape).value)
+        start += size
+    return parts
+
+
+def _getitem(walk: Walk, call: Call) -> Held:
+    return walk.listed(call, "0")[call.arguments["1"]]
+
+
+def _reduction(reduction: ReductionKind, walk: Walk, call: Call) -> Result:
+    x, dims = walk.value(call), call.arguments.get("dim")
+    places = {n % len(x.shape) for n in (dims if isinstance(dims, tuple) else (dims,))} if dims is not None else set()
+    if x.everywhere or len(x.shape) != 5 or places not in (_SPACE, {1}):
+        raise call.refuse("is over axes other than the channels, or all three of space")
+    if places == _SPACE:
+        if reduction != "mean":
+            raise call.refuse("is over the whole volume; only a mean can be")
+        return global_mean(walk, call, x)
+    if not call.arguments["keepdim"]:
+        raise call.refuse("leaves the axis of the channels out")
+    node = ChannelReduction(_name(call, reduction), (walk.single(call, x),), -1, 1, reduction)
+    return walk.add(node, call.shape)
+
+
+def _softmax(walk: Walk, call: Call, *, logarithm: bool) -> Value:
+    x = walk.value(call)
+    if call.arguments["dim"] % len(x.shape) != 1:
+        raise call.refuse("is over an axis other than the channels")
+    node = ChannelSoftmax(_name(call, "softmax"), (walk.single(call, x),), -1, x.channels, logarithm)
+    return walk.add(node, call.shape, everywhere=x.everywhere)
+
+
+def _pad(walk: Walk, call: Call) -> Held:
+    if any(call.arguments["pad"]):
+        raise call.refuse("pads the volume")
+    return walk.held(call, "self")
+
+
+def _name(call: Call, what: str) -> str:
+    return f"{call.module or 'network'}, {what}"
+
+
+def _functions(*names: FunctionKind) -> dict[str, Handler]:
+    return {name: partial(_function, name, ()) for name in names}
+
+
+_ACTIVATIONS: dict[str, ActivationKind] = {
+    "relu": "leaky_relu", "leaky_relu": "leaky_relu", "silu": "silu", "gelu": "gelu", "sigmoid": "sigmoid",
+}  # fmt: skip
+_JOINS: dict[str, JoinKind] = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "maximum": "maximum", "minimum": "minimum",
+}  # fmt: skip
+_IDENTITIES = ("contiguous", "detach", "alias", "lift_fresh_copy")
+
+ARITHMETIC: dict[str, Handler] = {
+    **{op: partial(_activation, kind) for op, kind in _ACTIVATIONS.items()},
+    **{op: partial(_join, kind) for op, kind in _JOINS.items()},
+    **_functions("abs", "exp", "hardsigmoid", "hardswish", "log", "mish", "neg", "reciprocal", "selu", "sqrt", "tanh"),
+    **dict.fromkeys(_IDENTITIES, _identity),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "expand"), _reshaped),
+    "prelu": _prelu,
+    "elu": _elu,
+    "celu": partial(_of_numbers, "celu", ("alpha",)),
+    "softplus": partial(_of_numbers, "softplus", ("beta", "threshold")),
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "hardtanh": _clamp,
+    "relu6": lambda walk, call: _function("clamp", (0.0, 6.0), walk, call),
+    "pow": _power,
+    "clone": _copied,
+    "cat": _cat,
+    "slice": _slice,
+    "split": _split,
+    "split_with_sizes": _split,
+    "chunk": _split,
+    "getitem": _getitem,
+    "mean": partial(_reduction, "mean"),
+    "sum": partial(_reduction, "sum"),
+    "amax": partial(_reduction, "max"),
+    "amin": partial(_reduction, "min"),
+    "softmax": partial(_softmax, logarithm=False),
+    "log_softmax": partial(_softmax, logarithm=True),
+    "constant_pad_nd": _pad,
+    "pad": _pad,
+}
+"""By the name of torch's operation, what makes its node."""

@@ -1,0 +1,181 @@
+"""A module's operations as a list, as `torch.export` finds them: what is called, with what, and where in the source."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from volseg.errors import PartitionError, first_line
+from volseg.geometry import Triple, format_triple
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation.
+
+    name       of its result
+    op         torch's name of the operation, such as ``aten.conv3d``; one that changes its input ends in an underscore
+    arguments  by the names of torch's schema, defaults included; tensors are `Name`s
+    module     path of the module that calls it
+    source     file and line of the code that calls it; empty where it is not known
+    shape      of the result; empty where it is no single tensor
+    """
+
+    name: str
+    op: str
+    arguments: Mapping[str, Any]
+    module: str
+    source: str
+    shape: tuple[int, ...]
+
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
+        where = f"module {self.module or 'itself'}"
+        return f"{where}, {self.source}" if self.source else where
+
+    def refuse(self, why: str) -> PartitionError:
+        """The error for an operation that no node says."""
+        return PartitionError(f"{self.place}: {self.op}() {why}")
+
+
+@dataclass(frozen=True)
+class Name:
+    """A tensor by its name in the graph."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a module does with one volume.
+
+    image       name of its input
+    shape       of the input, [N, C, D, H, W]
+    calls       in their order
+    outputs     names of the tensors that it gives
+    weights     by their names in the graph, the paths of parameters and buffers
+    constants   by their names in the graph, tensors that the code makes
+    """
+
+    image: str
+    shape: tuple[int, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[str, ...]
+    weights: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+
+
+def export(module: nn.Module, in_channels: int, sides: Triple) -> ExportedProgram:
+    """The module in evaluation mode on a volume [1, in_channels, *sides]; nothing is computed.
+
+    Raises PartitionError where torch cannot export it.
+    """
+    weight = next(module.parameters(), torch.empty(0))
+    x = torch.empty((1, in_channels, *sides), dtype=weight.dtype, device=weight.device)
+    with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.export.export(module, (x,), strict=False)
+        except Exception as first:
+            try:
+                return torch.export.export(module, (x,), strict=True)
+            except Exception:
+                raise PartitionError(
+                    f"{type(module).__name__} cannot be exported by torch.export for a volume of "
+                    f"{format_triple(sides)} with {in_channels} channels: {first_line(first)}"
+                ) from first
+
+
+def graph_of(program: ExportedProgram) -> Graph:
+    """The operations of an exported program of one input. Raises PartitionError for another number of inputs."""
+    signature = program.graph_signature
+    if len(signature.user_inputs) != 1:
+        raise PartitionError(f"the network has {len(signature.user_inputs)} inputs; volseg gives it one volume")
+    constants = {
+        name: program.constants[target] for name, target in signature.inputs_to_lifted_tensor_constants.items()
+    }
+    weights = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
+    image = str(signature.user_inputs[0])
+    shape: tuple[int, ...] = ()
+    calls: list[Call] = []
+    outputs: tuple[str, ...] = ()
+    for node in program.graph.nodes:
+        if node.name == image:
+            shape = tuple(int(n) for n in node.meta["val"].shape)
+        elif node.op == "call_function":
+            calls.append(_call(node))
+        elif node.op == "output":
+            given = signature.user_outputs
+            outputs = tuple(str(name) for name in given if isinstance(name, str))
+    if len(shape) != 5:
+        raise PartitionError(f"the network reads a tensor of the shape {list(shape)}, not a volume [N, C, D, H, W]")
+    return Graph(image, shape, tuple(calls), outputs, weights, constants)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode; each part goes back to the mode in which it was."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _call(node: torch.fx.Node) -> Call:
+    schema = getattr(node.target, "_schema", None)
+    value = node.meta.get("val")
+    shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+    arguments: dict[str, Any] = {}
+    if schema is None:
+        op = getattr(node.target, "__name__", str(node.target))
+        arguments = {str(n): _plain(argument) for n, argument in enumerate(node.args)}
+    else:
+        op = str(schema.name).replace("::", ".")
+        for n, argument in enumerate(schema.arguments):
+            if n < len(node.args):
+                given: Any = node.args[n]
+            elif argument.name in node.kwargs:
+                given = node.kwargs[argument.name]
+            else:
+                given = argument.default_value if argument.has_default_value() else None
+            arguments[argument.name] = _plain(given)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = _path(str(stack[-1][0])) if stack else ""
+    return Call(node.name, op, arguments, module, _source(node.meta.get("stack_trace") or ""), shape)
+
+
+def _path(path: str) -> str:
+    """A module's path without what torch adds for a second call, ``a.b@1``."""
+    return re.sub(r"@\d+$", "", path.removeprefix("L['self'].").removeprefix("L['self']"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.fx.Node):
+        return Name(value.name)
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(part) for part in value)
+    return value
+
+
+def _source(trace: str) -> str:
+    """The innermost line of the trace that is no code of torch's own."""
+    frames = [(match["file"], match["line"]) for match in _FRAME.finditer(trace)]
+    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    if not own:
+        return ""
+    file, line = own[-1]
+    return f"{file.rsplit('/', 1)[-1]} line {line}"
