@@ -124,7 +124,7 @@ def test_the_mask_is_nnunets(name, tmp_path) -> None:
     segment(SegmentationJob(files[0], run, tmp_path / "mask.nii.gz", probabilities=True, view=view), SERIAL)
     got = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).T
     ours = np.asarray(nib.load(tmp_path / "mask_probabilities.nii.gz").dataobj).transpose(3, 2, 1, 0)
-    # Its sums of weighted logits are in half precision, which is coarse where windows have little weight: at the corners
-    # of the volume. And random weights leave many voxels undecided.
+    # Its sums of weighted logits are in half precision, coarse where windows have little weight, as at the corners
+    # of the volume; and random weights leave many voxels undecided.
     assert (np.abs(ours - shares) < 0.02).mean() > 0.995
     assert (got == expected).mean() > 0.995

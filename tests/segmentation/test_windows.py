@@ -121,8 +121,9 @@ def test_logits_are_those_of_a_plain_loop(shape, mirrored, tmp_path) -> None:
     mask = np.asarray(nib.load(tmp_path / "scan_mask.nii.gz").dataobj).T
     assert np.array_equal(mask, got.argmax(0))
     facts = json.loads((tmp_path / "r.json").read_text())["windows"]
-    assert facts["size"] == list(WINDOW) and facts["mirrored"] == list(mirrored)
-    assert report.windows is not None and report.seen == shape
+    assert (facts["size"], facts["mirrored"]) == (list(WINDOW), list(mirrored))
+    assert report.windows is not None
+    assert report.seen == shape
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -185,7 +186,8 @@ def test_own_models_take_windows_only_where_asked(tmp_path) -> None:
     windows = segment(
         SegmentationJob(scan, run, overwrite=True, view=WindowOptions(window=(12, 12, 12))), SERIAL
     ).windows
-    assert windows is not None and windows.size == (12, 12, 12) and windows.step == 0.5
+    assert windows is not None
+    assert (windows.size, windows.step) == ((12, 12, 12), 0.5)
 
 
 def test_whole_is_the_whole_volume_and_warns(tmp_path) -> None:
