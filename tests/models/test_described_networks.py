@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,12 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.errors import PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.networks.activations import activation_named
 from volseg.networks.architectures import described
 from volseg.networks.coverage import why_not_covered
+from volseg.networks.deep_supervision import without_training_heads
+from volseg.networks.description import Convolution, Network
+from volseg.networks.nnunet import Architecture, Family, nnunet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
@@ -33,8 +38,23 @@ from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, SPILL, schedules_of
 
 
-def config(**changes) -> ModelConfig:
-    return ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 4, "levels": 2} | changes))
+def config(**changes) -> Network:
+    return described(ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 4, "levels": 2} | changes)))
+
+
+def of_nnunet(family: Family, **changes) -> Network:
+    """As nnU-Net's planner makes them, with biases before the norms, but narrow."""
+    usual = {
+        "features": (4, 8, 12), "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)), "encoder": (1, 2, 1), "decoder": (1, 2),
+    }  # fmt: skip
+    return without_training_heads(nnunet(Architecture(family=family, **(usual | changes)), 1, 3))
+
+
+def with_biases(network: Network) -> Network:
+    """With a bias in every convolution."""
+    nodes = [replace(node, bias=True) if isinstance(node, Convolution) else node for node in network.nodes]
+    return replace(network, nodes=tuple(nodes))
 
 
 THIN = {"kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "strides": ((1, 2, 2), (2, 2, 2))}
@@ -71,13 +91,20 @@ NETWORKS = {
         up="trilinear", strides=((2, 1, 1), (1, 2, 2)), kernels=((1, 3, 1), (3, 1, 3), (1, 3, 3))
     ),
     "kernels of 5, trilinear": config(up="trilinear", kernel_size=5, levels=1),
+    "plain of nnU-Net": of_nnunet("plain", encoder=(2, 2, 2), decoder=(2, 2)),
+    "plain of nnU-Net, batch norm, relu": of_nnunet("plain", norm="batch", activation=activation_named("relu")),
+    "residual encoder of nnU-Net": of_nnunet("residual encoder"),
+    "residual of nnU-Net": of_nnunet("residual", features=(4, 8, 8)),
+    "plain of nnU-Net, norms without scales": of_nnunet("plain", affine=False),
+    "plain of nnU-Net, no norm": of_nnunet("plain", norm="none"),
+    "group norm behind biases": with_biases(config(norm="group", base_channels=8)),
     "pooled on one axis": config(strides=((2, 1, 1), (1, 2, 2)), kernels=((3, 1, 1), (3, 3, 3), (1, 3, 3))),
 }
 
 
-def make(settings: ModelConfig) -> UNet:
+def make(settings: Network) -> UNet:
     torch.manual_seed(4)
-    model = UNet(settings)
+    model = UNet(ModelConfig(architecture="imported"), described=settings)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() == 1:
@@ -85,18 +112,18 @@ def make(settings: ModelConfig) -> UNet:
     return model
 
 
-def volume(settings: ModelConfig, shape: tuple[int, int, int] = (15, 22, 30)) -> Tensor:
+def volume(settings: Network, shape: tuple[int, int, int] = (15, 22, 30)) -> Tensor:
     whole = padded_shape(shape, settings.multiple)
     return torch.randn(1, settings.in_channels, *whole, generator=torch.Generator().manual_seed(1))
 
 
-def grids(settings: ModelConfig, communicator: Communicator, whole: Tensor) -> list[tuple[int, int, int]]:
+def grids(settings: Network, communicator: Communicator, whole: Tensor) -> list[tuple[int, int, int]]:
     """Those that leave every rank a block that is as thick as what is read beyond it."""
     suited = []
     for dims in GRIDS[communicator.size]:
         with contextlib.suppress(PartitionError):
             layout = Layout.even(tuple(whole.shape[2:]), dims, settings.multiple)
-            check_blocks([layout.coarser(factor) for factor in settings.factors], described(settings).halo)
+            check_blocks([layout.coarser(factor) for factor in settings.factors], settings.halo)
             suited.append(dims)
     assert suited
     return suited
@@ -191,10 +218,10 @@ STAGES = {2: ((2, 1, 1), "1:1x1x1"), 3: ((1, 3, 1), "2:1x1x1"), 4: ((2, 2, 1), "
 @pytest.mark.parametrize("name", NETWORKS)
 def test_fewer_ranks_for_coarse_stages_give_the_same(name: str, communicator: Communicator) -> None:
     settings, (dims, text) = NETWORKS[name], STAGES[communicator.size]
-    if settings.levels == 1:
+    if settings.deepest == 1:
         text = "1:1x1x1"
     model, whole = make(settings), volume(settings)
-    grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, settings.levels, dims)
+    grid, stages = ProcessGrid(communicator, dims), parse_agglomeration(text, settings.deepest, dims)
     layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
     block, here = take_block(whole, grid, layout), targets(whole)[(slice(None), *grid.block(layout).slices)]
     alone, expected = communicator.on_root(

@@ -76,7 +76,7 @@ def test_validation_counts_what_is_labelled(sets):
         seen.append([part[0, :12, :10, :8].numpy() for part in (sample.target, mask)])
 
     network = FusedNetwork(UNet(MODEL.for_data(1, 3)), blocks.grid)
-    found = validate(network, blocks, blocks.cases, 3, look).by_case["case_0"]
+    found = validate(network, blocks, blocks.cases, look).by_case["case_0"]
     true, mask = (part[..., 4:] for part in seen[0])
     for value, dice in zip((1, 2), found, strict=True):
         sizes = (true == value).sum() + (mask == value).sum()

@@ -179,7 +179,7 @@ def test_validation_and_normalisation_are_the_same_on_any_number_of_replicas(sha
         grid = ProcessGrid(replicas.own, (1, 1, replicas.own.size))
         blocks = CaseBlocks(dataset, dataset.cases, grid, 4, replicas)
         blocks.schemes = examine(dataset, world).fingerprint.schemes()
-        found = validate(FusedNetwork(model, grid), blocks, dataset.cases[:5], 3)
+        found = validate(FusedNetwork(model, grid), blocks, dataset.cases[:5])
         return [vars(scheme.fixed) for scheme in blocks.schemes], found, blocks.cached_bytes
 
     schemes, validation, cached = on_root(communicator, lambda: measured(SERIAL, 1))

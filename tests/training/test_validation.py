@@ -42,7 +42,7 @@ def test_dice_by_class_is_the_mean_over_the_cases_that_have_it(tmp_path):
         true, found = (part[0, :12, :10, :8].numpy() for part in (sample.target, mask))
         seen.append((case.name, true, found))
 
-    found = validate(FusedNetwork(UNet(MODEL.for_data(1, 3)), grid), blocks, dataset.cases, 3, look)
+    found = validate(FusedNetwork(UNet(MODEL.for_data(1, 3)), grid), blocks, dataset.cases, look)
     assert [name for name, _, _ in seen] == list(found.by_case) == ["case_0", "case_1", "case_2"]
     for name, true, mask in seen:
         for value, dice in zip((1, 2), found.by_case[name], strict=True):

@@ -74,7 +74,10 @@ def test_labels_in_any_form(written):
         ({"liver": 1.5}, "'liver' has the value 1.5; give a whole number"),
         ({"liver": True}, "'liver' has the value True"),
         ({"0": "background", "1": "kidney", "2": "kidney"}, "two labels are called 'kidney'"),
-        ({"whole": [1, 2], "core": [2]}, "'whole' is a region .1, 2.; .* name each value by itself"),
+        (
+            {"whole": [1, 2], "core": [2]},
+            r"its labels are 2 regions .whole, core., so it needs \"regions_class_order\"",
+        ),
     ],
 )
 def test_labels_that_are_none_are_named(written, message):

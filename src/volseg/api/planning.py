@@ -16,6 +16,7 @@ from volseg.geometry import Triple, format_triple
 if TYPE_CHECKING:
     from volseg.config import Config
     from volseg.distributed.communicator import Communicator
+    from volseg.networks.description import Network
     from volseg.planning.answer import Answer, Asked
     from volseg.planning.command import Origin
     from volseg.planning.profile import Profile
@@ -101,7 +102,8 @@ def question(
         shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
         profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
         dims=named, replicas=replicas, cases=cases, threads=threads or 1, node_memory=node,
-        cores_per_node=cores_per_node, nodes=nodes, agglomerate=agglomerate, origin=origin, why_network=why_network,
+        cores_per_node=cores_per_node, nodes=nodes, agglomerate=agglomerate, origin=origin,
+        stored=None if model is None else _stored(model, base_channels, levels), why_network=why_network,
     )  # fmt: skip
 
 
@@ -245,10 +247,13 @@ def _origin(
     from volseg.planning.command import Origin
 
     file = config if run is None else run / CONFIG
-    again = () if file is None else read_config(file).training.checkpoint_levels
+    settings = None if file is None else read_config(file)
+    again = () if settings is None else settings.training.checkpoint_levels
     options = {"--base-channels": base_channels, "--levels": levels}
     changed = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    trained = [] if crop is None else ["--crop", format_triple(crop)]
+    imported = settings is not None and settings.model.architecture == "imported"
+    trained = ["--from", str(run)] if imported else []
+    trained += [] if crop is None else ["--crop", format_triple(crop)]
     trained += [] if multigrid is None else ["--multigrid", str(multigrid)]
     return Origin(file, again, None if changed else run, [*changed, *trained], volume)
 
@@ -276,6 +281,23 @@ def _settings(
         settings, model=model, training={"checkpoint_levels": checkpoint_levels}, data={"crop": crop},
         multigrid={"levels": multigrid},
     )  # fmt: skip
+
+
+def _stored(run: Path, base_channels: int | None, levels: int | None) -> Network | None:
+    """The network that a run's model describes; None where it has none, or another one is asked for.
+
+    Raises ConfigError where the network of an imported model is to be another one.
+    """
+    from volseg.config.stored_run import read_run_config
+    from volseg.networks.stored import WEIGHTS, stored_network
+
+    if base_channels is None and levels is None:
+        return stored_network(run / WEIGHTS) if (run / WEIGHTS).is_file() else None
+    if read_run_config(run).model.architecture == "imported":
+        raise ConfigError(
+            f"--base-channels, --levels: the network of {run} is imported, and what it is; leave them out"
+        )
+    return None
 
 
 def _with_network(

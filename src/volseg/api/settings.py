@@ -53,6 +53,7 @@ class Settings(TypedDict, total=False):
     crop: Triple | str | None
     validation: int | None
     validate_every: int | None
+    patience: int | None
     folds: int | None
     fold: int | None
     spacing: str | tuple[float, float, float] | None
@@ -61,11 +62,11 @@ class Settings(TypedDict, total=False):
     checkpoint_seconds: float | None
 
 
-_MODEL = ("base_channels", "levels", "anisotropy", "norm")
+OF_THE_NETWORK = ("base_channels", "levels", "anisotropy", "norm")
 _TRAINING = (
     "accumulate", "epochs", "learning_rate", "schedule", "warmup", "optimizer", "momentum", "weight_decay", "clip",
-    "ema", "deep_supervision", "batch_dice", "validation", "validate_every", "folds", "fold", "seed", "keep",
-    "checkpoint_seconds",
+    "ema", "deep_supervision", "batch_dice", "validation", "validate_every", "patience", "folds", "fold", "seed",
+    "keep", "checkpoint_seconds",
 )  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def overridden(config: Config, settings: Settings) -> Config:
     training = {name: value[name] for name in _TRAINING}
     config = override(
         config,
-        model={name: value[name] for name in _MODEL},
+        model={name: value[name] for name in OF_THE_NETWORK},
         training=training | {"checkpoint_levels": parsed(value["checkpoint_levels"], parse_levels)},
         data={"spacing": _spacing(value["spacing"]), "crop": parsed(value["crop"], parse_shape, "--crop")},
         multigrid={"levels": value["multigrid"], "cycle": value["cycle"]},

@@ -32,8 +32,10 @@ COMMANDS = {
     "calibrate": "Measure this machine, so that plans know how long things take.",
     "study": "Run sizes, channels and ranks, and lay the model beside what was measured.",
     "train": "Train a 3D U-Net on whole volumes.",
+    "import": "Make a run folder of a model that nnU-Net trained.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
+    "export": "Write a model for nnU-Net's predictor, or as a torch module.",
     "verify-partition": "Show that this job's ranks compute what one rank computes.",
 }
 
@@ -50,9 +52,14 @@ class _Commands(TyperGroup):
         return name, load(name) if name in COMMANDS else command, rest
 
 
+def module_of(command: str) -> str:
+    """The name of a command's module and function: its own, but for what is a word of Python."""
+    return "import_model" if command == "import" else command.replace("-", "_")
+
+
 def load(name: str) -> Any:
     """The command `name`, ready to be invoked: ``train`` is the function ``volseg.cli.train.train``."""
-    module = name.replace("-", "_")
+    module = module_of(name)
     function = getattr(import_module(f"volseg.cli.{module}"), module)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)

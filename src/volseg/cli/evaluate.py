@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, JsonOutput, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Debug, JsonOutput, LabelMap, NoProgress, Overwrite, Quiet
 
 if TYPE_CHECKING:
-    from volseg.segmentation.evaluation import CaseResult
+    from volseg.segmentation.evaluation import CaseResult, Scored
 
 
 def evaluate(
@@ -27,6 +27,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Also write nnU-Net's summary.json here.")
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Allow references that have no prediction.")] = False,
+    label_map: LabelMap = None,
     json_output: JsonOutput = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -38,6 +39,7 @@ def evaluate(
     In folders masks are paired by name. Cases are shared out over ranks, where there are several.
     """
     with job(quiet, no_progress, debug) as work:
+        from volseg.config import read_label_map
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as evaluate_masks
         from volseg.segmentation.evaluation import summary_text
@@ -49,6 +51,7 @@ def evaluate(
             output=output,
             partial=partial,
             overwrite=overwrite,
+            label_map=read_label_map(label_map or ()),
         )
         found = evaluate_masks(asked, work.communicator, work.listen)
         show = work.print if output is None else work.tell
@@ -61,11 +64,13 @@ def evaluate(
             show(_case_table(list(found.cases), found.values))
 
 
-def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict[int, str], values: list[int]) -> Any:
+def _label_table(
+    results: list[CaseResult], summary: dict[str, Any], names: dict[Scored, str], values: list[Scored]
+) -> Any:
     """One row for each label, means over the cases; the last row is the mean over labels."""
     from volseg.cli.render import table
 
-    def mean_ml(key: str, value: int) -> float:
+    def mean_ml(key: str, value: Scored) -> float:
         return sum(float(case.metrics(value)[key]) * case.voxel_ml for case in results) / len(results)
 
     rows = []
@@ -75,7 +80,7 @@ def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict
         rows.append(
             [
                 names.get(value, str(value)),
-                value,
+                value if isinstance(value, int) else " ".join(map(str, value)),
                 _score(mean["Dice"]),
                 _score(mean["IoU"]),
                 _ml(predicted),
@@ -93,7 +98,7 @@ def _label_table(results: list[CaseResult], summary: dict[str, Any], names: dict
     return drawn
 
 
-def _case_table(results: list[CaseResult], values: list[int]) -> Any:
+def _case_table(results: list[CaseResult], values: list[Scored]) -> Any:
     from volseg.cli.render import table
     from volseg.segmentation.evaluation import summarise
 

@@ -23,12 +23,12 @@ def facts(asked: Asked, found: Answer, *, programs: bool = False) -> dict[str, A
     model, node = asked.settings.model, asked.node
     return {
         "shape": list(asked.shape),
-        "padded_shape": list(padded_shape(asked.shape, model.multiple)),
-        **_first(found.first, model.levels),
+        "padded_shape": list(padded_shape(asked.shape, asked.network.multiple)),
+        **_first(found.first, asked.network.deepest),
         "memory_limit_bytes": asked.limit,
         "plain_torch_training_bytes": found.plain_bytes,
         "model": dataclasses.asdict(model),
-        "network": network_facts(model, asked.why_network),
+        "network": network_facts(asked.network, asked.why_network),
         "node": None if node is None else {"cores": node.cores, "memory_bytes": node.memory},
         "profile": _profile(asked.profile),
         "tasks": {

@@ -130,12 +130,11 @@ def plan_partition(
 
 
 def _check_plot(asked: Asked, path: Path) -> None:
-    from volseg.networks.architectures import described
     from volseg.networks.coverage import why_not_covered
 
     if len(asked.ranks) < 2:
         raise ConfigError(f"--plot {path}: needs a range of ranks, such as --ranks 1:1024")
-    reason = why_not_covered(described(asked.settings.model))
+    reason = why_not_covered(asked.network)
     if reason:
         raise ConfigError(
             f"--plot {path}: the network has no planned time, for {reason}, which was not measured; leave out "

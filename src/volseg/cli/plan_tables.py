@@ -69,7 +69,7 @@ def _split(asked: Asked, one: TaskAnswer) -> dict[str, str]:
     return {
         "voxels D x H x W": format_triple(run.plan.shape),
         "padded to": format_triple(layout.shape),
-        "U-Net channels": format_triple(asked.settings.model.widths),
+        "channels": format_triple(asked.network.widths),
         "ranks": str(run.ranks),
         "replicas": str(run.replicas),
         "ranks a machine, threads of each": f"{placing.per_machine}, {placing.threads}",

@@ -54,6 +54,27 @@ def segment(
             help="How the network sees the scan: at the model's spacing, native, or mm along z, y, x (3x1x1)."
         ),
     ] = "model",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DxHxW",
+            help="By sliding windows of so many voxels, such as 96x96x96.  [default: an imported model's patches, else "
+            "the whole volume at once]",
+        ),
+    ] = None,
+    step: Annotated[
+        float | None,
+        typer.Option(help="How far windows lie apart, as a share of the window.  [default: the model's, or 0.5]"),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="The whole volume at once, with an imported model too.")
+    ] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Average each window over its mirror images, as training mirrored.")
+    ] = False,
+    folds: Annotated[
+        str, typer.Option(help="Of an imported model: the folds that are averaged: first, all, or such as 0,1.")
+    ] = "first",
     series: Series = None,
     fix_tilt: FixTilt = False,
     resample_gaps: ResampleGaps = False,
@@ -122,6 +143,7 @@ def segment(
             scan, output, model=model, partition=partition, agglomerate=agglomerate, spacing=_spacing(spacing),
             series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, keep_largest=keep_largest,
             min_volume=min_volume, connectivity=connectivity, split=split, save_probabilities=save_probabilities,
+            window=window, step=step, whole=whole, mirror=mirror, folds=folds,
             statistics=statistics, preview=preview, memory_limit=memory_limit, schedule=schedule.value,
             scratch=scratch, go_on=go_on, report_file=report_file, trace=trace, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,

@@ -13,6 +13,7 @@ from volseg.cli.options import (
     Agglomerate,
     Channels,
     Debug,
+    LabelMap,
     LabelNames,
     Labels,
     NoProgress,
@@ -29,11 +30,34 @@ def train(
     labels: Labels = None,
     label_names: LabelNames = None,
     channels: Channels = None,
+    label_map: LabelMap = None,
     config: Annotated[
         Path | None, typer.Option(help="TOML file, such as volseg init-config writes; options override it.")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="nnunet, adamw, residual or default: values that --config and options override.")
+    ] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Begin with network, weights, spacing and normalisation of this run (folder, weights or checkpoint).",
+        ),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="FILE.py:name, a function or class that gives a torch module (the file is run), or a class of MONAI."
+        ),
+    ] = None,
+    network_args: Annotated[
+        str | None, typer.Option(help="Its arguments, TOML: channels = [16, 32], act = 'RELU', or a .toml file.")
+    ] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="nnU-Net's plans.json: its network, spacing and normalisation.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Of --plans, such as 3d_lowres.  [default: 3d_fullres]")
     ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
@@ -92,6 +116,9 @@ def train(
     validate_every: Annotated[
         int | None, typer.Option(help="Epochs between evaluations of the held-out cases.  [default: 1]")
     ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without an improvement that end the run; 0: any.  [default: 0]")
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
     ] = None,
@@ -145,6 +172,7 @@ def train(
         )  # fmt: skip
         from volseg.distributed.launch import launchers
         from volseg.messages import MessageLog, duration
+        from volseg.models.stored import BEST
         from volseg.sizes import parse_duration, parse_names
         from volseg.training.job import HTML
         from volseg.versions import command_line
@@ -153,13 +181,16 @@ def train(
         # The time of the job counts, not only that of the training.
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
-            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels), config=config,
-            recipe=recipe, partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
+            dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels),
+            label_map=label_map or (), config=config, recipe=recipe, begin_from=begin_from, network=network,
+            network_args=network_args, plans=plans, configuration=configuration,
+            partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
             anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip,
-            crop=crop, validation=validation, validate_every=validate_every, folds=folds, fold=fold, spacing=spacing,
+            crop=crop, validation=validation, validate_every=validate_every, patience=patience,
+            folds=folds, fold=fold, spacing=spacing,
             seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
             previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),
@@ -181,7 +212,11 @@ def train(
         if len(report.validation_by_class) > 1:
             work.tell("held-out Dice by class: " + class_text(report.validation_by_class))
         work.tell(f"model: {report.run}; all about the run: {report.run / HTML}")
-        if report.stopped is not None:
+        if report.stopped == "patience":
+            work.tell(
+                f"ended at step {report.steps} of {report.all_steps}: nothing improves; best weights: {run / BEST}"
+            )
+        elif report.stopped is not None:
             started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
             again = go_on_command(dataset, run, work.communicator.size, started_by, {
                 "--labels": labels, "--label-names": label_names, "--channels": channels,

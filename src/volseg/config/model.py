@@ -31,7 +31,7 @@ class ModelConfig:
     """A 3D network.
 
     in_channels    image channels; 0: as many as the data set has
-    classes        output classes, the background included; 0: as many as the data set has
+    classes        output classes, the background included, or regions; 0: as many as the data set has
     base_channels  channels at full resolution; doubled at each level up to 320
     levels         halvings of the resolution (levels + 1 resolutions)
     encoder        plain (two convolutions a level) or residual (residual blocks; 1.4 times the memory, twice the time)
@@ -118,14 +118,17 @@ class ModelConfig:
         usual = _RESENC_BLOCKS if self.architecture == "unet" else _SEGRESNET_BLOCKS
         return self.blocks or tuple(usual[min(n, len(usual) - 1)] for n in range(self.levels + 1))
 
-    def for_data(self, in_channels: int, classes: int) -> ModelConfig:
-        """The model for a data set. Raises ConfigError where the configuration asks for other numbers."""
+    def for_data(self, in_channels: int, classes: int, regions: bool = False) -> ModelConfig:
+        """The model for a data set. Raises ConfigError where the configuration asks for other numbers.
+
+        regions  whether the classes are regions, of which one alone can be learned
+        """
         for name, asked, found in (("in_channels", self.in_channels, in_channels), ("classes", self.classes, classes)):
             if asked not in (0, found):
                 raise ConfigError(
                     f"model.{name} = {asked}, but the data set has {found}; leave it out, or use another data set"
                 )
-        if classes < 2:
+        if classes < 2 and not regions:
             raise ConfigError(
                 "the data set has only one class, the background; name at least one more in dataset.json's labels"
             )
@@ -144,8 +147,6 @@ class ModelConfig:
                 f"model.blocks = {list(self.blocks)} must be {self.levels + 1} numbers of 1 to 32, one for each of the "
                 f"resolutions that levels = {self.levels} gives, or empty"
             )
-        if self.classes == 1:
-            raise ConfigError("model.classes = 1 leaves only the background; use 2 or more, or leave it out")
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"model.kernel_size = {self.kernel_size} is even; use an odd one, such as 3")
         if self.norm == "group" and any(w % min(8, w) for w in self.widths):

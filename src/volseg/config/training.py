@@ -35,6 +35,9 @@ class TrainingConfig:
     seed           decides the initial weights and the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
+    patience       validations in a row without an improvement after which the run ends, with best.safetensors as its
+                   result; 0: any number. At coarser resolutions of a multigrid run none counts
+    improvement    what the mean Dice of a validation must rise by, above the best so far, to be one
     folds          parts of a cross-validation, one of which is held out in place of `validation` cases; 0: none. A
                    splits_final.json beside dataset.json, as nnU-Net writes it, then says who is in which
     fold           which of the folds is held out, counted from 0; below `folds`, or the number of folds in that file
@@ -60,6 +63,8 @@ class TrainingConfig:
     seed: int = 0
     validation: int = -1
     validate_every: int = 1
+    patience: int = 0
+    improvement: float = 0.001
     folds: int = 0
     fold: int = 0
     checkpoint_levels: tuple[int, ...] = ()
@@ -72,6 +77,7 @@ class TrainingConfig:
             "training", self, epochs=(1, 10**6), learning_rate=(1e-8, 10.0), weight_decay=(0.0, 1.0), warmup=(0, 10**6)
         )
         check_range("training", self, seed=(0, 2**62), validation=(-1, 10**6))
+        check_range("training", self, patience=(0, 10**6), improvement=(0.0, 1.0))
         check_range("training", self, validate_every=(1, 10**6), folds=(0, 1000), fold=(0, 999))
         if self.folds == 1:
             raise ConfigError("training.folds = 1 would hold out every case; use 2 or more, such as 5, or 0 for none")

@@ -1,7 +1,8 @@
 """Classes back on the scanner's grid: logits interpolated slab by slab, with a running arg-max over the classes.
 
 The logits of a voxel of the mask are interpolated linearly between the eight network voxels around it, D, then H, then
-W, and the class with the largest wins; of equals the smaller. Logits exist for a slab of planes and a few classes at a
+W, and the class with the largest wins; of equals the smaller. Overlapping regions have a voxel where their logit is
+above zero (`volumes.regions`). Logits exist for a slab of planes and a few classes at a
 time, so memory does not grow with the number of classes. (nnU-Net resamples all classes of the whole volume.)
 
 Every value is computed alone, by separate differences, products and sums in one fixed order: no bit depends on the
@@ -23,16 +24,12 @@ from volseg.nn.kernels.convolution import convolve
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
 from volseg.volumes.interpolation import AxisMap, between
+from volseg.volumes.regions import Decision, Region
 
 _ONE = (1, 1, 1)
 _CLASSES_AT_ONCE = 8  # fixed, so that a class's logits come from one and the same product whatever the slab
 _SLAB_VALUES = 2**20
 _CACHE_VALUES = 2**16
-
-
-def mask_type(classes: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-    """What labels 0..classes-1 are stored as: uint8 up to 256 classes, uint16 above."""
-    return np.dtype(np.uint8) if classes <= 256 else np.dtype(np.uint16)
 
 
 def with_far_ghosts(features: Tensor, layout: Layout, grid: ProcessGrid) -> Tensor:
@@ -56,35 +53,37 @@ def maps_of_box(back: Sequence[AxisMap], box: Box, block: Box, sides: Triple) ->
 
 def bring_back(
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     maps: Sequence[AxisMap],
     mask: np.ndarray,
     logits: np.ndarray | None = None,
     slab_values: int = _SLAB_VALUES,
+    regions: Sequence[Region] = (),
 ) -> None:
-    """Fill `mask` with the classes of the logits interpolated at `maps`. Local.
+    """Fill `mask` with the labels that the logits interpolated at `maps` stand for. Local.
 
     features  [1, C, d', h', w']  what the head reads
-    weight    [K, C, 1, 1, 1]     of the head
+    weight    [K, C, 1, 1, 1]     of the head; None: `features` are the logits
     bias      [K]
     maps      of each axis of the mask: where its voxels lie in `features`
     mask      [d, h, w]           filled
     logits    [K, d, h, w]        float32, filled too where given
     slab_values  of the mask, and of one class's logits, that are worked on at a time, about
+    regions   what each logit is of; empty: classes
     """
     if not mask.size:
         return
     on_d, on_h, on_w = maps
     # The padding behind the last voxel that the mask needs is left out.
     features = features[:, :, :, : int(on_h.high[-1]) + 1, : int(on_w.high[-1]) + 1]
-    plane = _PlaneInterpolation(on_h, on_w)
+    plane, decision = _PlaneInterpolation(on_h, on_w), Decision(regions, mask.dtype)
     for planes in _slabs(on_d, mask.shape[1:], features.shape[3:], slab_values):
         own = on_d[planes]
         slab = features[:, :, int(own.low[0]) : int(own.high[-1]) + 1]
         own = own.relative_to(int(own.low[0]), slab.shape[2])
         kept = None if logits is None else logits[:, planes]
-        _fill_slab(_logits_by_class(slab, weight, bias), own, plane, mask[planes], kept)
+        _fill_slab(_logits_by_class(slab, weight, bias), own, plane, decision, mask[planes], kept)
 
 
 def _slabs(on_d: AxisMap, plane: Sequence[int], below: Sequence[int], values: int) -> Iterator[slice]:
@@ -101,8 +100,11 @@ def _slabs(on_d: AxisMap, plane: Sequence[int], below: Sequence[int], values: in
         start = stop
 
 
-def _logits_by_class(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[np.ndarray]:
+def _logits_by_class(slab: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterator[np.ndarray]:
     """[d', h', w'] of one class after another."""
+    if weight is None:
+        yield from slab[0].numpy()
+        return
     for first in range(0, weight.shape[0], _CLASSES_AT_ONCE):
         some = slice(first, first + _CLASSES_AT_ONCE)
         added = None if bias is None else bias[some]
@@ -110,24 +112,18 @@ def _logits_by_class(slab: Tensor, weight: Tensor, bias: Tensor | None) -> Itera
 
 
 def _fill_slab(
-    classes: Iterable[np.ndarray], on_d: AxisMap, plane: _PlaneInterpolation, mask: np.ndarray, kept: np.ndarray | None
-) -> None:
-    """The running arg-max: `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class."""
-    shape = (len(mask), mask.shape[2], mask.shape[1])  # planes lie as [W, H]
-    best, winner = np.full(shape, -np.inf, np.float32), np.zeros(shape, mask.dtype)
-    better, label = np.empty(plane.run_shape, np.bool_), np.empty(plane.run_shape, mask.dtype)
+    classes: Iterable[np.ndarray], on_d: AxisMap, plane: _PlaneInterpolation, decision: Decision, mask: np.ndarray,
+    kept: np.ndarray | None,
+) -> None:  # fmt: skip
+    """The labels: `mask` [n, h, w] and, where given, `kept` [K, n, h, w] from [d', h', w'] of each class."""
+    bar, winner = decision.begin((len(mask), mask.shape[2], mask.shape[1]))  # planes lie as [W, H]
     for number, values in enumerate(classes):
         for n in range(len(mask)):
             for columns, found in plane.of(values[on_d.low[n]], values[on_d.high[n]], on_d.weight[n]):
                 if kept is not None:
                     kept[number, n, :, columns] = found.T
-                count, so_far, won = len(found), best[n, columns], winner[n, columns]
-                np.greater(found, so_far, out=better[:count])
-                np.maximum(found, so_far, out=so_far)
-                # Classes rise, so the larger number is the later winner; a masked assignment is 50 times slower.
-                np.multiply(better[:count], number, out=label[:count], dtype=mask.dtype)
-                np.maximum(won, label[:count], out=won)
-    mask[...] = winner.transpose(0, 2, 1)
+                decision.take(number, found, bar[n, columns], winner[n, columns])
+    mask[...] = decision.labels(winner).transpose(0, 2, 1)
 
 
 class _PlaneInterpolation:

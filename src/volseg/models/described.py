@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +45,13 @@ class DescribedModule(nn.Module):
                 self._place(path, layers[path]).apply(_initialise)
         self._last_reader = {name: readers[-1].name for name, readers in network.readers.items() if readers}
 
+    @property
+    def logits_layer(self) -> nn.Conv3d:
+        """The 1x1x1 convolution that gives the logits."""
+        layer = self.get_submodule(self.network.head.module)
+        assert isinstance(layer, nn.Conv3d)
+        return layer
+
     def _place(self, path: str, node: Node) -> nn.Module:
         """Make a node's layer, or its parameter, under its path."""
         *folders, name = path.split(".")
@@ -68,11 +73,6 @@ class DescribedModule(nn.Module):
         if others:
             self.add_module(_OTHERS, nn.ModuleList(layer_of(self.network, node) for node in others.values()))
         self._others = {name: n for n, name in enumerate(others)}
-
-    @property
-    def last(self) -> nn.Conv3d:
-        """The layer that gives the logits."""
-        return cast(nn.Conv3d, self.get_submodule(self.network.head.module))
 
     def forward(self, x: Tensor, features_only: bool = False, deep_logits: dict[int, Tensor] | None = None) -> Tensor:
         """Logits; with `features_only` what the head reads, [N, channels, D, H, W].

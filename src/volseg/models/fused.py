@@ -33,7 +33,8 @@ from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.kernels import block_convolution
 from volseg.nn.kernels.rows import Rows
-from volseg.nn.losses import DiceOfBatch, LossSums, dice_cross_entropy
+from volseg.nn.losses import DiceOfBatch, LossSums, VolumeLoss, loss_of_logits
+from volseg.nn.region_loss import RegionSums
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes
@@ -52,6 +53,7 @@ class FusedNetwork(nn.Module):
     class_weights      of the classes in the loss's cross-entropy; none: all 1
     checkpoint_levels  stages that keep one tensor less in each of encoder and decoder and make it again in backward
     agglomeration      which stages only some of the ranks take part in; the bits of the logits do not change
+    regions            values of the labels in each region, where the logits are of overlapping ones; none: of classes
     kernels            whether all ranks' processors run the program's kernels
 
     To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
@@ -65,11 +67,12 @@ class FusedNetwork(nn.Module):
     def __init__(
         self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
         agglomeration: Agglomeration = NONE, class_weights: Sequence[float] = (),
+        regions: Sequence[Sequence[int]] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.grid = model.network, grid
         self.twin = cast(UNet, partition_module(model, grid, multiple_of=self.network.factors[-1]))
-        self.class_weights = tuple(class_weights)
+        self.class_weights, self.regions = tuple(class_weights), tuple(regions)
         self.supervised = {head.stage: head.name for head in sorted(self.network.heads, key=lambda head: head.stage)}
         self.shares = loss_weights(len(self.supervised) - 1)
         kernels = np.array([float(block_convolution.available())])
@@ -108,27 +111,29 @@ class FusedNetwork(nn.Module):
         return torch.cat(parts, 2)
 
     def loss(
-        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None, unknown: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """`dice_cross_entropy` of the logits, which are made slab by slab and never whole. Collective.
+        """The loss of the logits, which are made slab by slab and never whole. Collective.
 
+        It is `dice_cross_entropy`, of regions that of `RegionSums`.
         Where the model has heads at coarser stages, the weighted mean of that of all of them; at stage i of the target
         at every 2^i-th voxel.
 
         target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
         batch   of each stage with a head, where the Dice is that of all cases of a step
+        unknown  classes or regions that nobody has annotated in this case
         out     loss [], soft Dice per class [K] at full resolution (float64, no gradient)
         """
         if not self.covers(x):
-            return self._loss_of_layers(x, target, batch)
+            return self._loss_of_layers(x, target, batch, unknown)
         parameters = [p for p in self.twin.parameters() if p.requires_grad]
-        loss, dice = _Loss.apply(self, x, target, batch, *parameters)  # type: ignore[no-untyped-call]
+        loss, dice = _Loss.apply(self, x, target, batch, unknown, *parameters)  # type: ignore[no-untyped-call]
         return loss, dice
 
     @torch.no_grad()
-    def overlaps(self, x: Tensor, target: Tensor) -> list[Tensor]:
-        """`LossSums.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
-        sums = {stage: LossSums(self.network.classes) for stage in self.supervised}
+    def overlaps(self, x: Tensor, target: Tensor, unknown: Sequence[int] = ()) -> list[Tensor]:
+        """`VolumeLoss.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
+        sums = {stage: self.sums_of(None, unknown) for stage in self.supervised}
         if self.covers(x):
             targets = self.targets_of(target)
             self.passes.forward(x, self.adding_up(targets, sums), targets)
@@ -140,6 +145,16 @@ class FusedNetwork(nn.Module):
             some.finish(self.grid.communicator)
         return [some.overlaps for some in sums.values()]
 
+    def sums_of(self, batch: DiceOfBatch | None, unknown: Sequence[int]) -> VolumeLoss:
+        """What adds up the loss at one head.
+
+        batch    the Dice of all cases of a step, if it is that
+        unknown  classes or regions that nobody has annotated in this case
+        """
+        if self.regions:
+            return RegionSums(self.regions, batch, unknown)
+        return LossSums(self.network.classes, self.class_weights, batch, unknown)
+
     def with_batch(self, batch: Sequence[DiceOfBatch] | None) -> list[tuple[int, DiceOfBatch | None]]:
         """The stages with a head, each with its Dice of all cases, if there is one."""
         return [(stage, None if batch is None else batch[n]) for n, stage in enumerate(self.supervised)]
@@ -149,7 +164,7 @@ class FusedNetwork(nn.Module):
         return {name: coarse(target, self.network.factors[stage])[0] for stage, name in self.supervised.items()}
 
     def adding_up(
-        self, targets: Mapping[str, Tensor], sums: Mapping[int, LossSums]
+        self, targets: Mapping[str, Tensor], sums: Mapping[int, VolumeLoss]
     ) -> Callable[[str, int, LogitSlabs], None]:
         """What adds the logits of each head to the sums of its stage."""
 
@@ -162,14 +177,17 @@ class FusedNetwork(nn.Module):
         return consume
 
     def _loss_of_layers(
-        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None, unknown: Sequence[int]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         deep: dict[int, Tensor] = {}
         logits = {0: self.twin(x, deep_logits=deep)} | deep
         losses, scores = zip(
             *(
-                dice_cross_entropy(
-                    logits[n], coarse(target, self.network.factors[n]), self.grid.communicator, self.class_weights, dice
+                loss_of_logits(
+                    logits[n],
+                    coarse(target, self.network.factors[n]),
+                    self.grid.communicator,
+                    self.sums_of(dice, unknown),
                 )
                 for n, dice in self.with_batch(batch)
             ),
@@ -184,7 +202,7 @@ class FusedNetwork(nn.Module):
             d, h, w = features.shape[2:]
             planes = head_slab_planes((d, h, w), self.network.classes)
             for start in range(0, features.shape[2], planes):
-                yield start, self.twin.last(features[:, :, start : start + planes])
+                yield start, self.twin.logits_layer(features[:, :, start : start + planes])
             return
         yield from self.streamed().logit_slabs(*self._streamed_input(x))
 
@@ -268,10 +286,9 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, network: FusedNetwork, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None,
-        *parameters: nn.Parameter,
+        unknown: Sequence[int], *parameters: nn.Parameter,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        classes = network.network.classes
-        ctx.sums = {stage: LossSums(classes, network.class_weights, dice) for stage, dice in network.with_batch(batch)}
+        ctx.sums = {stage: network.sums_of(dice, unknown) for stage, dice in network.with_batch(batch)}
         ctx.targets = network.targets_of(target)
         ctx.state = network.passes.forward(x, network.adding_up(ctx.targets, ctx.sums), ctx.targets)
         meter, label = network.work.meter, network.network.head.name
@@ -292,11 +309,11 @@ class _Loss(torch.autograd.Function):
             if name in logits:  # else other ranks have them
                 slabs[name] = _logit_gradients(network, logits[name], ctx.targets[name], sums, share * float(grad))
         gradients = network.passes.backward(state, slabs)
-        return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
+        return None, None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 
 
 def _logit_gradients(
-    network: FusedNetwork, slabs: LogitSlabs, target: Tensor, sums: LossSums, factor: float
+    network: FusedNetwork, slabs: LogitSlabs, target: Tensor, sums: VolumeLoss, factor: float
 ) -> LogitSlabs:
     for (first, last), rows in slabs:
         logits = rows.own[..., : network.network.classes]

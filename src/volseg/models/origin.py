@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from volseg.geometry import Triple
@@ -24,7 +24,11 @@ class Origin:
     transpose  the network's axis n runs along axis ``transpose[n]`` of that order
     crop       whether a scan is cropped to the box that holds its voxels other than zero
     cubic      whether images are resampled by cubic splines (nnU-Net); else linearly
-    folds      numbers of the folds whose weights lie in the run folder, in their order; empty: there is one set
+    folds      numbers of the folds whose weights lie in the run folder, in their order; empty: there is one set.
+               `models.stored.fold_path` says which file is whose
+
+    The spacing on the card of a model whose order is "stored" is that of the network's axes, after `transpose`; that of
+    any other is of the canonical D, H, W.
     """
 
     tool: Tool
@@ -37,6 +41,16 @@ class Origin:
     crop: bool = False
     cubic: bool = False
     folds: tuple[int, ...] = ()
+
+    @property
+    def is_our_reading(self) -> bool:
+        """Whether the network sees scans as those that volseg trains: in canonical order, whole, resampled linearly."""
+        return (self.order, self.transpose, self.crop, self.cubic) == ("canonical", (0, 1, 2), False, False)
+
+    @property
+    def as_trained_on(self) -> Origin:
+        """The origin of the network after volseg has trained it on whole volumes, which it saw as it always does."""
+        return replace(self, window=None, folds=(), order="canonical", transpose=(0, 1, 2), crop=False, cubic=False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

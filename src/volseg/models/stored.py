@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,20 +24,25 @@ from volseg.config.stored_run import BEFORE_SPACING
 from volseg.errors import CheckpointError, ConfigError, first_line
 from volseg.files import replacing
 from volseg.models.origin import Origin
-from volseg.models.unet import DEEP_HEADS, UNet
+from volseg.models.unet import UNet, training_heads
 from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
+from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.description import Network
+from volseg.networks.stored import KEY, card_text
+from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
-from volseg.volumes.regions import Region
+from volseg.volumes.label_table import LabelTable
+from volseg.volumes.regions import Region, mask_type
 
 SCHEMA = 1
-WEIGHTS = "weights.safetensors"
+_FOLD = "weights_fold_{}.safetensors"
 BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."
 """What the names of averaged weights begin with in a checkpoint."""
-_KEY = "volseg"
+RANDOM_STATE = "random_state"
+"""A tensor that checkpoints have, and no model."""
 _CHECKSUM = "checksum"
 _KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
 
@@ -51,7 +57,8 @@ class ModelCard:
 
     labels   name -> value, background first
     schemes  normalisation of each image channel
-    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their median
+    spacing  (D, H, W) in mm, canonical order, that the network learned at; where each volume kept its own, their
+             median. Where `origin` reads scans in stored order, it is of the network's axes
     spacing_chosen  False where the version that wrote it trained at volumes' own spacing, but segmented at their median
     step     optimizer steps taken
     batch    cases that each was made with
@@ -81,6 +88,18 @@ class ModelCard:
     def described(self) -> Network:
         """The network: as it was stored, or where it was not, as the configuration says."""
         return self.network or described(self.config.model)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what each logit is of: the regions, or the labels, background first."""
+        if self.regions:
+            return tuple(region.name for region in self.regions)
+        return LabelTable(self.labels).ordered
+
+    @property
+    def mask_type(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """What masks are stored as (`volumes.regions.mask_type`)."""
+        return mask_type(len(self.labels), self.regions)
 
     @property
     def seen_at(self) -> tuple[float, float, float] | None:
@@ -140,6 +159,23 @@ class ModelCard:
             raise CheckpointError(f"{path}: its description is malformed ({error}); train again") from None
 
 
+def fold_path(run: Path, fold: int, folds: Sequence[int]) -> Path:
+    """The weights file of a fold of an imported run, whose `Origin.folds` are `folds`.
+
+    The first fold's is `WEIGHTS`, which `segment` reads where nobody asks for folds. Raises CheckpointError for a fold
+    that the run does not have.
+    """
+    if fold not in folds:
+        there = ", ".join(str(number) for number in folds) or "one set of weights alone"
+        raise CheckpointError(f"{run}: has no fold {fold}; it has {there}")
+    return run / (WEIGHTS if fold == folds[0] else _FOLD.format(fold))
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a stored model, without a look at its tensors. Raises CheckpointError."""
+    return ModelCard.from_json(card_text(path), path)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write tensors and card, whole or not at all. Raises VolsegError where the folder cannot be written."""
     from safetensors.torch import save_file
@@ -148,7 +184,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> 
     description = json.loads(card.as_json())
     description[_CHECKSUM] = checksum(plain, description)
     with replacing(path) as temporary:  # one entry only: safetensors writes several in any order
-        save_file(plain, str(temporary), metadata={_KEY: json.dumps(description)})
+        save_file(plain, str(temporary), metadata={KEY: json.dumps(description)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -169,17 +205,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         raise DamagedError(f"{path}: damaged or no safetensors file ({error}); restore it, or train again") from None
     except Exception as error:  # a header that is valid JSON and makes no sense
         raise DamagedError(f"{path}: damaged ({first_line(error)}); restore it, or train again") from None
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise DamagedError(
             f"{path}: a safetensors file, but not written by volseg; give a run folder of `volseg train`"
         )
-    _check(path, tensors, metadata[_KEY])
-    return tensors, ModelCard.from_json(metadata[_KEY], path)
+    _check(path, tensors, metadata[KEY])
+    return tensors, ModelCard.from_json(metadata[KEY], path)
 
 
 def weights_of(model: UNet) -> dict[str, Tensor]:
     """What `segment` needs of a model: all but the heads that only training has."""
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DEEP_HEADS)}
+    return _without(training_heads(model.network), model.state_dict())
+
+
+def _without(modules: tuple[str, ...], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors but for those of modules."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(modules)}
 
 
 def checksum(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
@@ -221,8 +262,10 @@ def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path}: its tensors do not fit its own description ({first}); train again") from None
 
 
-def load_model(run: Path) -> tuple[UNet, ModelCard]:
-    """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
+def load_weights(run: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Weights of a run folder (or of its weights or checkpoint file), by the names of the plain module, and their card.
+
+    A checkpoint's are the averaged ones, where there are such, and those of heads for training are among them.
 
     Raises CheckpointError.
     """
@@ -230,15 +273,30 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
         raise CheckpointError(
             f"{run}: no such run; train one first with: volseg train -o {run}, or name it with --model"
         )
-    path = run / WEIGHTS if run.is_dir() else run
-    tensors, card = load_tensors(path)
-    if any(name.startswith("model.") for name in tensors):  # a checkpoint, with the optimizer's state besides
-        own, averaged = (
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            for prefix in ("model.", AVERAGED)
-        )
-        tensors = {name: t for name, t in (own | averaged).items() if not name.startswith(DEEP_HEADS)}
-    model = UNet(card.config.model, described=card.network)
-    load_into(model, tensors, path)
+    tensors, card = load_tensors(weights_path(run))
+    if RANDOM_STATE not in tensors:
+        return tensors, card
+    own, averaged = (  # a checkpoint, with the optimizer's state besides
+        {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        for prefix in ("model.", AVERAGED)
+    )
+    return own | averaged, card
+
+
+def load_model(run: Path) -> tuple[UNet, ModelCard]:
+    """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
+
+    It is without the heads that only training has.
+
+    Raises CheckpointError.
+    """
+    tensors, card = load_weights(run)
+    model = UNet(card.config.model, described=without_training_heads(card.described))
+    load_into(model, _without(training_heads(card.described), tensors), weights_path(run))
     model.eval()
     return model, card
+
+
+def weights_path(run: Path) -> Path:
+    """The file that a run folder's model lies in; a file is that itself."""
+    return run / WEIGHTS if run.is_dir() else run

@@ -80,7 +80,7 @@ class StreamedNetwork:
 
     def logit_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[int, Tensor]]:
         """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
-        head, classes = self.twin.last, self.network.classes
+        head, classes = self.twin.logits_layer, self.network.classes
         weight = pointwise.pack_point(head.weight, head.bias)
         for planes, x in _without_gradients(self.run(image, layout)):
             _, h, w = x.rows.sides

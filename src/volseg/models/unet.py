@@ -11,6 +11,14 @@ DEEP_HEADS = "deep_heads."
 """What the names of parameters begin with that are for training alone."""
 
 
+def training_heads(network: Network) -> tuple[str, ...]:
+    """What the names of parameters begin with that are for training alone, in a module of the network.
+
+    Those of heads that volseg adds are among them, whether the network has any or not.
+    """
+    return DEEP_HEADS, *(f"{head.module}." for head in network.heads if head.training)
+
+
 class UNet(DescribedModule):
     """A 3D U-Net of `config.levels` halvings, or the other architecture that `config` names.
 

@@ -14,8 +14,8 @@ from volseg.networks.unet import unet
 
 def _imported(config: ModelConfig) -> Network:
     raise ConfigError(
-        "model.architecture = 'imported': such a network comes with a run folder that `volseg import` made; name that "
-        "folder, or set another architecture"
+        "model.architecture = 'imported': such a network comes with a run folder; name that, with --from (train) or "
+        "--model (plan-partition), or set another architecture"
     )
 
 

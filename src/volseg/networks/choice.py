@@ -10,6 +10,7 @@ from volseg.errors import ConfigError
 from volseg.geometry import Triple, format_triple, format_triples
 from volseg.networks import architectures
 from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
 from volseg.networks.topology import Spacing, is_anisotropic, topology
 
 
@@ -75,11 +76,11 @@ def with_network_for(config: Config, spacing: Spacing, shape: Triple) -> tuple[C
     return suited, choice.reason
 
 
-def network_facts(model: ModelConfig, reason: str) -> dict[str, Any]:
+def network_facts(network: Network, reason: str) -> dict[str, Any]:
     """Kernels and strides, and why they are those, as they stand in a report; no reason where nothing was chosen."""
     return {
-        "kernels": [list(kernel) for kernel in model.stage_kernels],
-        "strides": [list(stride) for stride in model.halvings],
+        "kernels": [list(kernel) for kernel in network.kernels],
+        "strides": [list(stride) for stride in network.strides[1:]],
         "reason": reason or None,
     }
 

@@ -40,6 +40,8 @@ def with_training_heads(network: Network) -> Network:
     """
     network = without_training_heads(network)
     deep = {stage: source for stage in range(1, network.deepest - 1) if (source := _up_sampled(network, stage))}
+    if not deep:
+        return network
     nodes: list[Node] = []
     for node in network.nodes:
         nodes.append(node)

@@ -274,6 +274,13 @@ class Network:
         others = [[node.channels for node in self.nodes if node.stage == n] for n in range(self.deepest + 1)]
         return tuple(max(whole or rest) for whole, rest in zip(at, others, strict=True))
 
+    @cached_property
+    def kernels(self) -> tuple[Triple, ...]:
+        """The largest kernel of each stage's convolutions; 1, 1, 1 where a stage has none."""
+        made = [node for node in self.nodes if isinstance(node, Convolution)]
+        sizes = [[node.kernel for node in made if node.stage == n] for n in range(self.deepest + 1)]
+        return tuple(max(some, key=prod, default=ONES) for some in sizes)
+
     def channels_of(self, name: str) -> int:
         """Of a node's output, or of the image."""
         return self.in_channels if name == IMAGE else self.by_name[name].channels

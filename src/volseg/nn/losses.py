@@ -1,4 +1,4 @@
-"""Dice + cross-entropy over the whole volume."""
+"""Losses over the whole volume that are made of sums: Dice + cross-entropy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DiceOfBatch:
     A class that one case lacks counts by the cases that have it. The loss of a case is then its own cross-entropy plus
     one minus that Dice; the step's is the mean of those, as ever.
 
-    overlaps  [3 K] float64, `LossSums.overlaps` of all cases, added up
+    overlaps  [3 K] float64, `VolumeLoss.overlaps` of all cases, added up
     cases     how many
     """
 
@@ -44,29 +44,99 @@ def _soft_dice(overlaps: Tensor) -> Tensor:
     return dice
 
 
-class LossSums:
-    """The sums over the volume that Dice and cross-entropy are made of, and the gradient that follows from them.
+class VolumeLoss:
+    """The sums over the volume that a loss is made of, Dice and an entropy, and the gradient that follows from them.
 
-    Logits come in pieces, twice: once to `add`, and again, after `finish`, to `gradient`. Logits are [.., K], classes
-    last in memory or not, targets [..].
+    Logits come in pieces, twice: once to `add`, and again, after `finish`, to `gradient`. Logits are [.., K], their
+    channels last in memory or not, targets [..].
+
+    outputs  K
+    scored   the first of the outputs that may have a Dice term in the loss
+    batch    the Dice of the loss is that of all cases of a step; None: of this one
+    unknown  outputs that nobody has annotated in this case: the loss says nothing of where they are
+    """
+
+    def __init__(self, outputs: int, scored: int, batch: DiceOfBatch | None, unknown: Sequence[int]) -> None:
+        self.outputs, self._batch, self._unknown = outputs, batch, tuple(unknown)
+        left_out = () if batch is not None else self._unknown  # of all cases together a few have it
+        self._in_mean = [n for n in range(scored, outputs) if n not in left_out]
+        # The entropy and what voxels count in it; by output its probability, its voxels, its probability in those,
+        # and the voxels where a mask would have it.
+        self._sums = torch.zeros(2 + 4 * outputs, dtype=torch.float64)
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Take in some voxels."""
+        raise NotImplementedError
+
+    def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
+        """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
+        raise NotImplementedError
+
+    def finish(self, communicator: Communicator) -> tuple[Tensor, Tensor]:
+        """Loss [] and soft Dice per output [K], float64, of the whole volume. Collective.
+
+        The Dice is NaN of an output that the volume does not hold, and that a mask would hold nowhere: of such a one
+        the mask is right, whatever is left of its probability. The loss counts it all the same.
+        """
+        sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
+        of_loss, dice = _soft_dice(self._dice_sums), _soft_dice(self.overlaps)
+        absent = (sums[2 + self.outputs : 2 + 2 * self.outputs] == 0) & (sums[2 + 3 * self.outputs :] == 0)
+        loss = sums[0] / self._total
+        if self._in_mean:
+            loss = loss + 1 - of_loss[self._in_mean].mean()
+        return loss, torch.where(absent, torch.nan, dice)
+
+    @property
+    def overlaps(self) -> Tensor:
+        """[3 K] float64: of each output its probability, its voxels, and its probability in those, summed."""
+        return self._sums[2 : 2 + 3 * self.outputs]
+
+    @property
+    def _dice_sums(self) -> Tensor:
+        return self.overlaps if self._batch is None else self._batch.overlaps
+
+    def _dice_slopes(self, factor: float) -> tuple[list[float], list[float]]:
+        """The gradient of the loss's Dice in each output's probability: in its own voxels besides, and everywhere."""
+        predicted, true, common = self._dice_sums.split(self.outputs)
+        bottom = predicted + true + _SMOOTH
+        # The mean over the cases of a step is taken afterwards, but the Dice of them all is no mean.
+        times = 1 if self._batch is None else self._batch.cases
+        weight = torch.zeros(self.outputs, dtype=torch.float64)
+        weight[self._in_mean] = -factor * times / max(1, len(self._in_mean))
+        weight[list(self._unknown)] = 0
+        return (weight * 2 / bottom).tolist(), (-weight * (2 * common + _SMOOTH) / bottom**2).tolist()
+
+    @property
+    def _total(self) -> float:
+        """What all voxels count together; 1 where none does."""
+        return float(self._sums[1]) or 1.0
+
+
+class LossSums(VolumeLoss):
+    """Of classes of which each voxel has one: cross-entropy, and the Dice of all but the background.
 
     weights  of the classes in the cross-entropy, which is then sum w_y ce / sum w_y over the voxels, as with
              nn.CrossEntropyLoss(weight=...); none: all 1
-    batch    the Dice of the loss is that of all cases of a step; None: of this one
+    unknown  classes that nobody has annotated in this case: a voxel of the background may be of one of them, so that
+             its cross-entropy is that of their probabilities and the background's together, and they have no Dice.
+             The marginal loss of Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ
+             segmentation" (Medical Image Analysis 2021)
     """
 
-    def __init__(self, classes: int, weights: Sequence[float] = (), batch: DiceOfBatch | None = None) -> None:
-        self.classes, self._batch = classes, batch
+    def __init__(
+        self, classes: int, weights: Sequence[float] = (), batch: DiceOfBatch | None = None, unknown: Sequence[int] = ()
+    ) -> None:
+        super().__init__(classes, 1, batch, unknown)
+        self._unlabelled = [0, *unknown]
         self._weights: Tensor | None = None
         if weights:
             self._weights = torch.zeros(IGNORE + 1, dtype=torch.float64)
             self._weights[:classes] = torch.tensor(weights, dtype=torch.float64)
-        self._sums = torch.zeros(2 + 4 * classes, dtype=torch.float64)
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in some voxels."""
-        k = self.classes
-        for piece, labels, _ in _pieces(logits, target, logits):
+        k = self.outputs
+        for piece, labels, _ in pieces(logits, target, logits):
             largest = piece.amax(0)
             powers = (piece - largest).exp_()
             total = powers.sum(0)
@@ -78,6 +148,11 @@ class LossSums:
             new = torch.zeros_like(self._sums, device=piece.device)
             for c in range(k):
                 here = labels == c
+                if c == 0 and self._unknown:
+                    entropy -= piece[self._unlabelled].logsumexp(0) * here
+                    continue
+                if c in self._unknown:
+                    continue
                 new[2 + 3 * k + c] = ((piece[c] == largest) & valid).sum()
                 entropy -= piece[c] * here
                 new[2 + c] = powers[c].sum()
@@ -87,50 +162,23 @@ class LossSums:
             new[0], new[1] = entropy.sum(), counts.sum(dtype=torch.float64)
             self._sums += new.cpu()
 
-    def finish(self, communicator: Communicator) -> tuple[Tensor, Tensor]:
-        """Loss [] and soft Dice per class [K], float64, of the whole volume. Collective.
-
-        The Dice is NaN of a class that the volume does not hold, and that is nowhere the most probable one: of such a
-        class the mask is right, whatever is left of its probability. The loss counts it all the same.
-        """
-        sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
-        of_loss, dice = _soft_dice(self._dice_sums), _soft_dice(self.overlaps)
-        absent = (sums[2 + self.classes : 2 + 2 * self.classes] == 0) & (sums[2 + 3 * self.classes :] == 0)
-        loss = sums[0] / self._total + 1 - of_loss[1:].mean()
-        return loss, torch.where(absent, torch.nan, dice)
-
-    @property
-    def overlaps(self) -> Tensor:
-        """[3 K] float64: of each class its probability, its voxels, and its probability in those, summed."""
-        return self._sums[2 : 2 + 3 * self.classes]
-
-    @property
-    def _dice_sums(self) -> Tensor:
-        return self.overlaps if self._batch is None else self._batch.overlaps
-
     def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
         """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
-        predicted, true, common = self._dice_sums.split(self.classes)
-        bottom = predicted + true + _SMOOTH
-        # The mean over the cases of a step is taken afterwards, but the Dice of them all is no mean.
-        times = 1 if self._batch is None else self._batch.cases
-        weight = torch.full((self.classes,), -factor * times / max(1, self.classes - 1), dtype=torch.float64)
-        weight[0] = 0  # the background has no Dice term
-        # The gradient in a probability: `everywhere`, and `hit` where it is the true class.
-        hit = (weight * 2 / bottom).tolist()
-        everywhere = (-weight * (2 * common + _SMOOTH) / bottom**2).tolist()
+        hit, everywhere = self._dice_slopes(factor)
         share = factor / self._total
-        for piece, labels, place in _pieces(logits, target, out):
+        for piece, labels, place in pieces(logits, target, out):
             p = (piece - piece.amax(0)).exp_()
             p /= p.sum(0)
-            masks = [(labels == c).to(p.dtype) for c in range(self.classes)]
+            masks = [(labels == c).to(p.dtype) for c in range(self.outputs)]
             slopes = torch.stack([mask * h + e for mask, h, e in zip(masks, hit, everywhere, strict=True)])
             slopes -= (slopes * p).sum(0)
             pull = share if self._weights is None else share * self._counts(labels, p)
             slopes += pull
             slopes *= p
-            for c, mask in enumerate(masks):
+            for c, mask in enumerate(masks[1:] if self._unknown else masks, int(bool(self._unknown))):
                 slopes[c] -= mask * pull
+            if self._unknown:
+                slopes[self._unlabelled] -= piece[self._unlabelled].softmax(0) * (masks[0] * pull)
             slopes *= labels != IGNORE
             place.copy_(slopes)
 
@@ -138,13 +186,8 @@ class LossSums:
         """How much each voxel counts in the cross-entropy."""
         return labels != IGNORE if self._weights is None else self._weights.to(like)[labels.long()]
 
-    @property
-    def _total(self) -> float:
-        """What all voxels count together; 1 where none does."""
-        return float(self._sums[1]) or 1.0
 
-
-def _pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Logits [K, n], labels [n] and the place [K, n] of `out`, of some voxels after the others."""
     classes = logits.shape[-1]
     flat, there, labels = logits.reshape(-1, classes), _as_list(out), target.reshape(-1)
@@ -158,15 +201,13 @@ def _as_list(rows: Tensor) -> Tensor:
     return rows.flatten(0, -2) if rows.dim() > 2 else rows
 
 
-class _DiceCrossEntropy(torch.autograd.Function):
-    """The loss of `dice_cross_entropy`; keeps the logits, from which backward makes the probabilities again."""
+class _LossOfLogits(torch.autograd.Function):
+    """The loss of `loss_of_logits`; keeps the logits, from which backward makes the probabilities again."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator, weights: Sequence[float],
-        batch: DiceOfBatch | None,
+        ctx: Any, logits: Tensor, target: Tensor, communicator: Communicator, sums: VolumeLoss
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        sums = LossSums(logits.shape[1], weights, batch)
         with communicator.meter.doing(Kind.HEAD):
             sums.add(logits.movedim(1, -1), target)
             loss, dice = sums.finish(communicator)
@@ -176,13 +217,29 @@ class _DiceCrossEntropy(torch.autograd.Function):
         return loss.to(logits), dice
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         logits, target = ctx.saved_tensors
         rows = logits.movedim(1, -1)
         out = torch.empty(rows.shape, dtype=logits.dtype, device=logits.device)
         with ctx.meter.doing(Kind.HEAD):
             ctx.sums.gradient(rows, target, float(grad), out)
-        return out.movedim(-1, 1), None, None, None, None
+        return out.movedim(-1, 1), None, None, None
+
+
+def loss_of_logits(
+    logits: Tensor, target: Tensor, communicator: Communicator, sums: VolumeLoss
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss that `sums`, which are empty yet, stand for, of a whole volume's logits. Collective.
+
+    The loss is the same number on every rank; its backward gives each rank the gradient of its own block, so gradients
+    of replicated parameters have to be summed over the ranks (`sum_gradients`).
+
+    logits  [N, K, d, h, w]  this rank's block
+    target  [N, d, h, w]     label per voxel, IGNORE where it does not count
+    out     loss [], soft Dice per output [K] (float64, no gradient), NaN where there is none (`VolumeLoss.finish`)
+    """
+    loss, dice = _LossOfLogits.apply(logits, target, communicator, sums)
+    return loss, dice
 
 
 def dice_cross_entropy(
@@ -191,18 +248,13 @@ def dice_cross_entropy(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Mean cross-entropy plus one minus the mean soft Dice of the foreground classes, over the whole volume.
 
-    Collective. The loss is the same number on every rank; its backward gives each rank the gradient of its own block,
-    so gradients of replicated parameters have to be summed over the ranks (`sum_gradients`).
+    Collective. Logits, target and what comes out are those of `loss_of_logits`, class 0 being the background.
 
-    logits  [N, K, d, h, w]  this rank's block, class 0 the background
-    target  [N, d, h, w]     class per voxel, IGNORE where it does not count
     weights  of the classes in the cross-entropy, and `batch` for the Dice (`LossSums`)
-    out     loss [], soft Dice per class [K] (float64, no gradient), NaN where there is none (`LossSums.finish`)
 
     Soft Dice as in Milletari et al., V-Net (3DV 2016), with the sums taken over the batch, smoothed by 1e-5.
     """
-    loss, dice = _DiceCrossEntropy.apply(logits, target, communicator, weights, batch)
-    return loss, dice
+    return loss_of_logits(logits, target, communicator, LossSums(logits.shape[1], weights, batch))
 
 
 def dice_from_counts(predicted: np.ndarray, true: np.ndarray, common: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from math import prod
 from volseg.config import Config
 from volseg.geometry import Triple
 from volseg.networks.architectures import described
+from volseg.networks.deep_supervision import with_training_heads, without_training_heads
+from volseg.networks.description import Network
 from volseg.planning.command import UNKNOWN, Origin, run_command
 from volseg.planning.explanation import (
     why_chosen,
@@ -52,6 +54,7 @@ class Asked:
     cores_per_node  of a machine; None for those of the profile's
     node_memory     bytes of a machine, where whole machines are planned; `nodes` of them, or the fewest that fit
     origin          where network and scan come from
+    stored          the network of a run; None: that of the settings
     why_network     why kernels and strides are what they are; empty where nothing was chosen
     """
 
@@ -70,14 +73,21 @@ class Asked:
     nodes: int | None = None
     agglomerate: str = "none"
     origin: Origin = UNKNOWN
+    stored: Network | None = None
     why_network: str = ""
+
+    @cached_property
+    def network(self) -> Network:
+        """As it segments."""
+        return described(self.settings.model) if self.stored is None else without_training_heads(self.stored)
 
     def question(self, task: str) -> Question:
         """Of one task."""
         per_machine = max(1, (self.cores_per_node or self.profile.cores) // self.threads)
         placing = Placing(per_machine, self.threads)
-        model, training = self.settings.model, self.settings.training
-        network = described(model, deep_supervision=task == "train" and training.deep_supervision)
+        training = self.settings.training
+        deep = task == "train" and training.deep_supervision
+        network = with_training_heads(self.network) if deep else self.network
         return Question(
             self.shape, network, training, task, self.profile, self.limit, placing, self.dims, self.agglomerate,
             Sampling.of(self.settings),
@@ -158,7 +168,7 @@ class Answer:
 def answer(asked: Asked) -> Answer:
     """Everything. Raises PartitionError where the volume cannot be split as asked."""
     questions = {task: asked.question(task) for task in asked.tasks}
-    plain = plain_training_bytes(described(asked.settings.model), asked.shape)
+    plain = plain_training_bytes(asked.network, asked.shape)
     if asked.node is not None:
         return _on_machines(asked, asked.node, questions, plain)
     least = {task: fewest(question) for task, question in questions.items()}

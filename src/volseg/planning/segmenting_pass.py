@@ -70,7 +70,7 @@ class SegmentingPass:
         self.network, self.threads, self.image = network, threads, image
         program = segment_program(network, schedule, share.merges, share.last)
         self.share = replace(share, halo=tuple(halo_with_passes(network, program.forward)))
-        self.places = Places(network, program, schedule, self.share, merged=share)
+        self.places = Places(network, program, schedule, self.share)
         self.slabs = Slabs(network, self.share)
         self.moments: list[Moment] = []
         self.held: list[int] = []

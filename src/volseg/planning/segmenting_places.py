@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from volseg.geometry import Triple
@@ -12,6 +13,7 @@ from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT
 from volseg.program.in_place import can_host
 from volseg.program.ops import Pass
+from volseg.program.recompute import halo_of_own_grids
 from volseg.program.schedule import SPILL, Schedule
 from volseg.program.step import Place, Program, Step
 from volseg.program.tensors import Tensor
@@ -21,19 +23,16 @@ class Places:
     """The basins and ports of a rank, and which of them have a tensor at the moment.
 
     share   what the rank has of each stage, with the ghosts that passes over the image need
-    merged  the same with those that single convolutions need, which stages with a grid of their own have
-
     basins    by stage, that of each of its lanes
     ports     values of the tensors that go to, and come back from, a stage with a grid of its own
     in_files  whether all of them lie in files, of which a few planes are in memory at a time
     """
 
-    def __init__(self, network: Network, program: Program, schedule: Schedule, share: Share, merged: Share) -> None:
+    def __init__(self, network: Network, program: Program, schedule: Schedule, share: Share) -> None:
         self.network, self.share = network, share
         first = 1 if any(isinstance(step.op, Pass) for step in program.forward) else 0
-        ghosts: list[Ghosts] = [
-            (merged if stage in share.merges else share).ghosts_of(stage, stage) for stage in range(share.last + 1)
-        ]
+        own = replace(share, halo=tuple(halo_of_own_grids(network, share.halo, share.merges)))
+        ghosts: list[Ghosts] = [own.ghosts_of(stage, stage) for stage in range(share.last + 1)]
         widths = [padded_channels(width) for width in network.widths]
         self.basins: dict[int, Basin] = basins(
             share.sides, ghosts, widths, first, reaches=[halo[0] for halo in network.halo],

@@ -16,7 +16,7 @@ from volseg.program import ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
 from volseg.program.ops import Convolve
-from volseg.program.recompute import halo_with_passes
+from volseg.program.recompute import halo_of_own_grids, halo_with_passes
 from volseg.program.schedule import IN_PLACE, Schedule
 from volseg.program.step import Step
 from volseg.program.tensors import Lifted, Tensor, View, layout_of
@@ -58,7 +58,7 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     """
     work = _WorkPass(network, layouts, segmenting=True)
     steps = segment_program(network, schedule, merges_of(layouts)).steps
-    work.halo = halo_with_passes(network, steps)
+    work.pass_over(steps)
     for step in steps:
         work.go_through(step)
     work.operate("other", Kind.OTHER, Family.SEGMENT_REST, 0, network.in_channels, network.widths[0])
@@ -94,7 +94,7 @@ def _of_a_cube(node: Convolution) -> float:
 class _WorkPass:
     """Goes through the steps of the ranks that lead in all stages.
 
-    halo  widths of the ghosts of each stage; on a grid coarser than that of the stage before those of the network
+    halo  widths of the ghosts of each stage; `own` on the stage's own process grid
     """
 
     def __init__(self, network: Network, layouts: Sequence[Layout], *, segmenting: bool) -> None:
@@ -102,9 +102,15 @@ class _WorkPass:
         self.voxels = [prod(layout.largest_block) for layout in layouts]
         self.ranks = [prod(layout.dims) for layout in layouts]
         self.halo: Sequence[Triple] = network.halo
+        self.own: Sequence[Triple] = network.halo
         self.done = Work()
         self._merges = merges_of(layouts)
         self._ghosts: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+
+    def pass_over(self, steps: Sequence[Step]) -> None:
+        """Widen the ghosts by those that passes among these steps read."""
+        self.halo = halo_with_passes(self.network, steps)
+        self.own = halo_of_own_grids(self.network, self.halo, self._merges)
 
     def go_through(self, step: Step) -> None:
         """Enter the work of a step."""
@@ -273,7 +279,7 @@ class _WorkPass:
     def _ghosts_of(self, tensor: Tensor) -> list[tuple[int, int, int]]:
         """Axes on which a tensor's ghosts come from neighbours, how many these are, and how many voxels they send."""
         layout = layout_of(tensor, self.network, self.layouts)
-        halo = self.network.halo if tensor.grid == tensor.stage and tensor.stage in self._merges else self.halo
+        halo = self.own if tensor.grid == tensor.stage else self.halo
         sides, axes = list(layout.largest_block), []
         for axis, (parts, width) in enumerate(zip(layout.dims, halo[tensor.stage], strict=True)):
             if parts == 1 or not width:

@@ -61,6 +61,14 @@ def halo_with_passes(network: Network, steps: Sequence[Step], beyond: int = 0) -
     return halo
 
 
+def halo_of_own_grids(network: Network, halo: Sequence[Triple], merges: Collection[int]) -> list[Triple]:
+    """What the tensors of each stage have of the ghosts `halo` (`halo_with_passes`) on the stage's own process grid.
+
+    merges  stages whose process grid is coarser than that of the stage before: no pass reaches them
+    """
+    return [own if stage in merges else wide for stage, (own, wide) in enumerate(zip(network.halo, halo, strict=True))]
+
+
 def _enters(step: Step) -> bool:
     """Whether a step makes a tensor of the second stage of one of the finest, which it must read activated."""
     match step.op:

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from volseg.distributed.communicator import Communicator
-from volseg.models.bringing_back import mask_type
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.nn.kernels.winograd import available
-from volseg.partition.agglomeration import Agglomeration
+from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.program.kinds import Kind
 from volseg.segmentation.job import SegmentationJob, rehearse_outputs
 from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.opening import LaidOut, Opened
 from volseg.segmentation.scale import strange_values
+from volseg.segmentation.windows.options import warning_of
+from volseg.segmentation.windows.planning import choose_windows
 from volseg.volumes.scan import Scan
 from volseg.volumes.writing import SEGMENTATION_SUFFIX
 from volseg.volumes.zarr.label_image import store_of
@@ -57,29 +58,46 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
     Raises VolsegError, on all ranks, where nothing fits the memory, the outputs cannot be written, or a slice cannot be
     read.
     """
-    network, scan = opened.model.network, laid.scan
+    scan = laid.scan
+    scratch = job.scratch or (store_of(opened.mask) or opened.mask).parent
+    machine, stages, choice = _choose(job, opened, scan, scratch, communicator)
+    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, opened.card))
+    with communicator.meter.doing(Kind.FILES):
+        strange = strange_values(scan, opened.card, communicator)
+    warning = warning_of(job.view, opened.card)
+    strange = strange if warning is None else (*strange, warning)
+    return Chosen(
+        machine=machine, stages=stages, choice=choice, scratch=scratch, remarks=tuple(remarks), strange=strange
+    )
+
+
+def _choose(
+    job: SegmentationJob, opened: Opened, scan: Scan, scratch: Path, communicator: Communicator
+) -> tuple[Machine | None, Agglomeration, Choice]:
+    """The machine, which levels run on fewer ranks, and the schedule. Collective."""
+    network, beside, threads = opened.model.network, _beside(job, opened, scan), torch.get_num_threads()
+    if opened.windows is not None:
+        choice = choose_windows(
+            network, scan.layout, opened.windows, len(opened.models), beside, threads, communicator, str(job.scan),
+            kernels=available(), limit=job.memory_limit,
+        )  # fmt: skip
+        return None, NONE, choice
     machine = this_machine(network, communicator)
     stages = agglomeration_of_run(
         job.agglomerate, "segment", network, opened.card.config.training, scan.layout, machine, communicator
     )
-    scratch = job.scratch or (store_of(opened.mask) or opened.mask).parent
     choice = choose(
-        network, scan.layout, _beside(job, opened, scan), torch.get_num_threads(), communicator, str(job.scan),
+        network, scan.layout, beside, threads, communicator, str(job.scan),
         kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
     )  # fmt: skip
-    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, network))
-    with communicator.meter.doing(Kind.FILES):
-        strange = strange_values(scan, opened.card, communicator)
-    return Chosen(
-        machine=machine, stages=stages, choice=choice, scratch=scratch, remarks=tuple(remarks), strange=strange
-    )
+    return machine, stages, choice
 
 
 def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
     """What the busiest rank will hold beside the network: the mask, and what is made of it."""
     classes, blocks = opened.model.network.classes, prod(scan.layout.largest_block)
     voxels = max(box.size for box in scan.boxes)
-    label = mask_type(classes).itemsize
+    label = opened.card.mask_type.itemsize
     afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)
     if not job.cleaning.removes_nothing:
         afterwards = max(afterwards, 4)  # the components' numbers

@@ -25,6 +25,9 @@ LABEL_LIMIT = 1024  # a value beyond it is an image's, not a mask's
 SLAB = 16  # slices compared at a time
 Metrics = dict[str, float | int]
 
+Scored = int | tuple[int, ...]
+"""What has figures of its own: the value of a label, or those of the labels that make a region."""
+
 
 @dataclass(frozen=True)
 class CaseResult:
@@ -46,13 +49,14 @@ class CaseResult:
         """Labels that either mask holds, background included."""
         return {int(k) for k in np.nonzero(self.confusion.sum(axis=0) + self.confusion.sum(axis=1))[0]}
 
-    def metrics(self, label: int) -> Metrics:
-        """nnU-Net's figures for one label; Dice and IoU are NaN where neither mask holds it."""
+    def metrics(self, label: Scored) -> Metrics:
+        """nnU-Net's figures for one label or region; Dice and IoU are NaN where neither mask holds it."""
         matrix = self.confusion
-        known = label < len(matrix)
-        tp = int(matrix[label, label]) if known else 0
-        fp = int(matrix[:, label].sum()) - tp if known else 0
-        fn = int(matrix[label].sum()) - tp if known else 0
+        values = (label,) if isinstance(label, int) else label
+        members = [value for value in values if value < len(matrix)]
+        tp = int(matrix[np.ix_(members, members)].sum())
+        fp = int(matrix[:, members].sum()) - tp
+        fn = int(matrix[members].sum()) - tp
         tn = int(matrix.sum()) - tp - fp - fn
         either = tp + fp + fn
         return {
@@ -94,9 +98,10 @@ def foreground_labels(cases: Sequence[CaseResult]) -> list[int]:
     return sorted(set().union(*(case.found_labels for case in cases)) - {0})
 
 
-def summarise(cases: Sequence[CaseResult], labels: Sequence[int]) -> dict[str, Any]:
+def summarise(cases: Sequence[CaseResult], labels: Sequence[Scored]) -> dict[str, Any]:
     """nnU-Net's ``summary.json``: ``foreground_mean``, ``mean`` by label and ``metric_per_case``.
 
+    The key of a region is that of its values, such as ``(1, 2, 3)``.
     Means pass over NaN: a label that neither mask of a case holds says nothing about that case.
     """
     per_case = [

@@ -3,44 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.models.bringing_back import bring_back, maps_of_box, mask_type, with_far_ghosts
+from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.fused import FusedNetwork
 from volseg.models.journal import Journal
 from volseg.models.stored import ModelCard
 from volseg.models.streamed import StreamedNetwork
 from volseg.models.unet import UNet
-from volseg.nn.fused.image import image_width, reach
+from volseg.nn.fused.image import image_width
 from volseg.nn.fused.scratch import Store
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
+from volseg.segmentation.filling import BlockResult, Logits, fill_mask
 from volseg.segmentation.scan_image import ScanImage
 from volseg.volumes.scan import Scan
 
 
-@dataclass(frozen=True)
-class BlockResult:
-    """What a rank found in its box of the mask, `Scan.mask_box`.
-
-    mask           [d, h, w] uint8 (uint16 above 256 classes)
-    probabilities  [K, d, h, w] float32, or None where they were not asked for
-    seconds        by layer of the network
-    """
-
-    mask: np.ndarray
-    probabilities: np.ndarray | None
-    seconds: dict[str, float]
-
-
-class BlockNetwork:
+class BlockNetwork(Logits):
     """A network on this rank's block of a scan, run by one of the schedules. To make one is collective.
 
     Raises VolumeError, on all ranks, where the model wants another number of channels, and PartitionError where an
@@ -81,6 +66,12 @@ class BlockNetwork:
             yield (0, self.scan.block.shape[0]), features
 
     @property
+    def head(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias."""
+        head = self.twin.twin.logits_layer
+        return head.weight, head.bias
+
+    @property
     def seconds(self) -> dict[str, float]:
         """By layer."""
         return {} if self.streamed is None else self.streamed.seconds
@@ -110,44 +101,4 @@ def segment_block(
     interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
     network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration)
-    classes, shape, meter = model.network.classes, scan.mask_box.shape, grid.communicator.meter
-    mask = np.empty(shape, dtype=mask_type(classes))
-    kept = np.empty((classes, *shape), dtype=np.float32) if probabilities else None
-    if scan.back is None:
-        for start, logits in network.logit_slabs():
-            inside = logits[0, :, : max(0, shape[0] - start), : shape[1], : shape[2]]
-            stop = start + inside.shape[1]
-            if inside.numel():
-                with meter.doing(Kind.HEAD):
-                    mask[start:stop] = inside.argmax(0).numpy()
-                    if kept is not None:
-                        kept[:, start:stop] = inside.numpy()
-    else:
-        _, high = reach(scan.layout, grid.coords, 1)
-        d, h, w = (n + far for n, far in zip(scan.block.shape, high, strict=True))
-        on_d, on_h, on_w = maps_of_box(scan.back, scan.mask_box, scan.block, (d, h, w))
-        for (first, last), features in network.feature_slabs():
-            planes = slice(*np.searchsorted(on_d.low, (first, last)))
-            maps = [on_d[planes].relative_to(first, features.shape[2]), on_h, on_w]
-            some = None if kept is None else kept[:, planes]
-            with meter.doing(Kind.HEAD):
-                bring_back(features, model.last.weight, model.last.bias, maps, mask[planes], some)
-    if kept is not None:
-        with meter.doing(Kind.HEAD):
-            for plane in range(shape[0]):
-                kept[:, plane] = softmax(np.ascontiguousarray(kept[:, plane]))
-    return BlockResult(mask, kept, network.seconds)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over axis 0, of float32 [K, ...].
-
-    In numpy, whose exponential gives a value the same bits wherever it lies in the array; torch's vectorised softmax
-    does not promise that. The sum runs over the classes in their order.
-    """
-    powers: np.ndarray = np.exp(logits - logits.max(axis=0))
-    total = powers[0].copy()
-    for power in powers[1:]:
-        total += power
-    powers /= total
-    return powers
+    return fill_mask(network, scan, card, grid, probabilities)

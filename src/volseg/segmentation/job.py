@@ -13,10 +13,10 @@ import numpy as np
 
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
-from volseg.models.bringing_back import mask_type
-from volseg.networks.description import Network
+from volseg.models.stored import ModelCard
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
+from volseg.segmentation.windows.options import WindowOptions
 from volseg.volumes.dataset import image_name
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, stem_of
@@ -55,6 +55,7 @@ class SegmentationJob:
     schedule       how the network is run; None: the fastest that fits
     scratch        folder for what does not fit into memory; None: that of the mask
     agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
+    view           by windows or the whole volume at once, and with which weights
     go_on          keep in MASK_state what was found, and go on from what an interrupted run kept there
     """
 
@@ -77,6 +78,7 @@ class SegmentationJob:
     scratch: Path | None = None
     go_on: bool = False
     agglomerate: str = "auto"
+    view: WindowOptions = field(default_factory=WindowOptions)
 
     @property
     def looks_at_image(self) -> bool:
@@ -176,7 +178,7 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
 
 
 def rehearse_outputs(
-    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, network: Network
+    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, card: ModelCard
 ) -> list[str]:
     """Try, now that the scan is known, all that can refuse the outputs once they are computed. On the root rank.
 
@@ -187,14 +189,14 @@ def rehearse_outputs(
     inputs = [file for image in scan.images for file in image.audit.inputs]
     for kind, path in outputs.items():
         check_no_input(path, kind, inputs)
-    fixes, space = scan.source.audit.fixes, scan.native
-    contents = {"mask": Content(space, mask_type(network.classes), labels=labels, fixes=fixes)}
+    fixes, space, network = scan.source.audit.fixes, scan.native, card.described
+    contents = {"mask": Content(space, card.mask_type, labels=labels, fixes=fixes)}
     contents |= {
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground
     }
     contents["probabilities"] = Content(
-        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=labels.ordered, fixes=fixes
+        space=space, dtype=np.dtype(np.float32), channels=network.classes, names=card.outputs, fixes=fixes
     )
     intended = [Intended(path, contents[kind], scan.source) for kind, path in outputs.items() if kind in contents]
     kept = {}

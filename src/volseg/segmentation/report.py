@@ -16,6 +16,7 @@ from volseg.planning.time_model import TimePlan
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
 from volseg.segmentation.statistics import LabelStatistics
+from volseg.segmentation.windows.sweep import Windows
 from volseg.volumes.audit import Audit
 
 
@@ -31,6 +32,8 @@ class SegmentationReport:
     phases   seconds by phase, and of the network by layer
     audit    of the scan
     agglomeration  which levels ran on fewer ranks
+    windows  by which the scan was gone through; None: the whole volume at once
+    folds    models whose logits were averaged
     placement, communication  where the ranks ran, and how long they waited for each other
     time     seconds of each rank by kind of work
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
@@ -57,6 +60,8 @@ class SegmentationReport:
     network_seconds: float
     network_planned: tuple[TimePlan | None, Machine | None]
     agglomeration: str = "none"
+    windows: Windows | None = None
+    folds: int = 1
     is_ct: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -64,6 +69,16 @@ class SegmentationReport:
     def planned(self) -> int:
         """Predicted peak of the busiest rank, bytes."""
         return self.choice.plan.peak
+
+
+def _window_facts(windows: Windows, shape: Triple, folds: int) -> dict[str, Any]:
+    return {
+        "size": list(windows.size),
+        "step": windows.step,
+        "count": len(windows.boxes(shape)),
+        "mirrored": list(windows.mirrored),
+        "folds": folds,
+    }
 
 
 def write_report(path: Path, report: SegmentationReport) -> None:
@@ -79,6 +94,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "ranks": len(report.peaks),
         "grid": list(report.grid),
         "agglomeration": report.agglomeration,
+        "windows": None if report.windows is None else _window_facts(report.windows, report.seen, report.folds),
         "placement": report.placement,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,

@@ -41,7 +41,8 @@ class ScanImage:
             )
         self.channels = wanted
         self._scan, self._grid = scan, grid
-        measured = any(scheme.fixed is None for scheme in card.schemes)
+        schemes = scan.rules(card.schemes)
+        measured = any(scheme.fixed is None for scheme in schemes)
         whole = Box.whole(scan.layout.shape)
         box = _around(scan.block, (width, width, width)).intersect(whole)
         self._readers = [_Reader(volume, box, kept or measured) for volume in scan.channels]
@@ -52,8 +53,8 @@ class ScanImage:
                     for _ in self._pieces(reader, reader.box):
                         pass
         pieces = [partial(self._pieces, reader, scan.inside) for reader in self._readers]
-        own = own_normalization(pieces, card.schemes, grid.communicator)
-        self._rules = [scheme.fixed or found for scheme, found in zip(card.schemes, own, strict=True)]
+        own = own_normalization(pieces, schemes, grid.communicator)
+        self._rules = [scheme.fixed or found for scheme, found in zip(schemes, own, strict=True)]
 
     def planes(self, wanted: Range, width: int) -> Tensor:
         """As `nn.fused.image.Image.planes`. What goes wrong is raised by `settled`; until then there are zeros."""

@@ -25,7 +25,8 @@ from volseg.program.kinds import Kind
 from volseg.program.schedule import LAYERS, SPILL
 from volseg.segmentation.announcing import STEPS, NetworkProgress, announce, tell_step
 from volseg.segmentation.choosing import Chosen, choose_way
-from volseg.segmentation.inference import BlockResult, segment_block
+from volseg.segmentation.filling import BlockResult
+from volseg.segmentation.inference import segment_block
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.opening import LaidOut, Opened, lay_out_over_ranks, open_job
 from volseg.segmentation.pictures import write_preview
@@ -34,6 +35,7 @@ from volseg.segmentation.report import SegmentationReport, write_report
 from volseg.segmentation.state import SegmentationState, digest_of
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
+from volseg.segmentation.windows.sweep import segment_by_windows
 from volseg.volumes.intensity import is_ct
 from volseg.volumes.mask_names import alone
 from volseg.volumes.writing import all_or_none
@@ -72,7 +74,9 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     started = time.monotonic()
     opened = open_job(job, communicator)
     with meter.doing(Kind.FILES):
-        laid = lay_out_over_ranks(opened.channels, opened.card, job.partition, job.spacing, communicator)
+        laid = lay_out_over_ranks(
+            opened.channels, opened.card, job.partition, job.spacing, communicator, opened.windows is not None
+        )
     chosen = choose_way(job, opened, laid, communicator)
     announce(job, opened.card, laid, chosen, listen)
     ran = _run(job, opened, laid, chosen, listen)
@@ -98,6 +102,13 @@ def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, li
     compiled_before = compile_seconds()
     store = ScratchStore(chosen.scratch) if schedule is SPILL else None
     tell = NetworkProgress(laid.scan, communicator, listen)
+    if opened.windows is not None:
+        if job.go_on:
+            listen(Caution("--continue: of windows nothing is kept; an interrupted run starts anew"))
+        result = segment_by_windows(
+            opened.models, laid.scan, opened.card, laid.grid, opened.windows, probabilities=job.probabilities, tell=tell
+        )  # fmt: skip
+        return Ran(result, compile_seconds() - compiled_before, None)
     state = None
     if job.go_on and schedule is not LAYERS and opened.model.network.deepest:
         state = _state(opened, laid, listen)
@@ -164,7 +175,7 @@ def _write_volumes(job: SegmentationJob, opened: Opened, laid: LaidOut, result: 
             if path is not None:
                 written.append(put(path, (mask == value).astype(np.uint8), labels=alone(labels, value)))
         if result.probabilities is not None:
-            written.append(put(outputs["probabilities"], result.probabilities, names=labels.ordered))
+            written.append(put(outputs["probabilities"], result.probabilities, names=opened.card.outputs))
 
 
 def _measure(mask: np.ndarray, image: np.ndarray | None, opened: Opened, laid: LaidOut) -> tuple[LabelStatistics, ...]:
@@ -210,6 +221,8 @@ def _report(
         network_seconds=max(communicator.gather_all(by_phase.get("network", 0.0) - ran.compiling)),
         network_planned=(_planned_time(opened, laid, chosen), chosen.machine),
         agglomeration=str(chosen.stages),
+        windows=opened.windows,
+        folds=len(opened.models),
         is_ct=is_ct(opened.card.schemes[0].name),
         warnings=chosen.strange,
     )

@@ -18,6 +18,7 @@ from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.planning.agglomeration_choice import agglomeration_for
 from volseg.segmentation.inference import BlockNetwork
 from volseg.segmentation.opening import open_scan
+from volseg.volumes.regions import labels_of, mask_type
 from volseg.volumes.scan import Scan
 
 
@@ -64,7 +65,10 @@ def verify_partition(
     assert expected_here is not None
     difference = float(np.abs(mine - expected_here).max(initial=0.0))
     largest = communicator.reduce_all(np.array([difference, float(not np.array_equal(mine, expected_here))]), "max")
-    wrong = int((mine.argmax(0) != expected_here.argmax(0)).sum()) if mine.size else 0
+    masks = [np.empty(logits.shape[1:], mask_type(len(logits), card.regions)) for logits in (mine, expected_here)]
+    for logits, mask in zip((mine, expected_here), masks, strict=True):
+        labels_of(logits, card.regions, mask)
+    wrong = int((masks[0] != masks[1]).sum())
     counts = communicator.reduce_all(np.array([wrong, mine[0].size]))
     return Verification(
         grid=grid.dims,

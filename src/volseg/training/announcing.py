@@ -49,7 +49,7 @@ def _describe(setup: Setup) -> str:
     apart = f", {described(model)}" if described(model) else ""
     lines = [
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, labels {', '.join(dataset.label_names)}",
-        f"{NAMES[model.architecture]} of {format_triple(model.widths)} channels{apart}; "
+        f"{NAMES[model.architecture]} of {format_triple(setup.model.network.widths)} channels{apart}; "
         f"{_describe_resolution(setup.finest)}, "
         f"{torch.get_num_threads()} threads each" + (f", {batch} cases a step" if batch > 1 else ""),
     ]

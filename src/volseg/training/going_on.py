@@ -15,6 +15,7 @@ from volseg.volumes.dataset import Dataset
 QUIET = {
     "training": {
         "epochs", "keep", "checkpoint_seconds", "validate_every", "checkpoint_levels",
+        "patience", "improvement",
         "accumulate",  # with --replicas it is the batch, which must be the same
     }
 }  # fmt: skip
@@ -26,6 +27,8 @@ def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: Train
     before, now = card.config.training, config.training
     for what, old, new in (
         ("labels", card.labels, dataset.labels),
+        ("regions", card.regions, dataset.regions),
+        ("the table [labels]", card.config.labels.as_table(), config.labels.as_table()),
         ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
         ("training.seed", before.seed, now.seed),
         ("training.validation", before.validation, now.validation),

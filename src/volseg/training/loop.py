@@ -14,6 +14,7 @@ from volseg.training.inputs import INPUTS, check_same_inputs, hash_inputs
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import Checkpoints, stored_checkpoints
 from volseg.training.log import read_log
+from volseg.training.patience import Patience, validations
 from volseg.training.preparing import prepare
 from volseg.training.record import Record
 from volseg.training.report import TrainingReport, gather_peaks, is_reported, make_report
@@ -21,7 +22,7 @@ from volseg.training.run_folder import check_room_of_run, open_run_folder
 from volseg.training.run_lock import RunLock
 from volseg.training.setup import Setup
 from volseg.training.step_loop import StepLoop, validate_averaged
-from volseg.training.stopping import Stopping
+from volseg.training.stopping import Reason, Stopping
 from volseg.volumes.fingerprint import write_fingerprint
 
 
@@ -50,16 +51,19 @@ def _train(
     setup = prepare(job, communicator, log.listen)
     if job.proceed:
         check_same_inputs(job.run, setup.dataset, communicator)
-    if setup.card.step >= setup.steps:
-        return _complete(job, setup, log, lock)
+    patience = setup.world.on_root(lambda: _patience(job, setup))
+    if setup.card.step >= setup.steps or patience.is_over:
+        return _complete(job, setup, log, lock, patience)
     checkpoints = _open_folder(job, setup, log, lock)
     record = Record(job, setup, log.listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
-    steps = StepLoop(job, setup, record, checkpoints, stopping, log.listen)
+    steps = StepLoop(job, setup, record, checkpoints, stopping, patience, log.listen)
     started = time.monotonic()
     communicator.meter.reset()
     stopping.begin()
     stopped = steps.run()
+    if stopped == "patience":
+        log.listen(Message(f"ends at step {steps.card.step} of {setup.steps}: {patience.reason}"))
     # Of the same time: the others wait for the root's last picture, which is no work of theirs.
     seconds = time.monotonic() - started
     communication = communication_facts(communicator, seconds)
@@ -83,13 +87,24 @@ def _open_folder(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock)
     return checkpoints
 
 
-def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) -> TrainingReport:
+def _patience(job: TrainingJob, setup: Setup) -> Patience:
+    """As the validations up to the step that the run goes on from leave it. On the root."""
+    rows = [row for row in read_log(job.run) if int(row["step"]) <= setup.card.step] if job.proceed else []
+    return Patience(setup.config.training, validations(rows))
+
+
+def _complete(
+    job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock, patience: Patience
+) -> TrainingReport:  # fmt: skip
     """No step is left; what a job that was killed after the last one has not written is written now."""
     communicator, step = setup.world, setup.card.step
     listen = log.listen
     last = communicator.on_root(lambda: _unreported_row(job.run, step))
     if last is None:
-        listen(Caution(f"nothing to do: the run has its {setup.steps} steps; give more --epochs to go on"))
+        said = f"the run has its {setup.steps} steps; give more --epochs to go on"
+        if patience.is_over and step < setup.steps:
+            said = f"the run ended at step {step}: {patience.reason}; give more --patience, or 0, to go on"
+        listen(Caution(f"nothing to do: {said}"))
         peaks = gather_peaks(communicator)
         return TrainingReport(
             run=job.run,
@@ -101,7 +116,7 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
             peaks=peaks,
             planned=setup.planned.peak,
         )
-    listen(Message(f"the run has its {setup.steps} steps, but no report of them: it is written now"))
+    listen(Message(f"the run has its last step, {step}, but no report: it is written now"))
     communicator.on_root(lambda: open_run_folder(job, setup.config, lock, step, log))
     record = Record(job, setup, listen)
     inputs = hash_inputs(setup.dataset, communicator, job.run / INPUTS)
@@ -115,7 +130,10 @@ def _complete(job: TrainingJob, setup: Setup, log: MessageLog, lock: RunLock) ->
     communication = communication_facts(communicator, seconds)
     record.finish()
     dice = record.dice_of_last_epoch()
-    return make_report(job, setup, step, seconds, communication, float(last["loss"]), dice, record.last, inputs)
+    stopped: Reason | None = "patience" if step < setup.steps else None
+    return make_report(
+        job, setup, step, seconds, communication, float(last["loss"]), dice, record.last, inputs, stopped
+    )  # fmt: skip
 
 
 def _unreported_row(run: Path, step: int) -> dict[str, str] | None:

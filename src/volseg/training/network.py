@@ -17,12 +17,14 @@ from volseg.volumes.resampling import Spacing
 def with_network(
     job: TrainingJob, config: Config, spacing: Spacing, shapes: Sequence[Triple]
 ) -> tuple[Config, str]:  # fmt: skip
-    """The configuration with the network for these cases, and why it is that; a run that goes on keeps its own.
+    """The configuration with the network for these cases, and why it is that; a run that goes on keeps its own, and one
+    that begins with a network what came with it.
 
     spacing  mm, D, H, W, at which the network sees the cases, or the median of their own
     shapes   voxels, D, H, W, of the training cases at that spacing
     """
-    return (config, "") if job.proceed else with_network_for(config, spacing, _seen(config, shapes))
+    settled = job.proceed or job.begins is not None
+    return (config, "") if settled else with_network_for(config, spacing, _seen(config, shapes))
 
 
 def _seen(config: Config, shapes: Sequence[Triple]) -> Triple:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
+from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple
+from volseg.training.beginning import Beginning
 from volseg.training.cases import Split, canonical_spaces, median_spacing, spacing_to_train_at, split_cases
 from volseg.training.job import TrainingJob
 from volseg.training.network import with_network
 from volseg.training.run_folder import check_run_folder
 from volseg.training.sides import without_mirrored_sides
+from volseg.training.starting import begin
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import space_at
@@ -26,6 +28,7 @@ class Opened:
     """A run whose data set is open and whose configuration is settled.
 
     config       with the channels and classes of the data set, and the network that suits it
+    begun        what the run begins with
     spaces       grid of every case of the data set, canonical order, by name
     spacing      mm, D, H, W, at which the network sees cases; None: their own
     median       that spacing, or where there is none, the median of the training cases' own
@@ -35,6 +38,7 @@ class Opened:
 
     dataset: Dataset
     config: Config
+    begun: Beginning
     split: Split
     spaces: Mapping[str, Space]
     spacing: Spacing | None
@@ -65,13 +69,22 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
         listen(Message(note))
     for warning in dataset.warnings:
         listen(Caution(warning))
-    model = job.config.model.for_data(len(dataset.channel_names), len(dataset.labels))
-    config, of_sides = without_mirrored_sides(dataclasses.replace(job.config, model=model), dataset.labels, job)
-    config.check()
+    if dataset.regions and job.config.training.class_weights:
+        raise ConfigError(
+            f"training.class_weights: {dataset.folder} has regions, whose loss has no weights; leave it out"
+        )
     communicator.on_root(lambda: check_run_folder(job))
+    begun = begin(job, dataset, communicator, listen)
+    config, of_sides = without_mirrored_sides(begun.config, dataset.outputs, job)
+    config.check()
     if of_sides is not None:
         listen(Caution(of_sides))
     split = split_cases(dataset, config.training)
+    if config.training.patience and not split.validation:
+        raise ConfigError(
+            f"training.patience = {config.training.patience}, but no case is held out to validate with; hold cases out "
+            "with --validation 1, or leave --patience out"
+        )
     spaces = canonical_spaces(dataset)
     own = [spaces[case.name] for case in split.training]
     spacing = spacing_to_train_at(config.data, own)
@@ -82,6 +95,7 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
         listen(Message(why_network))
     config.check()
     return Opened(
-        dataset=dataset, config=config, split=split, spaces=spaces, spacing=spacing, median=median, shapes=shapes,
+        dataset=dataset, config=config, begun=replace(begun, config=config), split=split,
+        spaces=spaces, spacing=spacing, median=median, shapes=shapes,
         why_network=why_network,
     )  # fmt: skip

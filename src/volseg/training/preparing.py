@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +12,6 @@ from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener
 from volseg.models.forecast import this_machine
 from volseg.models.stored import ModelCard
-from volseg.models.unet import UNet
 from volseg.planning.multigrid import steps_per_epoch
 from volseg.training.announcing import announce
 from volseg.training.averaging import AveragedWeights
@@ -19,7 +19,6 @@ from volseg.training.cases import check_same_split, fingerprint_of_run
 from volseg.training.checkpoint import load_checkpoint
 from volseg.training.going_on import changes, check_same_batch, check_same_run, finest_from
 from volseg.training.job import TrainingJob
-from volseg.training.keeping import newest_whole
 from volseg.training.opening import Opened, open_run
 from volseg.training.optimization import make_optimizer
 from volseg.training.resolution import Hierarchy
@@ -35,8 +34,8 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     opened = open_run(job, communicator, listen)
     setup = _built(job, opened, communicator, listen)
     said: list[str] = []
-    if job.proceed:
-        setup, said = _going_on(job, setup, listen)
+    if opened.begun.path is not None:
+        setup, said = _going_on(job, setup, opened.begun.path)
     else:
         for fault in lost_labels(opened.dataset, setup.fingerprint, opened.spacing, communicator, listen):
             listen(Caution(fault.message))
@@ -53,7 +52,7 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     """The run as it is before its first step. Collective."""
     config, dataset = opened.config, opened.dataset
     torch.manual_seed(config.training.seed)
-    model = UNet(config.model, config.training.deep_supervision)
+    model = opened.begun.module()
     machine = this_machine(model.network, communicator)
     hierarchy = Hierarchy(
         job=job, config=config, dataset=dataset, cases=opened.cases,
@@ -65,8 +64,9 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
         resolutions.append(hierarchy.coarse(level, resolutions))
     fingerprint = fingerprint_of_run(job, dataset, opened.spaces, communicator, listen)
     card = ModelCard(
-        config=config, labels=dataset.labels, schemes=fingerprint.schemes(), spacing=opened.median, step=0,
-        batch=job.batch,
+        config=config, labels=dataset.labels, schemes=opened.begun.schemes_or(fingerprint.schemes()),
+        spacing=opened.median, step=0, batch=job.batch, network=opened.begun.network, origin=opened.begun.origin,
+        regions=dataset.regions,
     )  # fmt: skip
     return Setup(
         config=config, dataset=dataset, split=opened.split, fingerprint=fingerprint, resolutions=tuple(resolutions),
@@ -76,9 +76,8 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     )  # fmt: skip
 
 
-def _going_on(job: TrainingJob, setup: Setup, listen: Listener) -> tuple[Setup, list[str]]:
-    """The run as its newest checkpoint left it, and what is done otherwise from here on, in words. Collective."""
-    path = newest_whole(job.run, setup.world, listen)
+def _going_on(job: TrainingJob, setup: Setup, path: Path) -> tuple[Setup, list[str]]:
+    """The run as a checkpoint left it, and what is done otherwise from here on, in words. Collective."""
     config = setup.config
     with setup.world.together():
         stored = load_checkpoint(path, setup.model, setup.optimizer, setup.averaged)
@@ -88,7 +87,7 @@ def _going_on(job: TrainingJob, setup: Setup, listen: Listener) -> tuple[Setup, 
         in_epoch = steps_per_epoch(len(setup.cases), job.batch)
         said = changes(stored, config, in_epoch)
         finest = finest_from(stored, config, in_epoch)
-        card = dataclasses.replace(stored, config=config, network=None, finest_from=finest)
+        card = dataclasses.replace(stored, config=config, network=setup.card.network, finest_from=finest)
     return dataclasses.replace(setup, card=card), said
 
 

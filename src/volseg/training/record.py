@@ -33,7 +33,7 @@ class Record:
     """
 
     def __init__(self, job: TrainingJob, setup: Setup, listen: Listener) -> None:
-        self._job, self._world, self._names = job, setup.world, setup.dataset.label_names[1:]
+        self._job, self._world, self._names = job, setup.world, setup.dataset.scored
         self._previews = Previews(job.run, setup.held_out[: job.previews], setup.dataset.labels, setup.world)
         self._log: TrainingLog | None = None
         self._events: EventFiles | None = None

@@ -48,7 +48,8 @@ class TrainingReport:
     validation_dice   mean foreground Dice of the held-out cases when they were last looked at; None without any
     validation_by_class  the same for each class, by label name
     validation_level  of a multigrid run, at which it was measured; 0 is the finest
-    stopped           why before the last of `all_steps`: "signal" or "max-time"; None where it was not
+    stopped           why before the last of `all_steps`: "signal", "max-time" or, with nothing left to do, "patience";
+                      None where it was not
     """
 
     run: Path
@@ -89,7 +90,7 @@ def make_report(
     if setup.machine is not None and time["steps"]:
         plan = StepForecast(setup, setup.machine).median(steps - time["steps"], steps)
     time |= planned_time_facts(plan, time["seconds_per_step"], setup.machine)
-    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.label_names)
+    by_class = {} if validation is None else _named(validation.by_class, setup.dataset.scored)
     report = TrainingReport(
         run=job.run, steps=steps, seconds=seconds, loss=loss, dice=dice,
         validation_dice=None if validation is None else validation.mean, peaks=peaks, planned=planned, waited=waited,
@@ -101,7 +102,8 @@ def make_report(
         **_facts_of_setup(job, setup),
         "steps": steps,
         "all_steps": setup.steps,
-        "stopped": stopped,
+        "stopped": None if stopped == "patience" else stopped,
+        "ended": "patience" if stopped == "patience" else None,
         "seconds": round(seconds, 3),
         "loss": loss,
         "dice": dice,
@@ -114,7 +116,7 @@ def make_report(
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
-        "network": network_facts(setup.config.model, setup.why_network),
+        "network": network_facts(setup.model.network, setup.why_network),
         "config": config_tables(setup.config),
         "versions": versions(LIBRARIES) | {"machine": f"{platform.system()} {platform.machine()}"},
         "mpi_library": communicator.library,
@@ -167,8 +169,8 @@ def _best(run: Path) -> dict[str, Any] | None:
 
 
 def _named(by_class: Sequence[float | None], names: Sequence[str]) -> dict[str, float]:
-    """By label name, where there is one; `names` with the background's."""
-    return {name: dice for name, dice in zip(names[1:], by_class, strict=True) if dice is not None}
+    """By the name of the label or region, where there is one."""
+    return {name: dice for name, dice in zip(names, by_class, strict=True) if dice is not None}
 
 
 def gather_peaks(communicator: Communicator) -> tuple[int, ...]:

@@ -156,7 +156,8 @@ class Hierarchy:
         )  # fmt: skip
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
         twin = FusedNetwork(
-            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights
+            self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights,
+            [region.values for region in self.dataset.regions],
         )  # fmt: skip
         return Resolution(
             level=level,
@@ -185,17 +186,17 @@ class Hierarchy:
 
     def _check_depth(self, level: int) -> None:
         """Raise ConfigError where a case is so small that its deepest level is one voxel, which has no statistics."""
-        model = self.config.model
+        settled = self.job.begins is not None or self.config.model.architecture == "imported"
         for case, whole, shape in zip(self.cases, self._shapes(level), self._views(level), strict=True):
             if is_too_small(self.model.network, shape):
                 by_crop = not is_too_small(self.model.network, whole)
                 what = f"--crop {format_triple(self.config.data.crop)}" if by_crop else str(case.images[0])
-                remedies = ["a larger --crop"] * by_crop + ["fewer --levels"]
+                remedies = ["a larger --crop"] * by_crop + ["larger volumes" if settled else "fewer --levels"]
                 remedies += ["fewer --multigrid levels"] * (level > 0)
                 halvings = f" after {level} halvings of --multigrid" if level else ""
                 raise ConfigError(
-                    f"{what}: {format_triple(shape)} voxels{halvings} are one voxel after {model.levels} "
-                    f"halvings; use {' or '.join(remedies)}"
+                    f"{what}: {format_triple(shape)} voxels{halvings} are one voxel after "
+                    f"{self.model.network.deepest} halvings; use {' or '.join(remedies)}"
                 )
 
 

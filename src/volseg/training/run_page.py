@@ -82,6 +82,8 @@ def _summary(report: Mapping[str, Any]) -> dict[str, str]:
         found["network"] = report["network"]["reason"]
     if report["stopped"]:
         found["stopped"] = f"before its end, by {report['stopped']}"
+    if report.get("ended"):
+        found["ended"] = f"before its last step, by {report['ended']}: validations did not improve"
     if report["command_line"]:
         found["command"] = report["command_line"]
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from volseg.config import Config
 from volseg.training.job import TrainingJob
@@ -12,7 +12,7 @@ from volseg.volumes.label_sides import sided_pairs
 MOST_PAIRS = 3  # that are named
 
 
-def without_mirrored_sides(config: Config, labels: Mapping[str, int], job: TrainingJob) -> tuple[Config, str | None]:
+def without_mirrored_sides(config: Config, labels: Iterable[str], job: TrainingJob) -> tuple[Config, str | None]:
     """The configuration with no mirroring along W where `labels` differ by side; and what to say of it, if anything.
 
     Training sees volumes in canonical order, so W is the patient's left and right whatever the files' order. Where

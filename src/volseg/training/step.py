@@ -48,9 +48,10 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
-            loss, soft = twin.loss(sample.image, sample.target, batch)
+            loss, soft = twin.loss(sample.image, sample.target, batch, setup.dataset.unknown_in(case))
         (loss / len(cases)).backward()
-        there = soft[1:][~soft[1:].isnan()]
+        soft = soft if twin.regions else soft[1:]
+        there = soft[~soft.isnan()]
         mean = float(there.sum()) / max(1, len(there))
         scores[place] = float(loss.detach()), mean, len(there) > 0, sample.voxels
     with meter.during("gradients of the weights"), meter.doing(Kind.OPTIMIZER):
@@ -86,8 +87,9 @@ def _dice_of_batch(
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
+        unknown = setup.dataset.unknown_in(case)
         with running.undone(), random_state(settings.seed, step, place):
-            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target)).numpy()
+            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target, unknown)).numpy()
     total = torch.from_numpy(replicas.across.reduce_all(overlaps).sum(0))
     return [DiceOfBatch(some, len(cases)) for some in total]
 

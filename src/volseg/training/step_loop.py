@@ -16,6 +16,7 @@ from volseg.program.kinds import Kind
 from volseg.training.job import TrainingJob
 from volseg.training.keeping import Checkpoints
 from volseg.training.optimization import batch_of, set_learning_rate
+from volseg.training.patience import Patience
 from volseg.training.record import Record
 from volseg.training.report import largest_resident
 from volseg.training.resolution import Resolution
@@ -55,6 +56,7 @@ class StepLoop:
 
     checkpoints  the root's; None elsewhere
     stopping     tells when to end early
+    patience     tells when nothing improves
 
     card  of the model after the last step that was made
     loss  of that step
@@ -62,10 +64,10 @@ class StepLoop:
 
     def __init__(
         self, job: TrainingJob, setup: Setup, record: Record, checkpoints: Checkpoints | None, stopping: Stopping,
-        listen: Listener,
+        patience: Patience, listen: Listener,
     ) -> None:  # fmt: skip
         self._job, self._setup, self._record, self._checkpoints = job, setup, record, checkpoints
-        self._stopping, self._listen = stopping, listen
+        self._stopping, self._patience, self._listen = stopping, patience, listen
         self._meter = setup.world.meter
         self._in_epoch = steps_per_epoch(len(setup.cases), setup.card.batch)
         self._before = setup.resolution(setup.card.step)
@@ -128,7 +130,11 @@ class StepLoop:
         memory = largest_resident(setup.world)
         following = setup.resolution(min(number, steps - 1))
         saving = 0.0 if checkpoints is None else checkpoints.longest
+        if made.resolution is setup.finest:  # the Dice of a coarser one is another measure
+            self._patience.see(dice)
         stop = self._stopping.after_step(saving, made.resolution.voxels, following.voxels)
+        if self._patience.is_over and number < steps:
+            stop = "patience"
         with self._meter.doing(Kind.FILES):
             self._record.step(
                 validation, step=number, epoch=made.epoch, loss=made.figures.loss, dice=made.figures.dice,
@@ -136,7 +142,7 @@ class StepLoop:
                 memory_bytes=memory, case=_names(made.batch), level=made.resolution.level,
             )  # fmt: skip
             if checkpoints is not None:
-                if made.resolution is setup.finest:  # the Dice of a coarser one is another measure
+                if made.resolution is setup.finest:
                     checkpoints.offer(setup.model, setup.averaged, self.card)
                 if checkpoints.due or stop or number == steps:
                     self._record.before_checkpoint()
@@ -162,8 +168,7 @@ def validate_averaged(setup: Setup, resolution: Resolution, record: Record) -> V
     """Of the held-out cases, with the averaged weights, where there are any. Collective."""
     with setup.averaged.in_use():
         return validate(
-            resolution.twin, resolution.blocks, setup.held_out, len(setup.dataset.labels),
-            record.looking_at(resolution.blocks),
+            resolution.twin, resolution.blocks, setup.held_out, record.looking_at(resolution.blocks)
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from volseg.distributed.communicator import Communicator
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 FINISHING = 2.0  # seconds for the report and the end of the job
 
-Reason = Literal["signal", "max-time"]
+Reason = Literal["signal", "max-time", "patience"]
 
 
 class Stopping:

@@ -17,6 +17,7 @@ from volseg.nn.losses import IGNORE, dice_from_counts
 from volseg.program.kinds import Kind
 from volseg.training.data import CaseBlocks, Sample
 from volseg.volumes.dataset import Case
+from volseg.volumes.regions import Region, labels_of
 from volseg.volumes.scan import Scan
 from volseg.volumes.volume import Volume
 
@@ -32,8 +33,8 @@ class Validation:
     multigrid run, on the grid that the network sees.
 
     mean      over the classes; None where there is no foreground at all
-    by_class  of each foreground class, by value from 1 on: the mean over the cases that have it
-    by_case   case name -> Dice of each foreground class
+    by_class  of each foreground class, by value from 1 on, or of each region: the mean over the cases that have it
+    by_case   case name -> Dice of each of them
     level     of a multigrid run, at which it was measured; 0 is the finest
 
     Means are taken as `volseg evaluate` and nnU-Net take them: a class that neither mask nor labels hold says nothing
@@ -60,7 +61,7 @@ def is_validation_due(config: TrainingConfig, steps: int, in_epoch: int) -> bool
 
 @torch.no_grad()
 def validate(
-    twin: FusedNetwork, blocks: CaseBlocks, cases: Sequence[Case], classes: int, look: Look | None = None
+    twin: FusedNetwork, blocks: CaseBlocks, cases: Sequence[Case], look: Look | None = None
 ) -> Validation:  # fmt: skip
     """Dice of the whole-volume masks of `cases`. Collective.
 
@@ -70,8 +71,9 @@ def validate(
     Each replica segments its share; means are taken in the order of the cases, whoever had them.
     """
     twin.eval()
-    meter = blocks.grid.communicator.meter
-    scores = np.zeros((2, len(cases), classes - 1))  # Dice of each case and class, and whether it has one
+    meter, regions = blocks.grid.communicator.meter, blocks.dataset.regions
+    count = Counting(len(blocks.dataset.labels), regions)
+    scores = np.zeros((2, len(cases), count.scored))  # Dice of each case and class, and whether it has one
     for place, case in blocks.replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = blocks.load(case)
@@ -81,14 +83,15 @@ def validate(
         if own is None:
             for start, logits in twin.logit_slabs(sample.image):
                 with meter.doing(Kind.HEAD):
-                    mask[:, start : start + logits.shape[2]] = logits.argmax(1)
+                    labels_of(logits[0].numpy(), regions, mask[0, start : start + logits.shape[2]].numpy())
             valid = sample.target != IGNORE
             with meter.doing(Kind.LABELS):
-                counts = _counts(mask[valid].numpy(), sample.target[valid].numpy(), classes)
+                counts = count(mask[valid].numpy(), sample.target[valid].numpy())
         else:
-            counts = _counts_on_own_grid(twin, blocks, sample, *own, mask)
+            counts = _counts_on_own_grid(twin, blocks, sample, *own, mask, count)
         counts = blocks.grid.communicator.reduce_all(counts)
-        dice = dice_from_counts(*counts)[1:]
+        dice = dice_from_counts(*counts)
+        dice[[number - count.first for number in blocks.dataset.unknown_in(case)]] = np.nan
         scores[:, place] = np.nan_to_num(dice), ~np.isnan(dice)
         if look is not None:
             look(case, sample, mask)
@@ -97,31 +100,49 @@ def validate(
         tuple(dice if there else None for dice, there in zip(*case, strict=True))
         for case in zip(scores[0].tolist(), scores[1].tolist(), strict=True)
     ]
-    by_class = tuple(_mean([row[number] for row in rows]) for number in range(classes - 1))
+    by_class = tuple(_mean([row[number] for row in rows]) for number in range(count.scored))
     by_case = {case.name: row for case, row in zip(cases, rows, strict=True)}
     return Validation(_mean(by_class), by_class, by_case, blocks.level)
 
 
-def _counts(found: np.ndarray, true: np.ndarray, classes: int) -> np.ndarray:
-    """[3, classes]: voxels of each class in a mask, in the labels, and in both."""
-    parts = (found, true, true[true == found])
-    return np.stack([np.bincount(part.reshape(-1), minlength=classes)[:classes] for part in parts])
+class Counting:
+    """Counts the voxels of what has a Dice.
+
+    labels  of the data set, the background included
+    scored  how many have a Dice: the regions, or the labels but the background
+    first   which of the network's outputs is the first of these
+    """
+
+    def __init__(self, labels: int, regions: Sequence[Region]) -> None:
+        self._labels, self.scored = labels, len(regions) or labels - 1
+        self.first = 0 if regions else 1
+        self._members = [np.isin(np.arange(labels), region.values) for region in regions]
+
+    def __call__(self, found: np.ndarray, true: np.ndarray) -> np.ndarray:
+        """[3, scored]: voxels of each in a mask, in the labels, and in both."""
+        if self._members:
+            pairs = np.bincount(true.astype(np.int64) * self._labels + found, minlength=self._labels**2)
+            square = pairs.reshape(self._labels, self._labels)
+            rows = [(square[:, m].sum(), square[m].sum(), square[np.ix_(m, m)].sum()) for m in self._members]
+            return np.array(rows).T
+        parts = (found, true, true[true == found])
+        return np.stack([np.bincount(part.reshape(-1), minlength=self._labels)[1 : self._labels] for part in parts])
 
 
 def _counts_on_own_grid(
-    twin: FusedNetwork, blocks: CaseBlocks, sample: Sample, scan: Scan, labels: Volume, mask: Tensor
+    twin: FusedNetwork, blocks: CaseBlocks, sample: Sample, scan: Scan, labels: Volume, mask: Tensor, count: Counting
 ) -> np.ndarray:
     """Of this rank's box of the mask that `segment` would write; a few planes of it exist at a time. Collective.
 
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, classes, meter = twin.twin.last, twin.network.classes, blocks.grid.communicator.meter
+    head, regions, meter = twin.twin.logits_layer, blocks.dataset.regions, blocks.grid.communicator.meter
     assert scan.back is not None
     box, shape = scan.mask_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
     sides = (shape[0] + far[0], shape[1] + far[1], shape[2] + far[2])
     on_d, on_h, on_w = maps_of_box(scan.back, box, scan.block, sides)
-    counts = np.zeros((3, classes), dtype=np.int64)
+    counts = np.zeros((3, count.scored), dtype=np.int64)
     error: Exception | None = None
     whole: np.ndarray | None = None
     if labels.whole_slices and not labels.rising_slices:  # each run of planes would cost as much as the file
@@ -130,7 +151,7 @@ def _counts_on_own_grid(
     for (first, last), features in twin.feature_slabs(sample.image, scan.layout):
         with meter.doing(Kind.HEAD):
             inside = features[:, :, : last - first, : shape[1], : shape[2]]
-            mask[0, first:last] = head(inside)[0].argmax(0)
+            labels_of(head(inside)[0].numpy(), regions, mask[0, first:last].numpy())
         start, stop = (int(n) for n in np.searchsorted(on_d.low, (first, last)))
         planes = Box((box.start[0] + start, *box.start[1:]), (box.start[0] + stop, *box.stop[1:]))
         if not planes.size or error is not None:
@@ -138,7 +159,7 @@ def _counts_on_own_grid(
         found = np.empty(planes.shape, dtype=np.uint8)
         with meter.doing(Kind.HEAD):
             maps = [on_d[start:stop].relative_to(first, features.shape[2]), on_h, on_w]
-            bring_back(features, head.weight, head.bias, maps, found)
+            bring_back(features, head.weight, head.bias, maps, found, regions=regions)
         try:
             with meter.doing(Kind.FILES):
                 stored = labels.read(planes) if whole is None else whole[planes.relative_to(box).slices]
@@ -148,7 +169,7 @@ def _counts_on_own_grid(
             continue
         with meter.doing(Kind.LABELS):
             valid = true != IGNORE
-            counts += _counts(found[valid], true[valid], classes)
+            counts += count(found[valid], true[valid])
     labels.close()
     blocks.grid.communicator.raise_together(error)
     return counts

@@ -94,7 +94,11 @@ class Orientation:
 
 def canonical(volume: Volume) -> Volume:
     """`volume` read in canonical order; itself where it already is."""
-    orientation = Orientation.of(volume.space)
+    return reordered(volume, Orientation.of(volume.space))
+
+
+def reordered(volume: Volume, orientation: Orientation) -> Volume:
+    """`volume` read in the order to which `orientation` leads from its own; itself where that is the same."""
     return volume if orientation.is_canonical else _ReorderedView(volume, orientation)
 
 
@@ -109,7 +113,7 @@ def in_order_of(volume: Volume, space: Space) -> Volume:
         axes[there.axes[axis]] = here.axes[axis]
         flips[there.axes[axis]] = here.flips[axis] != there.flips[axis]
     change = Orientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]), volume.shape)
-    return volume if change.is_canonical else _ReorderedView(volume, change)
+    return reordered(volume, change)
 
 
 class _ReorderedView(Volume):

@@ -48,6 +48,16 @@ class Normalization:
         return values * np.float32(self.std) + np.float32(self.mean)
 
 
+class NonzeroNormalization(Normalization):
+    """The same of voxels other than zero; the others stay zero."""
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """As `Normalization.apply`."""
+        out = super().apply(values)
+        out *= values != 0
+        return out
+
+
 @dataclass(frozen=True)
 class ChannelScheme:
     """How one image channel is normalised: with numbers from training, or (None) with each volume's own.
@@ -143,6 +153,28 @@ def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
     """
     mean, std = Occurring.of(_tally(pieces, communicator)).mean_and_deviation()
     return Normalization(-np.inf, np.inf, mean, std)
+
+
+def measure_by(method: Method, pieces: Pieces, communicator: Communicator) -> Normalization:
+    """How a volume is normalised by what its own voxels hold. Collective.
+
+    pieces  of this rank's voxels; those that are zero do not count for "zscore_nonzero"
+
+    Raises VolumeError where there is no voxel that counts.
+    """
+    if method == "zscore":
+        return measure_volume(pieces, communicator)
+    if method == "zscore_nonzero":
+        own = measure_volume(lambda: (piece[piece != 0] for piece in pieces()), communicator)
+        return NonzeroNormalization(**vars(own))
+    ends = np.array([np.inf, np.inf])
+    for piece in pieces():
+        if piece.size:
+            ends = np.minimum(ends, (float(piece.min()), -float(piece.max())))
+    low, high = communicator.reduce_all(ends, "min")
+    if not np.isfinite(low):
+        raise VolumeError("there is no voxel to measure; the volume is empty")
+    return Normalization(-np.inf, np.inf, float(low), max(float(-high - low), 1e-8))
 
 
 def occurring_values(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
-from volseg.volumes.intensity import ChannelScheme, Normalization, Pieces, measure_volume
+from volseg.volumes.intensity import ChannelScheme, Normalization, Pieces, measure_by
 from volseg.volumes.interpolation import AxisMap
+from volseg.volumes.reading_order import Reading
 from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
 from volseg.volumes.volume import Space, Volume
 
@@ -35,7 +36,9 @@ class Scan:
     boxes     by rank: the box of the mask, on the canonical native grid, that it computes. They tile it; some may be
               empty where the mask is coarser than what the network sees
     rank      this rank
-    back      where the voxels of the mask lie on the network's grid; None where nothing is resampled
+    back      where the voxels of the mask that the network sees lie on its grid; None where nothing is resampled
+    reading   which voxels those are, where the network sees others than the whole scan in canonical order; its
+              `channels` are normalised then, and in its own order
     """
 
     source: Volume
@@ -47,6 +50,7 @@ class Scan:
     boxes: tuple[Box, ...]
     rank: int
     back: tuple[AxisMap, AxisMap, AxisMap] | None
+    reading: Reading | None = None
 
     @property
     def native(self) -> Space:
@@ -67,6 +71,20 @@ class Scan:
     def mask_box(self) -> Box:
         """This rank's box of the mask."""
         return self.boxes[self.rank]
+
+    @property
+    def seen_box(self) -> Box:
+        """What of this rank's box of the mask the network sees: in its order, counted from the first voxel it sees."""
+        return self.mask_box if self.reading is None else self.reading.seen_box(self.mask_box)
+
+    def seen(self, array: np.ndarray) -> np.ndarray:
+        """A view of the voxels of `seen_box` in `array` [..., d, h, w] of this rank's box of the mask."""
+        return array if self.reading is None else self.reading.seen(array, self.mask_box)
+
+    def rules(self, schemes: Sequence[ChannelScheme]) -> list[ChannelScheme]:
+        """How `channels` are still to be normalised for a model of `schemes`."""
+        done = Normalization(-np.inf, np.inf, 0.0, 1.0)
+        return [replace(scheme, fixed=done) if self.reading is not None else scheme for scheme in schemes]
 
     def read(self, box: Box | None = None) -> list[np.ndarray]:
         """This rank's voxels of every channel, or those of any box of what the network sees, [d, h, w] each.
@@ -145,16 +163,25 @@ def mask_boxes(layout: Layout, shape: Triple, back: Sequence[AxisMap] | None) ->
     back  where the mask's voxels lie in the volume of `layout`. A voxel belongs to the block that holds its lower
           neighbour; that is monotone along each axis, so a rank's voxels are a box, and the boxes tile the mask
     """
+    return boxes_between(*mask_cuts(layout, shape, back))
+
+
+def mask_cuts(layout: Layout, shape: Triple, back: Sequence[AxisMap] | None) -> list[list[int]]:
+    """Of each axis of the mask, where the boxes of `mask_boxes` begin, and the end of the last."""
     if back is None:
-        return [block.intersect(Box.whole(shape)) for block in layout.blocks()]
-    cuts = []
-    for axis, blocks in zip(back, layout.boundaries, strict=True):
-        cuts.append([int(n) for n in np.searchsorted(axis.low, blocks)])
-    d, h, w = cuts
-    boxes = []
-    for z, y, x in np.ndindex(layout.dims):
-        boxes.append(Box((d[z], h[y], w[x]), (d[z + 1], h[y + 1], w[x + 1])))
-    return boxes
+        return [[min(n, side) for n in blocks] for blocks, side in zip(layout.boundaries, shape, strict=True)]
+    return [
+        [int(n) for n in np.searchsorted(axis.low, blocks)]
+        for axis, blocks in zip(back, layout.boundaries, strict=True)
+    ]
+
+
+def boxes_between(d: Sequence[int], h: Sequence[int], w: Sequence[int]) -> list[Box]:
+    """The boxes between cuts on each axis, W the fastest."""
+    return [
+        Box((d[z], h[y], w[x]), (d[z + 1], h[y + 1], w[x + 1]))
+        for z, y, x in np.ndindex(len(d) - 1, len(h) - 1, len(w) - 1)
+    ]
 
 
 def open_channels(files: Sequence[ImageFile], dicom: DicomOptions = DicomOptions()) -> tuple[Volume, ...]:  # noqa: B008
@@ -192,6 +219,6 @@ def own_normalization(
     pieces  of each channel, this rank's voxels
     """
     return [
-        None if scheme.fixed is not None else measure_volume(own, communicator)
+        None if scheme.fixed is not None else measure_by(scheme.method, own, communicator)
         for own, scheme in zip(pieces, schemes, strict=True)
     ]

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor as TorchTensor
 from torch import nn
 
 from volseg.networks.description import Convolution, Interpolation, Normalization
@@ -93,25 +92,23 @@ def normalize_backward(state: State, op: NormalizeBackward) -> None:
         return
     producer = state.twin.network.by_name[tensor.name]
     if isinstance(producer, Convolution) and producer.bias:
-        bias = _bias_gradient(node, statistics, sums[0], gradient)[: tensor.channels]
+        bias = _bias_gradient(node, gradient, sums, statistics)[: tensor.channels]
         state.enter(state.layer(producer.module), None, bias.float())
 
 
 def _bias_gradient(
-    node: Normalization, statistics: Statistics | None, before: TorchTensor, gradient: Rows
-) -> TorchTensor:  # fmt: skip
-    """This rank's part of the gradient of the bias of a convolution that one node reads, [C as stored].
+    node: Normalization, gradient: Rows, sums: torch.Tensor, statistics: Statistics | None
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of the bias that was added before a norm, or an activation alone; [C as stored] float64.
 
-    statistics  of the node; None where it has no norm
-    before      sums of the gradient before the activation
-    gradient    of the raw output
+    gradient    of the raw tensor
+    sums        [2, C] of the gradient before the activation, as `normalization_gradient` takes them
     """
     if node.norm == "none":
         keep = None if statistics is None else statistics.keep
-        return before if keep is None else before[: keep.shape[0]] * keep
-    assert statistics is not None
-    if statistics.pooling is not None and node.norm != "group":
-        return torch.zeros_like(before)  # the norm takes the bias away: the parts of all ranks together are nothing
+        return sums[0] if keep is None else sums[0, : keep.shape[0]] * keep
+    if node.norm != "group" and statistics is not None and statistics.pooling is not None:
+        return torch.zeros_like(sums[0])  # the norm takes away again what is added to a whole channel
     return bias_sums(gradient)
 
 

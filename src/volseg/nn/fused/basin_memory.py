@@ -23,7 +23,7 @@ from volseg.partition.window import Range
 from volseg.program.in_place import can_host
 from volseg.program.kinds import Kind
 from volseg.program.ops import Convolve, Pass
-from volseg.program.recompute import halo_with_passes
+from volseg.program.recompute import halo_of_own_grids, halo_with_passes
 from volseg.program.step import Place, Program
 from volseg.program.tensors import Tensor, layout_of
 
@@ -48,10 +48,8 @@ class BasinMemory:
         passes = [step.op for step in program.forward if isinstance(step.op, Pass)]
         self._halo = halo_with_passes(network, program.forward, beyond)
         sides = [self._sides(layout, work) for work, layout in zip(works, layouts, strict=False)]
-        ghosts = [
-            ghost_widths(work.grid, network.halo[level] if level in program.merges else self._halo[level])
-            for level, work in enumerate(works)
-        ]
+        halo = halo_of_own_grids(network, self._halo, program.merges)
+        ghosts = [ghost_widths(work.grid, halo[level]) for level, work in enumerate(works)]
         stored, first = [padded_channels(width) for width in network.widths], 1 if passes else 0
         self.basins: dict[int, Basin] = basins(
             sides, ghosts, stored, first, reaches=[halo[0] for halo in network.halo],

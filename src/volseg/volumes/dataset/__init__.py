@@ -7,6 +7,7 @@ from volseg.volumes.dataset.description import (
     image_name,
     read_ignored_value,
     read_label_names,
+    read_regions,
     write_dataset_json,
 )
 from volseg.volumes.dataset.layout import IMAGES, LABELS
@@ -16,6 +17,6 @@ from volseg.volumes.file_names import FILE_ENDINGS
 
 __all__ = [
     "DESCRIPTION", "FILE_ENDINGS", "IMAGES", "LABELS", "Case", "DataSource", "Dataset", "Fault", "check_labels",
-    "description_near", "image_name", "read_dataset", "read_ignored_value", "read_label_names", "reference_labels",
-    "survey_dataset", "write_dataset_json",
+    "description_near", "image_name", "read_dataset", "read_ignored_value", "read_label_names", "read_regions",
+    "reference_labels", "survey_dataset", "write_dataset_json",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from volseg.volumes.dataset.description import (
     image_name,
     parse_channel_names,
     parse_labels,
+    parse_regions,
 )
 from volseg.volumes.dataset.json_file import load_json
 from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_text, is_own_output, nested_text
@@ -30,14 +31,16 @@ from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names
 from volseg.volumes.image_file import ImageFile, channels_of_file
 
 
-def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
+def survey_described(folder: Path, gaps: bool = False) -> tuple[Dataset, list[Fault]]:
     """The cases that have all their files, by name, and what is wrong with the others.
+
+    gaps  as for `parse_labels`; there are no regions then
 
     Raises VolumeError where dataset.json is malformed, or there is no case at all.
     """
     description = load_json(folder / DESCRIPTION)
     channels = parse_channel_names(description, folder / DESCRIPTION)
-    labels = parse_labels(description, folder / DESCRIPTION)
+    labels = parse_labels(description, folder / DESCRIPTION, gaps)
     ignore = ignored_value(description, folder / DESCRIPTION)
     ending = file_ending(description, folder)
     rows = listed_files(folder, description)
@@ -59,6 +62,7 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
         cases=ordered,
         notes=tuple(notes),
         ignore=ignore,
+        regions=() if gaps else parse_regions(description, folder / DESCRIPTION),
     )
     return dataset, faults
 

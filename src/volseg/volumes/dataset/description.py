@@ -19,17 +19,20 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.files import write_text
 from volseg.volumes.dataset.json_file import load_json
+from volseg.volumes.regions import Region, value_names
 
 DESCRIPTION = "dataset.json"
 IGNORE_LABEL = "ignore"
 
 
-def read_label_names(path: str | Path) -> dict[str, int]:
+def read_label_names(path: str | Path, gaps: bool = False) -> dict[str, int]:
     """Label names -> values from a dataset.json, or from a plain JSON object such as ``{"liver": 1}``.
+
+    gaps  as for `parse_labels`
 
     Raises VolumeError where the file is missing, is not JSON, or holds no labels.
     """
-    return parse_labels(_described(Path(path)), Path(path))
+    return parse_labels(_described(Path(path)), Path(path), gaps)
 
 
 def read_ignored_value(path: str | Path) -> int | None:
@@ -42,22 +45,77 @@ def _described(path: Path) -> dict[str, Any]:
     return description if "labels" in description else {"labels": description}
 
 
-def parse_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
+def parse_labels(description: Mapping[str, Any], path: Path, gaps: bool = False) -> dict[str, int]:
     """The ``labels`` of a dataset.json as name -> value, background first. `path` is for messages.
 
     Accepts the Decathlon's ``{"0": "background", "1": "liver"}`` too. nnU-Net's ``ignore`` is no label: see
-    `ignored_value`. Raises VolumeError where there are none, where they are regions (lists of values), or leave a gap.
+    `ignored_value`. Where some are regions (see `parse_regions`), the labels are those that regions are made of.
+
+    gaps  whether values may be left out, and regions lack their order, as where all that is only the source of other
+          labels
+
+    Raises VolumeError where there are none, or they leave a gap.
     """
-    labels = _values(description, path)
-    for name in [name for name in labels if _is_ignore(name)]:
-        del labels[name]
-    if 0 not in labels.values():
-        labels["background"] = 0
+    several = _values_of_regions(description, path)
+    if not gaps:
+        parse_regions(description, path)
+    if several:
+        labels = value_names([Region(name, some, some[0]) for name, some in several.items()])
+    else:
+        labels = {name: only for name, (only, *_) in _values(description, path).items() if not _is_ignore(name)}
+        if 0 not in labels.values():
+            labels["background"] = 0
     values = sorted(labels.values())
-    if values != list(range(len(values))):
+    if not gaps and values != list(range(len(values))):
         shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
-        raise VolumeError(f"{path}: label values {shown} must run 0, 1, 2, ... without a gap or a repeat")
+        raise VolumeError(
+            f"{path}: label values {shown} must run 0, 1, 2, ... without a gap or a repeat; a table [labels] in the "
+            "configuration makes such of them, such as liver = [5, 6]"
+        )
     return dict(sorted(labels.items(), key=lambda item: item[1]))
+
+
+def parse_regions(description: Mapping[str, Any], path: Path) -> tuple[Region, ...]:
+    """The regions of a dataset.json, in the order of its labels; empty where no label is a list of several values.
+
+    nnU-Net's ``regions_class_order`` says which label a mask holds for each of them, the later over the earlier.
+    Raises VolumeError where that is missing or does not suit them, or a region holds the background.
+    """
+    values = _values_of_regions(description, path)
+    if not values:
+        return ()
+    order = description.get("regions_class_order")
+    if not isinstance(order, list) or len(order) != len(values) or any(as_whole(value) is None for value in order):
+        example = json.dumps([some[0] for some in values.values()])
+        raise VolumeError(
+            f'{path}: its labels are {len(values)} regions ({", ".join(values)}), so it needs "regions_class_order", '
+            f"the value that a mask holds for each of them, later ones over earlier ones, such as {example}"
+        )
+    known = {value for some in values.values() for value in some}
+    written = [as_whole(value) or 0 for value in order]
+    for name, some in values.items():
+        if min(some) < 1:
+            raise VolumeError(
+                f"{path}: region {name!r} {list(some)} holds {min(some)}; 0 is the background: take it out"
+            )
+    strange = sorted(set(written) - known)
+    if strange:
+        raise VolumeError(
+            f'{path}: "regions_class_order" holds {strange[0]}, which is no value of a region; they are '
+            f"{', '.join(map(str, sorted(known)))}"
+        )
+    return tuple(Region(name, some, value) for (name, some), value in zip(values.items(), written, strict=True))
+
+
+def _values_of_regions(description: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """The values in each region, by name; none where no label is a list of several values."""
+    values = {name: some for name, some in _values(description, path).items() if not _is_ignore(name) and some != (0,)}
+    return values if any(len(some) > 1 for some in values.values()) else {}
+
+
+def read_regions(path: str | Path) -> tuple[Region, ...]:
+    """The regions in such a file as `read_label_names` takes; see `parse_regions`."""
+    return parse_regions(_described(Path(path)), Path(path))
 
 
 def ignored_value(description: Mapping[str, Any], path: Path) -> int | None:
@@ -66,8 +124,8 @@ def ignored_value(description: Mapping[str, Any], path: Path) -> int | None:
     Raises VolumeError where it is not above all others, as nnU-Net asks.
     """
     values = _values(description, path)
-    ignored = [value for name, value in values.items() if _is_ignore(name)]
-    others = [value for name, value in values.items() if not _is_ignore(name)]
+    ignored = [value for name, some in values.items() if _is_ignore(name) for value in some]
+    others = [value for name, some in values.items() if not _is_ignore(name) for value in some]
     if not ignored:
         return None
     if len(ignored) > 1 or ignored[0] <= max(others, default=0):
@@ -82,8 +140,8 @@ def _is_ignore(name: str) -> bool:
     return name.lower() == IGNORE_LABEL
 
 
-def _values(description: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """All labels as name -> value, ``ignore`` too."""
+def _values(description: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """All labels as name -> values, ``ignore`` too; a region has several."""
     written = description.get("labels")
     if not isinstance(written, dict) or not written:
         raise VolumeError(f'{path}: no "labels"; give them as {{"background": 0, "liver": 1}}')
@@ -92,19 +150,15 @@ def _values(description: Mapping[str, Any], path: Path) -> dict[str, int]:
         if twice:
             raise VolumeError(f"{path}: two labels are called {twice[0]!r}; give each a name of its own")
         written = {name: int(value) for value, name in written.items()}
-    return {str(name): _value(str(name), value, path) for name, value in written.items()}
+    return {str(name): _values_of(str(name), value, path) for name, value in written.items()}
 
 
-def _value(name: str, value: Any, path: Path) -> int:
-    if isinstance(value, list):
-        raise VolumeError(
-            f"{path}: label {name!r} is a region {value}; volseg learns one label a voxel: name each value by itself, "
-            'such as {"edema": 1, "core": 2}, and unite the masks of a region afterwards'
-        )
-    number = as_whole(value)
-    if number is None:
-        raise VolumeError(f"{path}: label {name!r} has the value {value!r}; give a whole number")
-    return number
+def _values_of(name: str, value: Any, path: Path) -> tuple[int, ...]:
+    numbers = [as_whole(one) for one in (value if isinstance(value, list) else [value])]
+    whole = [number for number in numbers if number is not None]
+    if not whole or len(whole) < len(numbers):
+        raise VolumeError(f"{path}: label {name!r} has the value {value!r}; give a whole number, or a list of such")
+    return tuple(dict.fromkeys(whole))
 
 
 def as_whole(value: Any) -> int | None:

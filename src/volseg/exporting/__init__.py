@@ -1,0 +1,1 @@
+"""Run folders made into what other tools open."""

@@ -1,0 +1,1 @@
+"""Models of other tools made into run folders, and run folders into theirs."""

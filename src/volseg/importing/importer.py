@@ -1,0 +1,65 @@
+"""``volseg import``: a model of another tool becomes a run folder, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from volseg.distributed.communicator import Communicator
+from volseg.errors import ConfigError
+from volseg.events import Caution, Listener
+from volseg.files import making_folder
+from volseg.importing.job import Imported, ImportJob
+from volseg.importing.nnunet import import_nnunet
+from volseg.importing.nnunet_folder import is_nnunet
+from volseg.importing.run_folder import check_run_folder, write_description
+from volseg.importing.sources import opened
+from volseg.networks.coverage import why_not_covered
+
+
+def import_model(job: ImportJob, communicator: Communicator, listen: Listener) -> Imported:
+    """Make the run folder. Collective; the root does it.
+
+    Raises VolsegError where the source is no model that can be imported, or the folder cannot be written.
+    """
+    imported = communicator.on_root(lambda: _import(job))
+    for note in imported.notes:
+        listen(Caution(note))
+    return imported
+
+
+def _import(job: ImportJob) -> Imported:
+    check_run_folder(job.run, job.overwrite)
+    with opened(job.source) as source, making_folder(job.run) as folder:
+        if not is_nnunet(source.names):
+            raise ConfigError(f"{job.source}: no model that is known: no plans.json of nnU-Net in it")
+        imported = import_nnunet(source, job, folder)
+        facts = {**_facts(imported), **imported.facts}
+        write_description(folder, imported.card, facts)
+    return dataclasses.replace(imported, facts=facts, notes=(*imported.notes, *_notes(imported)))
+
+
+def _facts(imported: Imported) -> dict[str, Any]:
+    """What all models have, as plain values."""
+    card, network, origin = imported.card, imported.card.described, imported.card.origin
+    assert origin is not None, "an imported model has an origin"
+    return {
+        "source": origin.source,
+        "tool": origin.tool,
+        "channels": [scheme.name for scheme in card.schemes],
+        "labels": card.labels,
+        "regions": [region.as_json() for region in card.regions],
+        "parameters": network.parameters(),
+        "window": None if origin.window is None else list(origin.window),
+        "spacing_mm": list(card.spacing),
+        "mirrored_axes": list(origin.mirrored),
+        "transpose": list(origin.transpose),
+    }
+
+
+def _notes(imported: Imported) -> list[str]:
+    """What the network costs where the fused kernels do not cover it."""
+    why = why_not_covered(imported.card.described)
+    if not why:
+        return []
+    return [f"the network runs layer by layer, at torch's own speed and memory: {why}"]

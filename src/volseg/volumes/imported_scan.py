@@ -1,0 +1,282 @@
+"""A scan as an imported network sees it: in its tool's order, cropped, normalised and then resampled, as nnU-Net does.
+
+nnU-Net normalises the voxels of the scan itself and resamples what comes of it; it sees the box that holds the voxels
+other than zero, and calls all else background (Isensee et al., Nature Methods 2021; its `DefaultPreprocessor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import VolumeError
+from volseg.geometry import Box, PerAxis, Triple, format_triple
+from volseg.partition.layout import padded_shape
+from volseg.volumes.canonical import Orientation, canonical, reordered
+from volseg.volumes.checks import check_finite
+from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, slice_axis
+from volseg.volumes.intensity import ChannelScheme, Normalization, measure_by
+from volseg.volumes.interpolation import AxisMap
+from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
+from volseg.volumes.resampling import Spacing, axis_maps, resampled, resampled_space
+from volseg.volumes.scan import Scan, boxes_between, mask_cuts
+from volseg.volumes.volume import Space, Volume
+
+_PLANES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a tool reads a scan (`models.origin.Origin`).
+
+    stored     in the order of the file; else the canonical one
+    transpose  the network's axis n runs along axis ``transpose[n]`` of that order
+    crop       the box that holds the voxels other than zero alone
+    cubic      images are resampled by cubic splines; else linearly
+    """
+
+    stored: bool
+    transpose: Triple
+    crop: bool
+    cubic: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedView:
+    """A scan as an imported network sees it, not yet laid over a grid.
+
+    images    as files have them, in canonical order
+    channels  normalised, on the network's grid
+    """
+
+    source: Volume
+    images: tuple[Volume, ...]
+    channels: tuple[Volume, ...]
+    reading: Reading
+    back: tuple[AxisMap, AxisMap, AxisMap] | None
+
+
+def view_as_imported(
+    files: Sequence[Volume], manner: Manner, spacing: Spacing | None, schemes: Sequence[ChannelScheme],
+    communicator: Communicator,
+) -> ImportedView:  # fmt: skip
+    """What an imported network sees of a scan. Collective: ranks share what has to be read of it for that.
+
+    files    the channels as files have them
+    spacing  mm along the network's axes at which it is to see them; None: their own
+    schemes  of the channels
+
+    Raises VolumeError, on all ranks, where the files cannot be read or hold nothing to be normalised by.
+    """
+    if len(files) != len(schemes):
+        raise VolumeError(
+            f"{files[0].path}: {len(files)} image channel(s), but the model was trained with {len(schemes)} "
+            f"({', '.join(scheme.name for scheme in schemes)}); name the first of files CASE_0000, CASE_0001, ..."
+        )
+    order = order_of(files[0].space, manner.stored, manner.transpose)
+    share = _Share(files, communicator)
+    crop = share.nonzero_box() if manner.crop else Box.whole(files[0].shape)
+    seen = order.box_to_canonical(crop)
+    space = cropped_space(order.canonical_space(files[0].space), seen)
+    sides = stored_sides(files[0])
+    own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
+    target = space.shape if spacing is None else resized_shape(space.shape, own, spacing)
+    axis = None if spacing is None else slice_axis(own, spacing)
+    views, back = [], None
+    for number, scheme in enumerate(schemes):
+        rule = scheme.fixed or share.measure(number, crop, scheme)
+        masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
+        others = [reordered(file, order) for file in files] if masked else []
+        view: Volume = _NormalizedView(reordered(files[number], order), seen, space, rule, others)
+        if manner.cubic and target != space.shape:
+            limits = share.limits(number, crop, rule, order, axis, masked)
+            view = resized(view, target, axis, limits)
+        elif not manner.cubic and target != space.shape and spacing is not None:
+            view = resampled(view, resampled_space(space, spacing), "linear")
+        views.append(view)
+    if target != space.shape:
+        there = slice_axis(spacing or own, own)
+        back = maps_between(target, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
+    reading = Reading(from_canonical_order(files[0].space, order), seen)
+    images = tuple(canonical(file) for file in files)
+    return ImportedView(source=files[0], images=images, channels=tuple(views), reading=reading, back=back)
+
+
+def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -> Scan:
+    """Lay a scan over `grid`, padded up to a multiple of `multiple`, as `volumes.scan.lay_out` does.
+
+    Raises PartitionError where the grid has more ranks than the volume can hold.
+    """
+    crop, order = view.reading.crop, view.reading.order
+    layout = grid.layout(padded_shape(view.channels[0].shape, multiple), multiple)
+    block = grid.block(layout)
+    cuts = []
+    for axis, own in enumerate(mask_cuts(layout, crop.shape, view.back)):
+        moved = [n + crop.start[axis] for n in own]
+        # What lies before and behind the crop belongs to the outermost ranks: their boxes tile the whole mask.
+        cuts.append([0, *moved[1:-1], order.canonical_shape[axis]])
+    boxes = [order.box_from_canonical(box) for box in boxes_between(*cuts)]
+    return Scan(
+        source=view.source,
+        images=view.images,
+        channels=view.channels,
+        layout=layout,
+        block=block,
+        inside=block.intersect(Box.whole(view.channels[0].shape)),
+        boxes=tuple(boxes),
+        rank=grid.communicator.rank,
+        back=view.back,
+        reading=view.reading,
+    )
+
+
+def stored_sides(volume: Volume) -> Spacing:
+    """Voxel sides in mm along a volume's own D, H, W, as its header stores them.
+
+    Where a side of another shape lies halfway between two numbers of voxels, the last bit of a voxel's side decides:
+    SimpleITK, and so nnU-Net, reads a NIfTI header's `pixdim`, not the lengths of its affine's columns.
+    """
+    sides = volume.space.spacing
+    if volume.forms is None:
+        return sides
+    w, h, d = volume.forms.pixdim[1:4]
+    return (d, h, w) if np.allclose((d, h, w), sides, rtol=1e-4, atol=0) else sides
+
+
+def cropped_space(space: Space, box: Box) -> Space:
+    """The grid of the voxels of `box` alone."""
+    if box == Box.whole(space.shape):
+        return space
+    moved = np.eye(4)
+    moved[:3, 3] = box.start[::-1]
+    return Space(box.shape, np.asarray(space.affine, dtype=np.float64) @ moved)
+
+
+class _NormalizedView(Volume):
+    """The voxels of a box of a volume, normalised, float32.
+
+    others  channels of which one at least is other than zero where a voxel is normalised; elsewhere it is 0
+    """
+
+    def __init__(self, volume: Volume, crop: Box, space: Space, rule: Normalization, others: Sequence[Volume]) -> None:
+        self.path, self.format, self.dtype = volume.path, volume.format, np.dtype(np.float32)
+        self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
+        self.space, self.audit = space, volume.audit
+        if space.shape != volume.shape:
+            what = f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
+            self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
+        self._volume, self._first, self._rule, self._others = volume, crop.start, rule, others
+
+    def close(self) -> None:
+        self._volume.close()
+        for other in self._others:
+            other.close()
+
+    def read(self, box: Box) -> np.ndarray:
+        there = box.shift(self._first)
+        values = self._volume.read(there)
+        check_finite(values, there, self.path)
+        out = self._rule.apply(values)
+        if self._others:
+            out *= _any_nonzero(volume.read(there) for volume in self._others)
+        return out
+
+
+def _any_nonzero(channels: Iterable[np.ndarray]) -> np.ndarray:
+    """Where one of the channels, [d, h, w] each, is other than zero."""
+    there: np.ndarray = np.logical_or.reduce([values != 0 for values in channels])
+    return there
+
+
+class _Share:
+    """The file's own slices that this rank looks at, so that all ranks together look at each voxel once."""
+
+    def __init__(self, files: Sequence[Volume], communicator: Communicator) -> None:
+        self._files, self._communicator = files, communicator
+
+    def nonzero_box(self) -> Box:
+        """The smallest box, in the file's order, that holds all voxels other than zero; the whole where all are zero.
+
+        Collective, as the others.
+        """
+        shape = self._files[0].shape
+        ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
+        with self._communicator.together():
+            for box in self._boxes(Box.whole(shape)):
+                there = _any_nonzero(self._read(file, box) for file in self._files)
+                for axis in range(3):
+                    others = tuple(n for n in range(3) if n != axis)
+                    (hits,) = np.nonzero(there.any(axis=others))
+                    if hits.size:
+                        ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
+                        ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
+        low = self._communicator.reduce_all(ends[0], "min")
+        high = self._communicator.reduce_all(ends[1], "max")
+        if (high <= low).any():
+            return Box.whole(shape)
+        (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
+        return Box((d, h, w), (e, f, g))
+
+    def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
+        """How channel `number` is normalised by its own voxels in `crop`."""
+        masked = scheme.method == "zscore_nonzero"
+        errors: list[Exception] = []
+
+        def pieces() -> Iterator[np.ndarray]:
+            try:
+                for values, inside, _ in self._pieces(number, crop, masked):
+                    yield values[inside] if masked else values
+            except Exception as error:  # raised below, so that no rank waits for this one
+                errors.append(error)
+
+        try:
+            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator)
+        except VolumeError as error:  # on all ranks: nothing was read on any
+            errors.append(error)
+        self._communicator.raise_together(errors[0] if errors else None)
+        return rule
+
+    def limits(
+        self, number: int, crop: Box, rule: Normalization, order: Orientation, axis: int | None, masked: bool
+    ) -> Range:
+        """Range of the normalised voxels of a channel: of the whole crop, or of each slice across the network's `axis`.
+
+        masked  voxels that are zero in all channels are 0, not normalised
+        """
+        own = 0 if axis is None else order.axes[axis]
+        low, high = (np.full(crop.shape[own], end, np.float64) for end in (np.inf, -np.inf))
+        with self._communicator.together():
+            for values, inside, box in self._pieces(number, crop, masked):
+                normal = rule.apply(values) * inside if masked else rule.apply(values)
+                others = tuple(n for n in range(3) if n != own)
+                planes = box.relative_to(crop).slices[own]
+                low[planes] = np.minimum(low[planes], normal.min(axis=others))
+                high[planes] = np.maximum(high[planes], normal.max(axis=others))
+        low = self._communicator.reduce_all(low, "min").astype(np.float32)
+        high = self._communicator.reduce_all(high, "max").astype(np.float32)
+        if axis is None:
+            return Range(low.min(keepdims=True), high.max(keepdims=True))
+        return Range(low[::-1], high[::-1], axis) if order.flips[axis] else Range(low, high, axis)
+
+    def _pieces(self, number: int, crop: Box, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Box]]:
+        """Voxels of a channel, where one channel at least is other than zero if that matters, and their box."""
+        for box in self._boxes(crop):
+            values = self._read(self._files[number], box)
+            inside = _any_nonzero(self._read(file, box) for file in self._files) if masked else values
+            yield values, inside, box
+
+    def _boxes(self, crop: Box) -> Iterator[Box]:
+        """This rank's part of `crop`, some slices at a time."""
+        size, rank = self._communicator.size, self._communicator.rank
+        first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
+        for start in range(first, last, _PLANES):
+            yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
+
+    def _read(self, file: Volume, box: Box) -> np.ndarray:
+        values = file.read(box)
+        check_finite(values, box, file.path)
+        return values
