@@ -82,7 +82,7 @@ def _same_weights_on_every_rank() -> None:
 
 
 def volume(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn((1, 2, *SIDES), generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return torch.randn((1, 2, *SIDES), generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 def test_a_module_loads_into_its_description_and_gives_the_same() -> None:
@@ -157,7 +157,6 @@ EXACT = {
     "prelu of one": (lambda net, x: net.middle(x), nn.PReLU()),
     "parameter": (lambda net, x: x * net.scale + net.scale, None),
     "numbers": (lambda net, x: 1 - (2 * x - 3) / 4, None),
-    "constant for each channel": (lambda net, x: x * torch.arange(8.0).view(1, 8, 1, 1, 1), None),
     "gate of one channel": (lambda net, x: x * torch.sigmoid(net.middle(x)), nn.Conv3d(8, 1, 1)),
     "squeeze and excitation": (lambda net, x: net.middle(x), SqueezeExcitation()),
     "mean over space": (lambda net, x: x - x.mean((2, 3, 4), keepdim=True), None),
@@ -189,7 +188,6 @@ EXACT = {
     "norm behind an activation": (lambda net, x: net.middle(x.relu()), nn.GroupNorm(2, 8)),
     "dropout": (lambda net, x: net.middle(x), nn.Dropout(0.3)),
     "in place": (lambda net, x: (x + 1).mul_(2).relu_().add_(x), None),
-    "padding where sides are odd": (lambda net, x: F.pad(x, (0, x.shape[4] % 2)), None),
 }
 
 
@@ -219,7 +217,7 @@ REFUSED = {
     "random": (lambda net, x: x + torch.randn_like(x), r"randn_like\(\)"),
     "circular": (lambda net, x: F.pad(x, (1, 1, 1, 1, 1, 1), mode="circular"), r"pad\(\)"),
     "fixed size": (lambda net, x: F.adaptive_avg_pool3d(x, 2), r"adaptive_avg_pool3d\(\) pools to a fixed size"),
-    "weight that is computed": (lambda net, x: F.conv3d(x, net.final.weight * 2), "a tensor that is computed"),
+    "weight that is computed": (lambda net, x: F.conv3d(x, net.scale.expand(8, 8, 1, 1, 1) * 2), r"\(\)"),
 }
 
 

@@ -69,7 +69,7 @@ class DescribedModule(nn.Module):
 
     def _place_others(self) -> None:
         """Layers without a path, which have no weights."""
-        others = {node.name: node for node in self.network.nodes if not _path(node) and _is_run_by_a_layer(node)}
+        others = {node.name: node for node in self.network.nodes if _is_run_by_another_layer(node)}
         if others:
             self.add_module(_OTHERS, nn.ModuleList(layer_of(self.network, node) for node in others.values()))
         self._others = {name: n for n, name in enumerate(others)}
@@ -144,8 +144,9 @@ def _path(node: Node) -> str:
     return str(getattr(node, "module", ""))
 
 
-def _is_run_by_a_layer(node: Node) -> bool:
-    return not isinstance(node, (Addition, Normalization))
+def _is_run_by_another_layer(node: Node) -> bool:
+    """Whether its layer has no weights of its own, and so no path."""
+    return isinstance(node, Scaling) or not (_path(node) or isinstance(node, (Addition, Normalization)))
 
 
 def _order(network: Network, path: str) -> tuple[int, list[tuple[int, str]]]:

@@ -114,6 +114,16 @@ def _join(function: JoinKind, walk: Walk, call: Call) -> Result:
     return walk.add(joined, call.shape, everywhere=everywhere)
 
 
+def _subtracted_from(walk: Walk, call: Call) -> Value:
+    """A number minus a tensor."""
+    x, number = walk.value(call), call.arguments["other"]
+    if not isinstance(number, (int, float)) or call.arguments["alpha"] != 1:
+        raise call.refuse("subtracts from what is no number")
+    name, read = _name(call, "subtract"), (walk.single(call, x),)
+    node = Scaling(name, read, -1, x.channels, "subtract", (float(number),), reversed=True)
+    return walk.add(node, call.shape, everywhere=x.everywhere)
+
+
 def _scaled(function: JoinKind, walk: Walk, call: Call, argument: str, constant: str) -> Result:
     """A tensor joined with a number, a constant or a parameter of one value or of one a channel."""
     x, given, reversed_ = walk.value(call, argument), walk.constant(call, constant), constant == "self"
@@ -285,6 +295,7 @@ ARITHMETIC: dict[str, Handler] = {
     **_functions("abs", "exp", "hardsigmoid", "hardswish", "log", "mish", "neg", "reciprocal", "selu", "sqrt", "tanh"),
     **dict.fromkeys(_IDENTITIES, _identity),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "expand"), _reshaped),
+    "rsub": _subtracted_from,
     "prelu": _prelu,
     "elu": _elu,
     "celu": partial(_of_numbers, "celu", ("alpha",)),
