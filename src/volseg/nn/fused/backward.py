@@ -7,7 +7,6 @@ from math import prod
 from typing import Any, cast
 
 import torch
-from torch import Tensor as TorchTensor
 from torch import nn
 
 from volseg.networks.description import Convolution, Interpolation, Normalization
