@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,7 +55,8 @@ def generate(
 
 def check(
     dataset: str | Path = "ellipsoids", *, labels: str | Path | None = None, label_names: str | Path | None = None,
-    channels: tuple[str, ...] = (), allow_empty: bool = False, communicator: Communicator | None = None,
+    channels: tuple[str, ...] = (), label_map: Sequence[str] = (), allow_empty: bool = False,
+    communicator: Communicator | None = None,
     listen: Listener = ignore,
 ) -> CheckReport:  # fmt: skip
     """Verify every case of a data set: files, grids, labels, values. Collective; the ranks share the cases.
@@ -63,16 +65,19 @@ def check(
     labels       of one scan: the file of its labels, or a folder of one mask a structure; of a folder of .zarr:
                  the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    label_map    which values make which label: a file or run with [labels], or "liver=5,6" for each label
     allow_empty  cases whose labels are background alone are no fault
 
     What is wrong stands in the report; raises VolumeError where there is no data set at all.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.volumes.dataset import DataSource
         from volseg.volumes.dataset.check import check_dataset
 
         names = None if label_names is None else Path(label_names)
-        source = DataSource(Path(dataset), None if labels is None else str(labels), names, channels)
+        file = None if labels is None else str(labels)
+        source = DataSource(Path(dataset), file, names, channels, read_label_map(label_map))
         return check_dataset(source, every, heard, allow_empty=allow_empty)
 
 

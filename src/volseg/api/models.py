@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from volseg.segmentation.comparison import Evaluation
     from volseg.segmentation.report import SegmentationReport
     from volseg.segmentation.verification import Verification
+    from volseg.training.job import NetworkSource
     from volseg.training.report import TrainingReport
 
 
@@ -26,11 +29,14 @@ DATASET = "ellipsoids"
 
 def train(
     dataset: str | Path | None = None, run: str | Path = "volseg-run", *, labels: str | Path | None = None,
-    label_names: str | Path | None = None, channels: tuple[str, ...] = (), config: Config | str | Path | None = None,
+    label_names: str | Path | None = None, channels: tuple[str, ...] = (), label_map: Sequence[str] = (),
+    config: Config | str | Path | None = None,
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
-    begin_from: str | Path | None = None, communicator: Communicator | None = None, listen: Listener = ignore,
+    begin_from: str | Path | None = None, network: str | None = None, network_args: str | None = None,
+    plans: str | Path | None = None, configuration: str | None = None,
+    communicator: Communicator | None = None, listen: Listener = ignore,
     command: str | None = None, **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
@@ -39,6 +45,8 @@ def train(
                  its labels, label_names and channels
     labels       of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names, channels  without dataset.json: a JSON file with names and values, and names of the image channels
+    label_map    which values make which label, in place of the configuration's [labels]: a file or run with such a
+                 table, or "liver=5,6" for each label
     run          folder for weights, log, pictures and reports
     config       a `volseg.config.Config`, or a TOML file; where training goes on, a file overrides the run's own, and
                  None is that
@@ -50,6 +58,9 @@ def train(
     begin_from   run folder, weights file or checkpoint: a new run begins with its network and weights (--from), sees
                  volumes at its spacing and normalised as it saw them; weights of classes and channels of the same name
                  are kept
+    network      "FILE.py:name", a function or class of a file, which is run, that gives a torch module, or a class of
+                 monai.networks.nets; with network_args as TOML ("act = 'relu'", or a file)
+    plans        nnU-Net's plans.json: network, spacing and normalisation of `configuration` (None: 3d_fullres)
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
@@ -61,16 +72,20 @@ def train(
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
-        begins = _path(begin_from)
+        begins = _source(_path(begin_from), network, network_args, _path(plans), configuration)
         _check_beginning(begins, proceed, settings)
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
             dataset, labels, label_names, channels = _own_data(Path(run), labels, label_names, channels)
+        settled = overridden(before, settings)
+        if label_map:
+            settled = dataclasses.replace(settled, labels=read_label_map(label_map))
         job = TrainingJob(
-            dataset=Path(dataset or DATASET), run=Path(run), config=overridden(before, settings), partition=partition,
+            dataset=Path(dataset or DATASET), run=Path(run), config=settled, partition=partition,
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
@@ -79,16 +94,38 @@ def train(
         return run_training(job, every, heard)
 
 
-def _check_beginning(begins: Path | None, proceed: bool, settings: Settings) -> None:
+def _source(
+    run: Path | None, network: str | None, network_args: str | None, plans: Path | None, configuration: str | None
+) -> NetworkSource | None:
+    """Where the network comes from. Raises ConfigError where that is said twice, or not at all."""
+    from volseg.training.job import NetworkSource
+
+    named = [option for option, value in (("--from", run), ("--network", network), ("--plans", plans)) if value]
+    if len(named) > 1:
+        raise ConfigError(f"{named[0]} and {named[1]}: both say which network to train; leave out either")
+    for option, value, of in (
+        ("--network-args", network_args, "--network"),
+        ("--configuration", configuration, "--plans"),
+    ):
+        if value is not None and of not in named:
+            raise ConfigError(f"{option} {value}: goes with {of}; give that, or leave it out")
+    if not named:
+        return None
+    return NetworkSource(
+        run=run, module=network, arguments=network_args, plans=plans, configuration=configuration
+    )  # fmt: skip
+
+
+def _check_beginning(begins: NetworkSource | None, proceed: bool, settings: Settings) -> None:
     """Raise ConfigError where a run would begin with a network and be asked for another one."""
     if begins is None:
         return
     if proceed:
-        raise ConfigError(f"--from {begins}: --continue goes on with the run's own network; leave out either")
+        raise ConfigError(f"{begins}: --continue goes on with the run's own network; leave out either")
     asked = [name for name in OF_THE_NETWORK if settings.get(name) is not None]
     if asked:
         option = f"--{asked[0].replace('_', '-')} {settings.get(asked[0])}"
-        raise ConfigError(f"{option}: the network of {begins} is what it is; leave it out, or --from")
+        raise ConfigError(f"{option}: the network of {begins} is what it is; leave out either")
 
 
 def _seconds(max_time: float | str | None) -> float | None:
@@ -192,19 +229,21 @@ def segment(
 
 def evaluate(
     prediction: str | Path, reference: str | Path, *, labels: str | Path | None = None,
-    output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
+    label_map: Sequence[str] = (), output: str | Path | None = None, partial: bool = False, overwrite: bool = False,
     communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> Evaluation:  # fmt: skip
     """Compare masks with reference masks on the same grid: Dice, IoU and volumes for each label. Collective.
 
     prediction, reference  a mask each, or folders of masks, which are paired by name
     labels   label names: a dataset.json, or JSON such as {"liver": 1}; None: the labels found
+    label_map  what the references' values become: a file or run with [labels], or "liver=5,6" for each label
     output   also nnU-Net's summary.json here
     partial  allow references that have no prediction
 
     Raises VolumeError where masks cannot be paired or compared.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.config import read_label_map
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as compare
 
@@ -215,6 +254,7 @@ def evaluate(
             output=_path(output),
             partial=partial,
             overwrite=overwrite,
+            label_map=read_label_map(label_map),
         )
         return compare(job, every, heard)
 

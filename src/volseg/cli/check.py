@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Channels, DatasetPath, Debug, JsonOutput, LabelNames, Labels, NoProgress, Quiet
+from volseg.cli.options import Channels, DatasetPath, Debug, JsonOutput, LabelMap, LabelNames, Labels, NoProgress, Quiet
 
 if TYPE_CHECKING:
     from volseg.volumes.dataset import Fault
@@ -23,6 +23,7 @@ def check(
     labels: Labels = None,
     label_names: LabelNames = None,
     channels: Channels = None,
+    label_map: LabelMap = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Cases whose labels are background alone are no fault.")
     ] = False,
@@ -42,8 +43,8 @@ def check(
         from volseg.sizes import parse_names
 
         report = check_set(
-            dataset, labels=labels, label_names=label_names, channels=parse_names(channels), allow_empty=allow_empty,
-            communicator=work.communicator, listen=work.listen,
+            dataset, labels=labels, label_names=label_names, channels=parse_names(channels), label_map=label_map or (),
+            allow_empty=allow_empty, communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
         if json_output:
             work.print(dumps(report.as_json(), indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, JsonOutput, NoProgress, Overwrite, Quiet
+from volseg.cli.options import Debug, JsonOutput, LabelMap, NoProgress, Overwrite, Quiet
 
 if TYPE_CHECKING:
     from volseg.segmentation.evaluation import CaseResult, Scored
@@ -27,6 +27,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Also write nnU-Net's summary.json here.")
     ] = None,
     partial: Annotated[bool, typer.Option("--partial", help="Allow references that have no prediction.")] = False,
+    label_map: LabelMap = None,
     json_output: JsonOutput = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -38,6 +39,7 @@ def evaluate(
     In folders masks are paired by name. Cases are shared out over ranks, where there are several.
     """
     with job(quiet, no_progress, debug) as work:
+        from volseg.config import read_label_map
         from volseg.segmentation.comparison import EvaluationJob
         from volseg.segmentation.comparison import evaluate as evaluate_masks
         from volseg.segmentation.evaluation import summary_text
@@ -49,6 +51,7 @@ def evaluate(
             output=output,
             partial=partial,
             overwrite=overwrite,
+            label_map=read_label_map(label_map or ()),
         )
         found = evaluate_masks(asked, work.communicator, work.listen)
         show = work.print if output is None else work.tell

@@ -67,6 +67,14 @@ LabelNames = Annotated[
         show_default=False,
     ),
 ]
+LabelMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Which values of the label files make which label: a JSON file, a TOML file or run with [labels], or "
+        "NAME=5,6 once for each; the rest is background.",
+        show_default=False,
+    ),
+]
 Channels = Annotated[
     str | None,
     typer.Option(help="Without dataset.json: names of the image channels, such as CT or T1,T2.  [default: CT]"),

@@ -30,11 +30,17 @@ def documented_config(recipe: str = "default") -> str:
             changed = f" (default: {_toml(default)})" if value != default else ""
             lines.append("\n" + _comment(known[key] + changed) + f"\n{key} = {_toml(value)}")
         parts.append("\n".join(lines))
+    parts.append(_comment(_LABELS) + "\n# [labels]\n# liver = [5, 6]\n# tumour = 7\n# ignore = 9")
     return "\n\n".join(parts) + "\n"
 
 
 _USE = (
     "Use it with: volseg train --config FILE. What is left out has its default; options of the command line come first."
+)
+_LABELS = (
+    "Labels of your own, made from the values that the label files hold (or from the data set's names for them); what "
+    "no label names is background, and what is called ignore does not count. Without this table the data set's own are "
+    "taken."
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from volseg.config.augmentation import AugmentationConfig
 from volseg.config.data import DataConfig
+from volseg.config.labels import LabelsConfig, labels_of_table
 from volseg.config.model import ModelConfig
 from volseg.config.multigrid import MultigridConfig
 from volseg.config.training import TrainingConfig
@@ -28,6 +29,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     multigrid: MultigridConfig = field(default_factory=MultigridConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range, or two do not go together."""
@@ -60,7 +62,10 @@ SECTIONS: dict[str, type] = {
     "augmentation": AugmentationConfig,
     "multigrid": MultigridConfig,
 }
-"""The tables of a configuration, in the order of a file."""
+"""The tables of a configuration that are settings, in the order of a file."""
+
+LABELS = "labels"
+"""The table whose keys are the user's own."""
 
 Section = TypeVar("Section")
 
@@ -84,10 +89,12 @@ def parse_config(tables: dict[str, Any], where: str, base: Config | None = None)
     """The configuration in nested tables, as TOML or JSON give them; see `read_config`."""
     base = base or Config()
     for name, value in tables.items():
-        if name not in SECTIONS:
+        if name not in SECTIONS and name != LABELS:
             what = f"table [{name}]" if isinstance(value, dict) else f"key {name} outside of the tables"
-            raise ConfigError(f"{where}: unknown {what}{_home_of(name) or _nearest(name, SECTIONS)}")
-    config = Config(**{name: _section(getattr(base, name), name, tables.get(name, {}), where) for name in SECTIONS})
+            raise ConfigError(f"{where}: unknown {what}{_home_of(name) or _nearest(name, (*SECTIONS, LABELS))}")
+    sections = {name: _section(getattr(base, name), name, tables.get(name, {}), where) for name in SECTIONS}
+    labels = labels_of_table(tables[LABELS], where) if LABELS in tables else base.labels
+    config = Config(**sections, labels=labels)
     config.check()
     return config
 
@@ -104,8 +111,9 @@ def override(config: Config, **changes: dict[str, Any]) -> Config:
 
 
 def config_tables(config: Config) -> dict[str, Any]:
-    """The configuration as nested tables, ready for TOML or JSON."""
-    return dataclasses.asdict(config)
+    """The configuration as nested tables, ready for TOML or JSON; [labels] only where there are some."""
+    tables = {name: dataclasses.asdict(getattr(config, name)) for name in SECTIONS}
+    return tables | ({LABELS: config.labels.as_table()} if config.labels else {})
 
 
 def _section(base: Section, name: str, table: Any, where: str) -> Section:

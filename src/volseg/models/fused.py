@@ -111,7 +111,7 @@ class FusedNetwork(nn.Module):
         return torch.cat(parts, 2)
 
     def loss(
-        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None = None, unknown: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss of the logits, which are made slab by slab and never whole. Collective.
 
@@ -121,18 +121,19 @@ class FusedNetwork(nn.Module):
 
         target  [1, d, h, w] class per voxel, `losses.IGNORE` where it does not count
         batch   of each stage with a head, where the Dice is that of all cases of a step
+        unknown  classes or regions that nobody has annotated in this case
         out     loss [], soft Dice per class [K] at full resolution (float64, no gradient)
         """
         if not self.covers(x):
-            return self._loss_of_layers(x, target, batch)
+            return self._loss_of_layers(x, target, batch, unknown)
         parameters = [p for p in self.twin.parameters() if p.requires_grad]
-        loss, dice = _Loss.apply(self, x, target, batch, *parameters)  # type: ignore[no-untyped-call]
+        loss, dice = _Loss.apply(self, x, target, batch, unknown, *parameters)  # type: ignore[no-untyped-call]
         return loss, dice
 
     @torch.no_grad()
-    def overlaps(self, x: Tensor, target: Tensor) -> list[Tensor]:
+    def overlaps(self, x: Tensor, target: Tensor, unknown: Sequence[int] = ()) -> list[Tensor]:
         """`VolumeLoss.overlaps` of each stage with a head, [3 K] each, for the Dice of several cases. Collective."""
-        sums = {stage: self.sums_of(None) for stage in self.supervised}
+        sums = {stage: self.sums_of(None, unknown) for stage in self.supervised}
         if self.covers(x):
             targets = self.targets_of(target)
             self.passes.forward(x, self.adding_up(targets, sums), targets)
@@ -144,14 +145,15 @@ class FusedNetwork(nn.Module):
             some.finish(self.grid.communicator)
         return [some.overlaps for some in sums.values()]
 
-    def sums_of(self, batch: DiceOfBatch | None) -> VolumeLoss:
+    def sums_of(self, batch: DiceOfBatch | None, unknown: Sequence[int]) -> VolumeLoss:
         """What adds up the loss at one head.
 
-        batch  the Dice of all cases of a step, if it is that
+        batch    the Dice of all cases of a step, if it is that
+        unknown  classes or regions that nobody has annotated in this case
         """
         if self.regions:
-            return RegionSums(self.regions, batch)
-        return LossSums(self.network.classes, self.class_weights, batch)
+            return RegionSums(self.regions, batch, unknown)
+        return LossSums(self.network.classes, self.class_weights, batch, unknown)
 
     def with_batch(self, batch: Sequence[DiceOfBatch] | None) -> list[tuple[int, DiceOfBatch | None]]:
         """The stages with a head, each with its Dice of all cases, if there is one."""
@@ -175,14 +177,17 @@ class FusedNetwork(nn.Module):
         return consume
 
     def _loss_of_layers(
-        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None
+        self, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None, unknown: Sequence[int]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         deep: dict[int, Tensor] = {}
         logits = {0: self.twin(x, deep_logits=deep)} | deep
         losses, scores = zip(
             *(
                 loss_of_logits(
-                    logits[n], coarse(target, self.network.factors[n]), self.grid.communicator, self.sums_of(dice)
+                    logits[n],
+                    coarse(target, self.network.factors[n]),
+                    self.grid.communicator,
+                    self.sums_of(dice, unknown),
                 )
                 for n, dice in self.with_batch(batch)
             ),
@@ -281,9 +286,9 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, network: FusedNetwork, x: Tensor, target: Tensor, batch: Sequence[DiceOfBatch] | None,
-        *parameters: nn.Parameter,
+        unknown: Sequence[int], *parameters: nn.Parameter,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.sums = {stage: network.sums_of(dice) for stage, dice in network.with_batch(batch)}
+        ctx.sums = {stage: network.sums_of(dice, unknown) for stage, dice in network.with_batch(batch)}
         ctx.targets = network.targets_of(target)
         ctx.state = network.passes.forward(x, network.adding_up(ctx.targets, ctx.sums), ctx.targets)
         meter, label = network.work.meter, network.network.head.name
@@ -304,7 +309,7 @@ class _Loss(torch.autograd.Function):
             if name in logits:  # else other ranks have them
                 slabs[name] = _logit_gradients(network, logits[name], ctx.targets[name], sums, share * float(grad))
         gradients = network.passes.backward(state, slabs)
-        return None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
+        return None, None, None, None, None, *(gradients.get(p) for p in ctx.parameters)
 
 
 def _logit_gradients(

@@ -51,12 +51,15 @@ class VolumeLoss:
     channels last in memory or not, targets [..].
 
     outputs  K
-    scored   the first of the outputs that has a Dice term in the loss
+    scored   the first of the outputs that may have a Dice term in the loss
     batch    the Dice of the loss is that of all cases of a step; None: of this one
+    unknown  outputs that nobody has annotated in this case: the loss says nothing of where they are
     """
 
-    def __init__(self, outputs: int, scored: int, batch: DiceOfBatch | None) -> None:
-        self.outputs, self._scored, self._batch = outputs, scored, batch
+    def __init__(self, outputs: int, scored: int, batch: DiceOfBatch | None, unknown: Sequence[int]) -> None:
+        self.outputs, self._batch, self._unknown = outputs, batch, tuple(unknown)
+        left_out = () if batch is not None else self._unknown  # of all cases together a few have it
+        self._in_mean = [n for n in range(scored, outputs) if n not in left_out]
         # The entropy and what voxels count in it; by output its probability, its voxels, its probability in those,
         # and the voxels where a mask would have it.
         self._sums = torch.zeros(2 + 4 * outputs, dtype=torch.float64)
@@ -78,7 +81,9 @@ class VolumeLoss:
         sums = self._sums = torch.from_numpy(communicator.reduce_all(self._sums.numpy()))
         of_loss, dice = _soft_dice(self._dice_sums), _soft_dice(self.overlaps)
         absent = (sums[2 + self.outputs : 2 + 2 * self.outputs] == 0) & (sums[2 + 3 * self.outputs :] == 0)
-        loss = sums[0] / self._total + 1 - of_loss[self._scored :].mean()
+        loss = sums[0] / self._total
+        if self._in_mean:
+            loss = loss + 1 - of_loss[self._in_mean].mean()
         return loss, torch.where(absent, torch.nan, dice)
 
     @property
@@ -96,9 +101,9 @@ class VolumeLoss:
         bottom = predicted + true + _SMOOTH
         # The mean over the cases of a step is taken afterwards, but the Dice of them all is no mean.
         times = 1 if self._batch is None else self._batch.cases
-        share = -factor * times / max(1, self.outputs - self._scored)
-        weight = torch.full((self.outputs,), share, dtype=torch.float64)
-        weight[: self._scored] = 0
+        weight = torch.zeros(self.outputs, dtype=torch.float64)
+        weight[self._in_mean] = -factor * times / max(1, len(self._in_mean))
+        weight[list(self._unknown)] = 0
         return (weight * 2 / bottom).tolist(), (-weight * (2 * common + _SMOOTH) / bottom**2).tolist()
 
     @property
@@ -112,10 +117,17 @@ class LossSums(VolumeLoss):
 
     weights  of the classes in the cross-entropy, which is then sum w_y ce / sum w_y over the voxels, as with
              nn.CrossEntropyLoss(weight=...); none: all 1
+    unknown  classes that nobody has annotated in this case: a voxel of the background may be of one of them, so that
+             its cross-entropy is that of their probabilities and the background's together, and they have no Dice.
+             The marginal loss of Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ
+             segmentation" (Medical Image Analysis 2021)
     """
 
-    def __init__(self, classes: int, weights: Sequence[float] = (), batch: DiceOfBatch | None = None) -> None:
-        super().__init__(classes, 1, batch)
+    def __init__(
+        self, classes: int, weights: Sequence[float] = (), batch: DiceOfBatch | None = None, unknown: Sequence[int] = ()
+    ) -> None:
+        super().__init__(classes, 1, batch, unknown)
+        self._unlabelled = [0, *unknown]
         self._weights: Tensor | None = None
         if weights:
             self._weights = torch.zeros(IGNORE + 1, dtype=torch.float64)
@@ -136,6 +148,11 @@ class LossSums(VolumeLoss):
             new = torch.zeros_like(self._sums, device=piece.device)
             for c in range(k):
                 here = labels == c
+                if c == 0 and self._unknown:
+                    entropy -= piece[self._unlabelled].logsumexp(0) * here
+                    continue
+                if c in self._unknown:
+                    continue
                 new[2 + 3 * k + c] = ((piece[c] == largest) & valid).sum()
                 entropy -= piece[c] * here
                 new[2 + c] = powers[c].sum()
@@ -158,8 +175,10 @@ class LossSums(VolumeLoss):
             pull = share if self._weights is None else share * self._counts(labels, p)
             slopes += pull
             slopes *= p
-            for c, mask in enumerate(masks):
+            for c, mask in enumerate(masks[1:] if self._unknown else masks, int(bool(self._unknown))):
                 slopes[c] -= mask * pull
+            if self._unknown:
+                slopes[self._unlabelled] -= piece[self._unlabelled].softmax(0) * (masks[0] * pull)
             slopes *= labels != IGNORE
             place.copy_(slopes)
 

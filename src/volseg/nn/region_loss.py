@@ -20,10 +20,14 @@ class RegionSums(VolumeLoss):
     """The sums that the loss of regions is made of; a target holds labels, of which each lies in some of the regions.
 
     regions  the values of the labels that lie in each
+    unknown  regions that nobody has annotated in this case: they have no part in its loss
     """
 
-    def __init__(self, regions: Sequence[Sequence[int]], batch: DiceOfBatch | None = None) -> None:
-        super().__init__(len(regions), 0, batch)
+    def __init__(
+        self, regions: Sequence[Sequence[int]], batch: DiceOfBatch | None = None, unknown: Sequence[int] = ()
+    ) -> None:
+        super().__init__(len(regions), 0, batch, unknown)
+        self._known = [r for r in range(len(regions)) if r not in self._unknown]
         self._members = torch.zeros(len(regions), IGNORE + 1, dtype=torch.bool)
         for members, values in zip(self._members, regions, strict=True):
             members[list(values)] = True
@@ -33,7 +37,7 @@ class RegionSums(VolumeLoss):
         for piece, labels, _ in pieces(logits, target, logits):
             valid, members = labels != IGNORE, self._members.to(piece.device)
             new = torch.zeros_like(self._sums, device=piece.device)
-            for r in range(k):
+            for r in self._known:
                 x, inside = piece[r], members[r][labels.int()]
                 entropy = binary_cross_entropy_with_logits(x, inside.to(x.dtype), reduction="none")
                 new[0] += (entropy * valid).sum(dtype=torch.float64)
@@ -42,7 +46,7 @@ class RegionSums(VolumeLoss):
                 new[2 + k + r] = inside.sum()
                 new[2 + 2 * k + r] = (p * inside).sum()
                 new[2 + 3 * k + r] = ((x > 0) & valid).sum()
-            new[1] = k * valid.sum()
+            new[1] = len(self._known) * valid.sum()
             self._sums += new.cpu()
 
     def gradient(self, logits: Tensor, target: Tensor, factor: float, out: Tensor) -> None:
@@ -50,7 +54,9 @@ class RegionSums(VolumeLoss):
         share = factor / self._total
         for piece, labels, place in pieces(logits, target, out):
             valid, members = labels != IGNORE, self._members.to(piece.device)
-            for r in range(self.outputs):
+            for r in self._unknown:
+                place[r] = 0
+            for r in self._known:
                 inside = members[r][labels.int()].to(piece.dtype)
                 p = torch.sigmoid(piece[r])
                 slope = inside * hit[r]

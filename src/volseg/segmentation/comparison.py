@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from volseg.config import NO_MAP, LabelsConfig
 from volseg.distributed.communicator import Communicator
 from volseg.errors import VolumeError
 from volseg.events import Caution, Listener, Progress, ignore
@@ -23,8 +24,10 @@ from volseg.segmentation.mask_pair import open_pair
 from volseg.segmentation.pairing import pair_masks, passed_over
 from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names, read_regions
 from volseg.volumes.label_files import label_table_of
+from volseg.volumes.label_map import LabelMap, MappedLabels, label_map
 from volseg.volumes.mask_folder import is_mask_folder
 from volseg.volumes.mask_values import together
+from volseg.volumes.reading import format_of
 from volseg.volumes.regions import Region
 from volseg.volumes.writing import check_small_output
 
@@ -38,6 +41,7 @@ class EvaluationJob:
              reference (or else the prediction) belongs to, or what is found
     output   also nnU-Net's summary.json here
     partial  whether references may have no prediction
+    label_map  what becomes of the references' labels, which a prediction has already; empty: nothing
     """
 
     prediction: Path
@@ -46,6 +50,7 @@ class EvaluationJob:
     output: Path | None = None
     partial: bool = False
     overwrite: bool = False
+    label_map: LabelsConfig = NO_MAP
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,15 @@ def evaluate(job: EvaluationJob, communicator: Communicator, listen: Listener = 
     if output is not None:
         communicator.on_root(partial(check_small_output, output, job.overwrite))
     given, ignore, regions = _names(job, listen)
+    change = None
+    if job.label_map:
+        change = _label_map(job, given, ignore)
+        given, ignore, regions = dict(change.labels), change.ignore, ()
     pairs = pair_masks(job.prediction, job.reference, partial=job.partial)
     for folder in (job.prediction, job.reference):
         for text in passed_over(folder):
             listen(Caution(text))
-    results = _compare_all(pairs, given, ignore, communicator, listen)
+    results = _compare_all(pairs, given, ignore, change, communicator, listen)
     for text in dict.fromkeys(note for result in results for note in result.notes):
         listen(Caution(text))
     same = sum(prediction.samefile(reference) for prediction, reference in pairs)
@@ -116,24 +125,37 @@ Named = tuple[dict[str, int] | None, int | None, tuple[Region, ...]]
 def _names(job: EvaluationJob, listen: Listener) -> Named:
     """Names and values of the labels, nnU-Net's value of what is ignored, None each where nothing says so; regions."""
     if job.labels is not None:
-        return _named(job.labels)
+        return _named(job.labels, bool(job.label_map))
     path = description_near(job.reference) or description_near(job.prediction)
     if path is None:
         table = label_table_of(job.prediction) if is_mask_folder(job.reference) and job.prediction.is_file() else None
         return (dict(table.names) if table is not None else None), None, ()
     try:
-        return _named(path)
+        return _named(path, bool(job.label_map))
     except VolumeError as error:  # masks can be compared all the same
         listen(Caution(f"{error} (here the labels found are compared; --labels FILE names them)"))
         return None, None, ()
 
 
-def _named(path: Path) -> Named:
-    return read_label_names(path), read_ignored_value(path), read_regions(path)
+def _named(path: Path, gaps: bool) -> Named:
+    return read_label_names(path, gaps), read_ignored_value(path), () if gaps else read_regions(path)
+
+
+def _label_map(job: EvaluationJob, names: Mapping[str, int] | None, ignore: int | None) -> LabelMap:
+    """What becomes of the references' labels; where nothing names them, they have the values that the map names."""
+    if format_of(job.reference) == "dicom":
+        raise VolumeError(
+            f"{job.reference}: labels of DICOM files go by their names, not by a map of values; bring them in first: "
+            f"volseg ingest SCAN --labels {job.reference} -o NEW.nii.gz"
+        )
+    if names is None:
+        values = [value for _, several in job.label_map.rows for value in several if isinstance(value, int)]
+        names = {"background": 0} | {f"label {value}": value for value in values}
+    return label_map(job.label_map, names, ignore, job.reference)
 
 
 def _compare_all(
-    pairs: Sequence[tuple[Path, Path]], names: Mapping[str, int] | None, ignore: int | None,
+    pairs: Sequence[tuple[Path, Path]], names: Mapping[str, int] | None, ignore: int | None, change: LabelMap | None,
     communicator: Communicator, listen: Listener,
 ) -> list[CaseResult]:  # fmt: skip
     """Every pair's result, on every rank; rank r compares pairs r, r + size, ..."""
@@ -142,6 +164,8 @@ def _compare_all(
         for number in range(communicator.rank, len(pairs), communicator.size):
             remarks: set[str] = set()
             prediction, reference, notes = open_pair(*pairs[number], names, remarks.add)
+            if change is not None:
+                reference = MappedLabels(reference, change)
             mine[number] = compare(prediction, reference, ignore)
             mine[number] = replace(mine[number], notes=(*notes, *together(remarks)))
             listen(Progress("evaluate", min(number + communicator.size, len(pairs)), len(pairs), "cases"))

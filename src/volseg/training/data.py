@@ -24,7 +24,6 @@ from volseg.volumes.checks import check_same_grid
 from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
 from volseg.volumes.intensity import ChannelScheme, Normalization
-from volseg.volumes.mask_source import open_mask
 from volseg.volumes.resampling import Spacing, resampled
 from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization, seen_space
 from volseg.volumes.volume import Volume
@@ -86,7 +85,7 @@ class CaseBlocks:
     def _open(self, case: Case) -> None:
         assert case.label is not None
         channels = open_channels(case.images)
-        label = in_order_of(open_mask(case.label), channels[0].space)
+        label = in_order_of(self.dataset.open_labels(case.label), channels[0].space)
         check_same_grid(channels[0], label)
         space = seen_space(channels[0], self.spacing)
         seen = [coarsened(resampled(channel, space, "linear"), self.level, "linear") for channel in channels]
@@ -104,7 +103,7 @@ class CaseBlocks:
         scan = lay_out(channels, self.grid, self.multiple, self.spacing)
         if scan.back is None:
             return None
-        return scan, in_order_of(open_mask(case.label), scan.mask_space)
+        return scan, in_order_of(self.dataset.open_labels(case.label), scan.mask_space)
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""

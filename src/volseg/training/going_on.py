@@ -28,6 +28,7 @@ def check_same_run(card: ModelCard, config: Config, dataset: Dataset, job: Train
     for what, old, new in (
         ("labels", card.labels, dataset.labels),
         ("regions", card.regions, dataset.regions),
+        ("the table [labels]", card.config.labels.as_table(), config.labels.as_table()),
         ("channels", tuple(scheme.name for scheme in card.schemes), dataset.channel_names),
         ("training.seed", before.seed, now.seed),
         ("training.validation", before.validation, now.validation),

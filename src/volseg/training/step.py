@@ -48,7 +48,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
-            loss, soft = twin.loss(sample.image, sample.target, batch)
+            loss, soft = twin.loss(sample.image, sample.target, batch, setup.dataset.unknown_in(case))
         (loss / len(cases)).backward()
         soft = soft if twin.regions else soft[1:]
         there = soft[~soft.isnan()]
@@ -87,8 +87,9 @@ def _dice_of_batch(
     for place, case in replicas.share(cases):
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
+        unknown = setup.dataset.unknown_in(case)
         with running.undone(), random_state(settings.seed, step, place):
-            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target)).numpy()
+            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target, unknown)).numpy()
     total = torch.from_numpy(replicas.across.reduce_all(overlaps).sum(0))
     return [DiceOfBatch(some, len(cases)) for some in total]
 

@@ -91,6 +91,7 @@ def validate(
             counts = _counts_on_own_grid(twin, blocks, sample, *own, mask, count)
         counts = blocks.grid.communicator.reduce_all(counts)
         dice = dice_from_counts(*counts)
+        dice[[number - count.first for number in blocks.dataset.unknown_in(case)]] = np.nan
         scores[:, place] = np.nan_to_num(dice), ~np.isnan(dice)
         if look is not None:
             look(case, sample, mask)
@@ -109,10 +110,12 @@ class Counting:
 
     labels  of the data set, the background included
     scored  how many have a Dice: the regions, or the labels but the background
+    first   which of the network's outputs is the first of these
     """
 
     def __init__(self, labels: int, regions: Sequence[Region]) -> None:
         self._labels, self.scored = labels, len(regions) or labels - 1
+        self.first = 0 if regions else 1
         self._members = [np.isin(np.arange(labels), region.values) for region in regions]
 
     def __call__(self, found: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from volseg.geometry import format_triple
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.dataset.case import Case, Dataset, Fault
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
-from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import Spacing, kept_where_close, resampled
 from volseg.volumes.scan import seen_space
 from volseg.volumes.volume import Volume
@@ -41,7 +40,7 @@ def lost_labels(
             own = known[case.name].spacing if case.name in known else spacing
             if case.label is not None and kept_where_close(own, spacing) != own:
                 image = case.images[0].open()
-                label = in_order_of(open_volume(case.label), image.space)
+                label = in_order_of(dataset.open_labels(case.label), image.space)
                 views.append((case, resampled(label, seen_space(image, spacing), "labels")))
     counts = np.zeros((len(views), len(dataset.labels)), dtype=np.int64)
     with communicator.together():

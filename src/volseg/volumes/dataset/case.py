@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from volseg.config import NO_MAP, LabelsConfig
 from volseg.volumes.image_file import ImageFile
+from volseg.volumes.label_map import LabelMap, MappedLabels
+from volseg.volumes.mask_source import open_mask
+from volseg.volumes.mask_values import Remark, no_remark
 from volseg.volumes.regions import Region
+from volseg.volumes.volume import Volume
 
 Kind = Literal[
     "missing image", "missing labels", "several labels", "numTraining", "duplicate", "unreadable", "geometry",
@@ -20,11 +25,15 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Case:
-    """One scan: its image channels in order, and its label file (None where there is none)."""
+    """One scan: its image channels in order, and its label file (None where there is none).
+
+    annotated  names of the labels (or regions) that were looked for in it; None: all
+    """
 
     name: str
     images: tuple[ImageFile, ...]
     label: Path | None
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Dataset:
                     none. They count neither in training nor in any figure
     warnings        what lies there and is passed over
     regions         overlapping sets of labels, which a network learns in place of the labels; empty: it learns those
+    label_map       how the labels are made from the values that the files hold; None: they are those
     """
 
     folder: Path
@@ -50,6 +60,19 @@ class Dataset:
     ignore: int | None = None
     warnings: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
+    label_map: LabelMap | None = None
+
+    def unknown_in(self, case: Case) -> tuple[int, ...]:
+        """The numbers of the outputs that nobody has looked for in a case."""
+        if case.annotated is None:
+            return ()
+        first = len(self.outputs) - len(self.scored)
+        return tuple(n for n, name in enumerate(self.outputs) if n >= first and name not in case.annotated)
+
+    def open_labels(self, path: Path, remark: Remark = no_remark) -> Volume:
+        """A case's labels, with the values of `labels` and `ignore`. Raises VolumeError as `open_mask` does."""
+        mask = open_mask(path, remark)
+        return mask if self.label_map is None else MappedLabels(mask, self.label_map)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -75,12 +98,14 @@ class DataSource:
     labels         of one scan: the file of its labels; of a folder of .zarr: the name of the label image in each
     label_names    JSON file with names and values, for sets without dataset.json
     channel_names  for sets without dataset.json; empty: "CT" for one channel
+    label_map      which values of the files make which label; empty: they are taken as they are
     """
 
     path: Path
     labels: str | None = None
     label_names: Path | None = None
     channel_names: tuple[str, ...] = ()
+    label_map: LabelsConfig = NO_MAP
 
 
 @dataclass(frozen=True)

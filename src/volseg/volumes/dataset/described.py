@@ -31,14 +31,16 @@ from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names
 from volseg.volumes.image_file import ImageFile, channels_of_file
 
 
-def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
+def survey_described(folder: Path, gaps: bool = False) -> tuple[Dataset, list[Fault]]:
     """The cases that have all their files, by name, and what is wrong with the others.
+
+    gaps  as for `parse_labels`; there are no regions then
 
     Raises VolumeError where dataset.json is malformed, or there is no case at all.
     """
     description = load_json(folder / DESCRIPTION)
     channels = parse_channel_names(description, folder / DESCRIPTION)
-    labels = parse_labels(description, folder / DESCRIPTION)
+    labels = parse_labels(description, folder / DESCRIPTION, gaps)
     ignore = ignored_value(description, folder / DESCRIPTION)
     ending = file_ending(description, folder)
     rows = listed_files(folder, description)
@@ -60,7 +62,7 @@ def survey_described(folder: Path) -> tuple[Dataset, list[Fault]]:
         cases=ordered,
         notes=tuple(notes),
         ignore=ignore,
-        regions=parse_regions(description, folder / DESCRIPTION),
+        regions=() if gaps else parse_regions(description, folder / DESCRIPTION),
     )
     return dataset, faults
 

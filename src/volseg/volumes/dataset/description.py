@@ -25,12 +25,14 @@ DESCRIPTION = "dataset.json"
 IGNORE_LABEL = "ignore"
 
 
-def read_label_names(path: str | Path) -> dict[str, int]:
+def read_label_names(path: str | Path, gaps: bool = False) -> dict[str, int]:
     """Label names -> values from a dataset.json, or from a plain JSON object such as ``{"liver": 1}``.
+
+    gaps  as for `parse_labels`
 
     Raises VolumeError where the file is missing, is not JSON, or holds no labels.
     """
-    return parse_labels(_described(Path(path)), Path(path))
+    return parse_labels(_described(Path(path)), Path(path), gaps)
 
 
 def read_ignored_value(path: str | Path) -> int | None:
@@ -43,25 +45,33 @@ def _described(path: Path) -> dict[str, Any]:
     return description if "labels" in description else {"labels": description}
 
 
-def parse_labels(description: Mapping[str, Any], path: Path) -> dict[str, int]:
+def parse_labels(description: Mapping[str, Any], path: Path, gaps: bool = False) -> dict[str, int]:
     """The ``labels`` of a dataset.json as name -> value, background first. `path` is for messages.
 
     Accepts the Decathlon's ``{"0": "background", "1": "liver"}`` too. nnU-Net's ``ignore`` is no label: see
     `ignored_value`. Where some are regions (see `parse_regions`), the labels are those that regions are made of.
 
+    gaps  whether values may be left out, and regions lack their order, as where all that is only the source of other
+          labels
+
     Raises VolumeError where there are none, or they leave a gap.
     """
-    regions = parse_regions(description, path)
-    if regions:
-        labels = value_names(regions)
+    several = _values_of_regions(description, path)
+    if not gaps:
+        parse_regions(description, path)
+    if several:
+        labels = value_names([Region(name, some, some[0]) for name, some in several.items()])
     else:
         labels = {name: only for name, (only, *_) in _values(description, path).items() if not _is_ignore(name)}
         if 0 not in labels.values():
             labels["background"] = 0
     values = sorted(labels.values())
-    if values != list(range(len(values))):
+    if not gaps and values != list(range(len(values))):
         shown = ", ".join(map(str, values[:12])) + (", ..." if len(values) > 12 else "")
-        raise VolumeError(f"{path}: label values {shown} must run 0, 1, 2, ... without a gap or a repeat")
+        raise VolumeError(
+            f"{path}: label values {shown} must run 0, 1, 2, ... without a gap or a repeat; a table [labels] in the "
+            "configuration makes such of them, such as liver = [5, 6]"
+        )
     return dict(sorted(labels.items(), key=lambda item: item[1]))
 
 
@@ -71,8 +81,8 @@ def parse_regions(description: Mapping[str, Any], path: Path) -> tuple[Region, .
     nnU-Net's ``regions_class_order`` says which label a mask holds for each of them, the later over the earlier.
     Raises VolumeError where that is missing or does not suit them, or a region holds the background.
     """
-    values = {name: some for name, some in _values(description, path).items() if not _is_ignore(name) and some != (0,)}
-    if all(len(some) == 1 for some in values.values()):
+    values = _values_of_regions(description, path)
+    if not values:
         return ()
     order = description.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(values) or any(as_whole(value) is None for value in order):
@@ -95,6 +105,12 @@ def parse_regions(description: Mapping[str, Any], path: Path) -> tuple[Region, .
             f"{', '.join(map(str, sorted(known)))}"
         )
     return tuple(Region(name, some, value) for (name, some), value in zip(values.items(), written, strict=True))
+
+
+def _values_of_regions(description: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+    """The values in each region, by name; none where no label is a list of several values."""
+    values = {name: some for name, some in _values(description, path).items() if not _is_ignore(name) and some != (0,)}
+    return values if any(len(some) > 1 for some in values.values()) else {}
 
 
 def read_regions(path: str | Path) -> tuple[Region, ...]:

@@ -33,7 +33,6 @@ from volseg.volumes.dataset.mixed_up import is_mask, with_owners
 from volseg.volumes.dataset.unlike import portraits_of, typical_images, unlike_cases
 from volseg.volumes.fingerprint import Fingerprint
 from volseg.volumes.intensity import QUANTILES, Intensities
-from volseg.volumes.mask_source import open_mask
 from volseg.volumes.tally import Close, Packed, Tally, has_any_of
 from volseg.volumes.volume import Volume
 
@@ -105,7 +104,7 @@ class _Look:
 def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     case, found = dataset.cases[number], Findings(number, part)
     look = _Look(found)
-    opened = _open(case, found)
+    opened = _open(dataset, case, found)
     if opened is None:
         return look
     images, label = opened
@@ -135,7 +134,7 @@ def _look_at(dataset: Dataset, number: int, part: int, parts: int) -> _Look:
     return look
 
 
-def _open(case: Case, found: Findings) -> tuple[list[Volume], Volume] | None:
+def _open(dataset: Dataset, case: Case, found: Findings) -> tuple[list[Volume], Volume] | None:
     """The case's volumes, with a note of each that cannot be opened or lies on another grid than the first."""
     images: list[Volume] = []
     label: Volume | None = None
@@ -144,7 +143,7 @@ def _open(case: Case, found: Findings) -> tuple[list[Volume], Volume] | None:
         with _noting(found, "unreadable"):
             images.append(file.open())
     with _noting(found, "unreadable"):
-        label = open_mask(case.label, found.remarks.add)
+        label = dataset.open_labels(case.label, found.remarks.add)
     found.doubts += [
         f"{image.path}: {line}" for image in images if image.format == "DICOM" for line in image.audit.warnings
     ]
@@ -277,7 +276,7 @@ def _foreground(
     dataset: Dataset, before: Findings, parts: int, channels: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     case, found = dataset.cases[before.number], Findings(before.number, before.part)
-    opened = _open(case, found)
+    opened = _open(dataset, case, found)
     if opened is not None:
         images, label = opened
         boxes = _boxes([*images, label], before.part, parts)

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from volseg.errors import first_few
 from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
-from volseg.volumes.dataset.description import outside_message
+from volseg.volumes.dataset.description import DESCRIPTION, outside_message
 from volseg.volumes.dataset.mixed_up import exchanged_text
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.mask_values import together
@@ -86,6 +87,14 @@ def faults_of(dataset: Dataset, case: Case, found: Sequence[Findings]) -> list[F
         message = outside_message(outside, dataset.labels, case.label)
         faults.append(Fault(case.name, "outside the list", message))
     voxels = _voxels(found)
+    if not dataset.regions:
+        strange = [dataset.label_names[value] for value in dataset.unknown_in(case) if voxels[value]]
+        if strange:
+            message = (
+                f"{case.label}: holds {first_few(strange)}, which is not annotated in it by {DESCRIPTION}; add it "
+                "there, or take it out of the labels"
+            )
+            faults.append(Fault(case.name, "outside the list", message))
     if (
         voxels
         and not any(count for value, count in voxels.items() if value)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from volseg.config import MOST_CLASSES
 from volseg.errors import VolumeError
+from volseg.volumes.dataset.annotated import with_annotated
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
 from volseg.volumes.dataset.described import survey_described
 from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.layout import IMAGES, LABELS, alike_text, nested_text, set_of_part
 from volseg.volumes.dataset.undescribed import holds_volumes, survey_ingested, survey_pair
 from volseg.volumes.file_names import foreign_in, foreign_text
+from volseg.volumes.label_map import label_map
 from volseg.volumes.reading import is_zarr_store
 
 
@@ -35,6 +37,12 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
     Raises VolumeError where there is no data set at all.
     """
     dataset, faults = _survey(_of_folder(source))
+    if source.label_map:
+        change = label_map(source.label_map, dataset.labels, dataset.ignore, dataset.folder)
+        dataset = dataclasses.replace(
+            dataset, labels=dict(change.labels), ignore=change.ignore, regions=(), label_map=change
+        )  # fmt: skip
+    dataset = with_annotated(dataset, source.path, [fault.case for fault in faults])
     if len(dataset.labels) > MOST_CLASSES:
         message = (
             f"{dataset.folder}: {len(dataset.labels)} labels with the background; volseg trains {MOST_CLASSES} at "
@@ -58,7 +66,7 @@ def _survey(source: DataSource) -> tuple[Dataset, list[Fault]]:
                               ("--channels", source.channel_names)):  # fmt: skip
             if value:
                 raise VolumeError(f"{path}: has a {DESCRIPTION}, which says what {option} would; leave {option} out")
-        return survey_described(path)
+        return survey_described(path, bool(source.label_map))
     whole = set_of_part(path)
     if whole is not None and source.labels is None:
         raise VolumeError(f"{path}: a part of the data set {whole}; give that")

@@ -211,8 +211,9 @@ def _notes(source: DataSource, channels: Sequence[str]) -> tuple[str, ...]:
 
 def _label_names(source: DataSource, files: Sequence[Path]) -> tuple[dict[str, int], int | None]:
     """From --label-names, else from the files themselves, else from the values that they hold; and what is ignored."""
+    gaps = bool(source.label_map)
     if source.label_names is not None:
-        return read_label_names(source.label_names), read_ignored_value(source.label_names)
+        return read_label_names(source.label_names, gaps), read_ignored_value(source.label_names)
     names: dict[str, int] = {}
     where: dict[str, Path] = {}
     for file in files:
@@ -221,9 +222,9 @@ def _label_names(source: DataSource, files: Sequence[Path]) -> tuple[dict[str, i
             _agree(names, where, name, value, file)
             names[name], where[name] = value, where.get(name, file)
     if names:
-        return parse_labels({"labels": names}, files[0]), ignored_value({"labels": names}, files[0])
+        return parse_labels({"labels": names}, files[0], gaps), ignored_value({"labels": names}, files[0])
     values = sorted(set().union(*(_values(file) for file in files)) | {0})
-    if values != list(range(len(values))) or len(values) == 1:
+    if (not gaps and values != list(range(len(values)))) or len(values) == 1:
         raise VolumeError(
             f"{files[0]}{' and others' if len(files) > 1 else ''}: no label names, and the values found are "
             f"{', '.join(map(str, values[:12]))}; they must run 0, 1, 2, ...: name all of them with --label-names "
