@@ -1,7 +1,7 @@
 """The U-Net in one process against plain torch modules, SGEMM and OpenVINO: time of a forward and of a training step.
 
     python benchmarks/unet_step.py [--shapes 96,128] [--threads 1,2] [--base-channels 16] [--levels 4] [--repeats 5]
-                                   [--network plain|residual|anisotropic]
+                                   [--network plain|residual|anisotropic|nnunet|nnunet-resenc|nnunet-anisotropic]
 
 A shape is the side of a cube, or D x H x W such as 40x320x320.
 
@@ -32,10 +32,11 @@ import torch  # noqa: E402
 from support.timing import best, in_turn, ratio  # noqa: E402
 from support.unet import (  # noqa: E402
     NETWORKS,
-    configuration,
     data,
     forward_operations,
     fused,
+    module_of,
+    network_named,
     our_forward,
     our_step,
     plain_forward,
@@ -44,10 +45,10 @@ from support.unet import (  # noqa: E402
 )
 from torch import Tensor  # noqa: E402
 
-from volseg.config import ModelConfig  # noqa: E402
 from volseg.geometry import Triple, format_triple  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
+from volseg.networks.description import Network  # noqa: E402
 from volseg.nn.kernels import winograd  # noqa: E402
 from volseg.nn.kernels.rows import Activation, Rows  # noqa: E402
 
@@ -65,10 +66,10 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="plain")
     parser.add_argument("--peak", choices=("plain", "volseg"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    config = configuration(given.base_channels, given.levels, given.network)
+    network = network_named(given.network, given.base_channels, given.levels)
     shapes = [shape_of(text) for text in given.shapes.split(",")]
     if given.peak:
-        print(training_peak(config, shapes[0], given.peak))
+        print(training_peak(network, shapes[0], given.peak))
         return
     print(
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, base {given.base_channels}, "
@@ -79,13 +80,13 @@ def main() -> None:
     for count in map(int, given.threads.split(",")):
         torch.set_num_threads(count)
         for shape in shapes:
-            compare(config, shape, count, given.repeats)
+            compare(network, shape, count, given.repeats)
         if given.network == "plain":
-            small_layers(config, shapes[0][0], count, given.repeats)
-            small_blocks(config, shapes[0], count, given.repeats)
-        half_precision(config, shapes[0], count, given.repeats)
+            small_layers(network, shapes[0][0], count, given.repeats)
+            small_blocks(network, shapes[0], count, given.repeats)
+        half_precision(network, shapes[0], count, given.repeats)
         if find_spec("openvino") is not None:
-            openvino(config, shapes[0], count, given.repeats)
+            openvino(network, shapes[0], count, given.repeats)
     for shape in shapes:
         peaks = [peak_of(name, shape, given) for name in ("plain", "volseg")]
         values = " | ".join(f"{peak / MIB:.0f} MiB, {peak / prod(shape):.0f} B/voxel" for peak in peaks)
@@ -93,26 +94,26 @@ def main() -> None:
         print(f"| {name} | {format_triple(shape)} | 1 | {values} | {peaks[1] / peaks[0]:.3f} |")
 
 
-def compare(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
+def compare(network: Network, shape: Triple, threads: int, repeats: int) -> None:
     """Forward and training step against plain torch, and the forward's rate against SGEMM's."""
-    for name, times in beside_plain(config, shape, repeats, bfloat16=False):
+    for name, times in beside_plain(network, shape, repeats, bfloat16=False):
         plain_row(f"{name}, plain / volseg", shape, threads, times)
         if name == "forward":
-            rates = [forward_operations(config, prod(shape)) / t / 1e9 for t in times["volseg"]]
+            rates = [forward_operations(network, prod(shape)) / t / 1e9 for t in times["volseg"]]
             sgemm = [2 * SGEMM**3 / t / 1e9 for t in times["sgemm"]]
             value = f"{ratio(rates, sgemm):.2f} ({statistics.median(rates):.0f} / {statistics.median(sgemm):.0f} GF/s)"
             row("forward GF/s / SGEMM GF/s", shape, threads, None, times["volseg"], value)
 
 
 def beside_plain(
-    config: ModelConfig, shape: Triple, repeats: int, *, bfloat16: bool
+    network: Network, shape: Triple, repeats: int, *, bfloat16: bool
 ) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Times of forward and training step: plain torch in both memory formats, SGEMM, volseg.
 
     bfloat16  plain torch runs under autocast
     """
     torch.manual_seed(0)
-    plain, (x, target) = UNet(config), data(shape)
+    plain, (x, target) = module_of(network), data(shape)
     last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
     x_last = x.contiguous(memory_format=torch.channels_last_3d)
     a, b = torch.randn(2, SGEMM, SGEMM)
@@ -137,9 +138,9 @@ def plain_row(name: str, shape: Triple, threads: int, times: dict[str, list[floa
     row(name, shape, threads, theirs, ours, f"{ratio(theirs, ours):.2f}")
 
 
-def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> None:
+def small_layers(network: Network, side: int, threads: int, repeats: int) -> None:
     """GF/s of one convolution of the finest level on a small block against those on a large one."""
-    width = config.base_channels
+    width = network.widths[0]
     weight = torch.randn(width, width, 3, 3, 3)
 
     def step(sides: int, backward: bool) -> Callable[[], object]:
@@ -163,16 +164,16 @@ def small_layers(config: ModelConfig, side: int, threads: int, repeats: int) -> 
         row(name, (side, side, side), threads, None, times["small"], f"{value:.2f}")
 
 
-def half_precision(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
+def half_precision(network: Network, shape: Triple, threads: int, repeats: int) -> None:
     """torch's bfloat16 against volseg's float32: whether mixed precision would gain anything on this processor."""
-    for name, times in beside_plain(config, shape, repeats, bfloat16=True):
+    for name, times in beside_plain(network, shape, repeats, bfloat16=True):
         plain_row(f"{name}, plain in bfloat16 / volseg in float32", shape, threads, times)
 
 
-def small_blocks(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
+def small_blocks(network: Network, shape: Triple, threads: int, repeats: int) -> None:
     """GF/s of a small volume against those of a large one."""
     torch.manual_seed(0)
-    model = UNet(config)
+    model = module_of(network)
     small, large = fused(model), fused(model)
     for name, step in (("forward", our_forward), ("training step", our_step)):
         times = in_turn(
@@ -182,7 +183,7 @@ def small_blocks(config: ModelConfig, shape: Triple, threads: int, repeats: int)
             },
             3 * repeats,
         )
-        factor = forward_operations(config, SMALL**3) / forward_operations(config, prod(shape))
+        factor = forward_operations(network, SMALL**3) / forward_operations(network, prod(shape))
         value = factor * ratio(times["large"], times["small"])
         row(
             f"{name}, GF/s at {SMALL}^3 / at {format_triple(shape)}",
@@ -194,12 +195,12 @@ def small_blocks(config: ModelConfig, shape: Triple, threads: int, repeats: int)
         )
 
 
-def openvino(config: ModelConfig, shape: Triple, threads: int, repeats: int) -> None:
+def openvino(network: Network, shape: Triple, threads: int, repeats: int) -> None:
     """Forward against OpenVINO in float32 on the same weights."""
     import openvino as ov
 
     torch.manual_seed(0)
-    model, (x, target) = UNet(config).eval(), data(shape)
+    model, (x, target) = module_of(network).eval(), data(shape)
     core = ov.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     compiled = core.compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
@@ -225,13 +226,13 @@ def peak_of(name: str, shape: Triple, given: argparse.Namespace) -> int:
     return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
-def training_peak(config: ModelConfig, shape: Triple, name: str) -> int:
+def training_peak(network: Network, shape: Triple, name: str) -> int:
     """Bytes above what this process holds after a step on a tiny volume, model and image included."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = UNet(config)
+    model = module_of(network)
     step = partial(plain_step, model) if name == "plain" else partial(our_step, fused(model))
-    tiny = 2 * max(config.multiple)
+    tiny = 2 * max(network.multiple)
     step(*data((tiny, tiny, tiny)))
     before = peak_memory()
     x, target = data(shape)

@@ -1,7 +1,8 @@
 """A whole volume through the U-Net: volseg's schedules, the same network in plain torch, and MONAI's sliding window.
 
     python benchmarks/whole_volume.py [--shape 256] [--threads 2] [--repeats 3] [--windows 96,128]
-                                      [--network plain|residual|anisotropic]
+                                      [--network plain|residual|anisotropic|nnunet|nnunet-resenc|nnunet-anisotropic]
+                                      [--base-channels 16] [--levels 4]
 
 The shape is the side of a cube, or D x H x W such as 40x320x320.
 
@@ -29,13 +30,12 @@ from math import prod  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-from support.unet import NETWORKS, configuration, fused, shape_of  # noqa: E402
+from support.unet import NETWORKS, fused, module_of, network_named, shape_of  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from volseg.geometry import Triple, format_triple  # noqa: E402
 from volseg.machine import peak_memory  # noqa: E402
 from volseg.models.unet import UNet  # noqa: E402
-from volseg.networks.architectures import described  # noqa: E402
 from volseg.nn.fused.scratch import ScratchStore  # noqa: E402
 from volseg.nn.kernels.jit import workers  # noqa: E402
 from volseg.partition.layout import Layout  # noqa: E402
@@ -49,6 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="256")
     parser.add_argument("--network", choices=NETWORKS, default="plain")
+    parser.add_argument("--base-channels", type=int, default=16)
+    parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--windows", default="96,128")
@@ -63,13 +65,13 @@ def main() -> None:
         peers += [f"MONAI {window}" for window in given.windows.split(",")]
     shape = shape_of(given.shape)
     print(
-        f"{format_triple(shape)} voxels, {given.network}, base 16, levels 4, {given.threads} threads, "
-        f"{given.repeats} repeats\n"
+        f"{format_triple(shape)} voxels, {given.network}, base {given.base_channels}, levels {given.levels}, "
+        f"{given.threads} threads, {given.repeats} repeats\n"
     )
     print("| way | s | million voxels/s | times in-place | MiB above the process | B/voxel | mask |")
     print("|---|---|---|---|---|---|---|")
-    model = configuration(16, 4, given.network, given.classes)
-    names = [*(str(schedule) for schedule in schedules_of(described(model))), *peers]
+    model = network_named(given.network, given.base_channels, given.levels, given.classes)
+    names = [*(str(schedule) for schedule in schedules_of(model)), *peers]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(given.repeats):
         for name in names:
@@ -98,6 +100,7 @@ def row(name: str, voxels: int, runs: list[dict[str, float]], reference: list[di
 def in_a_process(name: str, given: argparse.Namespace, classes: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", name, "--shape", given.shape, "--network", given.network]
     command += ["--threads", str(given.threads), "--classes", str(classes)]
+    command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -110,7 +113,7 @@ def run(name: str, given: argparse.Namespace) -> dict[str, object]:
     shape = shape_of(given.shape)
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    model = UNet(configuration(16, 4, given.network, given.classes)).eval()
+    model = module_of(network_named(given.network, given.base_channels, given.levels, given.classes)).eval()
     segment = peer(model, name) if name.startswith(("torch", "MONAI")) else ours(model, name)
     with torch.inference_mode():
         segment((SMALL, SMALL, SMALL))
@@ -128,7 +131,7 @@ def ours(model: UNet, schedule: str) -> Callable[[Triple], Tensor]:
     folder = tempfile.TemporaryDirectory(prefix="volseg-scratch-", dir=Path.cwd())
 
     def segment(shape: Triple) -> Tensor:
-        layout = Layout.even(shape, (1, 1, 1), model.config.multiple)
+        layout = Layout.even(shape, (1, 1, 1), model.network.multiple)
         store = ScratchStore(Path(folder.name)) if schedule == "spill" else None
         mask = torch.empty(shape, dtype=torch.uint8)
         for first, logits in network.streamed(Schedule(schedule), store).logit_slabs(Slices(shape), layout):

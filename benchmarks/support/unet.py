@@ -17,27 +17,56 @@ from volseg.geometry import Triple
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.architectures import described
-from volseg.networks.description import Convolution, Head, UpConvolution
+from volseg.networks.deep_supervision import without_training_heads
+from volseg.networks.description import ONES, Convolution, Head, Network, UpConvolution
+from volseg.networks.nnunet import Architecture, nnunet
 
 CLASSES = 3
 
 
-NETWORKS: dict[str, dict[str, Any]] = {
+_THIN: dict[str, Any] = {
+    "kernels": ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "strides": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "residual": {"encoder": "residual"},
-    "anisotropic": {
-        "kernels": ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
-        "strides": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
-    },
+    "anisotropic": _THIN,
 }
-"""Settings of the networks that are measured; the residual encoder has the blocks of nnU-Net's presets, the anisotropic
-network four halvings."""
+"""Settings of U-Nets of volseg; the residual encoder has the blocks of nnU-Net's presets, the anisotropic network four
+halvings."""
+
+NETWORKS = (*SETTINGS, "nnunet", "nnunet-resenc", "nnunet-anisotropic")
+"""All that is measured: those of nnU-Net are its PlainConvUNet, that of kernels and strides as the anisotropic U-Net
+has, and its ResEnc M."""
 
 
 def configuration(base_channels: int, levels: int, network: str = "plain", classes: int = CLASSES) -> ModelConfig:
-    """One image channel, instance norm."""
+    """The settings of a U-Net of volseg: one image channel, instance norm."""
     sizes = {"in_channels": 1, "classes": classes, "base_channels": base_channels, "levels": levels}
-    return ModelConfig(**sizes, **NETWORKS[network])
+    return ModelConfig(**sizes, **SETTINGS[network])
+
+
+def network_named(name: str, base_channels: int, levels: int, classes: int = CLASSES) -> Network:
+    """One of `NETWORKS`, without heads for training alone."""
+    if name in SETTINGS:
+        return described(configuration(base_channels, levels, name, classes))
+    thin, cube, twice = name.endswith("anisotropic"), (3, 3, 3), (2, 2, 2)
+    blocks = (1, 3, 4, 6, 6, 6, 6, 6, 6)[: levels + 1]
+    architecture = Architecture(
+        family="residual encoder" if name.endswith("resenc") else "plain",
+        features=tuple(min(320, base_channels * 2**n) for n in range(levels + 1)),
+        kernels=(*_THIN["kernels"], *(cube,) * levels)[: levels + 1] if thin else (cube,) * (levels + 1),
+        strides=(ONES, *((*_THIN["strides"], *(twice,) * levels)[:levels] if thin else (twice,) * levels)),
+        encoder=blocks if name.endswith("resenc") else (2,) * (levels + 1),
+        decoder=(1 if name.endswith("resenc") else 2,) * levels,
+    )
+    return without_training_heads(nnunet(architecture, 1, classes))
+
+
+def module_of(network: Network) -> UNet:
+    """The plain torch module of a network."""
+    return UNet(ModelConfig(in_channels=1, classes=network.classes), described=network)
 
 
 def shape_of(text: str) -> Triple:
@@ -93,9 +122,9 @@ def our_step(model: FusedNetwork, x: Tensor, target: Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def forward_operations(config: ModelConfig, voxels: int) -> float:
+def forward_operations(network: Network, voxels: int) -> float:
     """Multiplications and additions of the direct sums of a forward pass, whatever the kernels do."""
-    network, total = described(config), 0.0
+    total = 0.0
     for node in network.nodes:
         inputs = sum(network.inputs_of(node))
         here = voxels / prod(network.factors[node.stage])

@@ -6,8 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "all_ranks", "calibrate", "check", "evaluate", "generate", "info", "ingest", "plan_partition", "run_study",
-    "segment", "train", "verify_partition",
+    "all_ranks", "calibrate", "check", "evaluate", "export", "generate", "import_model", "info", "ingest",
+    "plan_partition", "run_study", "segment", "train", "verify_partition",
 ]  # fmt: skip
 """What `volseg.api` has; for editors and type checkers they stand in __init__.pyi, so that nothing is imported here."""
 

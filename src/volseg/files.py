@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the first error is the one to hear of
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to write to; on leaving it takes the name `path`, on an error it is removed.
+
+    What `path` was before goes, once the new folder is whole. Raises OSError where the disk is full or fails.
+    """
+    whole = path.absolute()
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    staging, before = (whole.with_name(f".{whole.name}.{os.getpid()}.{word}") for word in ("partial", "before"))
+    staging.mkdir()
+    try:
+        yield staging
+        flush_to_disk(staging)
+        if whole.exists():
+            os.rename(whole, before)
+        try:
+            os.rename(staging, whole)
+        except OSError:
+            if before.exists():
+                os.rename(before, whole)
+            raise
+        flush_to_disk(whole.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if whole.exists():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def system_error(error: BaseException | None) -> OSError | None:

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from volseg import __version__
-from volseg.cli.app import COMMANDS, load
+from volseg.cli.app import COMMANDS, load, module_of
 
 HEAVY = ("torch", "mpi4py", "numpy", "nibabel", "pydicom", "zarr", "matplotlib", "scipy")
 
@@ -52,8 +52,7 @@ def test_each_command_has_help_without_torch_or_mpi(python, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_is_a_function_of_its_own_module(command):
-    module = command.replace("-", "_")
-    assert importlib.util.find_spec(f"volseg.cli.{module}") is not None
+    assert importlib.util.find_spec(f"volseg.cli.{module_of(command)}") is not None
     assert load(command).name == command
 
 

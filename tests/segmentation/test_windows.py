@@ -121,8 +121,9 @@ def test_logits_are_those_of_a_plain_loop(shape, mirrored, tmp_path) -> None:
     mask = np.asarray(nib.load(tmp_path / "scan_mask.nii.gz").dataobj).T
     assert np.array_equal(mask, got.argmax(0))
     facts = json.loads((tmp_path / "r.json").read_text())["windows"]
-    assert facts["size"] == list(WINDOW) and facts["mirrored"] == list(mirrored)
-    assert report.windows is not None and report.seen == shape
+    assert (facts["size"], facts["mirrored"]) == (list(WINDOW), list(mirrored))
+    assert report.windows is not None
+    assert report.seen == shape
 
 
 @pytest.mark.parallel([1, 2, 3, 4])
@@ -130,17 +131,17 @@ def test_logits_are_those_of_a_plain_loop(shape, mirrored, tmp_path) -> None:
 def test_the_same_bits_on_any_ranks(spacing, communicator: Communicator, shared) -> None:
     with communicator.together():
         if communicator.is_root:
-            imported(shared / "run", cubic=True, crop=True, transpose=(1, 0, 2), folds=(0, 1), mirrored=(1,))
+            imported(shared / "model", cubic=True, crop=True, transpose=(1, 0, 2), folds=(0, 1), mirrored=(1,))
             voxels = np.pad(ct_like((14, 17, 13)), ((2, 1), (0, 3), (4, 0)))
             save_nifti(shared / "scan.nii.gz", voxels, np.diag([*spacing[::-1], 1.0]))
             for name, view in (("a", WindowOptions()), ("b", WindowOptions(mirror=True, folds="all", step=0.7))):
                 job = SegmentationJob(
-                    shared / "scan.nii.gz", shared / "run", shared / f"{name}.nii.gz", probabilities=True, view=view
+                    shared / "scan.nii.gz", shared / "model", shared / f"{name}.nii.gz", probabilities=True, view=view
                 )
                 segment(job, SERIAL)
     for name, view in (("a", WindowOptions()), ("b", WindowOptions(mirror=True, folds="all", step=0.7))):
         job = SegmentationJob(
-            shared / "scan.nii.gz", shared / "run", shared / f"{name}_ranks.nii.gz", probabilities=True, view=view
+            shared / "scan.nii.gz", shared / "model", shared / f"{name}_ranks.nii.gz", probabilities=True, view=view
         )
         segment(job, communicator)
         with communicator.together():
@@ -185,7 +186,8 @@ def test_own_models_take_windows_only_where_asked(tmp_path) -> None:
     windows = segment(
         SegmentationJob(scan, run, overwrite=True, view=WindowOptions(window=(12, 12, 12))), SERIAL
     ).windows
-    assert windows is not None and windows.size == (12, 12, 12) and windows.step == 0.5
+    assert windows is not None
+    assert (windows.size, windows.step) == ((12, 12, 12), 0.5)
 
 
 def test_whole_is_the_whole_volume_and_warns(tmp_path) -> None:

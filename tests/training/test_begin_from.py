@@ -24,7 +24,7 @@ from volseg.networks.architectures import described
 from volseg.networks.description import Head
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.segment import segment
-from volseg.training.job import TrainingJob
+from volseg.training.job import NetworkSource, TrainingJob
 from volseg.training.loop import train
 from volseg.training.preparing import prepare
 from volseg.volumes.intensity import ChannelScheme, Normalization
@@ -51,7 +51,7 @@ def describe(folder: Path, **changes: object) -> None:
 
 def job(folder: Path, run: str = "run", begins: str = "earlier", **training: object) -> TrainingJob:
     config = replace(tiny_config(**training), model=Config().model)
-    return TrainingJob(folder / "data", folder / run, config, begins=folder / begins)
+    return TrainingJob(folder / "data", folder / run, config, begins=NetworkSource(run=folder / begins))
 
 
 def messages(heard: list[object]) -> str:

@@ -11,13 +11,13 @@ raises a VolsegError, on all ranks. Every function takes `listen`, which gets pr
 Importing this starts neither torch nor MPI; the first call that needs them does.
 """
 
-from volseg.api.bringing import import_model
+from volseg.api.bringing import export, import_model
 from volseg.api.data import check, generate, info, ingest
 from volseg.api.models import evaluate, segment, train, verify_partition
 from volseg.api.planning import calibrate, plan_partition, run_study
 from volseg.api.ranks import all_ranks
 
 __all__ = [
-    "all_ranks", "calibrate", "check", "evaluate", "generate", "import_model", "info", "ingest", "plan_partition",
-    "run_study", "segment", "train", "verify_partition",
+    "all_ranks", "calibrate", "check", "evaluate", "export", "generate", "import_model", "info", "ingest",
+    "plan_partition", "run_study", "segment", "train", "verify_partition",
 ]  # fmt: skip

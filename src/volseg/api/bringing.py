@@ -1,4 +1,4 @@
-"""Models of other tools: import_model."""
+"""Models from other tools and for them: import_model, export."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from volseg.events import Listener, ignore
 
 if TYPE_CHECKING:
     from volseg.distributed.communicator import Communicator
+    from volseg.exporting.job import Exported
     from volseg.importing.job import Imported
 
 
@@ -43,3 +44,27 @@ def import_model(
             overwrite=overwrite,
         )
         return bring(job, every, heard)
+
+
+def export(
+    run: str | Path, output: str | Path, *, to: Literal["nnunet", "torch"], window: str | None = None,
+    overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
+) -> Exported:  # fmt: skip
+    """Write a run's model as another tool opens it. Collective.
+
+    run     a run folder, trained or imported
+    output  the folder to make
+    to      "nnunet": a trained model folder for its predictor; "torch": archives of torch.export, and model.json, which
+            says what they expect
+    window  "96x160x160": voxels of nnU-Net's windows; None: those of the training, or of whole volumes up to 128
+
+    Raises VolsegError where the other tool has no such network: the message says which setting would do.
+    """
+    with ranks(communicator, listen) as (every, heard):
+        from volseg.exporting.exporter import export_model as write
+        from volseg.exporting.job import ExportJob
+        from volseg.sizes import parse_shape
+
+        size = None if window is None else parse_shape(window, "--window")
+        job = ExportJob(run=Path(run), tool=to, output=Path(output), window=size, overwrite=overwrite)
+        return write(job, every, heard)

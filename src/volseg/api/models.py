@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from volseg.segmentation.comparison import Evaluation
     from volseg.segmentation.report import SegmentationReport
     from volseg.segmentation.verification import Verification
+    from volseg.training.job import NetworkSource
     from volseg.training.report import TrainingReport
 
 
@@ -33,7 +34,9 @@ def train(
     recipe: str | None = None, partition: str = "auto", replicas: int = 1, agglomerate: str = "auto",
     proceed: bool = False, max_time: float | str | None = None, previews: int = 1, tensorboard: bool = False,
     trace: str | Path | None = None, trace_steps: int = 3, overwrite: bool = False,
-    begin_from: str | Path | None = None, communicator: Communicator | None = None, listen: Listener = ignore,
+    begin_from: str | Path | None = None, network: str | None = None, network_args: str | None = None,
+    plans: str | Path | None = None, configuration: str | None = None,
+    communicator: Communicator | None = None, listen: Listener = ignore,
     command: str | None = None, **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
@@ -55,6 +58,9 @@ def train(
     begin_from   run folder, weights file or checkpoint: a new run begins with its network and weights (--from), sees
                  volumes at its spacing and normalised as it saw them; weights of classes and channels of the same name
                  are kept
+    network      "FILE.py:name", a function or class of a file, which is run, that gives a torch module, or a class of
+                 monai.networks.nets; with network_args as TOML ("act = 'relu'", or a file)
+    plans        nnU-Net's plans.json: network, spacing and normalisation of `configuration` (None: 3d_fullres)
     max_time     seconds, or a text such as "3h50m", after which the run should have stopped and saved its state
     previews     held-out cases drawn after each validation
     tensorboard  also write event files for TensorBoard
@@ -70,7 +76,7 @@ def train(
         from volseg.training.job import TrainingJob
         from volseg.training.loop import train as run_training
 
-        begins = _path(begin_from)
+        begins = _source(_path(begin_from), network, network_args, _path(plans), configuration)
         _check_beginning(begins, proceed, settings)
         before = _settings(config, recipe, Path(run), proceed)
         if dataset is None and proceed:
@@ -88,16 +94,38 @@ def train(
         return run_training(job, every, heard)
 
 
-def _check_beginning(begins: Path | None, proceed: bool, settings: Settings) -> None:
+def _source(
+    run: Path | None, network: str | None, network_args: str | None, plans: Path | None, configuration: str | None
+) -> NetworkSource | None:
+    """Where the network comes from. Raises ConfigError where that is said twice, or not at all."""
+    from volseg.training.job import NetworkSource
+
+    named = [option for option, value in (("--from", run), ("--network", network), ("--plans", plans)) if value]
+    if len(named) > 1:
+        raise ConfigError(f"{named[0]} and {named[1]}: both say which network to train; leave out either")
+    for option, value, of in (
+        ("--network-args", network_args, "--network"),
+        ("--configuration", configuration, "--plans"),
+    ):
+        if value is not None and of not in named:
+            raise ConfigError(f"{option} {value}: goes with {of}; give that, or leave it out")
+    if not named:
+        return None
+    return NetworkSource(
+        run=run, module=network, arguments=network_args, plans=plans, configuration=configuration
+    )  # fmt: skip
+
+
+def _check_beginning(begins: NetworkSource | None, proceed: bool, settings: Settings) -> None:
     """Raise ConfigError where a run would begin with a network and be asked for another one."""
     if begins is None:
         return
     if proceed:
-        raise ConfigError(f"--from {begins}: --continue goes on with the run's own network; leave out either")
+        raise ConfigError(f"{begins}: --continue goes on with the run's own network; leave out either")
     asked = [name for name in OF_THE_NETWORK if settings.get(name) is not None]
     if asked:
         option = f"--{asked[0].replace('_', '-')} {settings.get(asked[0])}"
-        raise ConfigError(f"{option}: the network of {begins} is what it is; leave it out, or --from")
+        raise ConfigError(f"{option}: the network of {begins} is what it is; leave out either")
 
 
 def _seconds(max_time: float | str | None) -> float | None:

@@ -35,12 +35,9 @@ COMMANDS = {
     "import": "Make a run folder of a model that nnU-Net trained.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
+    "export": "Write a model for nnU-Net's predictor, or as a torch module.",
     "verify-partition": "Show that this job's ranks compute what one rank computes.",
 }
-
-
-_MODULES = {"import": "import_model"}
-"""Modules, and their functions, that cannot have their command's name: it is a word of Python."""
 
 
 class _Commands(TyperGroup):
@@ -55,9 +52,14 @@ class _Commands(TyperGroup):
         return name, load(name) if name in COMMANDS else command, rest
 
 
+def module_of(command: str) -> str:
+    """The name of a command's module and function: its own, but for what is a word of Python."""
+    return "import_model" if command == "import" else command.replace("-", "_")
+
+
 def load(name: str) -> Any:
     """The command `name`, ready to be invoked: ``train`` is the function ``volseg.cli.train.train``."""
-    module = _MODULES.get(name, name.replace("-", "_"))
+    module = module_of(name)
     function = getattr(import_module(f"volseg.cli.{module}"), module)
     single = typer.Typer(add_completion=False)
     single.command(name)(function)

@@ -83,7 +83,11 @@ def _labels_table(facts: dict[str, Any]) -> Any:
 def _run_table(path: Path, run: dict[str, Any]) -> Any:
     from volseg.cli.render import table
 
-    rows = [*_flat(run["config"]), *(("report." + name, value) for name, value in _flat(run["report"] or {}))]
+    report = run["report"] or {}
+    if "imported" in report:  # its settings are defaults that nothing was made with
+        rows = [*_flat(report["imported"]), ("volseg", str(report.get("volseg")))]
+    else:
+        rows = [*_flat(run["config"]), *(("report." + name, value) for name, value in _flat(report))]
     return table("run", ["", "value"], [("path", str(path)), *rows], text_columns=2)
 
 

@@ -44,6 +44,21 @@ def train(
             help="Begin with network, weights, spacing and normalisation of this run (folder, weights or checkpoint).",
         ),
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="FILE.py:name, a function or class that gives a torch module (the file is run), or a class of MONAI."
+        ),
+    ] = None,
+    network_args: Annotated[
+        str | None, typer.Option(help="Its arguments, TOML: channels = [16, 32], act = 'RELU', or a .toml file.")
+    ] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="nnU-Net's plans.json: its network, spacing and normalisation.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Of --plans, such as 3d_lowres.  [default: 3d_fullres]")
+    ] = None,
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     replicas: Annotated[
         int, typer.Option(help="Groups of ranks, each with its own grid and its own cases; they divide the ranks.")
@@ -167,7 +182,8 @@ def train(
         limit = None if max_time is None else parse_duration(max_time) - (time.monotonic() - begun)
         report = train_run(
             dataset, run, labels=labels, label_names=label_names, channels=parse_names(channels),
-            label_map=label_map or (), config=config, recipe=recipe, begin_from=begin_from,
+            label_map=label_map or (), config=config, recipe=recipe, begin_from=begin_from, network=network,
+            network_args=network_args, plans=plans, configuration=configuration,
             partition=partition, replicas=replicas, accumulate=accumulate, agglomerate=agglomerate,
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,

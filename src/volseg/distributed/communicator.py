@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
@@ -88,6 +89,20 @@ class Communicator(ABC):
     @abstractmethod
     def split(self, colour: int, key: int) -> Communicator:
         """The ranks that gave the same `colour`, ordered by `key`."""
+
+    def split_once(self, purpose: Hashable, colour: int, key: int) -> Communicator:
+        """`split`, the first time that `purpose` is named; then the same communicator again, without a message.
+
+        MPI libraries have some thousand communicators at most, and freeing one is collective: so those of grids, which
+        come and go with networks, are kept. `purpose` says the same on all ranks; colour and key follow from it.
+        """
+        if purpose not in self._splits:
+            self._splits[purpose] = self.split(colour, key)
+        return self._splits[purpose]
+
+    @cached_property
+    def _splits(self) -> dict[Hashable, Communicator]:
+        return {}
 
     def raise_together(self, error: BaseException | None) -> None:
         """Collective check before the next collective step: if any rank has an error, every rank raises it.

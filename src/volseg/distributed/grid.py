@@ -15,7 +15,7 @@ class ProcessGrid:
     dims          (Pz, Py, Px)
     coords        this rank's coordinates
     lines         for each axis the communicator of the ranks that differ only in that coordinate; a rank's number
-                  in `lines[a]` is its coordinate on axis a
+                  in `lines[a]` is its coordinate on axis a. All grids of these ranks with these dims have the same
     """
 
     def __init__(self, communicator: Communicator, dims: Triple) -> None:
@@ -31,9 +31,9 @@ class ProcessGrid:
         self.coords: Triple = (rank // (dims[1] * dims[2]), rank // dims[2] % dims[1], rank % dims[2])
         z, y, x = self.coords
         self.lines = (
-            communicator.split(y * dims[2] + x, z),
-            communicator.split(z * dims[2] + x, y),
-            communicator.split(z * dims[1] + y, x),
+            communicator.split_once(("D", dims), y * dims[2] + x, z),
+            communicator.split_once(("H", dims), z * dims[2] + x, y),
+            communicator.split_once(("W", dims), z * dims[1] + y, x),
         )
 
     def layout(self, shape: Triple, multiple: PerAxis = 1) -> Layout:

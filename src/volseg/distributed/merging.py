@@ -37,8 +37,9 @@ class Merge:
         leader = tuple(c // n for c, n in zip(finer.coords, self._size, strict=True))
         number = (leader[0] * dims[1] + leader[1]) * dims[2] + leader[2]
         rank = finer.communicator.rank
-        self.group = finer.communicator.split(number, rank)
-        leaders = finer.communicator.split(int(lead), rank)
+        cut = (finer.dims, dims)
+        self.group = finer.communicator.split_once(("group", cut), number, rank)
+        leaders = finer.communicator.split_once(("leaders", cut), int(lead), rank)
         self.coarser = ProcessGrid(leaders, dims) if lead else None
 
     def gather(self, layout: Layout, own: Tensor, whole: Tensor | None, room: Room) -> None:

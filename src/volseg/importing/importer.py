@@ -8,10 +8,11 @@ from typing import Any
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.events import Caution, Listener
+from volseg.files import making_folder
 from volseg.importing.job import Imported, ImportJob
 from volseg.importing.nnunet import import_nnunet
 from volseg.importing.nnunet_folder import is_nnunet
-from volseg.importing.run_folder import check_run_folder, made, write_description
+from volseg.importing.run_folder import check_run_folder, write_description
 from volseg.importing.sources import opened
 from volseg.networks.coverage import why_not_covered
 
@@ -29,7 +30,7 @@ def import_model(job: ImportJob, communicator: Communicator, listen: Listener) -
 
 def _import(job: ImportJob) -> Imported:
     check_run_folder(job.run, job.overwrite)
-    with opened(job.source) as source, made(job.run) as folder:
+    with opened(job.source) as source, making_folder(job.run) as folder:
         if not is_nnunet(source.names):
             raise ConfigError(f"{job.source}: no model that is known: no plans.json of nnU-Net in it")
         imported = import_nnunet(source, job, folder)

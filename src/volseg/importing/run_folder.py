@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +35,6 @@ def check_run_folder(run: Path, overwrite: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         what = "not writable" if parent.is_dir() else "a file"
         raise ConfigError(f"{run}: {parent} is {what}; give another run folder with -o")
-
-
-@contextmanager
-def made(run: Path) -> Iterator[Path]:
-    """A folder beside `run` to write to; on leaving it takes its name, on an error it is removed.
-
-    Raises OSError where the disk is full or fails.
-    """
-    run.absolute().parent.mkdir(parents=True, exist_ok=True)
-    staging, before = (run.absolute().with_name(f".{run.absolute().name}.{os.getpid()}.{n}") for n in ("new", "old"))
-    staging.mkdir()
-    try:
-        yield staging
-        if run.exists():
-            os.rename(run, before)
-        try:
-            os.rename(staging, run)
-        except OSError:
-            if before.exists():
-                os.rename(before, run)
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_description(folder: Path, card: ModelCard, facts: dict[str, Any]) -> None:

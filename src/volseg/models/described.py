@@ -24,6 +24,7 @@ class DescribedModule(nn.Module):
     """
 
     reads_own_parameters = True
+    is_described = True
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from volseg.geometry import Triple
@@ -41,6 +41,16 @@ class Origin:
     crop: bool = False
     cubic: bool = False
     folds: tuple[int, ...] = ()
+
+    @property
+    def is_our_reading(self) -> bool:
+        """Whether the network sees scans as those that volseg trains: in canonical order, whole, resampled linearly."""
+        return (self.order, self.transpose, self.crop, self.cubic) == ("canonical", (0, 1, 2), False, False)
+
+    @property
+    def as_trained_on(self) -> Origin:
+        """The origin of the network after volseg has trained it on whole volumes, which it saw as it always does."""
+        return replace(self, window=None, folds=(), order="canonical", transpose=(0, 1, 2), crop=False, cubic=False)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

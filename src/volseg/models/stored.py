@@ -41,6 +41,8 @@ BEST = "best.safetensors"
 CHECKPOINT = "checkpoint.safetensors"  # of a run that an earlier version began
 AVERAGED = "averaged."
 """What the names of averaged weights begin with in a checkpoint."""
+RANDOM_STATE = "random_state"
+"""A tensor that checkpoints have, and no model."""
 _CHECKSUM = "checksum"
 _KEYS_BEFORE = {"schema", "volseg", "config", "labels", "channels", "spacing_mm", "step", "batch"}  # without checksums
 
@@ -260,10 +262,10 @@ def load_into(model: UNet, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise CheckpointError(f"{path}: its tensors do not fit its own description ({first}); train again") from None
 
 
-def load_model(run: Path) -> tuple[UNet, ModelCard]:
-    """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
+def load_weights(run: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Weights of a run folder (or of its weights or checkpoint file), by the names of the plain module, and their card.
 
-    It is without the heads that only training has.
+    A checkpoint's are the averaged ones, where there are such, and those of heads for training are among them.
 
     Raises CheckpointError.
     """
@@ -271,15 +273,30 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
         raise CheckpointError(
             f"{run}: no such run; train one first with: volseg train -o {run}, or name it with --model"
         )
-    path = run / WEIGHTS if run.is_dir() else run
-    tensors, card = load_tensors(path)
-    if any(name.startswith("model.") for name in tensors):  # a checkpoint, with the optimizer's state besides
-        own, averaged = (
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            for prefix in ("model.", AVERAGED)
-        )
-        tensors = own | averaged
+    tensors, card = load_tensors(weights_path(run))
+    if RANDOM_STATE not in tensors:
+        return tensors, card
+    own, averaged = (  # a checkpoint, with the optimizer's state besides
+        {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        for prefix in ("model.", AVERAGED)
+    )
+    return own | averaged, card
+
+
+def load_model(run: Path) -> tuple[UNet, ModelCard]:
+    """The trained model of a run folder (or of its weights or checkpoint file), on this process alone: no MPI.
+
+    It is without the heads that only training has.
+
+    Raises CheckpointError.
+    """
+    tensors, card = load_weights(run)
     model = UNet(card.config.model, described=without_training_heads(card.described))
-    load_into(model, _without(training_heads(card.described), tensors), path)
+    load_into(model, _without(training_heads(card.described), tensors), weights_path(run))
     model.eval()
     return model, card
+
+
+def weights_path(run: Path) -> Path:
+    """The file that a run folder's model lies in; a file is that itself."""
+    return run / WEIGHTS if run.is_dir() else run

@@ -20,5 +20,10 @@ def for_data(network: Network, in_channels: int, classes: int) -> Network:
                 f"the network takes {network.in_channels} channels, and {others[0]}, which is no convolution, reads "
                 f"them: it cannot take {in_channels}; use a data set with {network.in_channels}"
             )
-    nodes = tuple(replace(node, channels=classes) if isinstance(node, Head) else node for node in network.nodes)
+    nodes = tuple(
+        replace(node, channels=classes, passes=node.passes and classes == node.channels)
+        if isinstance(node, Head)
+        else node
+        for node in network.nodes
+    )
     return replace(network, in_channels=in_channels, nodes=nodes)

@@ -34,6 +34,12 @@ class PartitionContext:
         self._known: dict[tuple[Layout, int, int, Triple], Layout] = {}
         self._calls: dict[int, int] = {}
 
+    @property
+    def entry(self) -> Layout:
+        """The layout of what the network was last called with."""
+        assert self._entry is not None
+        return self._entry
+
     def begin_pass(self, x: Tensor) -> None:
         """The network is called with block `x` [N, C, d, h, w]. Collective."""
         self.begin_pass_of(self._ask(_sides(x)))

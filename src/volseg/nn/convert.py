@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import PartitionError
+from volseg.errors import PartitionError, first_line
 from volseg.geometry import PerAxis
 from volseg.nn.context import PartitionContext
 from volseg.nn.convolution import PartitionedConv3d, PartitionedConvTranspose3d
 from volseg.nn.dropout import PartitionedDropout, PartitionedDropout3d
+from volseg.nn.first_use import FirstUse
 from volseg.nn.guard import Guard
 from volseg.nn.layer import PartitionedLayer
 from volseg.nn.normalization import (
     PartitionedBatchNorm3d,
     PartitionedGroupNorm,
     PartitionedInstanceNorm3d,
-    PartitionedNorm,
-    normalize_with_slope,
 )
 from volseg.nn.pointwise import Pointwise
 from volseg.nn.pooling import GlobalAverage, PartitionedAvgPool3d, PartitionedGlobalAverage, PartitionedMaxPool3d
+from volseg.nn.sequential import FusedSequential
 from volseg.nn.upsampling import PartitionedUpsample
 
 TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
@@ -64,12 +64,32 @@ def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: PerAxis =
 
     Raises PartitionError naming the layer that cannot be partitioned.
     """
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, memo)
+    twin = _copied(model)
     context = PartitionContext(grid, multiple_of)
     _convert(twin, "", context)
     _watch(twin, context, type(model).__name__)
     return twin
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy that shares parameters and buffers. Raises PartitionError where the model cannot be copied."""
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        hooked = [name for name, module in model.named_modules() if _recomputes_a_weight(module)]
+        remedy = (
+            f"take the weight norm or spectral norm off {', '.join(hooked)} (torch.nn.utils.remove_weight_norm) "
+            "beforehand"
+            if hooked
+            else "keep as attributes of a module neither tensors that were computed nor what cannot be copied"
+        )
+        raise PartitionError(f"{type(model).__name__} cannot be copied ({first_line(error)}): {remedy}") from error
+
+
+def _recomputes_a_weight(module: nn.Module) -> bool:
+    """Whether a hook of torch's first norms of weights computes a weight before each call."""
+    return any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values())
 
 
 def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
@@ -102,54 +122,24 @@ def _convert(module: nn.Module, name: str, context: PartitionContext) -> None:
             "use cannot be seen; put them into a torch.nn layer"
         )
     if type(module) is nn.Sequential:
-        module.__class__ = _FusedSequential
+        module.__class__ = FusedSequential
     for child_name, child in children:
         _convert(child, f"{name}.{child_name}" if name else child_name, context)
 
 
-class _FusedSequential(nn.Sequential):
-    """nn.Sequential that lets a norm do the (leaky) ReLU behind it: one pass less, one tensor less kept.
-
-    Decided at each call, so a norm that is used elsewhere as well, or taken out by index or slice, is left as it was.
-    """
-
-    def forward(self, input: Any) -> Any:
-        modules = list(self)
-        skip = False
-        for module, following in zip(modules, [*modules[1:], None], strict=True):
-            if skip:
-                skip = False
-                continue
-            slope = _fusable_slope(module, following)
-            if slope is None:
-                input = module(input)
-            else:
-                skip = True
-                assert isinstance(module, PartitionedNorm)
-                input = normalize_with_slope(module, input, slope)
-        return input
-
-
-def _fusable_slope(norm: nn.Module, activation: nn.Module | None) -> float | None:
-    """The slope below zero with which `norm` can do `activation` as well; None where it cannot."""
-    if not isinstance(norm, PartitionedNorm) or norm._forward_hooks or activation is None:
-        return None
-    if activation._forward_hooks or activation._forward_pre_hooks:
-        return None
-    if type(activation) is nn.LeakyReLU and activation.negative_slope > 0:
-        return float(activation.negative_slope)
-    return 0.0 if type(activation) is nn.ReLU else None
-
-
 def _watch(model: nn.Module, context: PartitionContext, label: str) -> None:
-    """Tell the context when a pass through the whole network begins and ends, and guard the code between layers."""
-    plain = model.forward
+    """Tell the context when a pass through the whole network begins and ends, and guard the code between layers.
+
+    Before the first pass with blocks of some sides, check that the code does with a block what it does with the volume.
+    """
+    plain, checks = model.forward, FirstUse(model, context, label)
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         context.begin_pass(x)
         try:
             if isinstance(model, PartitionedLayer):
                 return plain(x, *args, **kwargs)
+            checks.before(x, args, kwargs)
             with Guard(label):
                 return plain(x, *args, **kwargs)
         finally:

@@ -123,7 +123,7 @@ class PartitionedGlobalAverage(GlobalAverage, PartitionedLayer):
         brick, bricks = self.context.brick(layout)
         sums = moments(x.detach(), brick, bricks, self.context.grid.communicator)[:, 0]
         count = layout.shape[0] * layout.shape[1] * layout.shape[2]
-        y: Tensor = _GlobalMean.apply(x, torch.from_numpy(sums).to(x.device), count, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _GlobalMean.apply(x, torch.from_numpy(sums).to(x.device), count, self)
         return y
 
     def _plan(self, layout: Layout) -> LayerPlan:

@@ -105,7 +105,7 @@ def lay_out_over_ranks(
             return ProcessGrid(communicator, grid_of_columns(partition, shape, ranks))
         return ProcessGrid(communicator, grid_for(partition, shape, ranks, multiple))
 
-    if card.origin is not None:
+    if card.origin is not None and not card.origin.is_our_reading:
         view = as_its_tool_reads(channels, card, spacing, communicator)
         grid = grid_over(view.channels[0].shape)
         return LaidOut(lay_out_imported(view, grid, multiple), grid)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from volseg.errors import CheckpointError
-from volseg.models.stored import AVERAGED, ModelCard, load_into, load_tensors, save_tensors
+from volseg.models.stored import AVERAGED, RANDOM_STATE, ModelCard, load_into, load_tensors, save_tensors
 from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.training.averaging import AveragedWeights
 
@@ -24,7 +24,7 @@ def save_checkpoint(
     """Write the state, whole or not at all. On the root rank."""
     tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in averaged.state().items()}
-    tensors["random_state"] = torch.get_rng_state()
+    tensors[RANDOM_STATE] = torch.get_rng_state()
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
@@ -65,7 +65,7 @@ def load_checkpoint(path: Path, model: UNet, optimizer: Optimizer, averaged: Ave
     try:
         averaged.load({n.removeprefix(AVERAGED): t for n, t in tensors.items() if n.startswith(AVERAGED)})
         optimizer.load_state_dict({"state": state, "param_groups": known["param_groups"]})
-        torch.set_rng_state(tensors["random_state"])
+        torch.set_rng_state(tensors[RANDOM_STATE])
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimizer state does not fit ({error}); train again") from None
     return card

@@ -11,6 +11,30 @@ from volseg.volumes.dataset import DataSource
 HTML = "report.html"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkSource:
+    """Where a run takes its network from, in place of its configuration: one of `run`, `module` and `plans`.
+
+    run            run folder, weights file or checkpoint: the network with its weights
+    module         a function or class of the user's own, FILE.py:name, or a class of `monai.networks.nets`
+    arguments      of that, TOML: "features = [16, 32], act = 'relu'", or a file of it
+    plans          plans.json of nnU-Net
+    configuration  of the plan, such as 3d_fullres
+    """
+
+    run: Path | None = None
+    module: str | None = None
+    arguments: str | None = None
+    plans: Path | None = None
+    configuration: str | None = None
+
+    def __str__(self) -> str:
+        """The option that names it."""
+        if self.run is not None:
+            return f"--from {self.run}"
+        return f"--network {self.module}" if self.module is not None else f"--plans {self.plans}"
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """What to train, on what, and where to.
@@ -25,8 +49,7 @@ class TrainingJob:
     previews   so many of the held-out cases are drawn after each validation
     tensorboard  whether event files are written too, which needs that package
     command    how the program was started, for the report; None where it was not by a command
-    begins   run folder, weights file or checkpoint whose network and weights the run begins with; None: the network of
-             `config`, with weights that are drawn
+    begins   where the network comes from; None: from `config`
     flip_asked  whether the axes to mirror were named for this run, and not by a recipe or a file of settings
     """
 
@@ -47,7 +70,7 @@ class TrainingJob:
     previews: int = 1
     tensorboard: bool = False
     command: str | None = None
-    begins: Path | None = None
+    begins: NetworkSource | None = None
     flip_asked: bool = False
 
     @property

@@ -10,12 +10,13 @@ from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.events import Caution, Listener, Message
 from volseg.geometry import Triple
-from volseg.training.beginning import Beginning, begin
+from volseg.training.beginning import Beginning
 from volseg.training.cases import Split, canonical_spaces, median_spacing, spacing_to_train_at, split_cases
 from volseg.training.job import TrainingJob
 from volseg.training.network import with_network
 from volseg.training.run_folder import check_run_folder
 from volseg.training.sides import without_mirrored_sides
+from volseg.training.starting import begin
 from volseg.volumes.dataset import Case, Dataset, read_dataset
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import space_at

@@ -82,8 +82,10 @@ def view_as_imported(
     crop = share.nonzero_box() if manner.crop else Box.whole(files[0].shape)
     seen = order.box_to_canonical(crop)
     space = cropped_space(order.canonical_space(files[0].space), seen)
-    target = space.shape if spacing is None else resized_shape(space.shape, space.spacing, spacing)
-    axis = None if spacing is None else slice_axis(space.spacing, spacing)
+    sides = stored_sides(files[0])
+    own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
+    target = space.shape if spacing is None else resized_shape(space.shape, own, spacing)
+    axis = None if spacing is None else slice_axis(own, spacing)
     views, back = [], None
     for number, scheme in enumerate(schemes):
         rule = scheme.fixed or share.measure(number, crop, scheme)
@@ -97,7 +99,7 @@ def view_as_imported(
             view = resampled(view, resampled_space(space, spacing), "linear")
         views.append(view)
     if target != space.shape:
-        there = slice_axis(spacing or space.spacing, space.spacing)
+        there = slice_axis(spacing or own, own)
         back = maps_between(target, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
     reading = Reading(from_canonical_order(files[0].space, order), seen)
     images = tuple(canonical(file) for file in files)
@@ -130,6 +132,19 @@ def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -
         back=view.back,
         reading=view.reading,
     )
+
+
+def stored_sides(volume: Volume) -> Spacing:
+    """Voxel sides in mm along a volume's own D, H, W, as its header stores them.
+
+    Where a side of another shape lies halfway between two numbers of voxels, the last bit of a voxel's side decides:
+    SimpleITK, and so nnU-Net, reads a NIfTI header's `pixdim`, not the lengths of its affine's columns.
+    """
+    sides = volume.space.spacing
+    if volume.forms is None:
+        return sides
+    w, h, d = volume.forms.pixdim[1:4]
+    return (d, h, w) if np.allclose((d, h, w), sides, rtol=1e-4, atol=0) else sides
 
 
 def cropped_space(space: Space, box: Box) -> Space:

@@ -7,7 +7,6 @@ from math import inf
 
 from torch import Tensor
 
-from volseg.models.exported.graph import Call, Name
 from volseg.models.exported.layers import global_mean
 from volseg.models.exported.walk import Handler, Held, Result, Value, Walk
 from volseg.networks.description import IMAGE, ActivationKind, Addition, Normalization
@@ -22,6 +21,7 @@ from volseg.networks.layered import (
     ReductionKind,
     Scaling,
 )
+from volseg.nn.graph import Call, Name
 
 _SPACE = {2, 3, 4}
 
@@ -230,7 +230,8 @@ def _split(walk: Walk, call: Call) -> list[Value]:
 
 
 def _getitem(walk: Walk, call: Call) -> Held:
-    return walk.listed(call, "0")[call.arguments["1"]]
+    number = int(call.arguments["1"])
+    return walk.listed(call, "0")[number]
 
 
 def _reduction(reduction: ReductionKind, walk: Walk, call: Call) -> Result:

@@ -10,12 +10,12 @@ from torch.export import ExportedProgram
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.models.exported.arithmetic import ARITHMETIC
-from volseg.models.exported.graph import export, graph_of
 from volseg.models.exported.layers import LAYERS
 from volseg.models.exported.stages import network_of
 from volseg.models.exported.tidying import tidy
 from volseg.models.exported.walk import Walk
 from volseg.networks.description import IMAGE, Network
+from volseg.nn.graph import Graph, export, graph_of
 
 SIDES: Triple = (128, 128, 128)
 """Voxels of the volume that a module is exported with: nothing is computed, so it may be large."""
@@ -60,7 +60,13 @@ def network_of_program(
     children  names of the module's children in their order
     label     what messages call the module
     """
-    graph = graph_of(program)
+    return network_of_graph(graph_of(program), tensors, children, label)
+
+
+def network_of_graph(
+    graph: Graph, tensors: Mapping[str, Tensor], children: tuple[str, ...], label: str
+) -> Network:  # fmt: skip
+    """`network_of_program` of the operations."""
     walk = Walk(graph, tensors, graph.shape)
     walk.run(LAYERS | ARITHMETIC)
     outputs = walk.outputs()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from volseg.geometry import Triple
-from volseg.models.exported.graph import Call
 from volseg.models.exported.walk import Handler, Value, Walk
 from volseg.networks.description import (
     ONES,
@@ -25,6 +24,7 @@ from volseg.networks.layered import (
     GlobalMean,
     VoxelDropout,
 )
+from volseg.nn.graph import Call
 
 _NOTHING: Triple = (0, 0, 0)
 
@@ -185,7 +185,7 @@ def _interpolation(walk: Walk, call: Call) -> Value:
     read, name, mode = (walk.single(call, x),), f"{call.module or 'network'}, up", call.op.split(".")[1]
     if call.arguments.get("align_corners"):
         return walk.add(AlignedInterpolation(name, read, -1, x.channels, (d, h, w)), call.shape)
-    kind = "trilinear" if "trilinear" in mode else "nearest"
+    kind: Literal["trilinear", "nearest"] = "trilinear" if "trilinear" in mode else "nearest"
     return walk.add(Interpolation(name, read, -1, x.channels, (d, h, w), kind, walk.own_path(call)), call.shape)
 
 

@@ -49,7 +49,7 @@ def _factor(node: Node, sides: Triple, image: Triple) -> Triple:
     """How many voxels of the image one of a node's output stands for, on each axis."""
     if any(n < m or n % m for n, m in zip(image, sides, strict=True)):
         raise PartitionError(
-            f"{node.name} makes {format_triple(sides)} voxels of an image of {format_triple(image)}, which are no whole "
-            "part of them; give sides that are multiples of the product of the network's strides"
+            f"{node.name} makes {format_triple(sides)} voxels of an image of {format_triple(image)}, which are no "
+            "whole part of them; give sides that are multiples of the product of the network's strides"
         )
     return quotient(image, sides)

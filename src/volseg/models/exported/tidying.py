@@ -94,7 +94,7 @@ def _head(node: Node, *, training: bool) -> Head:
 def _needed(nodes: Mapping[str, Node], heads: list[str]) -> dict[str, Node]:
     """Those that the heads are made from."""
     wanted: set[str] = set()
-    for name, node in reversed(nodes.items()):
+    for name, node in reversed(list(nodes.items())):
         if name in wanted or name in heads:
             wanted |= {name, *node.reads}
     return {name: node for name, node in nodes.items() if name in wanted}

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.models.exported.graph import Call, Graph, Name
 from volseg.networks.description import IMAGE, Node
 from volseg.networks.layered import Concatenation
+from volseg.nn.graph import Call, Graph, Name
 
 Made = TypeVar("Made", bound=Node)
 
@@ -86,6 +86,8 @@ class Walk:
             result = handler(self, call)
             if in_place:
                 self._change(call, result)
+            elif isinstance(result, list) and call.parts:
+                self._known |= {name: Held(value, shared=True) for name, value in zip(call.parts, result, strict=True)}
             elif isinstance(result, list):
                 self._known[call.name] = [Held(value, shared=True) for value in result]
             else:

@@ -91,8 +91,8 @@ def faults_of(dataset: Dataset, case: Case, found: Sequence[Findings]) -> list[F
         strange = [dataset.label_names[value] for value in dataset.unknown_in(case) if voxels[value]]
         if strange:
             message = (
-                f"{case.label}: holds {first_few(strange)}, which is not annotated in it by {DESCRIPTION}; add it there, "
-                "or take it out of the labels"
+                f"{case.label}: holds {first_few(strange)}, which is not annotated in it by {DESCRIPTION}; add it "
+                "there, or take it out of the labels"
             )
             faults.append(Fault(case.name, "outside the list", message))
     if (

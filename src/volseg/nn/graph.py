@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from volseg.errors import PartitionError, first_line
 from volseg.geometry import Triple, format_triple
 
+_WATCHING = str(Path(__file__).with_name("convert.py"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -29,6 +31,7 @@ class Call:
     module     path of the module that calls it
     source     file and line of the code that calls it; empty where it is not known
     shape      of the result; empty where it is no single tensor
+    parts      names of the results, where the graph names each of several
     """
 
     name: str
@@ -37,6 +40,7 @@ class Call:
     module: str
     source: str
     shape: tuple[int, ...]
+    parts: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -83,18 +87,30 @@ def export(module: nn.Module, in_channels: int, sides: Triple) -> ExportedProgra
     """
     weight = next(module.parameters(), torch.empty(0))
     x = torch.empty((1, in_channels, *sides), dtype=weight.dtype, device=weight.device)
-    with _evaluating(module), torch.no_grad(), warnings.catch_warnings():
+    with _evaluating(module):
+        try:
+            return exported(module, x)
+        except Exception as error:
+            raise PartitionError(
+                f"{type(module).__name__} cannot be exported by torch.export for a volume of {format_triple(sides)} "
+                f"with {in_channels} channels: {first_line(error)}"
+            ) from error
+
+
+def exported(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> ExportedProgram:
+    """The module as it is, called with tensors of which only the shapes count.
+
+    Raises what torch or the module raises where it cannot be exported.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return torch.export.export(module, (x,), strict=False)
+            return torch.export.export(module, (x, *args), kwargs, strict=False)
         except Exception as first:
             try:
-                return torch.export.export(module, (x,), strict=True)
+                return torch.export.export(module, (x, *args), kwargs, strict=True)
             except Exception:
-                raise PartitionError(
-                    f"{type(module).__name__} cannot be exported by torch.export for a volume of "
-                    f"{format_triple(sides)} with {in_channels} channels: {first_line(first)}"
-                ) from first
+                raise first from None
 
 
 def graph_of(program: ExportedProgram) -> Graph:
@@ -138,27 +154,32 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _call(node: torch.fx.Node) -> Call:
     schema = getattr(node.target, "_schema", None)
     value = node.meta.get("val")
-    shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
+    # A side that depends on values is of no account: no operation that makes one is known.
+    shape = tuple(n if isinstance(n, int) else -1 for n in value.shape) if isinstance(value, Tensor) else ()
     arguments: dict[str, Any] = {}
     if schema is None:
         op = getattr(node.target, "__name__", str(node.target))
         arguments = {str(n): _plain(argument) for n, argument in enumerate(node.args)}
     else:
         op = str(schema.name).replace("::", ".")
-        for n, argument in enumerate(schema.arguments):
-            if n < len(node.args):
-                given: Any = node.args[n]
-            elif argument.name in node.kwargs:
-                given = node.kwargs[argument.name]
-            else:
-                given = argument.default_value if argument.has_default_value() else None
-            arguments[argument.name] = _plain(given)
+        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+        arguments = with_defaults(schema, {name: _plain(value) for name, value in (given | node.kwargs).items()})
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    module = _path(str(stack[-1][0])) if stack else ""
-    return Call(node.name, op, arguments, module, _source(node.meta.get("stack_trace") or ""), shape)
+    module = plain_path(str(stack[-1][0])) if stack else ""
+    return Call(node.name, op, arguments, module, source_line(node.meta.get("stack_trace") or ""), shape)
 
 
-def _path(path: str) -> str:
+def with_defaults(schema: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation in the order of torch's schema, those that were not given by their defaults."""
+    return {
+        argument.name: _plain(
+            given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+        )
+        for argument in schema.arguments
+    }
+
+
+def plain_path(path: str) -> str:
     """A module's path without what torch adds for a second call, ``a.b@1``."""
     return re.sub(r"@\d+$", "", path.removeprefix("L['self'].").removeprefix("L['self']"))
 
@@ -171,10 +192,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _source(trace: str) -> str:
-    """The innermost line of the trace that is no code of torch's own."""
+def source_line(trace: str) -> str:
+    """The innermost line of the trace that is code of the network."""
     frames = [(match["file"], match["line"]) for match in _FRAME.finditer(trace)]
-    own = [frame for frame in frames if "/torch/" not in frame[0]]
+    own = [frame for frame in frames if "/torch/" not in frame[0] and frame[0] != _WATCHING]
     if not own:
         return ""
     file, line = own[-1]
