@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from volseg.geometry import Triple
-from volseg.networks.description import Node
+from volseg.networks.description import Network, Node
 
 FunctionKind = Literal[
     "abs", "celu", "clamp", "elu", "exp", "gelu", "gelu_tanh", "hardsigmoid", "hardswish", "leaky_relu", "log",
@@ -32,6 +32,16 @@ def described_as(node: LayeredNode) -> str:
         return f"the function {node.function}"
     words = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(node).__name__).lower()
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def everywhere(network: Network) -> frozenset[str]:
+    """Names of the nodes that make one value a channel, of the whole volume."""
+    names: set[str] = set()
+    for node in network.nodes:
+        alone = isinstance(node, LayeredNode) and all(name in names for name in node.reads)
+        if isinstance(node, GlobalMean) or alone:
+            names.add(node.name)
+    return frozenset(names)
 
 
 @dataclass(frozen=True)

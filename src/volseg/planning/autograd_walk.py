@@ -24,6 +24,7 @@ from volseg.networks.description import (
     Normalization,
     UpConvolution,
 )
+from volseg.networks.layered import LayeredNode, everywhere
 from volseg.planning.ledger import Ledger
 
 LONG = 2
@@ -47,6 +48,7 @@ class AutogradWalk:
         self.ledger = Ledger()
         self.sides = [_divided(finest, factor) for factor in network.factors]
         self.voxels = [prod(sides) for sides in self.sides]
+        self._everywhere = everywhere(network)
         self._referred: dict[str, list[str]] = {}
         self._references: Counter[str] = Counter()
 
@@ -130,8 +132,17 @@ class AutogradWalk:
                 self._save(node, x)
             case Addition():
                 self._output(node)
+            case LayeredNode():
+                self._layered(node, x)
             case _:
                 raise TypeError(f"{node.name}: what a {type(node).__name__} holds is not known")
+
+    def _layered(self, node: LayeredNode, x: str) -> None:
+        """An operation that torch runs: taken to save its input for backward, and to work on no copy of it."""
+        voxels = 1 if node.name in self._everywhere else None
+        self._make(node.name, node.stage, node.channels, voxels)
+        self._refer(node.name, _value(node.name))
+        self._save(node, x)
 
     def _run_backward(self, node: Node) -> None:
         inputs = sum(self.network.inputs_of(node))

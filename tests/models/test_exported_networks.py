@@ -1,0 +1,262 @@
+"""Modules of others as descriptions: the same numbers, on any number of ranks, refused by path and line otherwise."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oracles import GRIDS, relative_error, serial_grid
+from volseg.distributed.communicator import Communicator
+from volseg.distributed.grid import ProcessGrid
+from volseg.errors import CheckpointError, PartitionError
+from volseg.models.described import DescribedModule
+from volseg.models.exported import describe, describe_archive, state_for, state_from
+from volseg.models.fused import FusedNetwork
+from volseg.networks.as_json import network_as_json, network_from_json
+from volseg.networks.coverage import why_not_covered
+from volseg.networks.description import Network
+from volseg.nn.blocks import gather_blocks, take_block
+from volseg.nn.convert import partition_module
+from volseg.nn.gradients import sum_gradients
+from volseg.nn.losses import dice_cross_entropy
+
+SIDES = (16, 16, 24)
+
+
+def described_as_json(module: nn.Module, channels: int = 2) -> Network:
+    """Its description after a way through JSON."""
+    network = describe(module, channels)
+    again = network_from_json(json.loads(json.dumps(network_as_json(network))), "test")
+    assert again == network
+    return again
+
+
+def twin_of(module: nn.Module) -> DescribedModule:
+    network = described_as_json(module)
+    model = DescribedModule(network)
+    model.load_state_dict(state_for(network, module))
+    return model
+
+
+class PlainUNet(nn.Module):
+    """As nnU-Net has them: strides going down, biases before norms, in-place activations, heads at both stages."""
+
+    def __init__(self, norm: str = "instance") -> None:
+        super().__init__()
+        norms = {
+            "instance": lambda c: nn.InstanceNorm3d(c, affine=True),
+            "bare": nn.InstanceNorm3d,
+            "group": lambda c: nn.GroupNorm(2, c),
+            "batch": nn.BatchNorm3d,
+        }
+
+        def block(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
+            conv = nn.Conv3d(inputs, outputs, 3, stride, 1)
+            return nn.Sequential(conv, norms[norm](outputs), nn.Dropout3d(0.0), nn.LeakyReLU(0.01, inplace=True))
+
+        self.encoder = nn.ModuleList([block(2, 8), block(8, 16, 2), block(16, 16, 2)])
+        self.shortcut = nn.Sequential(nn.AvgPool3d(2), nn.Conv3d(8, 16, 1, bias=False))
+        self.up = nn.ModuleList([nn.ConvTranspose3d(16, 16, 2, 2), nn.ConvTranspose3d(16, 8, 2, 2)])
+        self.decoder = nn.ModuleList([block(32, 16), block(16, 8)])
+        self.heads = nn.ModuleList([nn.Conv3d(16, 3, 1), nn.Conv3d(8, 3, 1)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        fine = self.encoder[0](x)
+        middle = self.encoder[1](fine)
+        middle = middle + self.shortcut(fine)
+        x = self.decoder[0](torch.cat((self.up[0](self.encoder[2](middle)), middle), 1))
+        coarse = self.heads[0](x)
+        return [self.heads[1](self.decoder[1](torch.cat((self.up[1](x), fine), 1))), coarse]
+
+
+@pytest.fixture(autouse=True)
+def _same_weights_on_every_rank() -> None:
+    torch.manual_seed(3)
+
+
+def volume(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn((1, 2, *SIDES), generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def test_a_module_loads_into_its_description_and_gives_the_same() -> None:
+    module = PlainUNet().eval()
+    model = twin_of(module).eval()
+    assert [head.stage for head in model.network.heads] == [1, 0]
+    assert model.network.strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+    assert set(model.state_dict()) == set(module.state_dict())
+    deep: dict[int, Tensor] = {}
+    logits = model(volume(), deep_logits=deep)
+    for actual, expected in zip((logits, deep[1]), module(volume()), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("norm", ["instance", "bare", "group", "batch"])
+def test_it_runs_by_its_program_and_learns_as_plain_torch_does(norm: str, communicator: Communicator) -> None:
+    module = PlainUNet(norm)
+    model = twin_of(module).train()
+    assert not why_not_covered(model.network)
+    target = torch.randint(0, 3, (1, *SIDES), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    plain = module.double().train()
+    logits, coarse = plain(volume(torch.float64))
+    world = serial_grid().communicator
+    loss = (2 * dice_cross_entropy(logits, target, world)[0] / 3) + (
+        dice_cross_entropy(coarse, target[:, ::2, ::2, ::2], world)[0] / 3
+    )
+    loss.backward()
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
+    layout = grid.layout(SIDES, 4)
+    fused = FusedNetwork(model, grid)
+    here = target[(slice(None), *grid.block(layout).slices)]
+    ours = fused.loss(take_block(volume(), grid, layout), here)[0]
+    ours.backward()
+    sum_gradients(model.parameters(), communicator)
+    assert abs(float(ours.detach()) - float(loss.detach())) < 1e-5
+    expected = dict(plain.named_parameters())
+    for name, p in model.named_parameters():
+        assert relative_error(p.grad, expected[name].grad.float(), floor=1e-2) < 2e-4, name
+
+
+class Between(nn.Module):
+    """`function` of the features between two convolutions; it may use `layer`."""
+
+    def __init__(self, function, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.middle, self.final = nn.Conv3d(2, 8, 3, padding=1), layer, nn.Conv3d(8, 3, 1)
+        self.scale = nn.Parameter(torch.randn(1, 8, 1, 1, 1))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final(self.function(self, self.first(x)))
+
+
+class SqueezeExcitation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.adaptive_avg_pool3d(x, 1).view(x.shape[0], -1)
+        return x * torch.sigmoid(self.up(F.relu(self.down(y)))).view(x.shape[0], -1, 1, 1, 1)
+
+
+EXACT = {
+    "elu": (lambda net, x: F.elu(x, 0.5), None),
+    "selu, celu, softplus": (lambda net, x: F.selu(x) + F.celu(x, 2.0) - F.softplus(x), None),
+    "silu, gelu, tanh": (lambda net, x: F.silu(x) * F.gelu(x) + torch.tanh(F.gelu(x, approximate="tanh")), None),
+    "hardswish, relu6, mish": (lambda net, x: F.hardswish(x) + F.relu6(x) - F.mish(x) * F.hardsigmoid(x), None),
+    "clamp, power, abs": (lambda net, x: x.clamp(-1, 2) + x**2 - x.abs() + x.clamp(min=0), None),
+    "prelu": (lambda net, x: net.middle(x), nn.PReLU(8)),
+    "prelu of one": (lambda net, x: net.middle(x), nn.PReLU()),
+    "parameter": (lambda net, x: x * net.scale + net.scale, None),
+    "numbers": (lambda net, x: 1 - (2 * x - 3) / 4, None),
+    "constant for each channel": (lambda net, x: x * torch.arange(8.0).view(1, 8, 1, 1, 1), None),
+    "gate of one channel": (lambda net, x: x * torch.sigmoid(net.middle(x)), nn.Conv3d(8, 1, 1)),
+    "squeeze and excitation": (lambda net, x: net.middle(x), SqueezeExcitation()),
+    "mean over space": (lambda net, x: x - x.mean((2, 3, 4), keepdim=True), None),
+    "channels split": (lambda net, x: torch.cat([part * n for n, part in enumerate(x.chunk(4, 1))], 1), None),
+    "channels cut": (lambda net, x: torch.cat([x[:, 3:], x[:, :3] * 2], 1), None),
+    "channels reduced": (lambda net, x: x * x.mean(1, keepdim=True) + x.amax(1, keepdim=True), None),
+    "softmax": (lambda net, x: x.softmax(1) + x.log_softmax(1), None),
+    "maximum": (lambda net, x: torch.maximum(x, -x) - torch.minimum(x, 2 * x), None),
+    "grouped convolution": (lambda net, x: net.middle(x), nn.Conv3d(8, 8, 3, padding=1, groups=4)),
+    "dilated convolution": (lambda net, x: net.middle(x), nn.Conv3d(8, 8, 3, padding=2, dilation=2)),
+    "same padding": (lambda net, x: net.middle(x), nn.Conv3d(8, 8, 5, padding="same")),
+    "strided and transposed": (
+        lambda net, x: net.middle(x),
+        nn.Sequential(nn.Conv3d(8, 8, 2, 2), nn.ConvTranspose3d(8, 8, 3, 2, 1, output_padding=1)),
+    ),
+    "pools": (
+        lambda net, x: net.middle(x),
+        nn.Sequential(nn.MaxPool3d(2), nn.AvgPool3d(3, 1, 1), nn.MaxPool3d(3, 1, 1), nn.Upsample(scale_factor=2)),
+    ),
+    "averages without padding": (lambda net, x: net.middle(x), nn.AvgPool3d(3, 1, 1, count_include_pad=False)),
+    "interpolated": (
+        lambda net, x: F.interpolate(F.max_pool3d(x, 2), size=x.shape[2:], mode="trilinear", align_corners=False),
+        None,
+    ),
+    "interpolated by corners": (
+        lambda net, x: F.interpolate(F.max_pool3d(x, 2), scale_factor=2, mode="trilinear", align_corners=True),
+        None,
+    ),
+    "norm behind an activation": (lambda net, x: net.middle(x.relu()), nn.GroupNorm(2, 8)),
+    "dropout": (lambda net, x: net.middle(x), nn.Dropout(0.3)),
+    "in place": (lambda net, x: (x + 1).mul_(2).relu_().add_(x), None),
+    "padding where sides are odd": (lambda net, x: F.pad(x, (0, x.shape[4] % 2)), None),
+}
+
+
+@pytest.mark.parallel([1, 2, 4])
+@pytest.mark.parametrize("name", EXACT)
+def test_operations_that_are_described_are_exact(name: str, communicator: Communicator) -> None:
+    function, layer = EXACT[name]
+    module = Between(function, layer).eval()
+    model = twin_of(module).eval().double()
+    grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
+    layout = grid.layout(SIDES, model.network.multiple)
+    twin = partition_module(model, grid, model.network.multiple)
+    y = gather_blocks(twin(take_block(volume(torch.float64), grid, layout)), grid)
+    assert relative_error(y, module.double()(volume(torch.float64)).detach()) < 1e-12
+
+
+REFUSED = {
+    "roll": (lambda net, x: x.roll(1, 2), r"roll\(\)"),
+    "transpose": (lambda net, x: x.transpose(2, 3), r"transpose\(\)"),
+    "pad": (lambda net, x: F.pad(x, (1, 1)), r"constant_pad_nd\(\) pads the volume|pad\(\) pads the volume"),
+    "flip": (lambda net, x: x.flip(2), r"flip\(\)"),
+    "mean of all": (lambda net, x: x / x.mean(), r"mean\(\)"),
+    "std": (lambda net, x: x / x.std(True), r"std\(\)"),
+    "places": (lambda net, x: x + torch.linspace(0, 1, x.shape[4]), "linspace|no value for each channel"),
+    "crop": (lambda net, x: x[:, :, 1:], r"slice\(\) takes a part of the volume"),
+    "sides": (lambda net, x: x / x.shape[2], "is another network for"),
+    "random": (lambda net, x: x + torch.randn_like(x), r"randn_like\(\)"),
+    "circular": (lambda net, x: F.pad(x, (1, 1, 1, 1, 1, 1), mode="circular"), r"pad\(\)"),
+    "fixed size": (lambda net, x: F.adaptive_avg_pool3d(x, 2), r"adaptive_avg_pool3d\(\) pools to a fixed size"),
+    "weight that is computed": (lambda net, x: F.conv3d(x, net.final.weight * 2), "a tensor that is computed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_node_says_is_refused_with_its_place(name: str) -> None:
+    function, message = REFUSED[name]
+    with pytest.raises(PartitionError, match=message) as refusal:
+        describe(Between(function), 2, (16, 16, 16))
+    assert name == "sides" or "test_exported_networks.py line" in str(refusal.value)
+
+
+def save_archive(module: nn.Module, path: Path) -> Path:
+    with torch.no_grad():
+        torch.export.save(torch.export.export(module.eval(), (volume(),)), path)
+    return path
+
+
+def test_an_archive_gives_the_network_and_its_weights(tmp_path: Path) -> None:
+    module = PlainUNet().eval()
+    network, tensors = describe_archive(save_archive(module, tmp_path / "net.pt2"))
+    model = DescribedModule(network).eval()
+    model.load_state_dict(state_from(network, tensors, "net.pt2"))
+    assert torch.equal(model(volume()), module(volume())[0])
+
+
+def test_pickled_parts_of_an_archive_are_not_read(tmp_path: Path) -> None:
+    path = save_archive(PlainUNet(), tmp_path / "net.pt2")
+    crafted = tmp_path / "crafted.pt2"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(crafted, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b'"use_pickle": false', b'"use_pickle": true'))
+    with pytest.raises(CheckpointError, match="is pickled, and unpickling can run any program"):
+        describe_archive(crafted)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b'{"graph": 1}'])
+def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"no torch\.export archive"):
+        describe_archive(path)
