@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -50,10 +51,7 @@ def imported_config(network: Network, kernels: Sequence[Triple], data: DataConfi
     model = ModelConfig(
         architecture="imported", in_channels=network.in_channels, classes=network.classes, levels=network.deepest
     )
-    full = ModelConfig(
-        architecture="imported", in_channels=network.in_channels, classes=network.classes, levels=network.deepest,
-        features=network.widths, kernels=tuple(kernels), strides=network.strides[1:],
-    )  # fmt: skip
+    full = replace(model, features=network.widths, kernels=tuple(kernels), strides=network.strides[1:])
     try:
         full.check()
     except ConfigError:
