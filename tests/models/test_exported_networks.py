@@ -20,6 +20,7 @@ from volseg.models.exported import describe, describe_archive, state_for, state_
 from volseg.models.fused import FusedNetwork
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.coverage import why_not_covered
+from volseg.networks.deep_supervision import loss_weights
 from volseg.networks.description import Network
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
@@ -106,9 +107,9 @@ def test_it_runs_by_its_program_and_learns_as_plain_torch_does(norm: str, commun
     plain = module.double().train()
     logits, coarse = plain(volume(torch.float64))
     world = serial_grid().communicator
-    loss = (2 * dice_cross_entropy(logits, target, world)[0] / 3) + (
-        dice_cross_entropy(coarse, target[:, ::2, ::2, ::2], world)[0] / 3
-    )
+    shares = loss_weights(1)
+    loss = shares[0] * dice_cross_entropy(logits, target, world)[0]
+    loss = loss + shares[1] * dice_cross_entropy(coarse, target[:, ::2, ::2, ::2], world)[0]
     loss.backward()
     grid = ProcessGrid(communicator, GRIDS[communicator.size][0])
     layout = grid.layout(SIDES, 4)

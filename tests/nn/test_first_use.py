@@ -135,6 +135,29 @@ def test_a_branch_that_all_ranks_take_as_the_volume_does_is_taken(communicator: 
     assert relative_error(y, model(whole).detach()) < 1e-5
 
 
+class Skipping(nn.Module):
+    """Half the sides and back, joined with what was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv3d(2, 2, 3, 2, 1), nn.ConvTranspose3d(2, 2, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self.up(self.down(x))), 1)
+
+
+@pytest.mark.parallel([2, 3])
+def test_blocks_cut_between_the_strides_are_refused_with_a_remedy_that_works(communicator: Communicator) -> None:
+    torch.manual_seed(0)
+    message = refused_alike(Skipping(), communicator, (10 if communicator.size == 2 else 20, 8, 8))
+    assert "multiples of the product of the network's strides" in message
+    grid = ProcessGrid(communicator, (communicator.size, 1, 1))
+    whole = torch.randn((1, 2, 20, 8, 8), generator=torch.Generator().manual_seed(0))
+    model = Skipping()
+    y = gather_blocks(partition_module(model, grid)(take_block(whole, grid, grid.layout((20, 8, 8), 2))), grid)
+    assert relative_error(y, model(whole).detach()) < 1e-5
+
+
 def doubled_unless_exported(x: Tensor) -> Tensor:
     if torch.compiler.is_exporting():
         raise NotImplementedError("not for export")

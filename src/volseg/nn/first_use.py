@@ -29,6 +29,9 @@ TOLERANCE = 1e-3
 LARGEST = 1 << 20
 """Voxels of the largest volume that each rank computes as a whole for that."""
 
+_MISFITS = ("Sizes of tensors must match", "must match the size of tensor", "mismatch")
+"""Of what torch says where tensors of different sides are joined."""
+
 
 class FirstUse:
     """Checks of a partitioned network, each made once.
@@ -53,6 +56,12 @@ class FirstUse:
             return
         programs, reason = self._export(x, args, kwargs)
         reasons = [why for why in communicator.gather_all(reason) if why]
+        if misfit := next((why for why in reasons if any(words in why for words in _MISFITS)), ""):
+            raise PartitionError(
+                f"{self.label}: with blocks as they are cut, {list(self.context.entry.boundaries)}, tensors that it "
+                f"joins do not fit ({misfit}): cut the volume at multiples of the product of the network's strides, as "
+                "grid.layout(shape, multiple) does, and pad it to such"
+            )
         if reasons:
             self._check_numbers(x, args, kwargs, reasons[0])
         else:
