@@ -122,6 +122,26 @@ def test_a_torch_module_opens_without_volseg_at_any_size(tmp_path: Path) -> None
     assert described["multiple"] == [4, 4, 4]
 
 
+def test_an_archive_comes_back_with_what_describes_it(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path / "run", settings=STRIDED)
+    export(run, tmp_path / "out", to="torch")
+    imported = import_model(tmp_path / "out" / "network.pt2", tmp_path / "again")
+    (ours, before), (again, card) = load_model(run), load_model(tmp_path / "again")
+    assert (card.labels, card.schemes, card.spacing) == (before.labels, before.schemes, before.spacing)
+    assert imported.notes == ()
+    x = torch.randn(1, 1, 8, 16, 24)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), again(x), atol=1e-5, rtol=1e-5)
+    (tmp_path / "out" / "model.json").unlink()
+    (note,) = import_model(tmp_path / "out" / "network.pt2", tmp_path / "bare").notes
+    assert "no model.json beside the archive" in note
+    bare = load_model(tmp_path / "bare")[1]
+    assert (bare.labels, bare.seen_at) == ({"background": 0, "class_1": 1, "class_2": 2}, None)
+    (tmp_path / "out" / "model.json").write_text(json.dumps({"channels": [], "labels": {}, "spacing_mm": [1, 1, 1]}))
+    with pytest.raises(ConfigError, match=r"describes 0 channels and 0 classes, but the network of network.pt2 has 1"):
+        import_model(tmp_path / "out" / "network.pt2", tmp_path / "none")
+
+
 def test_each_fold_is_an_archive_of_its_own(imported: Path, tmp_path: Path) -> None:
     exported = export(imported, tmp_path / "out", to="torch")
     assert exported.files == ("model.json", "network.pt2", "network_fold_3.pt2")

@@ -158,7 +158,7 @@ def test_facts_and_words():
     apart = ModelConfig(kernels=KERNELS, strides=STRIDES)
     assert described(ModelConfig()) == ""
     assert described(apart) == "kernels 1x3x3, 1x3x3, 3x3x3, 3x3x3 and strides 1x2x2, 1x2x2, 2x2x2"
-    facts = network_facts(apart, "")
+    facts = network_facts(unet(apart), "")
     assert facts == {"kernels": [list(k) for k in KERNELS], "strides": [list(s) for s in STRIDES], "reason": None}
 
 

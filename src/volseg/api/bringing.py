@@ -21,7 +21,8 @@ def import_model(
 ) -> Imported:  # fmt: skip
     """Make a run folder of a model of another tool: weights, network, how it reads a scan, labels. Collective.
 
-    source         nnU-Net v2 result folder, of a data set or of one configuration, or an exported zip
+    source         nnU-Net v2 result folder, of a data set or of one configuration, an exported zip, or an archive of
+                   torch.export (.pt2), beside which model.json may describe it
     run            the run folder to make
     configuration  of several, such as "3d_fullres", which is what is taken where it is there
     folds          such as "0,1", or "all" for the fold of that name; None: each that is there

@@ -32,7 +32,7 @@ COMMANDS = {
     "calibrate": "Measure this machine, so that plans know how long things take.",
     "study": "Run sizes, channels and ranks, and lay the model beside what was measured.",
     "train": "Train a 3D U-Net on whole volumes.",
-    "import": "Make a run folder of a model that nnU-Net trained.",
+    "import": "Make a run folder of a model of nnU-Net, or of a torch module.",
     "segment": "Segment a scan; the mask lies on the scan's own grid.",
     "evaluate": "Compare masks with reference masks: Dice, IoU, volumes.",
     "export": "Write a model for nnU-Net's predictor, or as a torch module.",

@@ -1,4 +1,4 @@
-"""``volseg import``: a model of nnU-Net, TotalSegmentator or MONAI as a run folder."""
+"""``volseg import``: a model of nnU-Net, or an archive of torch.export, as a run folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ class Kept(StrEnum):
 def import_model(
     source: Annotated[
         Path,
-        typer.Argument(
-            help="nnU-Net v2 result folder (of a data set, or TRAINER__PLANS__CONFIGURATION) or exported zip."
-        ),
+        typer.Argument(help="nnU-Net v2 result folder, its exported zip, or a torch.export archive (.pt2)."),
     ],
     run: Annotated[Path, typer.Option("--output", "-o", help="The run folder to make.")] = Path("volseg-run"),
     configuration: Annotated[
@@ -43,7 +41,7 @@ def import_model(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a run folder of a model that nnU-Net trained: weights, network, how it reads a scan, labels.
+    """Make a run folder of another tool's model: weights, network, how it reads a scan, labels.
 
     Nothing in a checkpoint is run. Then: volseg segment SCAN --model RUN.
     """
@@ -66,9 +64,10 @@ def _table(imported: Imported) -> Any:
 
     facts = imported.facts
     labels = [f"{name} {value}" for name, value in facts["labels"].items() if value]
-    rows = [("model", facts["source"]), ("trained by", _trained(facts))]
+    rows = [("model", facts["source"])]
     if "features" in facts:
         rows += [
+            ("trained by", f"{facts['trainer']}, {facts['checkpoint']}"),
             ("network", f"{facts['family']} U-Net, {facts['parameters']:,} weights"),
             ("features", ", ".join(map(str, facts["features"]))),
             ("kernels", format_triples(facts["kernels"])),
@@ -84,10 +83,6 @@ def _table(imported: Imported) -> Any:
     if facts.get("folds"):
         rows.append(("folds", ", ".join(facts["folds"])))
     return table("imported", ["", "value"], rows, text_columns=2)
-
-
-def _trained(facts: dict[str, Any]) -> str:
-    return ", ".join(str(facts[key]) for key in ("trainer", "checkpoint") if facts.get(key))
 
 
 def _shortened(labels: list[str], most: int = 8) -> str:

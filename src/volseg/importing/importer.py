@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.events import Caution, Listener
 from volseg.files import making_folder
+from volseg.importing.archive import SUFFIX, import_archive
 from volseg.importing.job import Imported, ImportJob
 from volseg.importing.nnunet import import_nnunet
 from volseg.importing.nnunet_folder import is_nnunet
@@ -30,13 +32,27 @@ def import_model(job: ImportJob, communicator: Communicator, listen: Listener) -
 
 def _import(job: ImportJob) -> Imported:
     check_run_folder(job.run, job.overwrite)
-    with opened(job.source) as source, making_folder(job.run) as folder:
-        if not is_nnunet(source.names):
-            raise ConfigError(f"{job.source}: no model that is known: no plans.json of nnU-Net in it")
-        imported = import_nnunet(source, job, folder)
+    with making_folder(job.run) as folder:
+        imported = _imported(job, folder)
         facts = {**_facts(imported), **imported.facts}
         write_description(folder, imported.card, facts)
     return dataclasses.replace(imported, facts=facts, notes=(*imported.notes, *_notes(imported)))
+
+
+def _imported(job: ImportJob, folder: Path) -> Imported:
+    """Write the weights into `folder`, by what the source is."""
+    if job.source.suffix == SUFFIX and job.source.is_file():
+        return import_archive(job.source, folder)
+    with opened(job.source) as source:
+        names = source.names
+        if is_nnunet(names):
+            return import_nnunet(source, job, folder)
+        bundle = any(PurePosixPath(name).parent.name == "configs" for name in names)
+        what = "a MONAI bundle, which cannot be imported whole" if bundle else "no plans.json of nnU-Net in it"
+        raise ConfigError(
+            f"{job.source}: no model that is known: {what}; save a network as an archive with "
+            'torch.export.save(torch.export.export(module, (image,)), "network.pt2"), and import that'
+        )
 
 
 def _facts(imported: Imported) -> dict[str, Any]:

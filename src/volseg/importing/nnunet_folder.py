@@ -53,7 +53,7 @@ def choose(source: Source, job: ImportJob) -> Trained:
     """
     names = source.names
     folders = [name.removesuffix(PLANS) for name in names if PurePosixPath(name).name == PLANS]
-    trained = {folder: found for folder in folders if (found := _checkpoints(names, folder))}
+    trained = {folder: kept for folder in folders if (kept := _checkpoints(names, folder))}
     if not trained:
         raise ConfigError(
             f"{source.path}: no trained nnU-Net model: none of its folders holds {PLANS} and "

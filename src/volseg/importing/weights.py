@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from volseg.config import Config, ModelConfig
+from volseg.config import Config, DataConfig, ModelConfig
 from volseg.errors import CheckpointError, ConfigError, first_few
 from volseg.geometry import Triple
 from volseg.models.described import DescribedModule
@@ -40,20 +41,19 @@ def fitted(weights: Mapping[str, Tensor], network: Network, where: str) -> dict[
     return {name: weights[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 
-def imported_config(network: Network, kernels: Sequence[Triple]) -> Config:
+def imported_config(network: Network, kernels: Sequence[Triple], data: DataConfig | None = None) -> Config:
     """The configuration of such a run: what of the network the settings can say, for whoever reads it.
 
     kernels  of each stage's convolutions
+    data     what the network sees of a case; by default volumes at the card's spacing
     """
+    data = data or DataConfig()
     model = ModelConfig(
         architecture="imported", in_channels=network.in_channels, classes=network.classes, levels=network.deepest
     )
-    full = ModelConfig(
-        architecture="imported", in_channels=network.in_channels, classes=network.classes, levels=network.deepest,
-        features=network.widths, kernels=tuple(kernels), strides=network.strides[1:],
-    )  # fmt: skip
+    full = replace(model, features=network.widths, kernels=tuple(kernels), strides=network.strides[1:])
     try:
         full.check()
     except ConfigError:
-        return Config(model=model)
-    return Config(model=full)
+        return Config(model=model, data=data)
+    return Config(model=full, data=data)

@@ -96,6 +96,5 @@ def open_run(job: TrainingJob, communicator: Communicator, listen: Listener) -> 
     config.check()
     return Opened(
         dataset=dataset, config=config, begun=replace(begun, config=config), split=split,
-        spaces=spaces, spacing=spacing, median=median, shapes=shapes,
-        why_network=why_network,
+        spaces=spaces, spacing=spacing, median=median, shapes=shapes, why_network=why_network,
     )  # fmt: skip

@@ -114,20 +114,20 @@ def classes_of(dataset: Mapping[str, Any], where: str) -> Classes:
 
 
 def _regions(values: Mapping[str, tuple[int, ...]], order: Any, where: str) -> Classes:
-    found = {name: of_name for name, of_name in values.items() if set(of_name) != {0}}
-    if not isinstance(order, list | tuple) or len(order) != len(found):
+    named = {name: of_name for name, of_name in values.items() if set(of_name) != {0}}
+    if not isinstance(order, list | tuple) or len(order) != len(named):
         raise ConfigError(
-            f"{where}: regions_class_order = {order!r}; its {len(found)} regions ({', '.join(found)}) need as many"
+            f"{where}: regions_class_order = {order!r}; its {len(named)} regions ({', '.join(named)}) need as many"
         )
     written = [int(value) for value in order]
-    regions = tuple(Region(name, of, on) for (name, of), on in zip(found.items(), written, strict=True))
+    regions = tuple(Region(name, of, on) for (name, of), on in zip(named.items(), written, strict=True))
     return Classes(labels={"background": 0, **{region.name: region.written for region in regions}}, regions=regions)
 
 
 def _values(where: str, name: Any, value: Any) -> tuple[int, ...]:
     """The values of a label or of a region."""
     values = value if isinstance(value, list | tuple) else [value]
-    if not values or not all(isinstance(one, int) and 0 <= one <= 65535 for one in values):
+    if not values or not all(isinstance(number, int) and 0 <= number <= 65535 for number in values):
         raise ConfigError(f"{where}: label {name!r} is {value!r}; it must be a whole number, or several of a region")
     return tuple(values)
 
