@@ -105,7 +105,7 @@ def test_regions_and_an_ignore_label(tmp_path: Path) -> None:
     import_model(tmp_path, tmp_path / "run")
     _, card = load_tensors(tmp_path / "run" / WEIGHTS)
     assert card.regions == (Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 2), Region("enhancing", (3,), 3))
-    assert card.labels == {"background": 0, "whole": 1, "core": 2, "enhancing": 3}
+    assert card.labels == {"background": 0, "whole (1)": 1, "core (2)": 2, "enhancing": 3}
 
 
 def test_an_ignore_label_is_no_class(tmp_path: Path) -> None:

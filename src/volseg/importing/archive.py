@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from volseg.config import DataConfig
+from volseg.config import Config, DataConfig
 from volseg.errors import CheckpointError, ConfigError
 from volseg.importing.job import Imported
-from volseg.importing.weights import imported_config
 from volseg.models.exported import describe_archive, state_from
 from volseg.models.origin import Origin
 from volseg.models.stored import WEIGHTS, ModelCard, save_tensors
 from volseg.networks.description import Network
+from volseg.networks.imported import imported_model
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.regions import Region
 
@@ -53,7 +53,7 @@ def json_of(path: Path) -> Any:
 
 
 def _unknown(network: Network, path: Path) -> ModelCard:
-    config = imported_config(network, network.kernels, DataConfig(spacing="own"))
+    config = Config(model=imported_model(network), data=DataConfig(spacing="own"))
     return ModelCard(
         config=config, labels={"background": 0} | {f"class_{n}": n for n in range(1, network.classes)},
         schemes=tuple(ChannelScheme(f"channel_{n}", None) for n in range(network.in_channels)),
@@ -81,6 +81,6 @@ def _known(network: Network, values: Any, path: Path, where: Path) -> ModelCard:
             f"{path.name} has {network.in_channels} and {network.classes}"
         )
     return ModelCard(
-        config=imported_config(network, network.kernels), labels=labels, schemes=schemes, spacing=(d, h, w), step=0,
+        config=Config(model=imported_model(network)), labels=labels, schemes=schemes, spacing=(d, h, w), step=0,
         network=network, regions=regions, origin=origin,
     )  # fmt: skip

@@ -9,15 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
+from volseg.config import Config
 from volseg.errors import CheckpointError
 from volseg.importing.checkpoints import read_checkpoint, tensors_in
 from volseg.importing.job import Imported, ImportJob
 from volseg.importing.nnunet_folder import ALL, Trained, choose, configuration_named
 from volseg.importing.sources import Source
-from volseg.importing.weights import fitted, imported_config
+from volseg.importing.weights import fitted
 from volseg.models.origin import Origin
 from volseg.models.stored import WEIGHTS, ModelCard, fold_path, save_tensors
 from volseg.networks.description import Network
+from volseg.networks.imported import imported_model
 from volseg.networks.nnunet import nnunet
 from volseg.volumes.nnunet_plan import Classes, Plan, channels_of, classes_of, read_plan
 
@@ -47,7 +49,7 @@ def import_nnunet(source: Source, job: ImportJob, folder: Path) -> Imported:
     trained = choose(source, job)
     dataset, plans = source.json(trained.dataset), source.json(trained.plans)
     channels = channels_of(dataset, source.where(trained.dataset))
-    classes = classes_of(dataset, source.where(trained.dataset))
+    classes = classes_of(dataset, Path(source.where(trained.dataset)))
     numbers = () if ALL in trained.folds else tuple(int(fold) for fold in trained.folds)
     first: Imported | None = None
     for fold, name in trained.folds.items():
@@ -105,7 +107,7 @@ def _card(
         transpose=plan.transpose, crop=True, cubic=True, folds=folds if len(folds) > 1 else (),
     )  # fmt: skip
     return ModelCard(
-        config=imported_config(network, plan.architecture.kernels), labels=classes.labels, schemes=plan.schemes,
+        config=Config(model=imported_model(network)), labels=classes.labels, schemes=plan.schemes,
         spacing=plan.spacing, step=0, network=network, regions=classes.regions, origin=origin,
     )  # fmt: skip
 

@@ -1,16 +1,13 @@
-"""Weights that fit a description, and the configuration of a run whose network is described beside its weights."""
+"""Weights that fit a description."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from volseg.config import Config, DataConfig, ModelConfig
-from volseg.errors import CheckpointError, ConfigError, first_few
-from volseg.geometry import Triple
+from volseg.errors import CheckpointError, first_few
 from volseg.models.described import DescribedModule
 from volseg.networks.description import Network
 
@@ -39,21 +36,3 @@ def fitted(weights: Mapping[str, Tensor], network: Network, where: str) -> dict[
         if not torch.isfinite(weights[name]).all():
             raise CheckpointError(f"{where}: {name} holds values that are NaN or infinite; the training went wrong")
     return {name: weights[name].to(tensor.dtype) for name, tensor in wanted.items()}
-
-
-def imported_config(network: Network, kernels: Sequence[Triple], data: DataConfig | None = None) -> Config:
-    """The configuration of such a run: what of the network the settings can say, for whoever reads it.
-
-    kernels  of each stage's convolutions
-    data     what the network sees of a case; by default volumes at the card's spacing
-    """
-    data = data or DataConfig()
-    model = ModelConfig(
-        architecture="imported", in_channels=network.in_channels, classes=network.classes, levels=network.deepest
-    )
-    full = replace(model, features=network.widths, kernels=tuple(kernels), strides=network.strides[1:])
-    try:
-        full.check()
-    except ConfigError:
-        return Config(model=model, data=data)
-    return Config(model=full, data=data)

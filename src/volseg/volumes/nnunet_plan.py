@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from volseg.errors import ConfigError
 from volseg.geometry import Triple
 from volseg.networks.nnunet import Architecture
 from volseg.networks.nnunet_plan import architecture_of, configuration_of
+from volseg.volumes.dataset.description import parse_labels, parse_regions
 from volseg.volumes.intensity import ChannelScheme, Normalization
 from volseg.volumes.regions import Region
 
@@ -49,7 +51,7 @@ class Plan:
 class Classes:
     """The classes of a data set, as a network of nnU-Net gives them.
 
-    labels   name -> value in a mask, the background first; of regions, what a mask holds where one is the last
+    labels   name -> value in a mask, the background first
     regions  what each logit is of, where they are of regions
     """
 
@@ -93,43 +95,12 @@ def channels_of(dataset: Mapping[str, Any], where: str) -> tuple[str, ...]:
     return tuple(str(named[str(n)]) for n in range(len(named)))
 
 
-def classes_of(dataset: Mapping[str, Any], where: str) -> Classes:
-    """The classes of a dataset.json; its ignore label is none, as no network finds it.
+def classes_of(dataset: Mapping[str, Any], path: Path) -> Classes:
+    """The classes of a dataset.json, whose path begins the messages; its ignore label is none: no network finds it.
 
-    Raises ConfigError where labels are missing, are not 0, 1, 2, ..., or regions have no order.
+    Raises VolumeError as `dataset.description.parse_labels` and `parse_regions` do.
     """
-    named = dataset.get("labels")
-    if not isinstance(named, Mapping) or named.get("background") != 0:
-        raise ConfigError(f"{where}: labels = {named!r}; it must name values, with background = 0")
-    values = {str(name): _values(where, name, value) for name, value in named.items() if name != "ignore"}
-    there = sorted({value for of_name in values.values() for value in of_name})
-    if there != list(range(len(there))):
-        raise ConfigError(f"{where}: its labels have the values {there}; nnU-Net's are 0, 1, 2, ...")
-    if all(len(of_name) == 1 for of_name in values.values()):
-        rising = sorted(values.items(), key=lambda item: item[1])
-        if len(rising) != len(there):
-            raise ConfigError(f"{where}: labels = {named!r}; two names have one value")
-        return Classes(labels={name: of_name[0] for name, of_name in rising})
-    return _regions(values, dataset.get("regions_class_order"), where)
-
-
-def _regions(values: Mapping[str, tuple[int, ...]], order: Any, where: str) -> Classes:
-    named = {name: of_name for name, of_name in values.items() if set(of_name) != {0}}
-    if not isinstance(order, list | tuple) or len(order) != len(named):
-        raise ConfigError(
-            f"{where}: regions_class_order = {order!r}; its {len(named)} regions ({', '.join(named)}) need as many"
-        )
-    written = [int(value) for value in order]
-    regions = tuple(Region(name, of, on) for (name, of), on in zip(named.items(), written, strict=True))
-    return Classes(labels={"background": 0, **{region.name: region.written for region in regions}}, regions=regions)
-
-
-def _values(where: str, name: Any, value: Any) -> tuple[int, ...]:
-    """The values of a label or of a region."""
-    values = value if isinstance(value, list | tuple) else [value]
-    if not values or not all(isinstance(number, int) and 0 <= number <= 65535 for number in values):
-        raise ConfigError(f"{where}: label {name!r} is {value!r}; it must be a whole number, or several of a region")
-    return tuple(values)
+    return Classes(labels=parse_labels(dataset, path), regions=parse_regions(dataset, path))
 
 
 def _schemes(
