@@ -66,8 +66,7 @@ class FirstUse:
             self._check_numbers(x, args, kwargs, reasons[0])
         else:
             with communicator.together(), _as_plain(self.model):
-                modules = dict(self.model.named_modules(remove_duplicate=False))
-                check_graphs(programs[0], programs[1], modules, self.label, _sides(x))
+                check_graphs(programs[0], programs[1], self.label, _sides(x))
         self.context.begin_pass_of(self.context.entry)
         self._passed.add(key)
 

@@ -32,6 +32,7 @@ class Call:
     source     file and line of the code that calls it; empty where it is not known
     shape      of the result; empty where it is no single tensor
     parts      names of the results, where the graph names each of several
+    kind       the class of that module, such as torch.nn.modules.conv.Conv3d; empty where it is not known
     """
 
     name: str
@@ -41,6 +42,7 @@ class Call:
     source: str
     shape: tuple[int, ...]
     parts: tuple[str, ...] = ()
+    kind: str = ""
 
     @property
     def place(self) -> str:
@@ -165,8 +167,9 @@ def _call(node: torch.fx.Node) -> Call:
         given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
         arguments = with_defaults(schema, {name: _plain(value) for name, value in (given | node.kwargs).items()})
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    module = plain_path(str(stack[-1][0])) if stack else ""
-    return Call(node.name, op, arguments, module, source_line(node.meta.get("stack_trace") or ""), shape)
+    path, kind = stack[-1] if stack else ("", "")
+    source = source_line(node.meta.get("stack_trace") or "")
+    return Call(node.name, op, arguments, plain_path(str(path)), source, shape, kind=str(kind))
 
 
 def with_defaults(schema: Any, given: Mapping[str, Any]) -> dict[str, Any]:

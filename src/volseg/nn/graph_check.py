@@ -8,7 +8,6 @@ other libraries and hooks cannot go wrong in silence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,18 +37,15 @@ _KEEPS = frozenset({"getitem", "alias", "lift_fresh_copy", "assert_tensor_metada
 _RANDOM_IN_ATEN = frozenset({*RANDOM, "rand_like", "randn_like", "randint_like", "multinomial", "poisson", "uniform"})
 
 
-def check_graphs(
-    whole: ExportedProgram, block: ExportedProgram, modules: Mapping[str, nn.Module], label: str, sides: Triple
-) -> None:
+def check_graphs(whole: ExportedProgram, block: ExportedProgram, label: str, sides: Triple) -> None:
     """Raise PartitionError, with path, operation and line, for what sees one block where it means the volume.
 
     whole, block  the module called with the whole volume and with this rank's block
-    modules       of the module, by their paths
     label         what messages call it
     sides         of this rank's block
     """
     first, second = graph_of(whole), graph_of(block)
-    _check_operations(first, modules, label)
+    _check_operations(first, label)
     for one, other in zip(first.calls, second.calls, strict=False):
         if (one.op, one.arguments) != (other.op, other.arguments):
             raise PartitionError(
@@ -78,7 +74,7 @@ def _difference(one: Call, other: Call) -> str:
     return f"in {one.op}() {key} = {one.arguments[key]} becomes {other.arguments.get(key)}"
 
 
-def _check_operations(graph: Graph, modules: Mapping[str, nn.Module], label: str) -> None:
+def _check_operations(graph: Graph, label: str) -> None:
     shapes: dict[str, tuple[int, ...] | None] = {graph.image: graph.shape}
     for call in graph.calls:
         read = [shapes[name] for name in _names(call.arguments.values()) if name in shapes]
@@ -86,7 +82,7 @@ def _check_operations(graph: Graph, modules: Mapping[str, nn.Module], label: str
         if not read:
             allowed = op not in _RANDOM_IN_ATEN
         elif op in _LAYERS:
-            allowed = type(modules.get(call.module)) in _LAYERS[op]
+            allowed = call.kind in {f"{layer.__module__}.{layer.__qualname__}" for layer in _LAYERS[op]}
         else:
             allowed = _works_on_voxels(op, call, read)
         if not allowed:
