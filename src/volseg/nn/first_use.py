@@ -75,7 +75,8 @@ class FirstUse:
     ) -> tuple[list[ExportedProgram], str]:  # fmt: skip
         """The network with the whole volume and with this rank's block; why it cannot be exported."""
         sides = (self.context.entry.shape, _sides(x))
-        with _as_plain(self.model):
+        # Where exporting fails on some ranks alone, they have drawn other random numbers than the rest.
+        with _as_plain(self.model), torch.random.fork_rng(devices=[]):
             try:
                 inputs = [x.detach().new_empty((*x.shape[:2], *each)) for each in sides]
                 return [exported(self.model, each, *args, **kwargs) for each in inputs], ""
