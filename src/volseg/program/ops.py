@@ -83,6 +83,17 @@ class _ToOne(Op):
         return self.target.written
 
 
+class _Linear(_ToOne):
+    """The adjoint of a linear operation without weights: its input counts only where it was read through a norm."""
+
+    source: View
+    gradient: Tensor
+
+    def reads(self) -> Sequence[Tensor]:
+        source = [] if self.target.through is None else [self.source.tensor]
+        return [*source, self.gradient, *self.target.read]
+
+
 @dataclass(frozen=True)
 class Convolve(Op):
     """A convolution of its sources side by side, and of the output the largest of each window.
@@ -243,17 +254,13 @@ class Interpolate(_OfOne):
 
 
 @dataclass(frozen=True)
-class InterpolateBackward(_ToOne):
+class InterpolateBackward(_Linear):
     """The gradient of an interpolation's input, from that of its whole output with its ghosts."""
 
     node: Interpolation
     source: View
     gradient: Tensor
     target: Target
-
-    def reads(self) -> Sequence[Tensor]:
-        source = [] if self.target.through is None else [self.source.tensor]
-        return [*source, self.gradient, *self.target.read]
 
 
 @dataclass(frozen=True)
@@ -288,17 +295,13 @@ class Average(_OfOne):
 
 
 @dataclass(frozen=True)
-class AverageBackward(_ToOne):
+class AverageBackward(_Linear):
     """The gradient of what was averaged, from that of the means."""
 
     node: AveragePool
     source: View
     gradient: Tensor
     target: Target
-
-    def reads(self) -> Sequence[Tensor]:
-        source = [] if self.target.through is None else [self.source.tensor]
-        return [*source, self.gradient, *self.target.read]
 
 
 @dataclass(frozen=True)
