@@ -105,7 +105,7 @@ def of_monai() -> dict[str, Maker]:
         "MONAI AHNet": lambda: nets.AHNet(spatial_dims=3, in_channels=1, out_channels=3, upsample_mode="nearest"),
         "MONAI DenseNet-like ResUNet (DAF3D)": lambda: nets.DAF3D(in_channels=1, out_channels=3),
         "MONAI VoxelMorphUNet": lambda: nets.VoxelMorphUNet(
-            spatial_dims=3, in_channels=1, unet_out_channels=3, channels=(8, 8, 8, 8, 8, 8), final_conv_channels=(8, 8)
+            spatial_dims=3, in_channels=2, unet_out_channels=3, channels=(8, 8, 8, 8, 8, 8), final_conv_channels=(8, 8)
         ),
     }
 
@@ -130,19 +130,21 @@ def networks() -> dict[str, Maker]:
 def logits_of(output: Tensor | list[Tensor]) -> Tensor:
     """The first output at the volume's own sides."""
     outputs = [output] if isinstance(output, Tensor) else list(output)
+    if not isinstance(outputs[0], Tensor):
+        outputs = [part for some in outputs for part in some]
     return next(part for part in outputs if part.dim() == 5 and tuple(part.shape[2:]) == SIDES)
 
 
-def verdict(module: nn.Module, grid: ProcessGrid) -> str:
-    """What is printed of a network. Collective."""
+def verdict(module: nn.Module, channels: int, grid: ProcessGrid) -> str:
+    """What is printed of a network of so many image channels. Collective."""
     module.eval()
     try:
-        network = describe(module, 1, SIDES)
+        network = describe(module, channels, SIDES)
     except PartitionError as refusal:
         return f"refused    {refusal}"
     model = DescribedModule(network).eval()
     model.load_state_dict(state_for(network, module))
-    whole = torch.randn((1, 1, *SIDES), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = torch.randn((1, channels, *SIDES), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     layout = grid.layout(SIDES, network.multiple)
     twin = partition_module(model.double(), grid, network.multiple)
     with torch.no_grad():
@@ -164,7 +166,7 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         try:
-            line = verdict(maker(), grid)
+            line = verdict(maker(), 2 if "VoxelMorph" in name else 1, grid)
         except (VolsegError, TypeError, AttributeError, ValueError, RuntimeError, OSError, ImportError) as error:
             line = f"failed     {type(error).__name__}: {str(error).splitlines()[0]}"
         tried, taken = tried + 1, taken + line.startswith("taken")

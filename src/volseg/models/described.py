@@ -85,7 +85,7 @@ class DescribedModule(nn.Module):
             if node is head and features_only:
                 return values[head.reads[0]]
             inputs = [values[name] for name in node.reads]
-            for name in node.reads:
+            for name in dict.fromkeys(node.reads):  # one may be read several times
                 if self._last_reader[name] == node.name and not (features_only and name == head.reads[0]):
                     del values[name]
             if not (isinstance(node, Head) and node.training):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,7 @@ def exported(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Exporte
 
     Raises what torch or the module raises where it cannot be exported.
     """
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), _silent():
         try:
             return torch.export.export(module, (x, *args), kwargs, strict=False)
         except Exception as first:
@@ -113,6 +114,19 @@ def exported(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Exporte
                 return torch.export.export(module, (x, *args), kwargs, strict=True)
             except Exception:
                 raise first from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what torch prints and logs of a module that it cannot export: the error says it."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def graph_of(program: ExportedProgram) -> Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from math import inf
 
+import torch
 from torch import Tensor
 
 from volseg.models.exported.layers import global_mean
@@ -239,6 +240,26 @@ def _split(walk: Walk, call: Call) -> list[Value]:
     return parts
 
 
+def _repeated(walk: Walk, call: Call) -> Held:
+    """A tensor's channels several times over."""
+    value, repeats = walk.value(call), tuple(call.arguments["repeats"])
+    if value.everywhere or len(repeats) != 5 or any(n != 1 for axis, n in enumerate(repeats) if axis != 1):
+        raise call.refuse("repeats an axis other than the channels")
+    return Held(Value(value.parts * int(repeats[1]), call.shape), shared=True)
+
+
+def _unchanged(walk: Walk, call: Call) -> Held:
+    """What export says of a tensor's type, which changes nothing."""
+    return walk.held(call, "a")
+
+
+def _converted(walk: Walk, call: Call) -> Held:
+    """A change of type to the one that all tensors of a description have."""
+    if call.arguments.get("dtype") not in (None, torch.float32):
+        raise call.refuse(f"changes the type to {call.arguments['dtype']}")
+    return walk.held(call)
+
+
 def _getitem(walk: Walk, call: Call) -> Held:
     number = int(call.arguments["1"])
     return walk.listed(call, "0")[number]
@@ -307,6 +328,9 @@ ARITHMETIC: dict[str, Handler] = {
     "pow": _power,
     "clone": _copied,
     "cat": _cat,
+    "repeat": _repeated,
+    "to": _converted,
+    "_assert_tensor_metadata": _unchanged,
     "slice": _slice,
     "split": _split,
     "split_with_sizes": _split,
