@@ -131,3 +131,21 @@ def test_statistics_that_cancel_are_taken_again(
     image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(model.network, schedule))
     parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
     assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone)
+
+
+@pytest.mark.parallel([1, 2])
+def test_what_enters_the_next_stage_by_a_stride_is_made_in_whole_bricks(
+    communicator: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few planes of the finest stage at a time: half as many of the next one, whose bricks are as deep."""
+    monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
+    settings = config(levels=4, down="stride")
+    model, whole = make(settings).eval(), volume(settings, (64, 16, 16))
+    grid = ProcessGrid(communicator, (communicator.size, 1, 1))
+    layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+    logits = []
+    for schedule in (IN_PLACE, RECOMPUTE):
+        streamed = FusedNetwork(model, grid).eval().streamed(schedule)
+        image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(model.network, schedule))
+        logits.append(torch.cat([part.clone() for _, part in streamed.logit_slabs(image, layout)], 2))
+    assert torch.equal(*logits)

@@ -90,11 +90,15 @@ def deep_slab_planes(sides: Triple, classes: int, width: int) -> int:
     return head_slab_planes(sides, max(classes, width))
 
 
-def rolling_planes(sides: Triple, channels: int) -> int:
-    """Planes that are computed at a time where the output overwrites the input, or is not kept."""
+def rolling_planes(sides: Triple, channels: int, factor: int = 1) -> int:
+    """Planes that are computed at a time where the output overwrites the input, or is not kept.
+
+    factor  of how many planes one of the next stage is made, where that is made along with them and has sums by brick:
+            its planes then are whole bricks, too
+    """
     d, h, w = sides
-    wanted = -(-_ROLLING_FLOATS // (h * w * channels))
-    return min(d, -(-wanted // _ROLLING_PLANES) * _ROLLING_PLANES)
+    wanted, whole = -(-_ROLLING_FLOATS // (h * w * channels)), _ROLLING_PLANES * factor
+    return min(d, -(-wanted // whole) * whole)
 
 
 def chain_widths(reaches: Sequence[Triple], beyond: Triple) -> list[Triple]:

@@ -59,7 +59,7 @@ class Slabs:
 
     def windows(self, op: Pass) -> int:
         """A window for each convolution of a chain, planes of the image, and what the last one makes."""
-        step = rolling_planes(self.share.sides[0], op.chain[-1].output.stored)
+        step = rolling_planes(self.share.sides[0], op.chain[-1].output.stored, op.factor)
         width, first = op.widths(op.wanted)[0], op.chain[0].node
         around = max(n + more for n, more in zip(width[1:], first.reach[1:], strict=True))
         _, h, w = self._wide((0, around, around))

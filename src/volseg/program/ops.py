@@ -464,6 +464,13 @@ class Pass(Op):
         return (*self.chain, self.entering) if isinstance(self.entering, Convolve) else self.chain
 
     @property
+    def factor(self) -> int:
+        """How many planes become one of the tensor that enters the next stage; 1 where none does."""
+        if self.entering is None:
+            return 1
+        return (self.entering.node.stride if isinstance(self.entering, Convolve) else self.entering.node.window)[0]
+
+    @property
     def wanted(self) -> Triple:
         """Voxels around the block that are wanted of the last convolution, where the volume goes on."""
         return self.entering.node.reach if isinstance(self.entering, Convolve) else (0, 0, 0)

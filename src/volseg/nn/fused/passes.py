@@ -67,11 +67,10 @@ def enter_stage(state: State, op: Pass, image: Image) -> None:
     """A pass whose last output goes into a whole tensor, by a convolution with a stride or a pooling. Collective."""
     entering = op.entering
     assert entering is not None
-    factor = (entering.node.stride if isinstance(entering, Convolve) else entering.node.window)[0]
 
     def slabs() -> Iterator[tuple[Range, list[Operand]]]:
         for (first, last), operand in _chain(state, op, image, op.wanted).run():
-            yield (first // factor, last // factor), [operand]
+            yield (first // op.factor, last // op.factor), [operand]
             state.memory.computed([convolution.node.name for convolution in op.chain], (first, last))
 
     if isinstance(entering, Convolve):
@@ -103,7 +102,7 @@ def _chain(state: State, op: Pass, image: Image, beyond: Triple) -> Chain:
         if up is not None:
             state.wait(next(s.tensor for s in convolution.sources if isinstance(s, Lifted)))
     layout, last = state.layouts[0], op.chain[-1].output
-    step = rolling_planes(layout.block(state.works[0].grid.coords).shape, last.stored)
+    step = rolling_planes(layout.block(state.works[0].grid.coords).shape, last.stored, op.factor)
     return Chain(state.works[0], layout, image, stages, step, beyond)
 
 
