@@ -58,7 +58,7 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     """
     work = _WorkPass(network, layouts, segmenting=True)
     steps = segment_program(network, schedule, merges_of(layouts)).steps
-    work.pass_over(steps)
+    work.widen_ghosts(steps)
     for step in steps:
         work.go_through(step)
     work.operate("other", Kind.OTHER, Family.SEGMENT_REST, 0, network.in_channels, network.widths[0])
@@ -107,7 +107,7 @@ class _WorkPass:
         self._merges = merges_of(layouts)
         self._ghosts: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
 
-    def pass_over(self, steps: Sequence[Step]) -> None:
+    def widen_ghosts(self, steps: Sequence[Step]) -> None:
         """Widen the ghosts by those that passes among these steps read."""
         self.halo = halo_with_passes(self.network, steps)
         self.own = halo_of_own_grids(self.network, self.halo, self._merges)
