@@ -188,3 +188,44 @@ def test_threads_have_memory_of_their_own_and_an_error_comes_through() -> None:
             workers.run(fail, 7)
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_bfloat16_is_rounded_as_torch_rounds(lanes: int) -> None:
+    module = Module(lanes)
+
+    @module.entry
+    def narrow(
+        f: Function,
+        first: Int,
+        last: Int,
+        scratch: Pointer,
+        *,
+        x: Pointer,
+        halves: Pointer,
+        back: Pointer,
+        one: Pointer,
+    ) -> None:
+        with f.loop(last, start=first, step=lanes) as (i, _):
+            (halves.bfloat16() + i).store((x + i).load())
+            (back + i).store((halves.bfloat16() + i).load())
+        with f.loop(last, start=first) as (i, _):
+            (one.bfloat16() + i).copy_one(x + i)
+        (one.bfloat16() + last).store((halves.bfloat16() + (last - 1)).splat())
+
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (4096,), generator=generator).to(torch.int32)
+    x = bits.view(torch.float32).clone()
+    ties = (bits[:64].abs() << 16 | 0x8000).view(torch.float32)
+    x[:64] = torch.where(ties.isfinite(), ties, torch.ones(()))
+    x[64:70] = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 3.4e38, 1e-40])
+    x[70] = torch.tensor([0x7F800001], dtype=torch.int32).view(torch.float32)[0]  # NaN only in the bits that go
+    halves, back = torch.zeros(4096, dtype=torch.bfloat16), torch.zeros(4096)
+    one = torch.zeros(4096 + lanes, dtype=torch.bfloat16)
+    Library(module)["narrow"].bind(x=x, halves=halves, back=back, one=one)(0, 4096)
+    expected, number = x.to(torch.bfloat16), ~x.isnan()
+    assert torch.equal(halves.isnan(), x.isnan())
+    assert torch.equal(halves[number].view(torch.int16), expected[number].view(torch.int16))
+    assert torch.equal(one[:4096].view(torch.int16), halves.view(torch.int16))
+    assert torch.equal(back.view(torch.int32) >> 16, halves.view(torch.int16).to(torch.int32))
+    assert (one[4096:].view(torch.int16) == halves[-1:].view(torch.int16)).all()

@@ -18,14 +18,12 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.elementwise import activate
 from volseg.partition.window import Range
 
-_FLOAT = 4
-
 
 @dataclass
 class Rows:
     """A rank's block of a tensor, and the voxels beside it that other ranks own.
 
-    buffer  [low + d + high on D, on H, on W, C] float32, contiguous
+    buffer  [low + d + high on D, on H, on W, C] float32 or bfloat16, contiguous
     low     ghosts before the block on D, H, W
     sides   (d, h, w) of the block itself
     """
@@ -46,19 +44,19 @@ class Rows:
 
     @property
     def plane(self) -> int:
-        """Floats from one plane to the next."""
+        """Numbers from one plane to the next."""
         return int(self.buffer.stride(0))
 
     @property
     def line(self) -> int:
-        """Floats from one line to the next."""
+        """Numbers from one line to the next."""
         return int(self.buffer.stride(1))
 
     @property
     def address(self) -> int:
         """Of the block's own first voxel."""
-        low = self.low
-        return self.buffer.data_ptr() + _FLOAT * (low[0] * self.plane + low[1] * self.line + low[2] * self.channels)
+        low, size = self.low, self.buffer.element_size()
+        return self.buffer.data_ptr() + size * (low[0] * self.plane + low[1] * self.line + low[2] * self.channels)
 
     @property
     def high(self) -> Triple:

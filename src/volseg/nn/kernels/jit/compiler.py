@@ -131,8 +131,9 @@ class Entry:
     def bind(self, **values: Any) -> Job:
         """The function with its named parameters.
 
-        values  numbers, CPU tensors (float32, float64, int64), addresses, None for none; structures as dictionaries
-                from the names of their fields or as objects that have them, None for one whose numbers are all zero
+        values  numbers, CPU tensors (float32, float64, bfloat16, int64), addresses, None for none; structures as
+                dictionaries from the names of their fields or as objects that have them, None for one whose numbers
+                are all zero
         """
         if values.keys() != self.parameters.keys():
             raise AssertionError(f"{self.name}: {sorted(values.keys() ^ self.parameters.keys())}")
@@ -158,6 +159,6 @@ def _bits(value: float) -> int:
 
 def address(tensor: Tensor) -> int:
     """Where a CPU tensor's first value lies."""
-    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64, torch.int64):
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.int64):
         raise AssertionError(f"no memory for a kernel: {tensor.dtype} on {tensor.device}")
     return tensor.data_ptr()

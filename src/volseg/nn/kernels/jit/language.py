@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from itertools import count
 from typing import Any, get_type_hints
 
@@ -23,6 +24,7 @@ from llvmlite import ir
 from volseg.nn.kernels.jit.structures import assemble, disassemble, numbers_of
 
 FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
+HALF = ir.IntType(16)
 
 
 class Int:
@@ -112,42 +114,77 @@ class Vector:
         return Vector(self.f, self.f.builder.fptrunc(self.value, self.f.vector_type))
 
 
-class Pointer:
-    """The address of a float32; `wide` is that of a float64."""
+class Element(Enum):
+    """What numbers in memory are; all are computed with in float32, or, of `DOUBLE`, in float64."""
 
-    def __init__(self, f: Function, value: Any, wide: bool = False) -> None:
-        self.f, self.value, self._wide = f, value, wide
+    FLOAT = 4
+    DOUBLE = 8
+    BFLOAT16 = 2
+
+    @property
+    def stored(self) -> Any:
+        """Its type in memory: of bfloat16, the upper half of a float32's bits."""
+        return {Element.FLOAT: FLOAT, Element.DOUBLE: DOUBLE, Element.BFLOAT16: HALF}[self]
+
+
+class Pointer:
+    """The address of a number: of a float32 unless `element` says otherwise.
+
+    Where a kernel calls a function that `Module.define` wrote down, the address alone goes over: the function says
+    itself by `wide` or `bfloat16` what lies there.
+    """
+
+    def __init__(self, f: Function, value: Any, element: Element = Element.FLOAT) -> None:
+        self.f, self.value, self.element = f, value, element
+
+    def _typed(self, kind: Any) -> Any:
+        return self.f.builder.bitcast(self.value, kind.as_pointer())
 
     def __add__(self, offset: int | Int) -> Pointer:
-        return Pointer(self.f, self.f.builder.gep(self.value, [self.f.number(offset).value]), self._wide)
-
-    def _as_vector(self) -> Any:
-        kind = self.f.wide_type if self._wide else self.f.vector_type
-        return self.f.builder.bitcast(self.value, kind.as_pointer())
+        place = self.f.builder.gep(self._typed(self.element.stored), [self.f.number(offset).value])
+        return Pointer(self.f, self.f.builder.bitcast(place, FLOAT.as_pointer()), self.element)
 
     def load(self) -> Vector:
         """The numbers that begin here; no alignment is asked for."""
-        return Vector(self.f, self.f.builder.load(self._as_vector(), align=8 if self._wide else 4))
+        kind = ir.VectorType(self.element.stored, self.f.lanes)
+        numbers = self.f.builder.load(self._typed(kind), align=self.element.value)
+        return Vector(self.f, self.f.widened(numbers) if self.element is Element.BFLOAT16 else numbers)
 
     def store(self, numbers: Vector) -> None:
-        """Write numbers from here on."""
-        self.f.builder.store(numbers.value, self._as_vector(), align=8 if self._wide else 4)
+        """Write numbers from here on; to bfloat16 they are rounded to nearest, ties to even."""
+        value = self.f.rounded(numbers.value) if self.element is Element.BFLOAT16 else numbers.value
+        self.f.builder.store(value, self._typed(value.type), align=self.element.value)
 
     def splat(self) -> Vector:
         """The one number here in all lanes."""
-        return self.f.splat(self.f.builder.load(self.value))
+        return self.f.splat(self._single())
+
+    def _single(self) -> Any:
+        """The one number here, as a float32."""
+        number = self.f.builder.load(self._typed(self.element.stored))
+        return self.f.widened(number) if self.element is Element.BFLOAT16 else number
 
     def integer(self) -> Int:
         """The 64-bit integer here, at an address that `+` counts in floats."""
-        return Int(self.f, self.f.builder.load(self.f.builder.bitcast(self.value, INT.as_pointer())))
+        return Int(self.f, self.f.builder.load(self._typed(INT)))
 
     def copy_one(self, source: Pointer) -> None:
-        """Write the one number that `source` points to."""
-        self.f.builder.store(self.f.builder.load(source.value), self.value)
+        """Write the one number that `source` points to; neither may be a float64."""
+        number = source._single()
+        value = self.f.rounded(number) if self.element is Element.BFLOAT16 else number
+        self.f.builder.store(value, self._typed(value.type))
 
     def wide(self) -> Pointer:
         """The same address, of float64 numbers."""
-        return Pointer(self.f, self.f.builder.bitcast(self.value, DOUBLE.as_pointer()), wide=True)
+        return Pointer(self.f, self.value, Element.DOUBLE)
+
+    def bfloat16(self) -> Pointer:
+        """The same address, of bfloat16 numbers."""
+        return Pointer(self.f, self.value, Element.BFLOAT16)
+
+    def of(self, element: Element) -> Pointer:
+        """The same address, of such numbers."""
+        return Pointer(self.f, self.value, element)
 
     def is_null(self) -> Bool:
         """Whether it points to nothing."""
@@ -214,7 +251,26 @@ class Function:
         bits = self.builder.shl(self.builder.bitcast(shifted.value, kind), places)
         return Vector(self, self.builder.bitcast(self.builder.add(bits, bias), self.vector_type))
 
+    def widened(self, halves: Any) -> Any:
+        """LLVM float32 number or vector, from the 16 bits of bfloat16 numbers."""
+        bits = _like(halves.type, INDEX)
+        whole = self.builder.shl(self.builder.zext(halves, bits), _constant(bits, 16))
+        return self.builder.bitcast(whole, _like(halves.type, FLOAT))
+
+    def rounded(self, floats: Any) -> Any:
+        """The 16 bits of bfloat16 numbers nearest to an LLVM float32 number or vector; ties to even, NaN stays NaN."""
+        builder, kind = self.builder, _like(floats.type, INDEX)
+        bits = builder.bitcast(floats, kind)
+        odd = builder.and_(builder.lshr(bits, _constant(kind, 16)), _constant(kind, 1))
+        nearest = builder.add(bits, builder.add(odd, _constant(kind, 0x7FFF)))
+        quiet = builder.or_(bits, _constant(kind, 0x400000))
+        chosen = builder.select(builder.fcmp_unordered("uno", floats, floats), quiet, nearest)
+        return builder.trunc(builder.lshr(chosen, _constant(kind, 16)), _like(kind, HALF))
+
     def _choose(self, condition: Any, a: Any, b: Any) -> Any:
+        if isinstance(a, Pointer):
+            assert a.element is b.element
+            return Pointer(self, self.builder.select(condition, a.value, b.value), a.element)
         return type(a)(self, self.builder.select(condition, a.value, b.value))
 
     def choose(self, condition: Bool, a: Any, b: Any) -> Any:
@@ -290,6 +346,15 @@ class Function:
         """``with f.either(c) as (then, otherwise): with then: ...; with otherwise: ...``"""
         with self.builder.if_else(condition.value) as branches:
             yield branches
+
+
+def _like(shape: Any, kind: Any) -> Any:
+    """The type `kind`, or a vector of it that is as long as the vector type `shape`."""
+    return ir.VectorType(kind, shape.count) if isinstance(shape, ir.VectorType) else kind
+
+
+def _constant(kind: Any, value: int) -> Any:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
 _TYPES = {Int: INT, Pointer: FLOAT.as_pointer()}
