@@ -15,7 +15,7 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.elementwise import activate
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels import interpolation, passes, pointwise, winograd
-from volseg.nn.kernels.activations import activated, exponential, gradient_before, kinds_of
+from volseg.nn.kernels.activations import activated, exponential, gradient_before
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.rows import Activation, Affine, Rows

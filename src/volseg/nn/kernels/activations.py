@@ -13,17 +13,6 @@ from math import pi, sqrt
 
 from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Function, Vector
-from volseg.nn.kernels.rows import Activation
-
-Kinds = tuple[ActivationKind, ...]
-"""The activations through which a kernel reads its tensors, in their order: what it is compiled for."""
-
-
-def kinds_of(tensors: Sequence[Activation], count: int) -> Kinds:
-    """The kinds of `count` tensors; one that is read as it is, or not there, has another's, to compile fewer."""
-    kinds = [None if x.affine is None else x.affine.kind for x in tensors]
-    usual: ActivationKind = next((kind for kind in kinds if kind is not None), "leaky_relu")
-    return tuple(kind or usual for kind in [*kinds, *[None] * (count - len(kinds))])
 
 
 def activated(f: Function, kind: ActivationKind, x: Vector, slope: Vector, gain: Vector | None) -> Vector:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from volseg.nn.kernels import lines
-from volseg.nn.kernels.activations import Kinds, kinds_of
+from volseg.nn.kernels.forms import Forms, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer, Vector
 from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
@@ -19,7 +19,7 @@ from volseg.partition.window import Range
 
 
 @compiled_once
-def _sum_library(kinds: Kinds) -> Library:
+def _sum_library(forms: Forms, element: Element) -> Library:
     module = Module(LANES)
 
     @module.entry
@@ -32,9 +32,9 @@ def _sum_library(kinds: Kinds) -> Library:
         channels = a.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            left, right = a.at(z, y).data + c, b.at(z, y).data + c
-            target = out + (z * out_plane + y * out_line + c)
-            a_reading, b_reading = a.reading(f, kinds[0], c), b.reading(f, kinds[1], c)
+            left, right = (x.of(form.element).at(z, y).data + c for x, form in zip((a, b), forms, strict=True))
+            target = out.of(element) + (z * out_plane + y * out_line + c)
+            a_reading, b_reading = (x.reading(f, form.activation, c) for x, form in zip((a, b), forms, strict=True))
             with f.loop(breadth) as (x, _):
                 at = x * channels
                 first_term = a_reading.activated((left + at).load())
@@ -45,10 +45,13 @@ def _sum_library(kinds: Kinds) -> Library:
 
 
 @compiled_once
-def _gradient_library(through: Kinds, through_a: bool, through_b: bool, second: bool, adding: bool) -> Library:
+def _gradient_library(
+    forms: Forms, element: Element, through_a: bool, through_b: bool, second: bool, adding: bool
+) -> Library:
     """The pass that divides a sum's gradient.
 
-    through               the activations of a and b
+    forms                 of a and b
+    element               the numbers of all other tensors
     through_a, through_b  whether the term's gradient goes through its activation, with sums
     second                whether the gradient of b is written
     adding                whether it is added to what is there
@@ -67,7 +70,7 @@ def _gradient_library(through: Kinds, through_a: bool, through_b: bool, second: 
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
             target, result, rest = (
-                pointer + (z * plane + y * line + c)
+                pointer.of(element) + (z * plane + y * line + c)
                 for pointer, plane, line in (
                     (gradient, gradient_plane, gradient_line),
                     (out, out_plane, out_line),
@@ -75,9 +78,10 @@ def _gradient_library(through: Kinds, through_a: bool, through_b: bool, second: 
                 )
             )
             terms = []
-            for there, kind, term, sums in ((through_a, through[0], a, a_sums), (through_b, through[1], b, b_sums)):
+            for there, form, term, sums in ((through_a, forms[0], a, a_sums), (through_b, forms[1], b, b_sums)):
                 if there:
-                    terms.append((term.at(z, y).data + c, term.reading(f, kind, c), sums))
+                    raw, reading = term.of(form.element).at(z, y).data + c, term.reading(f, form.activation, c)
+                    terms.append((raw, reading, sums))
             with f.loop(breadth, carried=[zero] * (2 * len(terms))) as (x, state):
                 at = x * channels
                 common = f.leaky_gradient((target + at).load(), (result + at).load(), slope)
@@ -108,7 +112,7 @@ def add(x: Activation, other: Activation, out: Rows, slope: float, planes: Range
     """
     first, last = planes or (0, x.rows.sides[0])
     a, b = lines.scaled(x), lines.scaled(other)
-    job = _sum_library(kinds_of([a, b], 2))["add"].bind(
+    job = _sum_library(forms_of([a, b], 2), element_of(out))["add"].bind(
         **lines.sides(x.rows), first_plane=first, slope=slope, **lines.place("out", out), a=source_fields(a),
         b=source_fields(b),
     )  # fmt: skip
@@ -121,6 +125,7 @@ def divide(
 ) -> None:  # fmt: skip
     """The gradient of `add`: in place, the gradient of its result becomes that of `x`; `copy` gets that of `other`.
 
+    gradient  of the same type as `out` and `copy`
     out       what `add` wrote: where it is not above zero the gradient is multiplied by `slope`
     x, other  as `add` had them
     x_sums    [2, C] float64: then the gradient goes through the activation of `x`, and its sums, and those of its
@@ -135,7 +140,7 @@ def divide(
     if copy is None and any(through):
         raise AssertionError("the terms of a sum have different gradients: give `copy` rows of its own")
     library = _gradient_library(
-        kinds_of([a, b], 2), x_sums is not None, other_sums is not None, copy is not None, adding
+        forms_of([a, b], 2), element_of(gradient), x_sums is not None, other_sums is not None, copy is not None, adding
     )  # fmt: skip
     values = {
         **lines.shape(gradient), "slope": slope, **lines.place("gradient", gradient), **lines.place("out", out),

@@ -11,18 +11,18 @@ from math import prod
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.networks.description import ActivationKind
 from volseg.nn.kernels import lines
+from volseg.nn.kernels.forms import Form, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 
 
 @compiled_once
-def _library(window: Triple, kind: ActivationKind) -> Library:
+def _library(window: Triple, form: Form, element: Element) -> Library:
     deep, high, wide = window
     module = Module(LANES)
 
@@ -35,8 +35,9 @@ def _library(window: Triple, kind: ActivationKind) -> Library:
         channels, share = raw.channels, f.constant(1 / prod(window))
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            source, reading = raw.at(z * deep, y * high).data + c, raw.reading(f, kind, c)
-            target = out + (z * out_plane + y * out_line + c)
+            source = raw.of(form.element).at(z * deep, y * high).data + c
+            reading = raw.reading(f, form.activation, c)
+            target = out.of(element) + (z * out_plane + y * out_line + c)
             with f.loop(breadth) as (x, _):
                 total = f.constant(0)
                 for dz, dy, dx in product(range(deep), range(high), range(wide)):
@@ -48,8 +49,14 @@ def _library(window: Triple, kind: ActivationKind) -> Library:
 
 
 @compiled_once
-def _gradient_library(window: Triple, kind: ActivationKind, through: bool, adding: bool) -> Library:
-    """through: whether the gradient goes through the activation, with sums. adding: to what is there."""
+def _gradient_library(window: Triple, forms: tuple[Form, Element, Element], through: bool, adding: bool) -> Library:
+    """The pass that spreads a gradient.
+
+    forms    of what was pooled, and the numbers of the result's gradient and of its own
+    through  whether the gradient goes through the activation, with sums
+    adding   to what is there
+    """
+    form, of_pooled, of_gradient = forms
     deep, high, wide = window
     module = Module(LANES)
 
@@ -66,10 +73,10 @@ def _gradient_library(window: Triple, kind: ActivationKind, through: bool, addin
         zero, share = f.constant(0), f.constant(1 / prod(window))
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            target = gradient + (z * deep * gradient_plane + y * high * gradient_line + c)
-            small = pooled + (z * pooled_plane + y * pooled_line + c)
-            source = raw.at(z * deep, y * high).data + c if through else None
-            reading = raw.reading(f, kind, c) if through else None
+            target = gradient.of(of_gradient) + (z * deep * gradient_plane + y * high * gradient_line + c)
+            small = pooled.of(of_pooled) + (z * pooled_plane + y * pooled_line + c)
+            source = raw.of(form.element).at(z * deep, y * high).data + c if through else None
+            reading = raw.reading(f, form.activation, c) if through else None
             with f.loop(breadth, carried=[zero, zero] if through else []) as (x, state):
                 part = (small + x * channels).load() * share
                 for dz, dy, dx in product(range(deep), range(high), range(wide)):
@@ -95,7 +102,7 @@ def average(x: Activation, window: Triple, out: Rows) -> None:
     window  1 or 2 on D, H, W
     """
     read = lines.scaled(x)
-    job = _library(window, lines.affine_of(read).kind)["average"].bind(
+    job = _library(window, *forms_of([read], 1), element_of(out))["average"].bind(
         **lines.sides(out), raw=source_fields(read), **lines.place("out", out)
     )
     workers.run(job, out.sides[0] * out.sides[1])
@@ -113,11 +120,12 @@ def gradient(
     add     whether it is added to what stands in `out`
     """
     read = None if x is None else lines.scaled(x)
-    kind: ActivationKind = "leaky_relu" if read is None else lines.affine_of(read).kind
+    (form,) = forms_of([Activation(out) if read is None else read], 1)
     values = {
         **lines.shape(pooled), "raw": source_fields(read), **lines.place("pooled", pooled),
         **lines.place("gradient", out),
     }  # fmt: skip
-    entry = _gradient_library(window, kind, read is not None, add)["spread"]
+    forms = form, element_of(pooled), element_of(out)
+    entry = _gradient_library(window, forms, read is not None, add)["spread"]
     d, h, _ = pooled.sides
     lines.run_summed(entry, values, {"sums": sums if read is not None else None}, d * h)

@@ -14,34 +14,39 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.networks.description import ActivationKind
 from volseg.nn.kernels import lines
+from volseg.nn.kernels.forms import Form, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer, Vector
 from volseg.nn.kernels.operands import Source, Target, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
 
-_FLOAT = 4
 _NEAR, _FAR = 0.75, 0.25
 
 Column = Callable[[Int], list[Vector]]
+Elements = tuple[Element, Element]
 
 
 @compiled_once
-def _library(factors: Triple, linear: bool, kind: ActivationKind) -> Library:
+def _library(factors: Triple, linear: bool, form: Form, element: Element) -> Library:
+    """The pass from a tensor of a form to numbers of `element`."""
     module = Module(LANES)
-    _define_interpolate(module, factors, linear, kind)
+    _define_interpolate(module, factors, linear, form, element)
     return Library(module)
 
 
 @compiled_once
-def _gradient_library(factors: Triple, linear: bool, through: ActivationKind | None) -> Library:
-    """through: the activation that the gradient goes through, if it does"""
+def _gradient_library(factors: Triple, linear: bool, through: Form | None, elements: Elements) -> Library:
+    """The pass back.
+
+    through   the form of the input, where the gradient goes through its activation
+    elements  the numbers of the output's gradient and of the input's
+    """
     module = Module(LANES)
-    _define_gather(module, factors, linear, through)
+    _define_gather(module, factors, linear, through, elements)
     return Library(module)
 
 
@@ -67,7 +72,7 @@ def _children(f: Function, values: Sequence[Vector], factor: int) -> list[Vector
     return [_mixed(f, here, before), _mixed(f, here, after)]
 
 
-def _define_interpolate(module: Module, factors: Triple, linear: bool, kind: ActivationKind) -> None:
+def _define_interpolate(module: Module, factors: Triple, linear: bool, form: Form, element: Element) -> None:
     deep, high, wide = factors
     steps = [_steps(factor, linear) for factor in factors]
 
@@ -81,10 +86,10 @@ def _define_interpolate(module: Module, factors: Triple, linear: bool, kind: Act
 
         raw  [planes, lines, columns, channels] with its ghosts, from which everything is counted
         """
-        channels = raw.channels
+        channels, raw, out = raw.channels, raw.of(form.element), out.of(element)
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, first_line + number % height
-            reading = raw.reading(f, kind, c)
+            reading = raw.reading(f, form.activation, c)
             sources = [
                 [raw.at(near_z, near_y).data + c for near_z in _beside(f, z, planes, steps[0])]
                 for near_y in _beside(f, y, lines, steps[1])
@@ -147,7 +152,7 @@ def _child_steps(factor: int, linear: bool) -> tuple[int, ...]:
     return (-1, 0, 1, 2) if linear else (0, 1)
 
 
-def _define_gather(module: Module, factors: Triple, linear: bool, through: ActivationKind | None) -> None:
+def _define_gather(module: Module, factors: Triple, linear: bool, through: Form | None, elements: Elements) -> None:
     deep, high, wide = factors
     steps = [_child_steps(factor, linear) for factor in factors]
 
@@ -164,6 +169,8 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: Activ
                lie before the block
         raw    the input, where the gradient goes through its activation, with its sums
         """
+        fine, target = fine.of(elements[0]), target.of(elements[1])
+        raw = raw.of(through.element) if through else raw
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
             sources = [
@@ -180,7 +187,7 @@ def _define_gather(module: Module, factors: Triple, linear: bool, through: Activ
                 )
 
             own, place = raw.at(z, y).data + c, target.at(z, y, f.number(0), c)
-            reading = raw.reading(f, through, c) if through else None
+            reading = raw.reading(f, through.activation, c) if through else None
             old = [column(x) for x in _beside(f, low_x, columns, steps[2][:2])] if len(steps[2]) == 4 else []
             zero = f.constant(0)
             with f.loop(breadth, carried=[*old, zero, zero]) as (x, state):
@@ -221,9 +228,11 @@ def interpolate(
     total = whole.shape
     tall, broad = (int(n) for n in total[1:3]) if beside else rows.sides[1:]
     spread = [before * factor for before, factor in zip(rows.low, factors, strict=True)]
-    begin = out.address - _FLOAT * (spread[0] * out.plane + spread[1] * out.line + spread[2] * out.channels)
+    begin = out.address - out.buffer.element_size() * (
+        spread[0] * out.plane + spread[1] * out.line + spread[2] * out.channels
+    )
     source = Activation(Rows.of(whole), lines.affine_of(x))
-    job = _library(factors, mode == "trilinear", lines.affine_of(x).kind)["interpolate"].bind(
+    job = _library(factors, mode == "trilinear", *forms_of([source], 1), element_of(out))["interpolate"].bind(
         height=tall, first_plane=first + rows.low[0], first_line=low[1], first_column=low[2],
         last_column=low[2] + broad, planes=total[0], lines=total[1], columns=total[2], raw=source_fields(source),
         out=begin, out_plane=out.plane, out_line=out.line,
@@ -244,8 +253,9 @@ def gradient(
     add    to what stands in `target`, in place of overwriting it; the sums are of what was added
     """
     total, low, raw = fine.buffer.shape, fine.low, lines.scaled(x or Activation(target))
-    through = None if sums is None else lines.affine_of(raw).kind
-    entry = _gradient_library(factors, mode == "trilinear", through)["gather"]
+    through = None if sums is None else forms_of([raw], 1)[0]
+    elements = element_of(fine), element_of(target)
+    entry = _gradient_library(factors, mode == "trilinear", through, elements)["gather"]
     values = {
         **lines.shape(target), "fine": fine.buffer, "fine_plane": fine.plane, "fine_line": fine.line,
         "low_z": low[0], "low_y": low[1], "low_x": low[2], "planes": total[0], "lines": total[1], "columns": total[2],

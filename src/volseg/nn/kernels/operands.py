@@ -13,7 +13,7 @@ from torch import Tensor
 from volseg.geometry import Triple
 from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.activations import activated, gradient_before
-from volseg.nn.kernels.jit.language import Function, Int, Pointer, Vector
+from volseg.nn.kernels.jit.language import Element, Function, Int, Pointer, Vector
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.window import Range
 
@@ -25,7 +25,7 @@ class Source:
     """A tensor that is read through its activation, activation(data * scale + shift) * gain.
 
     data          voxel 0, [.., .., .., channels]
-    plane, line   floats from a plane, from a line to the next
+    plane, line   numbers from a plane, from a line to the next
     scale, shift  [channels], or nothing: the data are taken as they are
     slope, gain   what `activations.activated` takes; gain is [channels], or nothing for a leaky ReLU
     """
@@ -38,6 +38,10 @@ class Source:
     shift: Pointer
     slope: Vector
     gain: Pointer
+
+    def of(self, element: Element) -> Source:
+        """The same, its data being such numbers."""
+        return replace(self, data=self.data.of(element))
 
     def at(self, z: Int, y: Int) -> Source:
         """The same from line y of plane z on."""
@@ -93,7 +97,7 @@ class Target:
     """A tensor that results go to.
 
     out          voxel 0, [.., .., .., channels], or nothing
-    plane, line  floats from a plane, from a line to the next
+    plane, line  numbers from a plane, from a line to the next
     add          1: results are added to what stands there; 0: they replace it
     """
 
@@ -102,6 +106,10 @@ class Target:
     line: Int
     channels: Int
     add: Int
+
+    def of(self, element: Element) -> Target:
+        """The same, being of such numbers."""
+        return replace(self, out=self.out.of(element))
 
     def at(self, z: Int, y: Int, x: Int, channel: int | Int) -> Target:
         """The same from a voxel and channel on."""
@@ -199,6 +207,10 @@ class Pools:
     depth: Int
     height: Int
     width: Int
+
+    def of(self, element: Element) -> Pools:
+        """The same, the pooled tensor being of such numbers."""
+        return replace(self, target=self.target.of(element))
 
     def at(self, z: Int, y: Int, x: Int, channel: int | Int) -> Pools:
         """The same from the window of a voxel and from a channel on."""

@@ -1,6 +1,6 @@
 """Passes over rows: activation, and the gradient of a normalisation, in place.
 
-They move a few floats for each that they compute, so what counts is that each value is read and written once. Sums of
+They move a few numbers for each that they compute, so what counts is that each value is read and written once. Sums of
 two tensors are in `addition.py`, pooling in `pooling.py`.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from volseg.networks.description import ActivationKind
 from volseg.nn.kernels import lines
 from volseg.nn.kernels.addition import add, divide
+from volseg.nn.kernels.forms import Form, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.pooling import pool, unpool
 from volseg.nn.kernels.rows import Activation, Rows
@@ -24,7 +24,7 @@ __all__ = ["activate", "add", "combine", "divide", "pool", "unpool"]
 
 
 @compiled_once
-def _activating_library(kind: ActivationKind) -> Library:
+def _activating_library(form: Form, element: Element) -> Library:
     module = Module(LANES)
 
     @module.entry
@@ -36,8 +36,9 @@ def _activating_library(kind: ActivationKind) -> Library:
         channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            source, target = raw.at(z, y).data + c, out + (z * out_plane + y * out_line + c)
-            reading = raw.reading(f, kind, c)
+            source = raw.of(form.element).at(z, y).data + c
+            target = out.of(element) + (z * out_plane + y * out_line + c)
+            reading = raw.reading(f, form.activation, c)
             with f.loop(breadth) as (x, _):
                 (target + x * channels).store(reading.activated((source + x * channels).load()))
 
@@ -45,7 +46,7 @@ def _activating_library(kind: ActivationKind) -> Library:
 
 
 @compiled_once
-def _library() -> Library:
+def _library(of_raw: Element, of_gradient: Element) -> Library:
     module = Module(LANES)
 
     @module.entry
@@ -57,8 +58,8 @@ def _library() -> Library:
         """gradient = a * gradient + b * raw + c per channel: a normalisation's gradient in its input."""
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (at, _):
             z, y = first_plane + number // height, number % height
-            source = raw + (z * raw_plane + y * raw_line + at)
-            target = gradient + (z * gradient_plane + y * gradient_line + at)
+            source = raw.of(of_raw) + (z * raw_plane + y * raw_line + at)
+            target = gradient.of(of_gradient) + (z * gradient_plane + y * gradient_line + at)
             factor, weight, constant = ((pointer + at).load() for pointer in (a, b, c))
             with f.loop(breadth) as (x, _):
                 place = target + x * channels
@@ -74,7 +75,7 @@ def activate(x: Activation, out: Rows, planes: Range | None = None) -> None:
         out.own.copy_(x.rows.own)
         return
     first, last = planes or (0, x.rows.sides[0])
-    job = _activating_library(x.affine.kind)["activate"].bind(
+    job = _activating_library(*forms_of([x], 1), element_of(out))["activate"].bind(
         **lines.sides(x.rows), first_plane=first, raw=source_fields(x), **lines.place("out", out)
     )
     workers.run(job, (last - first) * x.rows.sides[1])
@@ -82,7 +83,7 @@ def activate(x: Activation, out: Rows, planes: Range | None = None) -> None:
 
 def combine(gradient: Rows, raw: Rows, a: Tensor, b: Tensor, c: Tensor) -> None:
     """``gradient = a * gradient + b * raw + c`` per channel, in place; a, b, c [C]."""
-    job = _library()["combine"].bind(
+    job = _library(element_of(raw), element_of(gradient))["combine"].bind(
         **lines.shape(raw), first_plane=0, **lines.place("raw", raw), **lines.place("gradient", gradient), a=a, b=b, c=c
     )
     workers.run(job, raw.sides[0] * raw.sides[1])

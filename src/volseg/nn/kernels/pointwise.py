@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.networks.description import ActivationKind
-from volseg.nn.kernels.activations import kinds_of
+from volseg.nn.kernels.forms import Form, Forms, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target, source_fields, target_fields
 from volseg.nn.kernels.parts import Parts, move_to_total
 from volseg.nn.kernels.rows import Activation, Rows
@@ -25,15 +24,22 @@ from volseg.partition.window import Range
 
 
 @compiled_once
-def _library(layout: Registers, kind: ActivationKind) -> Library:
+def _library(layout: Registers, form: Form, element: Element) -> Library:
+    """`lines` from tensors of a form to numbers of `element`."""
     module = Module(layout.lanes)
-    parts = Parts(module, layout)
-    _define_lines(module, layout, parts, kind)
-    _define_gradients(module, layout, parts, kind)
+    _define_lines(module, layout, Parts(module, layout), form, element)
     return Library(module)
 
 
-def _define_lines(module: Module, layout: Registers, parts: Parts, kind: ActivationKind) -> None:
+@compiled_once
+def _gradient_library(layout: Registers, forms: Forms, element: Element) -> Library:
+    """`gradients` of `lines` whose input and whose output's gradient have such forms, to numbers of `element`."""
+    module = Module(layout.lanes)
+    _define_gradients(module, layout, Parts(module, layout), forms, element)
+    return Library(module)
+
+
+def _define_lines(module: Module, layout: Registers, parts: Parts, form: Form, element: Element) -> None:
     rows, width, lanes = layout.rows, layout.width, layout.lanes
 
     @module.entry
@@ -45,15 +51,15 @@ def _define_lines(module: Module, layout: Registers, parts: Parts, kind: Activat
         """Lines first ... last of the input, counted over planes from `first_plane` on.
 
         Input line (z, y) gives the output lines (deep * z + p, high * y + q), p < deep, q < high, of breadth times
-        out_channels floats each.
+        out_channels numbers each.
 
         weight  [deep, high][out_channels / width][inner][width]
         bias    [out_channels], or nothing
         """
-        products = scratch + (breadth + rows) * stride
+        products, out = scratch + (breadth + rows) * stride, out.of(element)
         with f.loop(last, start=first) as (number, _):
             z, y = first_plane + number // height, number % height
-            parts.fill_line(kind)(f, scratch, stride, 0, breadth, 0, breadth, a.at(z, y))
+            parts.fill_line(form)(f, scratch, stride, 0, breadth, 0, breadth, a.of(form.element).at(z, y))
             with f.loop(deep) as (p, _), f.loop(high) as (q, _), f.loop(out_channels // width) as (k, _):
                 weights = weight + (((p * high + q) * out_channels) + k * width) * inner
                 parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
@@ -69,8 +75,8 @@ def _define_lines(module: Module, layout: Registers, parts: Parts, kind: Activat
                                     (target + (x * out_channels + n * lanes)).store(value)
 
 
-def _define_gradients(module: Module, layout: Registers, parts: Parts, kind: ActivationKind) -> None:
-    rows, width = layout.rows, layout.width
+def _define_gradients(module: Module, layout: Registers, parts: Parts, forms: Forms, element: Element) -> None:
+    rows, width, (form, of_gradient) = layout.rows, layout.width, forms
 
     @module.entry
     def gradients(
@@ -81,13 +87,13 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts, kind: Act
     ) -> None:  # fmt: skip
         """The gradients of `lines`, from the gradient of its output, for the input lines first ... last.
 
-        given     gradient of the output: given_channels floats for each input voxel of a line
+        given     gradient of the output: given_channels numbers for each input voxel of a line
         weight    [channels of a / width][deep, high][given_channels][width]
         target    gradient of the input, through its activation where there are sums (`parts.through_activation`)
         gradient  [deep, high][given_channels, channels of a] of this thread, added to, and moved to `total` each
                   `flush` lines
         """
-        corners, channels = deep * high, a.channels
+        corners, channels, a, given = deep * high, a.channels, a.of(form.element), given.of(of_gradient.element)
         line = (breadth + rows) * given_channels
         values, products = scratch + corners * line, scratch + (corners * line + breadth * channels)
         size = corners * given_channels * channels
@@ -96,8 +102,8 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts, kind: Act
             with f.loop(deep) as (p, _), f.loop(high) as (q, _):
                 source = replace(given.at(z * deep + p, y * high + q), channels=given_channels)
                 place = scratch + (p * high + q) * line
-                parts.fill_line(kind)(f, place, given_channels, 0, breadth, 0, breadth, source)
-            parts.fill_line(kind)(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
+                parts.fill_line(of_gradient)(f, place, given_channels, 0, breadth, 0, breadth, source)
+            parts.fill_line(form)(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(corners) as (corner, _):
                 parts.outer_sums(
                     f, scratch + corner * line, given_channels, 0, values, channels,
@@ -115,13 +121,13 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts, kind: Act
                     f, scratch, given_channels, breadth + rows, corners, weights, products, breadth, given_channels
                 )
                 results = Results(products, single, single, breadth, zero, single, zero, breadth)
-                there = target.at(z, y, zero, channel)
+                there = target.of(element).at(z, y, zero, channel)
                 with f.either(sums.is_given()) as (through, plain):
                     with plain:
                         parts.store(f, results, there)
                     with through:
                         raw = a.from_channel(z, y, zero, channel)
-                        parts.through_activation(kind)(f, results, there, raw, sums + channel * 2)
+                        parts.through_activation(form.activation)(f, results, there, raw, sums + channel * 2)
         move_to_total(f, gradient, total, size)
 
 
@@ -189,7 +195,7 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
     rows, spread = x.rows, weight.spread
     first, last = planes or (0, rows.sides[0])
     stride = padded_channels(rows.channels)
-    job = _library(weight.layout, *kinds_of([x], 1))["lines"].bind(
+    job = _library(weight.layout, *forms_of([x], 1), element_of(out))["lines"].bind(
         height=rows.sides[1], breadth=rows.sides[2], stride=stride, inner=weight.inner,
         deep=spread[0], high=spread[1], first_plane=first, a=source_fields(x), weight=weight.packed, bias=weight.bias,
         out=out.address, out_plane=out.plane, out_line=out.line, out_channels=weight.channels,
@@ -243,8 +249,9 @@ def gradients(
     gradient = torch.zeros(threads, deep * high, weight.inner, rows.channels)
     total = torch.zeros(gradient.shape, dtype=torch.float64)
     by_thread = None if sums is None else torch.zeros(threads, *sums.shape, dtype=torch.float64)
+    forms = forms_of([x, Activation(given)], 2)
     jobs = [
-        _library(layout, *kinds_of([x], 1))["gradients"].bind(
+        _gradient_library(layout, forms, element_of(target))["gradients"].bind(
             height=rows.sides[1], breadth=rows.sides[2], deep=deep, high=high, first_plane=first,
             given=source_fields(Activation(given)), given_channels=weight.inner, a=source_fields(x),
             weight=weight.packed, target=target_fields(target, add),

@@ -16,9 +16,10 @@ from torch import Tensor
 from volseg.geometry import Triple
 from volseg.networks.description import KEEPING_ORDER, ActivationKind
 from volseg.nn.kernels import lines
+from volseg.nn.kernels.forms import Form, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer, Vector
 from volseg.nn.kernels.operands import Source, source_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
@@ -26,20 +27,21 @@ from volseg.partition.window import Range
 
 
 @compiled_once
-def _library(window: Triple, kind: ActivationKind, through: bool) -> Library:
+def _library(window: Triple, form: Form, element: Element, through: bool) -> Library:
+    """The passes over a tensor of a form, where what is pooled, and gradients, are numbers of `element`."""
     module = Module(LANES)
     if through:
-        _define_unpool(module, window, kind)
+        _define_unpool(module, window, form, element)
     else:
-        _define_pool(module, window, kind)
-        _define_add_unpooled(module, window, kind)
+        _define_pool(module, window, form, element)
+        _define_add_unpooled(module, window, form, element)
     return Library(module)
 
 
-def _compared_as(x: Activation) -> ActivationKind:
-    """The activation of what is compared; the usual one stands for all by whose signs raw values are compared."""
-    kind: ActivationKind = "leaky_relu" if x.affine is None else x.affine.kind
-    return "leaky_relu" if kind in KEEPING_ORDER else kind
+def _compared_as(x: Activation) -> Form:
+    """The form of what is compared; the usual activation stands for all by whose signs raw values are compared."""
+    (form,) = forms_of([x], 1)
+    return Form(form.element) if form.activation in KEEPING_ORDER else form
 
 
 def _offsets(window: Triple) -> list[Triple]:
@@ -70,7 +72,7 @@ def _shares(f: Function, compared: Sequence[Vector], share: Vector) -> list[Vect
     return shares
 
 
-def _define_pool(module: Module, window: Triple, kind: ActivationKind) -> None:
+def _define_pool(module: Module, window: Triple, form: Form, element: Element) -> None:
     deep, high, wide = window
 
     @module.entry
@@ -83,8 +85,9 @@ def _define_pool(module: Module, window: Triple, kind: ActivationKind) -> None:
         channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = first_plane + number // height, number % height
-            source = raw.at(z * deep, y * high).data + c
-            target, compared = out + (z * out_plane + y * out_line + c), _comparison(f, raw, signs, kind, c)
+            source = raw.of(form.element).at(z * deep, y * high).data + c
+            target = out.of(element) + (z * out_plane + y * out_line + c)
+            compared = _comparison(f, raw, signs, form.activation, c)
             with f.loop(breadth) as (x, _):
                 values = [
                     (source + (raw.plane * dz + raw.line * dy + (x * wide + dx) * channels)).load()
@@ -98,7 +101,7 @@ def _define_pool(module: Module, window: Triple, kind: ActivationKind) -> None:
                 (target + x * channels).store(chosen)
 
 
-def _define_add_unpooled(module: Module, window: Triple, kind: ActivationKind) -> None:
+def _define_add_unpooled(module: Module, window: Triple, form: Form, element: Element) -> None:
     deep, high, wide = window
 
     @module.entry
@@ -111,10 +114,10 @@ def _define_add_unpooled(module: Module, window: Triple, kind: ActivationKind) -
         channels = raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            source = raw.at(z * deep, y * high).data + c
-            target = gradient + (z * deep * gradient_plane + y * high * gradient_line + c)
-            small = pooled + (z * pooled_plane + y * pooled_line + c)
-            compared = _comparison(f, raw, signs, kind, c)
+            source = raw.of(form.element).at(z * deep, y * high).data + c
+            target = gradient.of(element) + (z * deep * gradient_plane + y * high * gradient_line + c)
+            small = pooled.of(element) + (z * pooled_plane + y * pooled_line + c)
+            compared = _comparison(f, raw, signs, form.activation, c)
             with f.loop(breadth) as (x, _):
                 values, places = [], []
                 for dz, dy, dx in _offsets(window):
@@ -126,7 +129,7 @@ def _define_add_unpooled(module: Module, window: Triple, kind: ActivationKind) -
                     place.store(place.load() + part)
 
 
-def _define_unpool(module: Module, window: Triple, kind: ActivationKind) -> None:
+def _define_unpool(module: Module, window: Triple, form: Form, element: Element) -> None:
     deep, high, wide = window
 
     @module.entry
@@ -144,10 +147,11 @@ def _define_unpool(module: Module, window: Triple, kind: ActivationKind) -> None
         wide_sums, zero, channels = sums.wide(), f.constant(0), raw.channels
         with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
             z, y = number // height, number % height
-            source = raw.at(z * deep, y * high).data + c
-            target = gradient + (z * deep * gradient_plane + y * high * gradient_line + c)
-            small = pooled + (z * pooled_plane + y * pooled_line + c)
-            reading, compared = raw.reading(f, kind, c), _comparison(f, raw, signs, kind, c)
+            source = raw.of(form.element).at(z * deep, y * high).data + c
+            target = gradient.of(element) + (z * deep * gradient_plane + y * high * gradient_line + c)
+            small = pooled.of(element) + (z * pooled_plane + y * pooled_line + c)
+            reading = raw.reading(f, form.activation, c)
+            compared = _comparison(f, raw, signs, form.activation, c)
             with f.loop(breadth, carried=[zero, zero]) as (x, state):
                 values, places = [], []
                 for dz, dy, dx in _offsets(window):
@@ -173,7 +177,7 @@ def pool(x: Activation, window: Triple, out: Rows, signs: Tensor, planes: Range 
     planes  of `out`; all by default
     """
     first, last = planes or (0, out.sides[0])
-    job = _library(window, _compared_as(x), False)["pool"].bind(
+    job = _library(window, _compared_as(x), element_of(out), False)["pool"].bind(
         **lines.sides(out), first_plane=first, raw=source_fields(x), signs=signs, **lines.place("out", out)
     )
     workers.run(job, (last - first) * out.sides[1])
@@ -196,7 +200,8 @@ def unpool(
     }  # fmt: skip
     d, h, _ = pooled.sides
     if sums is None:
-        workers.run(_library(window, _compared_as(x), False)["add_unpooled"].bind(**values), d * h)
+        library = _library(window, _compared_as(x), element_of(gradient), False)
+        workers.run(library["add_unpooled"].bind(**values), d * h)
         return
-    library = _library(window, lines.affine_of(x).kind, True)
+    library = _library(window, *forms_of([x], 1), element_of(gradient), True)
     lines.run_summed(library["unpool"], values, {"sums": sums}, d * h)

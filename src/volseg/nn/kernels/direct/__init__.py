@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.nn.kernels.activations import Kinds, kinds_of
 from volseg.nn.kernels.direct.backward import build_backward
 from volseg.nn.kernels.direct.forward import build_forward
 from volseg.nn.kernels.direct.weights import (
@@ -28,8 +27,10 @@ from volseg.nn.kernels.direct.weights import (
     pack_turned_weight,
     pack_weight,
 )
+from volseg.nn.kernels.forms import Forms, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once
+from volseg.nn.kernels.jit.language import Element
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts, Reads, in_stages
@@ -56,13 +57,13 @@ __all__ = [
 
 
 @compiled_once
-def _forward_library(layout: Registers, kinds: Kinds) -> Library:
-    return build_forward(layout, kinds)
+def _forward_library(layout: Registers, forms: Forms, element: Element) -> Library:
+    return build_forward(layout, forms, element)
 
 
 @compiled_once
-def _backward_library(layout: Registers, together: int, pairs: int, kinds: Kinds) -> Library:
-    return build_backward(layout, together, pairs, kinds)
+def _backward_library(layout: Registers, together: int, pairs: int, forms: Forms) -> Library:
+    return build_backward(layout, together, pairs, forms)
 
 
 def forward(
@@ -102,7 +103,7 @@ def forward(
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    entry = _forward_library(layout, kinds_of(inputs, 2))["forward"]
+    entry = _forward_library(layout, forms_of(inputs, 2), element_of(out))["forward"]
     room = direct_room(cut, reach, voxel, 0, weight.stride, layout)
     for order in in_stages(_reads(cut, reach), window, ghosts):
         workers.run(entry.bind(**values, cutting=_cutting_fields(cut, order, h, w)), order.numel(), room)
@@ -172,7 +173,7 @@ def _gradients(
         "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library = _backward_library(layout, together, pairs, kinds_of([window.source, *tiles], 3))
+    library = _backward_library(layout, together, pairs, forms_of([window.source, *tiles], 3))
     room = direct_room(cut, reach, voxel, channels, stride, layout)
     for order in in_stages(_reads(cut, reach), window.source.rows, ghosts):
         jobs = [

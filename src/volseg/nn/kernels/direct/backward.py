@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from volseg.networks.description import ActivationKind
-from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.direct.blocks import Axes, Block, Cutting, Group, Groups, Kit, View
+from volseg.nn.kernels.forms import Form, Forms
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target
@@ -59,13 +58,14 @@ class WeightGradient:
     size: Int
 
 
-def build_backward(layout: Registers, together: int, pairs: int, kinds: Kinds) -> Library:
+def build_backward(layout: Registers, together: int, pairs: int, forms: Forms) -> Library:
     """Compile `backward` for one layout of the registers.
 
     together, pairs  taps on D and H, and columns of the window, whose outer sums with the tile are taken at once
-    kinds            of the activations of what windows are cut from, and of the tensors of the tile
+    forms            of what windows are cut from, and of the tensors of the tile, whose gradients are of the same
+                     numbers
     """
-    module, of_tile = Module(layout.lanes), kinds[1:]
+    module, of_tile = Module(layout.lanes), forms[1:]
     kit = Kit(module, layout)
     outer_sums = _define_outer_sums(module, layout, together, pairs)
     width = layout.width
@@ -89,7 +89,7 @@ def build_backward(layout: Registers, together: int, pairs: int, kinds: Kinds) -
         values = tiles + tile.floats
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, cutting, number)
-            kit.fill_window(f, [(source, kinds[0])], block, view, scratch)
+            kit.fill_window(f, [(source, forms[0])], block, view, scratch)
             with f.when(into.gradient.is_given()):
                 _fill_tile(f, kit, tile, of_tile, block, cutting, tiles)
                 with f.loop(groups.count) as (n, _):
@@ -118,7 +118,7 @@ def build_backward(layout: Registers, together: int, pairs: int, kinds: Kinds) -
     return Library(module)
 
 
-def _fill_tile(f: Function, kit: Kit, tile: Tile, kinds: Kinds, block: Block, cutting: Cutting, tiles: Pointer) -> None:
+def _fill_tile(f: Function, kit: Kit, tile: Tile, forms: Forms, block: Block, cutting: Cutting, tiles: Pointer) -> None:
     """Write down: a block's tile [planes, lines, columns, channels], each `stride` times the results."""
     stride, zero = tile.stride, f.number(0)
     columns = cutting.columns * stride.x
@@ -127,9 +127,9 @@ def _fill_tile(f: Function, kit: Kit, tile: Tile, kinds: Kinds, block: Block, cu
         end = f.choose((z < tile.sides.z) & (y < tile.sides.y), tile.sides.x, zero)
         line = tiles + (dz * cutting.lines * stride.y + dy) * columns * tile.channels
         extent = tile.channels, block.x * stride.x, columns, zero, end
-        kit.parts.fill_line(kinds[0])(f, line, *extent, tile.a.at(z, y))
+        kit.parts.fill_line(forms[0])(f, line, *extent, tile.a.at(z, y))
         with f.when(tile.b.data.is_given()):
-            kit.parts.fill_line(kinds[1])(f, line + tile.a.channels, *extent, tile.b.at(z, y))
+            kit.parts.fill_line(forms[1])(f, line + tile.a.channels, *extent, tile.b.at(z, y))
 
 
 def _within(f: Function, results: Results, block: Block, group: Group, tile: Tile) -> Results:
@@ -149,7 +149,7 @@ def _within(f: Function, results: Results, block: Block, group: Group, tile: Til
 
 def _hand_on(
     f: Function, kit: Kit, results: Results, block: Block, group: Group, tile: Tile, raw: Source,
-    kind: ActivationKind, into: InputGradient, channel: Int,
+    form: Form, into: InputGradient, channel: Int,
 ) -> None:  # fmt: skip
     """Write down: the gradient of an input from a channel on goes to each `stride`-th of its voxels."""
     stride, rest = tile.stride, group.rest
@@ -160,13 +160,13 @@ def _hand_on(
             tensor, plane=tensor.plane * stride.z, line=tensor.line * stride.y, channels=tensor.channels * stride.x
         )
 
-    target = sparse(into.target.at(*place, channel))
+    target = sparse(into.target.of(form.element).at(*place, channel))
     with f.either(into.sums.is_given()) as (through, plain):
         with plain, f.when(into.target.out.is_given()):
             kit.parts.store(f, results, target)
         with through:
-            source = sparse(raw.from_channel(*place, channel))
-            kit.parts.through_activation(kind)(f, results, target, source, into.sums + channel * 2)
+            source = sparse(raw.of(form.element).from_channel(*place, channel))
+            kit.parts.through_activation(form.activation)(f, results, target, source, into.sums + channel * 2)
 
 
 def _define_outer_sums(module: Module, layout: Registers, together: int, pairs: int) -> Any:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.forms import Form
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Ranges, Results, Source
 from volseg.nn.kernels.parts import Parts, add_channels
@@ -156,13 +156,13 @@ class Kit:
         self._add_bias = _define_add_bias(module, layout)
 
     def fill_window(
-        self, f: Function, sources: Sequence[tuple[Source, ActivationKind]], block: Block, view: View, window: Pointer
+        self, f: Function, sources: Sequence[tuple[Source, Form]], block: Block, view: View, window: Pointer
     ) -> None:  # fmt: skip
         """Write down: a block's window.
 
-        sources  one or two tensors side by side, and how they are activated; the second may be nothing
+        sources  one or two tensors side by side, and how they are read; the second may be nothing
         """
-        (source, kind), *others = sources
+        (source, form), *others = sources
         ranges, zero, step, size = view.ranges, f.number(0), view.step, view.size
         first_z, first_y, first_x = (
             at * by + before
@@ -180,10 +180,10 @@ class Kit:
                 begin, end = f.choose(filled, ranges.low_x, zero), f.choose(filled, ranges.high_x, zero)
                 line = window + (dz * view.plane + (phase * view.lines + n) * view.line)
                 extent = view.voxel, first_x, view.columns, begin, end
-                self.parts.fill_line(kind)(f, line, *extent, source.at(z, y))
-                for second, kind_of_second in others:
+                self.parts.fill_line(form)(f, line, *extent, source.at(z, y))
+                for second, form_of_second in others:
                     with f.when(second.data.is_given()):
-                        self.parts.fill_line(kind_of_second)(f, line + source.channels, *extent, second.at(z, y))
+                        self.parts.fill_line(form_of_second)(f, line + source.channels, *extent, second.at(z, y))
 
     def multiply(
         self, f: Function, block: Block, view: View, group: Group, window: Pointer, weight: Pointer, bias: Pointer,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from volseg.nn.kernels.activations import Kinds
 from volseg.nn.kernels.direct.blocks import Block, Cutting, Group, Groups, Kit, View
+from volseg.nn.kernels.forms import Forms
 from volseg.nn.kernels.jit.compiler import Library
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
 from volseg.partition.tiling import Registers
 
 
-def build_forward(layout: Registers, kinds: Kinds) -> Library:
-    """Compile `forward` for one layout of the registers, and inputs read through activations of those kinds."""
+def build_forward(layout: Registers, forms: Forms, element: Element) -> Library:
+    """Compile `forward` for one layout of the registers, inputs of such forms, and an output of such numbers."""
     module = Module(layout.lanes)
     kit = Kit(module, layout)
     width, parts = layout.width, kit.parts
@@ -29,11 +29,11 @@ def build_forward(layout: Registers, kinds: Kinds) -> Library:
         bias    [target channels], or nothing
         bricks, pools  nothing, or where sums and largest values of the results go as well
         """
-        values = scratch + view.floats
+        values, target, pools = scratch + view.floats, target.of(element), pools.of(element)
         group = Group.of(groups, f.number(0))
         with f.loop(last, start=first) as (number, _):
             block = Block.of(f, cutting, number)
-            kit.fill_window(f, [(a, kinds[0]), (b, kinds[1])], block, view, scratch)
+            kit.fill_window(f, [(a, forms[0]), (b, forms[1])], block, view, scratch)
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width
                 own_bias = f.choose(bias.is_given(), bias + channel, bias)

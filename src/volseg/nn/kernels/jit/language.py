@@ -130,8 +130,7 @@ class Element(Enum):
 class Pointer:
     """The address of a number: of a float32 unless `element` says otherwise.
 
-    Where a kernel calls a function that `Module.define` wrote down, the address alone goes over: the function says
-    itself by `wide` or `bfloat16` what lies there.
+    A function that `Module.define` wrote down takes a pointer as it is: there is one for each kind of numbers.
     """
 
     def __init__(self, f: Function, value: Any, element: Element = Element.FLOAT) -> None:
@@ -182,6 +181,10 @@ class Pointer:
         """The same address, of bfloat16 numbers."""
         return Pointer(self.f, self.value, Element.BFLOAT16)
 
+    def at(self, value: Any) -> Pointer:
+        """Such a pointer at another LLVM address."""
+        return Pointer(self.f, value, self.element)
+
     def of(self, element: Element) -> Pointer:
         """The same address, of such numbers."""
         return Pointer(self.f, self.value, element)
@@ -195,7 +198,7 @@ class Pointer:
         return Bool(self.f, self.f.builder.icmp_unsigned("!=", self.f.builder.ptrtoint(self.value, INT), INT(0)))
 
 
-Value = Int | Vector
+Value = Int | Vector | Pointer
 
 
 class Carried:
@@ -268,10 +271,12 @@ class Function:
         return builder.trunc(builder.lshr(chosen, _constant(kind, 16)), _like(kind, HALF))
 
     def _choose(self, condition: Any, a: Any, b: Any) -> Any:
-        if isinstance(a, Pointer):
-            assert a.element is b.element
-            return Pointer(self, self.builder.select(condition, a.value, b.value), a.element)
-        return type(a)(self, self.builder.select(condition, a.value, b.value))
+        assert not isinstance(a, Pointer) or a.element is b.element
+        return self._like(a, self.builder.select(condition, a.value, b.value))
+
+    def _like(self, value: Any, number: Any) -> Any:
+        """An LLVM number as what `value` is: a pointer points to the same kind of numbers."""
+        return value.at(number) if isinstance(value, Pointer) else type(value)(self, number)
 
     def choose(self, condition: Bool, a: Any, b: Any) -> Any:
         """`a` where the condition holds, else `b`; integers, vectors or pointers."""
@@ -324,7 +329,7 @@ class Function:
         phis = [builder.phi(value.value.type) for value in carried]
         for phi, value in zip(phis, carried, strict=True):
             phi.add_incoming(value.value, before)
-        state = Carried([type(value)(self, phi) for phi, value in zip(phis, carried, strict=True)])
+        state = Carried([self._like(value, phi) for phi, value in zip(phis, carried, strict=True)])
         builder.cbranch(builder.icmp_signed("<", i, end.value), body, after)
         builder.position_at_end(body)
         yield Int(self, i), state
@@ -333,7 +338,7 @@ class Function:
             phi.add_incoming(value.value, builder.block)
         builder.branch(head)
         builder.position_at_end(after)
-        state.values = tuple(type(value)(self, phi) for phi, value in zip(phis, carried, strict=True))
+        state.values = tuple(self._like(value, phi) for phi, value in zip(phis, carried, strict=True))
 
     @contextmanager
     def when(self, condition: Bool) -> Iterator[None]:
@@ -370,15 +375,11 @@ class Module:
         self.entries: dict[str, dict[str, type]] = {}
 
     def define(self, body: Body) -> Body:
-        """Write down `body` as a function; the result, called in another body, writes down a call of it."""
-        kinds = _parameters(body)
-        name = self.module.get_unique_name(body.__name__)
-        f, function = self._begin(name, [self._type(n) for kind in kinds.values() for n in numbers_of(kind)])
-        numbers = iter(function.args)
-        body(f, *(assemble(kind, lambda number: number(f, next(numbers))) for kind in kinds.values()))
-        f.builder.ret_void()
-        function.linkage = "internal"
-        function.attributes.add("noinline")  # inlined, the larger kernels take three times as long to compile
+        """`body` as a function; the result, called in another body, writes down a call of it.
+
+        The function itself is written down at the first call, and again for pointers to other kinds of numbers.
+        """
+        kinds, written = _parameters(body), dict[tuple[Element | None, ...], Any]()
 
         def call(caller: Function, *arguments: Any) -> None:
             values = [
@@ -386,9 +387,28 @@ class Module:
                 for (name, kind), argument in zip(kinds.items(), arguments, strict=True)
                 for value in disassemble(kind, argument, name)
             ]
-            caller.builder.call(function, [value.value for value in values])
+            elements = tuple(value.element if isinstance(value, Pointer) else None for value in values)
+            if elements not in written:
+                written[elements] = self._write_down(body, kinds, elements)
+            caller.builder.call(written[elements], [value.value for value in values])
 
         return call
+
+    def _write_down(self, body: Body, kinds: dict[str, type], elements: Sequence[Element | None]) -> Any:
+        """The function of a body, whose pointers, among its parameters' numbers, are to such elements."""
+        name = self.module.get_unique_name(body.__name__)
+        f, function = self._begin(name, [self._type(n) for kind in kinds.values() for n in numbers_of(kind)])
+        numbers = zip(function.args, elements, strict=True)
+
+        def next_number(kind: type) -> Any:
+            value, element = next(numbers)
+            return kind(f, value) if element is None else Pointer(f, value, element)
+
+        body(f, *(assemble(kind, next_number) for kind in kinds.values()))
+        f.builder.ret_void()
+        function.linkage = "internal"
+        function.attributes.add("noinline")  # inlined, the larger kernels take three times as long to compile
+        return function
 
     def entry(self, body: Body) -> Body:
         """Write down `body` as a function that Python calls: ``body(f, first, last, scratch, *, named, ...)``.

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
-from volseg.nn.kernels.activations import Kinds, kinds_of
+from volseg.nn.kernels.forms import Forms, element_of, forms_of
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
+from volseg.nn.kernels.jit.language import Element
 from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, source_fields, target_fields
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts, in_stages
@@ -58,13 +59,13 @@ def applies(kernel: Triple, stride: Triple) -> bool:
 
 
 @compiled_once
-def _forward_library(layout: Registers, kinds: Kinds) -> Library:
-    return build_forward(layout, kinds)
+def _forward_library(layout: Registers, forms: Forms, element: Element) -> Library:
+    return build_forward(layout, forms, element)
 
 
 @compiled_once
-def _backward_library(layout: Registers, together: int, kinds: Kinds) -> Library:
-    return build_backward(layout, together, kinds)
+def _backward_library(layout: Registers, together: int, forms: Forms) -> Library:
+    return build_backward(layout, together, forms)
 
 
 @compiled_once
@@ -233,7 +234,7 @@ def forward(
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    library = _forward_library(layout, kinds_of(inputs, 2))
+    library = _forward_library(layout, forms_of(inputs, 2), element_of(out))
     room = forward_room(blocks, stride, layout, taps, step)
     for order in in_stages(reads_of(blocks, taps, step), inputs[0].rows, ghosts):
         job = library["forward"].bind(**values, tiling=_tiling_fields(blocks, order, h, w))
@@ -257,7 +258,7 @@ def _window_fields(rows: Rows, stride: int, inner: int, taps: int, step: int) ->
 class Target:
     """Where `backward` puts the gradient of an input.
 
-    rows  stored as the input's are, without ghosts
+    rows  stored as the input's are, of the same type, without ghosts
     sums  [2, C] float64: then the gradient goes through the input's activation first, and its sums, and those of its
           product with the raw input, are added here
     add   to what stands in `rows`, in place of overwriting it; the sums are of what was added
@@ -363,7 +364,7 @@ def _gradients(
         },
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library = _backward_library(layout, into.together, kinds_of([window, *tiles], 3))
+    library = _backward_library(layout, into.together, forms_of([window, *tiles], 3))
     room = backward_room(blocks, stride, into.tile_channels, layout, taps, step)
     for order in in_stages(reads_of(blocks, taps, step), window.rows, ghosts):
         tiling = _tiling_fields(blocks, order, h, w)

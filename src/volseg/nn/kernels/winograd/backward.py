@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from volseg.networks.description import ActivationKind
-from volseg.nn.kernels.activations import Kinds
+from volseg.nn.kernels.forms import Form, Forms
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target
@@ -14,14 +13,14 @@ from volseg.nn.kernels.winograd.blocks import Block, Kit, Memory, Tiling, Window
 from volseg.partition.tiling import POSITIONS, Registers
 
 
-def build_backward(layout: Registers, taps: int, kinds: Kinds) -> Library:
+def build_backward(layout: Registers, taps: int, forms: Forms) -> Library:
     """Compile `backward` for one layout of the registers.
 
     taps   whose outer sums are taken together; it divides those of the kernel
-    kinds  of the activations of what windows are cut from, and of the tensors of the tiles
+    forms  of what windows are cut from, and of the tensors of the tiles, whose gradients are of the same numbers
     """
     module = Module(layout.lanes)
-    _define_backward(module, Kit(module, layout, taps), taps, kinds)
+    _define_backward(module, Kit(module, layout, taps), taps, forms)
     return Library(module)
 
 
@@ -61,8 +60,8 @@ class WeightGradient:
     flush: Int
 
 
-def _define_backward(module: Module, kit: Kit, together: int, kinds: Kinds) -> None:
-    width, (kind, of_tiles) = kit.layout.width, (kinds[0], kinds[1:])
+def _define_backward(module: Module, kit: Kit, together: int, forms: Forms) -> None:
+    width, (form, of_tiles) = kit.layout.width, (forms[0], forms[1:])
 
     @module.entry
     def backward(
@@ -83,7 +82,7 @@ def _define_backward(module: Module, kit: Kit, together: int, kinds: Kinds) -> N
         size = window.inner * tiles.stride * window.taps * POSITIONS
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, tiling, number)
-            kit.fill_window(f, [(source, kind)], block, tiling, window, memory)
+            kit.fill_window(f, [(source, form)], block, tiling, window, memory)
             _fill_tiles(f, kit, tiles, of_tiles, block, tiling, memory)
             _add_outer_sums(f, kit, tiles, block, tiling, window, memory, into.gradient, together)
             following = since.values[0] + 1
@@ -105,7 +104,7 @@ def _define_backward(module: Module, kit: Kit, together: int, kinds: Kinds) -> N
 
 
 def _fill_tiles(
-    f: Function, kit: Kit, tiles: Tiles, kinds: Kinds, block: Block, tiling: Tiling, memory: Memory
+    f: Function, kit: Kit, tiles: Tiles, forms: Forms, block: Block, tiling: Tiling, memory: Memory
 ) -> None:
     """Write down: a block's tiles, transformed."""
     columns, zero = tiling.tiles * 2, f.number(0)
@@ -116,9 +115,9 @@ def _fill_tiles(
             y = block.y + dy
             end = f.choose(y < tiling.height, tiling.breadth, zero)
             line, extent = memory.lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
-            kit.parts.fill_line(kinds[0])(f, line, *extent, tiles.a.at(z, y))
+            kit.parts.fill_line(forms[0])(f, line, *extent, tiles.a.at(z, y))
             with f.when(tiles.b.data.is_given()):
-                kit.parts.fill_line(kinds[1])(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
+                kit.parts.fill_line(forms[1])(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
         with f.loop(tiling.pairs) as (pair, _):
             kit.transforms.tiles(
                 f, memory.lines + pair * 2 * line_stride, line_stride,
@@ -148,14 +147,14 @@ def _add_outer_sums(
 
 
 def _hand_on(
-    f: Function, kit: Kit, results: Results, block: Block, raw: Source, kind: ActivationKind, into: InputGradient,
+    f: Function, kit: Kit, results: Results, block: Block, raw: Source, form: Form, into: InputGradient,
     channel: Int,
 ) -> None:  # fmt: skip
     """Write down: the gradient of an input from a channel on goes where it belongs."""
-    target = into.target.at(block.z, block.y, block.x, channel)
+    target = into.target.of(form.element).at(block.z, block.y, block.x, channel)
     with f.either(into.sums.is_given()) as (through, plain):
         with plain, f.when(into.target.out.is_given()):
             kit.parts.store(f, results, target)
         with through:
-            source = raw.from_channel(block.z, block.y, block.x, channel)
-            kit.parts.through_activation(kind)(f, results, target, source, into.sums + channel * 2)
+            source = raw.of(form.element).from_channel(block.z, block.y, block.x, channel)
+            kit.parts.through_activation(form.activation)(f, results, target, source, into.sums + channel * 2)

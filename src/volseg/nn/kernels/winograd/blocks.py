@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.forms import Form
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Ranges, Results, Source
 from volseg.nn.kernels.parts import Parts
@@ -140,14 +140,14 @@ class Kit:
         )  # fmt: skip
 
     def fill_window(
-        self, f: Function, sources: Sequence[tuple[Source, ActivationKind]], block: Block, tiling: Tiling,
+        self, f: Function, sources: Sequence[tuple[Source, Form]], block: Block, tiling: Tiling,
         window: Window, memory: Memory,
     ) -> None:  # fmt: skip
         """Write down: a block's window, transformed.
 
-        sources  one or two tensors side by side, and how they are activated; the second may be nothing
+        sources  one or two tensors side by side, and how they are read; the second may be nothing
         """
-        (source, kind), *others = sources
+        (source, form), *others = sources
         ranges, zero = window.ranges, f.number(0)
         columns = tiling.tiles * 2 + 2
         line_stride, pair_size = columns * window.stride, tiling.tiles * window.stride
@@ -160,10 +160,10 @@ class Kit:
                 filled = there & (y >= ranges.low_y) & (y < ranges.high_y)
                 begin, end = f.choose(filled, ranges.low_x, zero), f.choose(filled, ranges.high_x, zero)
                 line, extent = memory.lines + dy * line_stride, (window.stride, block.x - 1, columns, begin, end)
-                self.parts.fill_line(kind)(f, line, *extent, source.at(z, y))
-                for second, kind_of_second in others:
+                self.parts.fill_line(form)(f, line, *extent, source.at(z, y))
+                for second, form_of_second in others:
                     with f.when(second.data.is_given()):
-                        self.parts.fill_line(kind_of_second)(f, line + source.channels, *extent, second.at(z, y))
+                        self.parts.fill_line(form_of_second)(f, line + source.channels, *extent, second.at(z, y))
             with f.loop(tiling.pairs) as (pair, _):
                 self.transforms.window(
                     f, memory.lines + pair * 2 * line_stride, line_stride,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from volseg.nn.kernels.activations import Kinds
+from volseg.nn.kernels.forms import Forms
 from volseg.nn.kernels.jit.compiler import Library
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
 from volseg.nn.kernels.winograd.blocks import Block, Kit, Tiling, Window
 from volseg.partition.tiling import POSITIONS, Registers
 
 
-def build_forward(layout: Registers, kinds: Kinds) -> Library:
-    """Compile `forward` for one layout of the registers, and inputs read through activations of those kinds."""
+def build_forward(layout: Registers, forms: Forms, element: Element) -> Library:
+    """Compile `forward` for one layout of the registers, inputs of such forms, and an output of such numbers."""
     module = Module(layout.lanes)
-    _define_forward(module, Kit(module, layout), kinds)
+    _define_forward(module, Kit(module, layout), forms, element)
     return Library(module)
 
 
-def _define_forward(module: Module, kit: Kit, kinds: Kinds) -> None:
+def _define_forward(module: Module, kit: Kit, forms: Forms, element: Element) -> None:
     width, parts = kit.layout.width, kit.parts
 
     @module.entry
@@ -33,10 +33,10 @@ def _define_forward(module: Module, kit: Kit, kinds: Kinds) -> None:
         bias    [target channels], or nothing
         bricks, pools  nothing, or where sums and largest values of the results go as well
         """
-        memory = kit.memory(f, scratch, tiling, window, 0)
+        memory, target, pools = kit.memory(f, scratch, tiling, window, 0), target.of(element), pools.of(element)
         with f.loop(last, start=first) as (number, _):
             block = Block.of(f, tiling, number)
-            kit.fill_window(f, [(a, kinds[0]), (b, kinds[1])], block, tiling, window, memory)
+            kit.fill_window(f, [(a, forms[0]), (b, forms[1])], block, tiling, window, memory)
             y, x = block.y + block.y0, block.x + block.x0
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width

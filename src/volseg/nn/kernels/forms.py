@@ -1,0 +1,45 @@
+"""What kernels are compiled for: the types of numbers that tensors have in memory, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.jit.language import Element
+from volseg.nn.kernels.rows import Activation, Rows
+
+_ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT16}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kernel reads a tensor: what its numbers are in memory, and the activation that they go through."""
+
+    element: Element
+    activation: ActivationKind = "leaky_relu"
+
+
+Forms = tuple[Form, ...]
+"""Of a kernel's tensors, in their order."""
+
+
+def element_of(rows: Rows) -> Element:
+    """What the numbers of a tensor are. Raises KeyError for a type that no kernel reads."""
+    return _ELEMENTS[rows.buffer.dtype]
+
+
+def forms_of(tensors: Sequence[Activation], count: int) -> Forms:
+    """The forms of `count` tensors, one of them at least there; to compile fewer kernels, one that is read as it is has
+    another's activation, and one that is not there is of the first one's numbers.
+    """
+    kinds = [None if x.affine is None else x.affine.kind for x in tensors]
+    usual: ActivationKind = next((kind for kind in kinds if kind is not None), "leaky_relu")
+    elements = [element_of(x.rows) for x in tensors]
+    missing = count - len(tensors)
+    return tuple(
+        Form(element, kind or usual)
+        for element, kind in zip(elements + elements[:1] * missing, [*kinds, *[None] * missing], strict=True)
+    )
