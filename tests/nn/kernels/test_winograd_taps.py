@@ -87,7 +87,7 @@ def test_forward_equals_torch(taps: int, step: int) -> None:
         bias = torch.randn(outputs) if case.r.random() < 0.5 else None
         out = Rows.of(torch.full((-(-d // step), h, w, outputs), torch.nan))
         packed = winograd.pack_weight(case.weight, case.sizes, (step, 1, 1))
-        winograd.forward(case.inputs, packed, bias, out, origin=(-case.r.randint(0, 1), -case.r.randint(0, 1)))
+        winograd.forward(case.inputs, packed, bias, out, origin=tuple(-case.r.randint(0, 1) for _ in range(3)))
         assert relative_error(first(out.buffer), convolved(case.values(), case.weight, bias, step)) < ROUNDING, seed
 
 
@@ -206,7 +206,7 @@ def test_a_block_with_ghosts_has_the_bits_of_the_whole(taps: int, step: int) -> 
         rows, ghosts = part_of(whole, start, sides, (taps // 2, 1, 1))
         part = Rows.of(torch.full((sides[0] // step, *sides[1:], 16), torch.nan))
         winograd.forward(
-            [Activation(rows, affine)], packed, None, part, origin=(-(start[1] % 2), -(start[2] % 2)), ghosts=[ghosts]
+            [Activation(rows, affine)], packed, None, part, origin=tuple(-(n % 2) for n in start), ghosts=[ghosts]
         )
         d, h, w = (slice(s, s + n) for s, n in zip(start, sides, strict=True))
         expected = out.buffer[d.start // step : d.stop // step, h, w]
@@ -286,13 +286,13 @@ def test_bricks_and_pools_of_one_voxel_on_an_axis_may_begin_at_odd_coordinates_t
     pooled = winograd.Pooled(Rows.of(torch.full((2, 7, 9, 8), torch.nan)), signs, (2, 1, 1))
     packed = winograd.pack_weight(torch.randn(8, 8, 3, 3, 3), [8])
     winograd.forward(
-        [Activation(Rows.of(x))], packed, None, out, origin=(-1, -1), sums=sums, pooled=pooled
+        [Activation(Rows.of(x))], packed, None, out, origin=(0, -1, -1), sums=sums, pooled=pooled
     )  # fmt: skip
     assert torch.equal(sums.sums.view(-1, 2, 8), brick_moments(out.buffer, (2, 1, 1)))
     assert torch.equal(pooled.rows.buffer, torch.maximum(out.buffer[::2], out.buffer[1::2]))
     with pytest.raises(AssertionError, match="even coordinates"):
         winograd.forward(
-            [Activation(Rows.of(x))], packed, None, out, origin=(0, -1),
+            [Activation(Rows.of(x))], packed, None, out, origin=(0, 0, -1),
             pooled=winograd.Pooled(pooled.rows, signs, (1, 1, 2)),
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ the terms of each sum one by one, by fused multiply-adds, in an order that does 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -132,7 +133,7 @@ def add_channels(
 
 
 def _define_product(module: Module, layout: Registers) -> Any:
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     @module.define
     def product(
@@ -141,17 +142,21 @@ def _define_product(module: Module, layout: Registers) -> Any:
     ) -> None:  # fmt: skip
         """Sums over taps and channels: out[r, :] = sum x[r + tap * shift, c] * weight[tap, c, :].
 
-        x       [.., stride]  rows of voxels; `count` rounded up to `rows` are read
+        x       [.., stride]  rows of voxels; `count` rounded up to `Registers.columns` are read
         weight  [taps, channels, width]
         out     [count rounded up, width]
         """
-        with f.loop(count, step=rows) as (r, _):
-            sums = [f.constant(0)] * (rows * vectors)
-            with f.loop(taps, carried=sums) as (tap, outer):
-                first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
-                outer.values = add_channels(f, layout, first, stride, weights, channels, outer.values)
-            for n in range(rows * vectors):
-                (out + (r * width + n * lanes)).store(outer.values[n])
+        end, start = (count + layout.columns - 1) // layout.columns * layout.columns, f.number(0)
+        for rows in layout.tiles:
+            tile, stop = replace(layout, rows=rows), start + (end - start) // rows * rows
+            with f.loop(stop, start=start, step=rows) as (r, _):
+                sums = [f.constant(0)] * (rows * vectors)
+                with f.loop(taps, carried=sums) as (tap, outer):
+                    first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
+                    outer.values = add_channels(f, tile, first, stride, weights, channels, outer.values)
+                for n in range(rows * vectors):
+                    (out + (r * width + n * lanes)).store(outer.values[n])
+            start = stop
 
     return product
 
