@@ -30,7 +30,8 @@ FLUSH_TILES = 3072
 """Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
 
 _CACHE_FLOATS = 2**16
-"""Of a block's transformed window: 256 KiB, half of a small second-level cache."""
+"""Of a block's transformed window: 256 KiB, half of a small second-level cache. Twice as many where planes are paired,
+whose weights are met by half as many tiles for each voxel."""
 
 _PLANES, _FEWEST_TILES = 8, 3
 """Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
@@ -172,8 +173,8 @@ class Blocks:
 
     planes, pairs, tiles  of a block: planes, pairs of lines, tiles along a line
     counts                blocks on D, H, W
-    origin                where the first tiles begin on D, H and W, counted from the first plane, line and column: 0, or
-                          -1 where that has an odd coordinate
+    origin                where the first tiles begin on D, H, W, counted from the first plane, line and column: 0, or -1
+                          where that has an odd coordinate
     chunk                 tiles that are multiplied together
     """
 
@@ -208,7 +209,7 @@ def plan_blocks(
     tile = taps.positions * padded_channels(window)
     deep, high, long = lcm(multiple[0], taps.planes), lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
     depth = _even(count, _PLANES if taps.step == 1 else _STRIDED_PLANES, deep)
-    tiles = _even(tiles_there, max(_FEWEST_TILES, _CACHE_FLOATS // tile // taps.layers(depth)), long)
+    tiles = _even(tiles_there, max(_FEWEST_TILES, _CACHE_FLOATS * taps.planes // tile // taps.layers(depth)), long)
     wanted = _tiles_for_weights(taps.terms * window * results, tile)
     fewest = 1 if taps.step == 1 else rows  # of a plane, whose tiles are then multiplied apart
     layers = depth // taps.planes

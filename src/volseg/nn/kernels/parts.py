@@ -38,12 +38,22 @@ class Parts:
     @cached_property
     def product(self) -> Any:
         """``product(f, x, stride, shift, taps, weight, out, count, channels)``"""
-        return _define_product(self._module, self._layout)
+        return _define_product(self._module, self._layout, in_vectors=False)
+
+    @cached_property
+    def product_of_vectors(self) -> Any:
+        """The same of x [channels / lanes][`stride` rows][lanes]."""
+        return _define_product(self._module, self._layout, in_vectors=True)
 
     @cached_property
     def outer_sums(self) -> Any:
         """``outer_sums(f, x, stride, shift, y, width_y, out, count, channels)``"""
-        return _define_outer_sums(self._module, self._layout, self._taps)
+        return _define_outer_sums(self._module, self._layout, self._taps, in_vectors=False)
+
+    @cached_property
+    def outer_sums_of_vectors(self) -> Any:
+        """The same of x [channels / lanes][`stride` rows][lanes]."""
+        return _define_outer_sums(self._module, self._layout, self._taps, in_vectors=True)
 
     @cached_property
     def store(self) -> Any:
@@ -112,27 +122,30 @@ _ROWS_OF_POINTER = 6
 
 
 def add_channels(
-    f: Function, layout: Registers, first: Pointer, step: Int, weights: Pointer, channels: Int, sums: Sequence[Any]
-) -> list[Any]:
+    f: Function, layout: Registers, first: Pointer, step: Int | int, weights: Pointer, channels: Int,
+    sums: Sequence[Any],
+) -> list[Any]:  # fmt: skip
     """Write down: the sums of `layout.rows` rows, `step` floats apart from `first` on, with their channels added.
 
+    step     where it is known beforehand, instructions have the rows' distances in them, and compute no address
     weights  [channels, width]
     sums     [rows][vectors]
     """
     lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
-    pointers: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
+    apart = rows if isinstance(step, int) else _ROWS_OF_POINTER
+    pointers: list[Any] = [first + step * n for n in range(0, rows, apart)]
     with f.loop(channels, carried=[*pointers, *sums]) as (c, state):
         places, old = state.values[: len(pointers)], state.values[len(pointers) :]
         factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
         new = []
         for n in range(rows):
-            value = (places[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
+            value = (places[n // apart] + step * (n % apart)).splat()
             new += [f.fma(value, w, old[n * vectors + m]) for m, w in enumerate(factors)]
         state.values = [*(place + 1 for place in places), *new]
     return list(state.values[len(pointers) :])
 
 
-def _define_product(module: Module, layout: Registers) -> Any:
+def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
     lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     @module.define
@@ -152,8 +165,16 @@ def _define_product(module: Module, layout: Registers) -> Any:
             with f.loop(stop, start=start, step=rows) as (r, _):
                 sums = [f.constant(0)] * (rows * vectors)
                 with f.loop(taps, carried=sums) as (tap, outer):
-                    first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
-                    outer.values = add_channels(f, tile, first, stride, weights, channels, outer.values)
+                    row, weights = r + tap * shift, weight + tap * channels * width
+                    if in_vectors:
+                        with f.loop(channels, step=lanes, carried=outer.values) as (c, inner):
+                            first, several = x + (c * stride + row * lanes), f.smaller(channels - c, lanes)
+                            inner.values = add_channels(
+                                f, tile, first, lanes, weights + c * width, several, inner.values
+                            )
+                        outer.values = inner.values
+                    else:
+                        outer.values = add_channels(f, tile, x + row * stride, stride, weights, channels, outer.values)
                 for n in range(rows * vectors):
                     (out + (r * width + n * lanes)).store(outer.values[n])
             start = stop
@@ -161,7 +182,7 @@ def _define_product(module: Module, layout: Registers) -> Any:
     return product
 
 
-def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
+def _define_outer_sums(module: Module, layout: Registers, taps: int, in_vectors: bool) -> Any:
     lanes, vectors, width, pairs = layout.lanes, layout.vectors, layout.width, layout.window_channels(taps)
 
     @module.define
@@ -176,7 +197,8 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
         out  [taps, channels, width_y]
         """
         with f.loop(width_y, step=width) as (b, _), f.loop(channels, step=pairs) as (a, _):
-            places = [x + (shift * stride * tap + a) for tap in range(taps)]
+            apart, column = (f.number(lanes), a // lanes * lanes * stride + a % lanes) if in_vectors else (stride, a)
+            places = [x + (shift * apart * tap + column) for tap in range(taps)]
             starts = [out + ((channels * tap + a) * width_y + b) for tap in range(taps)]
             targets = [start + width_y * n for start in starts for n in range(pairs)]
             sums = [f.constant(0)] * (taps * pairs * vectors)
@@ -184,7 +206,7 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
                 factors = [(y + (r * width_y + b + m * lanes)).load() for m in range(vectors)]
                 new = []
                 for number, place in enumerate(places):
-                    row = place + r * stride
+                    row = place + r * apart
                     for n in range(pairs):
                         value, at = (row + n).splat(), (number * pairs + n) * vectors
                         new += [f.fma(value, w, state.values[at + m]) for m, w in enumerate(factors)]

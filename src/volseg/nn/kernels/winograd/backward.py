@@ -146,9 +146,9 @@ def _add_outer_sums(
         f.loop(window.summed, step=together) as (tap, _),
         f.loop(runs) as (run, _),
     ):
-        first = (run * window.step + tap) * per_plane * window.stride
-        kit.parts.outer_sums(
-            f, memory.window + (p * memory.position + first), window.stride, per_plane,
+        first = (run * window.step + tap) * per_plane * kit.layout.lanes
+        kit.parts.outer_sums_of_vectors(
+            f, memory.window + (p * memory.position + first), memory.rows, per_plane,
             memory.tile + (p * memory.tile_position + run * per_plane * tiles.stride), tiles.stride,
             gradient + (p * window.summed + tap) * size, length, window.inner,
         )  # fmt: skip

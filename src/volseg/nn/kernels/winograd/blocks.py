@@ -102,8 +102,9 @@ class Memory:
     """A thread's scratch memory, in the order of `partition.tiling.backward_room`.
 
     lines     of planes, before they are transformed
-    window    [positions, `position` floats apart][layers, pairs, tiles, stride]
-    tile      the same of the tiles, `tile_position` floats apart
+    window    [positions, `position` floats apart][stride / lanes][`rows` of which layers, pairs, tiles][lanes]: rows of
+              a vector each, whose distances are known when the products are compiled
+    tile      [positions, `tile_position` floats apart][layers, pairs, tiles, stride]
     products  [16 positions `product_position` floats apart][chunk, width]
     values    [planes, lines, columns, width]
     """
@@ -113,6 +114,7 @@ class Memory:
     tile: Pointer
     products: Pointer
     values: Pointer
+    rows: Int
     position: Int
     tile_position: Int
     product_position: Int
@@ -145,7 +147,8 @@ class Kit:
         lines = f.larger(
             (tiling.pairs * 2 + 2) * (columns + 2) * window.stride, tiling.pairs * 2 * columns * tile_stride
         ) * (PAIRED_SIDE + 1 if self.paired else 1)  # fmt: skip
-        position = (self.layers(tiling.planes, window) * per_plane + rows) * window.stride
+        window_rows = self.layers(tiling.planes, window) * per_plane + rows
+        position = window_rows * window.stride
         tile_position, product_position = (
             self.tile_layers(tiling.planes) * per_plane * tile_stride, (tiling.chunk + rows) * width
         )  # fmt: skip
@@ -154,7 +157,7 @@ class Kit:
         at_products = at_tile + tile_position * self.positions
         values = at_products + product_position * PLANE_POSITIONS
         return Memory(
-            scratch, at_window, at_tile, at_products, values, position, tile_position, product_position
+            scratch, at_window, at_tile, at_products, values, window_rows, position, tile_position, product_position
         )  # fmt: skip
 
     def layers(self, planes: Int, window: Window) -> Int:
@@ -175,7 +178,7 @@ class Kit:
 
         sources  one or two tensors side by side, and how they are activated; the second may be nothing
         """
-        columns, layers = tiling.tiles * 2 + 2, self.layers(block.planes, window)
+        columns, layers, lanes = tiling.tiles * 2 + 2, self.layers(block.planes, window), self.layout.lanes
         line_stride, per_plane = columns * window.stride, tiling.pairs * tiling.tiles
         first = block.z * window.step - window.taps // 2
 
@@ -183,21 +186,21 @@ class Kit:
             self._fill_plane(f, sources, block, tiling, window, lines, first + number)
 
         def transform(lines: Pointer, layer: Int, first_position: int) -> None:
-            place = memory.window + (memory.position * first_position + layer * per_plane * window.stride)
+            place = memory.window + (memory.position * first_position + layer * per_plane * lanes)
             with f.loop(tiling.pairs) as (pair, _):
                 self.transforms.window(
-                    f, lines + pair * 2 * line_stride, line_stride, place + pair * tiling.tiles * window.stride,
-                    memory.position, tiling.tiles, window.stride,
+                    f, lines + pair * 2 * line_stride, line_stride, place + pair * tiling.tiles * lanes,
+                    memory.position, memory.rows, tiling.tiles, window.stride,
                 )  # fmt: skip
 
-        self.fill_layers(
-            f, layers, memory.lines, (tiling.pairs * 2 + 2) * line_stride, WINDOW_PLANES, fill, transform
-        )
+        self.fill_layers(f, layers, memory.lines, (tiling.pairs * 2 + 2) * line_stride, WINDOW_PLANES, fill, transform)
         with (
             f.loop(self.positions) as (p, _),
-            f.loop(window.stride * self.layout.columns, step=self.layout.lanes) as (n, _),
+            f.loop(window.stride, step=lanes) as (c, _),
         ):
-            (memory.window + (p * memory.position + layers * per_plane * window.stride + n)).store(f.constant(0))
+            behind = memory.window + (p * memory.position + c * memory.rows + layers * per_plane * lanes)
+            for n in range(self.layout.columns):
+                (behind + n * lanes).store(f.constant(0))
 
     def fill_layers(
         self, f: Function, layers: Int, lines: Pointer, size: Int, mixes: Sequence[Mix],
@@ -269,12 +272,12 @@ class Kit:
         with f.loop(runs) as (run, _), f.loop((length + tiling.chunk - 1) // tiling.chunk) as (part, _):
             r = part * tiling.chunk
             n = f.smaller(tiling.chunk, length - r)
-            first = memory.window + (run * window.step * per_plane + r) * window.stride
+            first = memory.window + (run * window.step * per_plane + r) * self.layout.lanes
             for number, back in enumerate(self.transforms.backs(self.paired)):
                 with f.loop(PLANE_POSITIONS) as (p, _):
                     position = p + PLANE_POSITIONS * number
-                    self.parts.product(
-                        f, first + position * memory.position, window.stride, per_plane, window.summed,
+                    self.parts.product_of_vectors(
+                        f, first + position * memory.position, memory.rows, per_plane, window.summed,
                         weight + position * position_size, memory.products + p * memory.product_position, n,
                         window.inner,
                     )  # fmt: skip

@@ -30,7 +30,7 @@ class Transforms:
 
     @cached_property
     def window(self) -> Any:
-        """``window(f, line, stride, out, position, tiles, channels)``"""
+        """``window(f, line, stride, out, position, rows, tiles, channels)``"""
         return _define_window(self._module)
 
     @cached_property
@@ -61,11 +61,13 @@ def _define_window(module: Module) -> Any:
     lanes = module.lanes
 
     @module.define
-    def window(f: Function, line: Pointer, stride: Int, out: Pointer, position: Int, tiles: Int, channels: Int) -> None:
+    def window(
+        f: Function, line: Pointer, stride: Int, out: Pointer, position: Int, rows: Int, tiles: Int, channels: Int
+    ) -> None:
         """B^T d B of the 4x4 windows along four lines.
 
         line  [4, 2 tiles + 2, channels], the lines `stride` floats apart
-        out   [16 positions `position` floats apart][tiles, channels]
+        out   [16 positions `position` floats apart][channels / lanes][`rows` of which tiles][lanes]
         """
         with f.loop(channels, step=lanes) as (c, _):
 
@@ -76,7 +78,7 @@ def _define_window(module: Module) -> Any:
             with f.loop(tiles, carried=column(0) + column(1)) as (t, state):
                 first, second = state.values[:4], state.values[4:]
                 third, fourth = column(t * 2 + 2), column(t * 2 + 3)
-                place = out + (t * channels + c)
+                place = out + (c * rows + t * lanes)
                 for n in range(4):
                     a, b, d, e = first[n], second[n], third[n], fourth[n]
                     for m, value in enumerate((a - d, b + d, d - b, b - e)):
