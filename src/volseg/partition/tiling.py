@@ -22,9 +22,9 @@ PLANE_POSITIONS, PAIRED_POSITIONS = 16, 64
 PAIRED_SIDE = 4
 """Planes that two planes of results are computed from, and products of each."""
 
-_PAIRED_CHANNELS = 32
-"""The fewest on both sides for which pairs of planes are computed together: a third fewer products of so many channels
-save more than the transforms on D cost."""
+_PAIRED_CHANNELS = 32, 256
+"""The fewest and the most, on either side, for which pairs of planes are computed together: a third fewer products save
+more than the transforms on D cost, and a third more weights do not fill the caches."""
 
 FLUSH_TILES = 3072
 """Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
@@ -67,7 +67,9 @@ class Taps:
     @classmethod
     def of(cls, count: int, step: int, window: int, results: int) -> Taps:
         """Those of a convolution between so many channels: the layer alone decides, so that bits follow from it."""
-        return cls(count, step, (count, step) == (3, 1) and min(window, results) >= _PAIRED_CHANNELS)
+        fewest, most = _PAIRED_CHANNELS
+        few_or_many = min(window, results) < fewest or max(window, results) > most
+        return cls(count, step, (count, step) == (3, 1) and not few_or_many)
 
     @property
     def positions(self) -> int:
@@ -173,8 +175,8 @@ class Blocks:
 
     planes, pairs, tiles  of a block: planes, pairs of lines, tiles along a line
     counts                blocks on D, H, W
-    origin                where the first tiles begin on D, H, W, counted from the first plane, line and column: 0, or -1
-                          where that has an odd coordinate
+    origin                where the first tiles begin on D, H, W, from the first plane, line and column: 0, or -1 where
+                          that has an odd coordinate
     chunk                 tiles that are multiplied together
     """
 

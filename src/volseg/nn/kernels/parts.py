@@ -117,31 +117,36 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
     return fill_line
 
 
+_TOGETHER = 4
+
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
 
 
 def add_channels(
     f: Function, layout: Registers, first: Pointer, step: Int | int, weights: Pointer, channels: Int,
-    sums: Sequence[Any],
+    sums: Sequence[Any], together: int = 1,
 ) -> list[Any]:  # fmt: skip
     """Write down: the sums of `layout.rows` rows, `step` floats apart from `first` on, with their channels added.
 
-    step     where it is known beforehand, instructions have the rows' distances in them, and compute no address
-    weights  [channels, width]
-    sums     [rows][vectors]
+    step      where it is known beforehand, instructions have the rows' distances in them, and compute no address
+    weights   [channels, width]
+    sums      [rows][vectors]
+    together  channels of a turn of the loop; they divide all
     """
     lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
     apart = rows if isinstance(step, int) else _ROWS_OF_POINTER
     pointers: list[Any] = [first + step * n for n in range(0, rows, apart)]
-    with f.loop(channels, carried=[*pointers, *sums]) as (c, state):
-        places, old = state.values[: len(pointers)], state.values[len(pointers) :]
-        factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-        new = []
-        for n in range(rows):
-            value = (places[n // apart] + step * (n % apart)).splat()
-            new += [f.fma(value, w, old[n * vectors + m]) for m, w in enumerate(factors)]
-        state.values = [*(place + 1 for place in places), *new]
+    with f.loop(channels, step=together, carried=[*pointers, *sums]) as (c, state):
+        places, totals = state.values[: len(pointers)], state.values[len(pointers) :]
+        for number in range(together):
+            factors = [(weights + (c * width + (number * width + n * lanes))).load() for n in range(vectors)]
+            new = []
+            for n in range(rows):
+                value = (places[n // apart] + (step * (n % apart) + number)).splat()
+                new += [f.fma(value, w, totals[n * vectors + m]) for m, w in enumerate(factors)]
+            totals = new
+        state.values = [*(place + together for place in places), *totals]
     return list(state.values[len(pointers) :])
 
 
@@ -167,12 +172,16 @@ def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
                 with f.loop(taps, carried=sums) as (tap, outer):
                     row, weights = r + tap * shift, weight + tap * channels * width
                     if in_vectors:
-                        with f.loop(channels, step=lanes, carried=outer.values) as (c, inner):
-                            first, several = x + (c * stride + row * lanes), f.smaller(channels - c, lanes)
+                        whole = channels // lanes * lanes
+                        with f.loop(whole, step=lanes, carried=outer.values) as (c, inner):
+                            first = x + (c * stride + row * lanes)
                             inner.values = add_channels(
-                                f, tile, first, lanes, weights + c * width, several, inner.values
+                                f, tile, first, lanes, weights + c * width, f.number(lanes), inner.values, _TOGETHER
                             )
-                        outer.values = inner.values
+                        first = x + (whole * stride + row * lanes)
+                        outer.values = add_channels(
+                            f, tile, first, lanes, weights + whole * width, channels - whole, inner.values
+                        )
                     else:
                         outer.values = add_channels(f, tile, x + row * stride, stride, weights, channels, outer.values)
                 for n in range(rows * vectors):

@@ -25,7 +25,6 @@ from volseg.nn.kernels.winograd.backward import build_backward
 from volseg.nn.kernels.winograd.filters import build_weight_transforms
 from volseg.nn.kernels.winograd.forward import build_forward
 from volseg.nn.kernels.winograd.stages import reads_of
-
 from volseg.partition.tiling import (
     FILTERS_TOGETHER,
     FLUSH_TILES,
@@ -242,8 +241,8 @@ def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> 
     return {
         "order": order.data_ptr(), "planes": blocks.planes, "pairs": blocks.pairs, "tiles": blocks.tiles,
         "chunk": blocks.chunk, "first_plane": blocks.first_plane, "last_plane": blocks.last_plane,
-        "origin_z": blocks.origin[0], "origin_y": blocks.origin[1], "origin_x": blocks.origin[2], "blocks_y": blocks.counts[1],
-        "blocks_x": blocks.counts[2], "height": height, "breadth": breadth,
+        "origin_z": blocks.origin[0], "origin_y": blocks.origin[1], "origin_x": blocks.origin[2],
+        "blocks_y": blocks.counts[1], "blocks_x": blocks.counts[2], "height": height, "breadth": breadth,
     }  # fmt: skip
 
 

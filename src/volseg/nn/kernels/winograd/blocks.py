@@ -224,10 +224,10 @@ class Kit:
                 fill(lines + number % planes * size, number)
             places = [lines + (layer * 2 + n) % planes * size for n in range(planes)]
             mixed = lines + size * planes
-            for number, (how, a, b) in enumerate(mixes):
+            for product, (how, a, b) in enumerate(mixes):
                 if how != "itself":
                     self.transforms.mix(how)(f, mixed, places[a], places[b], size)
-                transform(places[a] if how == "itself" else mixed, layer, PLANE_POSITIONS * number)
+                transform(places[a] if how == "itself" else mixed, layer, PLANE_POSITIONS * product)
 
     def _fill_plane(
         self, f: Function, sources: Sequence[tuple[Source, ActivationKind]], block: Block, tiling: Tiling,

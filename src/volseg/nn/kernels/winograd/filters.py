@@ -129,9 +129,11 @@ def _define_finish_gradient(module: Module, paired: bool) -> None:
 
             def transformed(position: int) -> Vector:
                 if not paired:
-                    return (source + (out.taps * position + tap) * size).load()
+                    single: Vector = (source + (out.taps * position + tap) * size).load()
+                    return single
                 four = ([(source + (PLANE_POSITIONS * n + position) * size).load()] for n in range(PAIRED_SIDE))
-                return _gather_side(scale, *four)[tap][0]
+                gathered: Vector = _gather_side(scale, *four)[tap][0]
+                return gathered
 
             rows = _gather_side(scale, *([transformed(4 * y + x) for x in range(4)] for y in range(4)))
             for y, row in enumerate(rows):
@@ -145,11 +147,11 @@ def _define_finish_gradient(module: Module, paired: bool) -> None:
                 for branch, source in ((from_total, wide), (from_gradient, gradient)):
                     with branch:
                         if paired:
-                            for tap in range(3):
-                                gather(source + i, source is wide, tap)
-                        else:
-                            with f.loop(out.taps) as (number, _):
+                            for number in range(3):
                                 gather(source + i, source is wide, number)
+                        else:
+                            with f.loop(out.taps) as (tap, _):
+                                gather(source + i, source is wide, tap)
             for n in range(lanes):
                 target = out.data + (a * out.inner + (b + n) * out.outer)
                 with f.loop(out.taps * 9) as (tap, _):
