@@ -193,6 +193,50 @@ def part_of(whole: Tensor, start: Triple, sides: Triple, reach: Triple) -> tuple
     return rows, Late(rows, there)
 
 
+@pytest.mark.parametrize("planes", [(0, 7), (1, 4), (3, 4), (2, 7)])
+def test_pairs_of_planes_have_the_bits_of_the_whole_wherever_a_block_begins(planes: tuple[int, int]) -> None:
+    """Also for a range of the block's planes, where all else is poisoned."""
+    torch.manual_seed(planes[0])
+    whole, weight = torch.randn(11, 5, 6, 32), torch.randn(32, 32, 3, 3, 3)
+    packed, out = winograd.pack_weight(weight, [32]), Rows.of(torch.empty_like(whole))
+    assert packed.taps.paired
+    winograd.forward([Activation(Rows.of(whole))], packed, None, out)
+    assert relative_error(first(out.buffer), convolved(first(whole), weight)) < ROUNDING
+    for start in (0, 1, 3, 4):
+        rows, ghosts = part_of(whole, (start, 1, 0), (7, 4, 5), (1, 1, 1))
+        part = Rows.of(torch.full((7, 4, 5, 32), torch.nan))
+        winograd.forward(
+            [Activation(rows)], packed, None, part, planes=planes, origin=(-(start % 2), -1, 0), ghosts=[ghosts]
+        )
+        z, z1 = planes
+        assert torch.equal(part.buffer[z:z1], out.buffer[start + z : start + z1, 1:, :5]), start
+        assert part.buffer[:z].isnan().all()
+        assert part.buffer[z1:].isnan().all()
+
+
+@pytest.mark.parametrize("sources", [[32], [40, 24]])
+def test_gradients_of_pairs_of_planes_equal_torch(sources: list[int]) -> None:
+    """An odd number of planes, in two ranges of which one begins at an odd plane; sums go to float64 or do not."""
+    torch.manual_seed(1)
+    inputs = [Activation(Rows.of(torch.randn(5, 6, 7, n))) for n in sources]
+    weight = torch.randn(32, sum(sources), 3, 3, 3) / 30
+    x = torch.cat([first(i.rows.buffer) for i in inputs], 1).requires_grad_()
+    w = weight.double().requires_grad_()
+    y = convolved(x, w)
+    gradient = torch.randn(rows_like(y).shape)
+    y.backward(first(gradient))
+    for voxels in (1, 10**6):
+        targets = [winograd.Target(Rows.of(torch.full_like(i.rows.buffer, torch.nan))) for i in inputs]
+        into, turned = winograd.WeightSums(weight, sources, voxels), winograd.pack_turned_weight(weight, sources)
+        assert into.taps.paired
+        assert turned.taps.paired
+        for planes in ((0, 3), (3, 5)):
+            winograd.backward(inputs, Rows.of(gradient), turned, targets, into, planes=planes)
+        assert relative_error(into.finish().double(), w.grad) < ROUNDING
+        for target, expected in zip(targets, x.grad.split(sources, 1), strict=True):
+            assert relative_error(first(target.rows.buffer), expected) < ROUNDING
+
+
 @pytest.mark.parametrize(("taps", "step"), [(1, 1), (3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
 def test_a_block_with_ghosts_has_the_bits_of_the_whole(taps: int, step: int) -> None:
     """Cut at odd coordinates too on H and W; the ghosts arrive after the blocks of tiles that need none."""
