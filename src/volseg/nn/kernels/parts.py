@@ -17,7 +17,7 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source
 from volseg.nn.kernels.results import define_moments, define_pool, define_store, define_through_activation
-from volseg.partition.tiling import Registers
+from volseg.partition.tiling import LANES, Registers
 
 
 class Parts:
@@ -117,7 +117,8 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
     return fill_line
 
 
-_TOGETHER = 4
+_CHANNELS_A_TURN = 4
+"""Of the loop over those of a vector, where most voxels go through."""
 
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
@@ -174,14 +175,16 @@ def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
                     if in_vectors:
                         whole = channels // lanes * lanes
                         with f.loop(whole, step=lanes, carried=outer.values) as (c, inner):
-                            first = x + (c * stride + row * lanes)
                             inner.values = add_channels(
-                                f, tile, first, lanes, weights + c * width, f.number(lanes), inner.values, _TOGETHER
-                            )
-                        first = x + (whole * stride + row * lanes)
-                        outer.values = add_channels(
-                            f, tile, first, lanes, weights + whole * width, channels - whole, inner.values
-                        )
+                                f, tile, x + (c * stride + row * lanes), lanes, weights + c * width, f.number(lanes),
+                                inner.values, _CHANNELS_A_TURN if rows == layout.rows else 1,
+                            )  # fmt: skip
+                        outer.values = inner.values
+                        if lanes == LANES:  # an image of fewer channels
+                            outer.values = add_channels(
+                                f, tile, x + (whole * stride + row * lanes), lanes, weights + whole * width,
+                                channels - whole, outer.values,
+                            )  # fmt: skip
                     else:
                         outer.values = add_channels(f, tile, x + row * stride, stride, weights, channels, outer.values)
                 for n in range(rows * vectors):
