@@ -31,6 +31,7 @@ MORE = VARIANTS | {
         kernels=((3, 1, 3), (3, 3, 3), (3, 3, 3)), strides=((2, 1, 2), (2, 2, 2)), down="stride", up="trilinear"
     ),
     "kernels of 5": config(kernel_size=5, levels=1, convolutions=1),
+    "pairs of planes, cut anywhere": config(base_channels=32, levels=0),
     "three convolutions, nearest": config(convolutions=3, up="nearest", down="stride"),
 }
 

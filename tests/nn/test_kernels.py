@@ -77,7 +77,7 @@ def whole_and_part(seed: int) -> tuple[Tensor, Tensor, str]:
     bias = torch.randn(outputs, generator=generator) if r.random() < 0.5 else None
     settings = (stride,) * 3, (dilation,) * 3, 1
     window = tuple(slice(a * stride, (b - 1) * stride + reach + 1) for a, b in zip(starts, stops, strict=True))
-    origin = -(starts[1] % 2), -(starts[2] % 2)
+    origin = -(starts[0] % 2), -(starts[1] % 2), -(starts[2] % 2)
     part = convolve(x[(..., *window)].clone(), weight, bias, *settings, origin)
     whole = convolve(x, weight, bias, *settings)[(..., *map(slice, starts, stops))]
     what = f"{inputs}->{outputs} k{kernel} s{stride} d{dilation}: {sides} from {starts} to {stops}"

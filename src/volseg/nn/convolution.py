@@ -21,7 +21,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int,
-        origin: tuple[int, int], layer: PartitionedLayer,
+        origin: Triple, layer: PartitionedLayer,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.layer = (stride, dilation, groups), layer
@@ -82,10 +82,10 @@ class PartitionedConv3d(nn.Conv3d, PartitionedLayer):
     def forward(self, x: Tensor) -> Tensor:
         plan = self.plan(x)
         window = fetch_window(x, plan.window, self.context.grid)
-        _, y0, x0 = plan.outputs.block(self.context.grid.coords).start
+        z0, y0, x0 = plan.outputs.block(self.context.grid.coords).start
         y: Tensor = _Convolve.apply(
             window, self.weight, self.bias, triple(self.stride), triple(self.dilation), self.groups,
-            (-(y0 % 2), -(x0 % 2)), self,
+            (-(z0 % 2), -(y0 % 2), -(x0 % 2)), self,
         )  # fmt: skip
         return y
 

@@ -16,14 +16,22 @@ from volseg.partition.window import Range
 LANES = 8
 """Channels are rounded up to vectors of so many float32."""
 
-POSITIONS, TAPS = 16, 3
-"""Of a transformed tile on H and W; taps on D, unless a kernel has 1, 5 or 7 there."""
+PLANE_POSITIONS, PAIRED_POSITIONS = 16, 64
+"""Products of a tile of 2x2 results on H and W for each tap on D, and of one of 2x2x2."""
+
+PAIRED_SIDE = 4
+"""Planes that two planes of results are computed from, and products of each."""
+
+_PAIRED_CHANNELS = 32, 256
+"""The fewest and the most, on either side, for which pairs of planes are computed together: a third fewer products save
+more than the transforms on D cost, and a third more weights do not fill the caches."""
 
 FLUSH_TILES = 3072
 """Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
 
 _CACHE_FLOATS = 2**16
-"""Of a block's transformed window: 256 KiB, half of a small second-level cache."""
+"""Of a block's transformed window: 256 KiB, half of a small second-level cache. Twice as many where planes are paired,
+whose weights are met by half as many tiles for each voxel."""
 
 _PLANES, _FEWEST_TILES = 8, 3
 """Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
@@ -40,6 +48,60 @@ cache holds its window, and at least 16 for each such piece that is begun."""
 
 _LARGEST_WINDOW = 2**18
 """Floats of a transformed window of so many tiles: 1 MiB."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """The taps of a kernel on D, and how they are taken.
+
+    count   of them
+    step    the stride on D
+    paired  by minimal filtering, as those on H and W: two planes of results together, from four products in place of
+            six. For three taps with a step of 1
+    """
+
+    count: int = 3
+    step: int = 1
+    paired: bool = False
+
+    @classmethod
+    def of(cls, count: int, step: int, window: int, results: int) -> Taps:
+        """Those of a convolution between so many channels: the layer alone decides, so that bits follow from it."""
+        fewest, most = _PAIRED_CHANNELS
+        few_or_many = min(window, results) < fewest or max(window, results) > most
+        return cls(count, step, (count, step) == (3, 1) and not few_or_many)
+
+    @property
+    def positions(self) -> int:
+        """Products of a tile whose results no other products reach."""
+        return PAIRED_POSITIONS if self.paired else PLANE_POSITIONS
+
+    @property
+    def summed(self) -> int:
+        """Taps over which products of one position are summed."""
+        return 1 if self.paired else self.count
+
+    @property
+    def terms(self) -> int:
+        """Transformed numbers of each filter."""
+        return self.positions * self.summed
+
+    @property
+    def planes(self) -> int:
+        """Planes of a tile."""
+        return 2 if self.paired else 1
+
+    @property
+    def lines(self) -> int:
+        """Planes of lines that are in memory before they are transformed: four of a pair, and one made of two."""
+        return PAIRED_SIDE + 1 if self.paired else 1
+
+    def layers(self, planes: int) -> int:
+        """Layers of a transformed window for so many planes of results, a multiple of a tile's."""
+        return planes // 2 if self.paired else (planes - 1) * self.step + self.count
+
+
+_CUBE = Taps()
 
 
 def padded_channels(channels: int) -> int:
@@ -113,7 +175,8 @@ class Blocks:
 
     planes, pairs, tiles  of a block: planes, pairs of lines, tiles along a line
     counts                blocks on D, H, W
-    origin                where the first tiles begin on H and W: 0, or -1 where the block begins at an odd coordinate
+    origin                where the first tiles begin on D, H, W, from the first plane, line and column: 0, or -1 where
+                          that has an odd coordinate
     chunk                 tiles that are multiplied together
     """
 
@@ -123,14 +186,14 @@ class Blocks:
     pairs: int
     tiles: int
     counts: Triple
-    origin: tuple[int, int]
+    origin: Triple
     chunk: int
 
 
 @lru_cache(maxsize=1024)
 def plan_blocks(
     planes: Range, height: int, breadth: int, window: int, results: int, rows: int, multiple: Triple,
-    threads: int, origin: tuple[int, int] = (0, 0), taps: int = TAPS, step: int = 1,
+    threads: int, origin: Triple = (0, 0, 0), taps: Taps = _CUBE,
 ) -> Blocks:  # fmt: skip
     """Blocks whose transformed window is about as large as the cache, and enough of them for all threads.
 
@@ -139,21 +202,24 @@ def plan_blocks(
                      often
     multiple         blocks begin on multiples of it on D, H, W
     threads          there should be a block for each
-    taps, step       of the kernel on D: its size and its stride
+    origin           as that of `Blocks`
     """
-    count = planes[1] - planes[0]
-    pairs_there, tiles_there = (-(-(n - o) // 2) for n, o in zip((height, breadth), origin, strict=True))
-    room = _CACHE_FLOATS // (POSITIONS * padded_channels(window))  # tiles of the window
-    deep, high, long = multiple[0], lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
-    depth = _even(count, _PLANES if step == 1 else _STRIDED_PLANES, deep)
-    tiles = _even(tiles_there, max(_FEWEST_TILES, room // _window_planes(depth, taps, step)), long)
-    wanted = _tiles_for_weights(POSITIONS * taps * window * results, POSITIONS * padded_channels(window))
-    fewest = 1 if step == 1 else rows  # of a plane, whose tiles are then multiplied apart
-    pairs = _even(pairs_there, max(-(-wanted // (depth * tiles)), -(-fewest // tiles)), high)
+    count, pairs_there, tiles_there = (
+        -(-(n - o) // side)
+        for n, o, side in zip((planes[1] - planes[0], height, breadth), origin, (1, 2, 2), strict=True)
+    )
+    tile = taps.positions * padded_channels(window)
+    deep, high, long = lcm(multiple[0], taps.planes), lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
+    depth = _even(count, _PLANES if taps.step == 1 else _STRIDED_PLANES, deep)
+    tiles = _even(tiles_there, max(_FEWEST_TILES, _CACHE_FLOATS * taps.planes // tile // taps.layers(depth)), long)
+    wanted = _tiles_for_weights(taps.terms * window * results, tile)
+    fewest = 1 if taps.step == 1 else rows  # of a plane, whose tiles are then multiplied apart
+    layers = depth // taps.planes
+    pairs = _even(pairs_there, max(-(-wanted // (layers * tiles)), -(-fewest // tiles)), high)
     while depth > deep and -(-count // depth) * -(-pairs_there // pairs) * -(-tiles_there // tiles) < threads:
         depth = _even(count, depth // 2, deep)
     counts = (-(-count // depth), -(-pairs_there // pairs), -(-tiles_there // tiles))
-    whole = depth * pairs * tiles if step == 1 else pairs * tiles
+    whole = depth // taps.planes * pairs * tiles if taps.step == 1 else pairs * tiles
     chunk = min(range(rows, 8 * rows + 1, rows), key=lambda c: _waste(whole, c, rows))
     return Blocks(planes[0], planes[1], depth, pairs, tiles, counts, origin, chunk)
 
@@ -176,36 +242,31 @@ def _even(length: int, most: int, unit: int) -> int:
     return -(-units // parts) * unit
 
 
-def _window_planes(planes: int, taps: int, step: int) -> int:
-    return (planes - 1) * step + taps
-
-
-def forward_room(blocks: Blocks, stride: int, layout: Registers, taps: int = TAPS, step: int = 1) -> int:
+def forward_room(blocks: Blocks, stride: int, layout: Registers, taps: Taps = _CUBE) -> int:
     """Floats of scratch memory that `forward` needs."""
-    return backward_room(blocks, stride, 0, layout, taps, step)
+    return backward_room(blocks, stride, 0, layout, taps)
 
 
-def weight_room(taps: int, layout: Registers) -> int:
-    """Floats of scratch memory to transform a weight, or its gradient back, with so many taps on D."""
-    return 2 * 9 * taps * layout.lanes + POSITIONS * taps * FILTERS_TOGETHER * layout.width
+def weight_room(taps: Taps, layout: Registers) -> int:
+    """Floats of scratch memory to transform a weight, or its gradient back."""
+    filters = 9 * layout.lanes * (2 * taps.count + (PAIRED_SIDE if taps.paired else 0))
+    return filters + taps.terms * FILTERS_TOGETHER * layout.width
 
 
-def backward_room(
-    blocks: Blocks, stride: int, tile_stride: int, layout: Registers, taps: int = TAPS, step: int = 1
-) -> int:
+def backward_room(blocks: Blocks, stride: int, tile_stride: int, layout: Registers, taps: Taps = _CUBE) -> int:
     """Floats of scratch memory that `backward` needs.
 
     stride, tile_stride  channels of the windows and of the tiles
     """
     columns, per_plane = 2 * blocks.tiles, blocks.pairs * blocks.tiles
     lines = max((2 * blocks.pairs + 2) * (columns + 2) * stride, 2 * blocks.pairs * columns * tile_stride)
-    window = (_window_planes(blocks.planes, taps, step) * per_plane + layout.rows) * stride
-    tile = blocks.planes * per_plane * tile_stride
-    products = (blocks.chunk + layout.rows) * layout.width
-    results = (blocks.planes * per_plane + blocks.chunk) * 4 * layout.width
-    return lines + POSITIONS * (window + tile + products) + results
+    window = (taps.layers(blocks.planes) * per_plane + layout.rows) * stride
+    tile = blocks.planes // taps.planes * per_plane * tile_stride
+    products = PLANE_POSITIONS * (blocks.chunk + layout.rows) * layout.width
+    results = (blocks.planes * per_plane + taps.planes * blocks.chunk) * 4 * layout.width
+    return lines * taps.lines + taps.positions * (window + tile) + products + results
 
 
-def taps_together(taps: int, layout: Registers) -> int:
-    """How many taps on D `outer_sums` takes at once: as many as the registers hold, a divisor of them all."""
-    return max(n for n in range(1, taps + 1) if taps % n == 0 and n <= layout.rows)
+def taps_together(taps: Taps, layout: Registers) -> int:
+    """How many taps on D `outer_sums` takes at once: as many as the registers hold, a divisor of those summed."""
+    return max(n for n in range(1, taps.summed + 1) if taps.summed % n == 0 and n <= layout.rows)

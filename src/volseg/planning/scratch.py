@@ -19,7 +19,7 @@ from volseg.partition.direct_tiling import (
 from volseg.partition.tiling import (
     FLUSH_TILES,
     LANES,
-    POSITIONS,
+    Taps,
     backward_room,
     forward_room,
     padded_channels,
@@ -64,9 +64,9 @@ def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
     inner, layout = sum(inputs), registers_for([width], [], LANES)
     weight = prod(kernel) * inner * width
     if is_minimal(kernel, op.node.stride):
-        taps = kernel[0]
+        taps = Taps.of(kernel[0], 1, inner, width)
         blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads, taps=taps)
-        packed = POSITIONS * taps * inner * width
+        packed = taps.terms * inner * width
         room = forward_room(blocks, padded_channels(inner), layout, taps)
         return Work(packed + weight, max(room, weight_room(taps, layout)))
     reach = forward_reach(kernel, op.node.stride)
@@ -83,10 +83,10 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
     (d, h, w), kernel, voxels = sides, op.node.kernel, prod(sides)
     weight = prod(kernel) * window * tile
     if is_minimal(kernel, op.node.stride):
-        taps = kernel[0]
+        taps = Taps.of(kernel[0], 1, window, tile)
         blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads, taps=taps)
-        sums = POSITIONS * taps * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
-        turned = POSITIONS * taps * window * tile if inputs else 0
+        sums = taps.terms * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
+        turned = taps.terms * window * tile if inputs else 0
         room = backward_room(blocks, window, tile, layout, taps)
         return Work(threads * sums + turned + 2 * weight, max(room, weight_room(taps, layout)))
     stride: Triple = op.node.stride if inputs else (1, 1, 1)

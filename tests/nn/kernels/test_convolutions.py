@@ -61,7 +61,7 @@ def test_forward_equals_torch_whatever_the_shape(threads: int) -> None:
             sides = inputs[0].rows.sides
             bias = torch.randn(outputs) if r.random() < 0.5 else None
             out = Rows.of(torch.full((*sides, outputs), torch.nan))
-            origin = -r.randint(0, 1), -r.randint(0, 1)
+            origin = tuple(-r.randint(0, 1) for _ in range(3))
             packed = winograd.pack_weight(weight, [x.rows.channels for x in inputs])
             winograd.forward(inputs, packed, bias, out, origin=origin)
             x = torch.cat([first(i.values()) for i in inputs], 1)

@@ -87,7 +87,7 @@ def test_forward_equals_torch(taps: int, step: int) -> None:
         bias = torch.randn(outputs) if case.r.random() < 0.5 else None
         out = Rows.of(torch.full((-(-d // step), h, w, outputs), torch.nan))
         packed = winograd.pack_weight(case.weight, case.sizes, (step, 1, 1))
-        winograd.forward(case.inputs, packed, bias, out, origin=(-case.r.randint(0, 1), -case.r.randint(0, 1)))
+        winograd.forward(case.inputs, packed, bias, out, origin=tuple(-case.r.randint(0, 1) for _ in range(3)))
         assert relative_error(first(out.buffer), convolved(case.values(), case.weight, bias, step)) < ROUNDING, seed
 
 
@@ -193,6 +193,50 @@ def part_of(whole: Tensor, start: Triple, sides: Triple, reach: Triple) -> tuple
     return rows, Late(rows, there)
 
 
+@pytest.mark.parametrize("planes", [(0, 7), (1, 4), (3, 4), (2, 7)])
+def test_pairs_of_planes_have_the_bits_of_the_whole_wherever_a_block_begins(planes: tuple[int, int]) -> None:
+    """Also for a range of the block's planes, where all else is poisoned."""
+    torch.manual_seed(planes[0])
+    whole, weight = torch.randn(11, 5, 6, 32), torch.randn(32, 32, 3, 3, 3)
+    packed, out = winograd.pack_weight(weight, [32]), Rows.of(torch.empty_like(whole))
+    assert packed.taps.paired
+    winograd.forward([Activation(Rows.of(whole))], packed, None, out)
+    assert relative_error(first(out.buffer), convolved(first(whole), weight)) < ROUNDING
+    for start in (0, 1, 3, 4):
+        rows, ghosts = part_of(whole, (start, 1, 0), (7, 4, 5), (1, 1, 1))
+        part = Rows.of(torch.full((7, 4, 5, 32), torch.nan))
+        winograd.forward(
+            [Activation(rows)], packed, None, part, planes=planes, origin=(-(start % 2), -1, 0), ghosts=[ghosts]
+        )
+        z, z1 = planes
+        assert torch.equal(part.buffer[z:z1], out.buffer[start + z : start + z1, 1:, :5]), start
+        assert part.buffer[:z].isnan().all()
+        assert part.buffer[z1:].isnan().all()
+
+
+@pytest.mark.parametrize("sources", [[32], [40, 24]])
+def test_gradients_of_pairs_of_planes_equal_torch(sources: list[int]) -> None:
+    """An odd number of planes, in two ranges of which one begins at an odd plane; sums go to float64 or do not."""
+    torch.manual_seed(1)
+    inputs = [Activation(Rows.of(torch.randn(5, 6, 7, n))) for n in sources]
+    weight = torch.randn(32, sum(sources), 3, 3, 3) / 30
+    x = torch.cat([first(i.rows.buffer) for i in inputs], 1).requires_grad_()
+    w = weight.double().requires_grad_()
+    y = convolved(x, w)
+    gradient = torch.randn(rows_like(y).shape)
+    y.backward(first(gradient))
+    for voxels in (1, 10**6):
+        targets = [winograd.Target(Rows.of(torch.full_like(i.rows.buffer, torch.nan))) for i in inputs]
+        into, turned = winograd.WeightSums(weight, sources, voxels), winograd.pack_turned_weight(weight, sources)
+        assert into.taps.paired
+        assert turned.taps.paired
+        for planes in ((0, 3), (3, 5)):
+            winograd.backward(inputs, Rows.of(gradient), turned, targets, into, planes=planes)
+        assert relative_error(into.finish().double(), w.grad) < ROUNDING
+        for target, expected in zip(targets, x.grad.split(sources, 1), strict=True):
+            assert relative_error(first(target.rows.buffer), expected) < ROUNDING
+
+
 @pytest.mark.parametrize(("taps", "step"), [(1, 1), (3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
 def test_a_block_with_ghosts_has_the_bits_of_the_whole(taps: int, step: int) -> None:
     """Cut at odd coordinates too on H and W; the ghosts arrive after the blocks of tiles that need none."""
@@ -206,7 +250,7 @@ def test_a_block_with_ghosts_has_the_bits_of_the_whole(taps: int, step: int) -> 
         rows, ghosts = part_of(whole, start, sides, (taps // 2, 1, 1))
         part = Rows.of(torch.full((sides[0] // step, *sides[1:], 16), torch.nan))
         winograd.forward(
-            [Activation(rows, affine)], packed, None, part, origin=(-(start[1] % 2), -(start[2] % 2)), ghosts=[ghosts]
+            [Activation(rows, affine)], packed, None, part, origin=tuple(-(n % 2) for n in start), ghosts=[ghosts]
         )
         d, h, w = (slice(s, s + n) for s, n in zip(start, sides, strict=True))
         expected = out.buffer[d.start // step : d.stop // step, h, w]
@@ -286,13 +330,13 @@ def test_bricks_and_pools_of_one_voxel_on_an_axis_may_begin_at_odd_coordinates_t
     pooled = winograd.Pooled(Rows.of(torch.full((2, 7, 9, 8), torch.nan)), signs, (2, 1, 1))
     packed = winograd.pack_weight(torch.randn(8, 8, 3, 3, 3), [8])
     winograd.forward(
-        [Activation(Rows.of(x))], packed, None, out, origin=(-1, -1), sums=sums, pooled=pooled
+        [Activation(Rows.of(x))], packed, None, out, origin=(0, -1, -1), sums=sums, pooled=pooled
     )  # fmt: skip
     assert torch.equal(sums.sums.view(-1, 2, 8), brick_moments(out.buffer, (2, 1, 1)))
     assert torch.equal(pooled.rows.buffer, torch.maximum(out.buffer[::2], out.buffer[1::2]))
     with pytest.raises(AssertionError, match="even coordinates"):
         winograd.forward(
-            [Activation(Rows.of(x))], packed, None, out, origin=(0, -1),
+            [Activation(Rows.of(x))], packed, None, out, origin=(0, 0, -1),
             pooled=winograd.Pooled(pooled.rows, signs, (1, 1, 2)),
         )  # fmt: skip
 

@@ -164,5 +164,6 @@ class Chain:
                 [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
                 stored_bias(stage.conv, window.buffer.shape[3]),
                 window.operand.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,
-                origin=(-((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums, pooled=pooled,
+                origin=(-(start[0] % 2), -((start[1] - low[1]) % 2), -((start[2] - low[2]) % 2)), sums=sums,
+                pooled=pooled,
             )  # fmt: skip

@@ -51,7 +51,7 @@ class Workplace:
         low, high = ghost_widths(self.grid, halo)
         return self.buffers.take(layout.block(self.grid.coords).shape, padded_channels(channels), low, high)
 
-    def origin(self, layout: Layout) -> tuple[int, int]:
-        """-1 on H and W where the block begins at an odd coordinate."""
-        _, y, x = layout.block(self.grid.coords).start
-        return -(y % 2), -(x % 2)
+    def origin(self, layout: Layout) -> Triple:
+        """-1 on D, H and W where the block begins at an odd coordinate."""
+        z, y, x = layout.block(self.grid.coords).start
+        return -(z % 2), -(y % 2), -(x % 2)

@@ -78,7 +78,7 @@ def _is_minimal(weight: Tensor, stride: Triple) -> bool:
 
 def forward(
     inputs: Sequence[Activation], weight: Weight, bias: Tensor | None, out: Rows, *, planes: Range | None = None,
-    origin: tuple[int, int] = (0, 0), sums: BrickSums | None = None, pooled: Pooled | None = None,
+    origin: Triple = (0, 0, 0), sums: BrickSums | None = None, pooled: Pooled | None = None,
     ghosts: Sequence[Ghosts] = (),
 ) -> None:  # fmt: skip
     """Fill `out` with a convolution; see `winograd.forward` and `direct.forward`.

@@ -90,14 +90,14 @@ def _last(x: Tensor) -> Tensor:
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, dilation: Triple, groups: int,
-    origin: tuple[int, int] = (0, 0),
+    origin: Triple = (0, 0, 0),
 ) -> Tensor:  # fmt: skip
     """Unpadded 3D convolution.
 
     x       [N, C, D, H, W]
     weight  [K, C / groups, kd, kh, kw]
     bias    [K] or None
-    origin  -1 on H, on W where the result begins at an odd coordinate of the volume, else 0
+    origin  -1 on D, on H, on W where the result begins at an odd coordinate of the volume, else 0
     y       [N, K, (D - dilation * (kd - 1) - 1) // stride + 1, ...], channels-last
     """
     if _pointwise(x, weight, stride, groups):
@@ -124,7 +124,7 @@ def convolve(
 
 
 def _own_convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, origin: tuple[int, int]
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, origin: Triple
 ) -> Tensor:  # fmt: skip
     packed = block_convolution.pack_weight(weight, [weight.shape[1]], stride)
     stored = packed.channels

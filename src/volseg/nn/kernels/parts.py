@@ -9,6 +9,7 @@ the terms of each sum one by one, by fused multiply-adds, in an order that does 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source
 from volseg.nn.kernels.results import define_moments, define_pool, define_store, define_through_activation
-from volseg.partition.tiling import Registers
+from volseg.partition.tiling import LANES, Registers
 
 
 class Parts:
@@ -37,12 +38,22 @@ class Parts:
     @cached_property
     def product(self) -> Any:
         """``product(f, x, stride, shift, taps, weight, out, count, channels)``"""
-        return _define_product(self._module, self._layout)
+        return _define_product(self._module, self._layout, in_vectors=False)
+
+    @cached_property
+    def product_of_vectors(self) -> Any:
+        """The same of x [channels / lanes][`stride` rows][lanes]."""
+        return _define_product(self._module, self._layout, in_vectors=True)
 
     @cached_property
     def outer_sums(self) -> Any:
         """``outer_sums(f, x, stride, shift, y, width_y, out, count, channels)``"""
-        return _define_outer_sums(self._module, self._layout, self._taps)
+        return _define_outer_sums(self._module, self._layout, self._taps, in_vectors=False)
+
+    @cached_property
+    def outer_sums_of_vectors(self) -> Any:
+        """The same of x [channels / lanes][`stride` rows][lanes]."""
+        return _define_outer_sums(self._module, self._layout, self._taps, in_vectors=True)
 
     @cached_property
     def store(self) -> Any:
@@ -106,33 +117,42 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
     return fill_line
 
 
+_CHANNELS_A_TURN = 4
+"""Of the loop over those of a vector, where most voxels go through."""
+
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
 
 
 def add_channels(
-    f: Function, layout: Registers, first: Pointer, step: Int, weights: Pointer, channels: Int, sums: Sequence[Any]
-) -> list[Any]:
+    f: Function, layout: Registers, first: Pointer, step: Int | int, weights: Pointer, channels: Int,
+    sums: Sequence[Any], together: int = 1,
+) -> list[Any]:  # fmt: skip
     """Write down: the sums of `layout.rows` rows, `step` floats apart from `first` on, with their channels added.
 
-    weights  [channels, width]
-    sums     [rows][vectors]
+    step      where it is known beforehand, instructions have the rows' distances in them, and compute no address
+    weights   [channels, width]
+    sums      [rows][vectors]
+    together  channels of a turn of the loop; they divide all
     """
     lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
-    pointers: list[Any] = [first + step * n for n in range(0, rows, _ROWS_OF_POINTER)]
-    with f.loop(channels, carried=[*pointers, *sums]) as (c, state):
-        places, old = state.values[: len(pointers)], state.values[len(pointers) :]
-        factors = [(weights + (c * width + n * lanes)).load() for n in range(vectors)]
-        new = []
-        for n in range(rows):
-            value = (places[n // _ROWS_OF_POINTER] + step * (n % _ROWS_OF_POINTER)).splat()
-            new += [f.fma(value, w, old[n * vectors + m]) for m, w in enumerate(factors)]
-        state.values = [*(place + 1 for place in places), *new]
+    apart = rows if isinstance(step, int) else _ROWS_OF_POINTER
+    pointers: list[Any] = [first + step * n for n in range(0, rows, apart)]
+    with f.loop(channels, step=together, carried=[*pointers, *sums]) as (c, state):
+        places, totals = state.values[: len(pointers)], state.values[len(pointers) :]
+        for number in range(together):
+            factors = [(weights + (c * width + (number * width + n * lanes))).load() for n in range(vectors)]
+            new = []
+            for n in range(rows):
+                value = (places[n // apart] + (step * (n % apart) + number)).splat()
+                new += [f.fma(value, w, totals[n * vectors + m]) for m, w in enumerate(factors)]
+            totals = new
+        state.values = [*(place + together for place in places), *totals]
     return list(state.values[len(pointers) :])
 
 
-def _define_product(module: Module, layout: Registers) -> Any:
-    lanes, vectors, rows, width = layout.lanes, layout.vectors, layout.rows, layout.width
+def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
+    lanes, vectors, width = layout.lanes, layout.vectors, layout.width
 
     @module.define
     def product(
@@ -141,22 +161,40 @@ def _define_product(module: Module, layout: Registers) -> Any:
     ) -> None:  # fmt: skip
         """Sums over taps and channels: out[r, :] = sum x[r + tap * shift, c] * weight[tap, c, :].
 
-        x       [.., stride]  rows of voxels; `count` rounded up to `rows` are read
+        x       [.., stride]  rows of voxels; `count` rounded up to `Registers.columns` are read
         weight  [taps, channels, width]
         out     [count rounded up, width]
         """
-        with f.loop(count, step=rows) as (r, _):
-            sums = [f.constant(0)] * (rows * vectors)
-            with f.loop(taps, carried=sums) as (tap, outer):
-                first, weights = x + (r + tap * shift) * stride, weight + tap * channels * width
-                outer.values = add_channels(f, layout, first, stride, weights, channels, outer.values)
-            for n in range(rows * vectors):
-                (out + (r * width + n * lanes)).store(outer.values[n])
+        end, start = (count + layout.columns - 1) // layout.columns * layout.columns, f.number(0)
+        for rows in layout.tiles:
+            tile, stop = replace(layout, rows=rows), start + (end - start) // rows * rows
+            with f.loop(stop, start=start, step=rows) as (r, _):
+                sums = [f.constant(0)] * (rows * vectors)
+                with f.loop(taps, carried=sums) as (tap, outer):
+                    row, weights = r + tap * shift, weight + tap * channels * width
+                    if in_vectors:
+                        whole = channels // lanes * lanes
+                        with f.loop(whole, step=lanes, carried=outer.values) as (c, inner):
+                            inner.values = add_channels(
+                                f, tile, x + (c * stride + row * lanes), lanes, weights + c * width, f.number(lanes),
+                                inner.values, _CHANNELS_A_TURN if rows == layout.rows else 1,
+                            )  # fmt: skip
+                        outer.values = inner.values
+                        if lanes == LANES:  # an image of fewer channels
+                            outer.values = add_channels(
+                                f, tile, x + (whole * stride + row * lanes), lanes, weights + whole * width,
+                                channels - whole, outer.values,
+                            )  # fmt: skip
+                    else:
+                        outer.values = add_channels(f, tile, x + row * stride, stride, weights, channels, outer.values)
+                for n in range(rows * vectors):
+                    (out + (r * width + n * lanes)).store(outer.values[n])
+            start = stop
 
     return product
 
 
-def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
+def _define_outer_sums(module: Module, layout: Registers, taps: int, in_vectors: bool) -> Any:
     lanes, vectors, width, pairs = layout.lanes, layout.vectors, layout.width, layout.window_channels(taps)
 
     @module.define
@@ -171,7 +209,8 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
         out  [taps, channels, width_y]
         """
         with f.loop(width_y, step=width) as (b, _), f.loop(channels, step=pairs) as (a, _):
-            places = [x + (shift * stride * tap + a) for tap in range(taps)]
+            apart, column = (f.number(lanes), a // lanes * lanes * stride + a % lanes) if in_vectors else (stride, a)
+            places = [x + (shift * apart * tap + column) for tap in range(taps)]
             starts = [out + ((channels * tap + a) * width_y + b) for tap in range(taps)]
             targets = [start + width_y * n for start in starts for n in range(pairs)]
             sums = [f.constant(0)] * (taps * pairs * vectors)
@@ -179,7 +218,7 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int) -> Any:
                 factors = [(y + (r * width_y + b + m * lanes)).load() for m in range(vectors)]
                 new = []
                 for number, place in enumerate(places):
-                    row = place + r * stride
+                    row = place + r * apart
                     for n in range(pairs):
                         value, at = (row + n).splat(), (number * pairs + n) * vectors
                         new += [f.fma(value, w, state.values[at + m]) for m, w in enumerate(factors)]

@@ -23,16 +23,16 @@ from volseg.nn.kernels.operands import brick_fields, pool_fields, range_fields, 
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts, in_stages
 from volseg.nn.kernels.winograd.backward import build_backward
+from volseg.nn.kernels.winograd.filters import build_weight_transforms
 from volseg.nn.kernels.winograd.forward import build_forward
 from volseg.nn.kernels.winograd.stages import reads_of
-from volseg.nn.kernels.winograd.transforms import build_weight_transforms
 from volseg.partition.tiling import (
     FILTERS_TOGETHER,
     FLUSH_TILES,
     LANES,
-    POSITIONS,
     Blocks,
     Registers,
+    Taps,
     backward_room,
     forward_room,
     padded_channels,
@@ -59,37 +59,34 @@ def applies(kernel: Triple, stride: Triple) -> bool:
 
 
 @compiled_once
-def _forward_library(layout: Registers, forms: Forms, element: Element) -> Library:
-    return build_forward(layout, forms, element)
+def _forward_library(layout: Registers, paired: bool, forms: Forms, element: Element) -> Library:
+    return build_forward(layout, paired, forms, element)
 
 
 @compiled_once
-def _backward_library(layout: Registers, together: int, forms: Forms) -> Library:
-    return build_backward(layout, together, forms)
+def _backward_library(layout: Registers, paired: bool, together: int, forms: Forms) -> Library:
+    return build_backward(layout, paired, together, forms)
 
 
 @compiled_once
-def _weight_library(layout: Registers) -> Library:
-    return build_weight_transforms(layout)
+def _weight_library(layout: Registers, paired: bool) -> Library:
+    return build_weight_transforms(layout, paired)
 
 
 @dataclass(frozen=True)
 class Weight:
     """A weight made ready for `forward` or `backward`.
 
-    packed    [channels / width][16][taps][inner][width]
+    packed    [channels / width][positions][summed][inner][width]
     inner     channels of the windows
     channels  of the results, rounded up to vectors
-    taps      on D
-    step      the stride on D
     """
 
     packed: Tensor
     layout: Registers
     inner: int
     channels: int
-    taps: int
-    step: int = 1
+    taps: Taps
 
     def release(self) -> None:
         """Give the memory to the next weight; this one must not be used any more."""
@@ -150,14 +147,14 @@ def _pad_sources(weight: Tensor, dim: int, sources: Sequence[int]) -> Tensor:
 
 
 def _pack(stored: Tensor, turned: bool, inner: int, channels: int, layout: Registers, step: int = 1) -> Weight:
-    taps = stored.shape[2]
-    packed = workers.take("weight", channels * POSITIONS * taps * inner)
-    job = _weight_library(layout)["transform_weight"].bind(
+    taps = Taps.of(stored.shape[2], step, inner, channels)
+    packed = workers.take("weight", channels * taps.terms * inner)
+    job = _weight_library(layout, taps.paired)["transform_weight"].bind(
         weight=_filter_fields(stored, turned), out=packed, inner=inner
     )
     items = channels // layout.width * -(-inner // FILTERS_TOGETHER)
     workers.run(job, items, weight_room(taps, layout))
-    return Weight(packed, layout, inner, channels, taps, step)
+    return Weight(packed, layout, inner, channels, taps)
 
 
 def _filter_fields(weight: Tensor, turned: bool) -> dict[str, int]:
@@ -202,41 +199,41 @@ def forward(
     out: Rows,
     *,
     planes: Range | None = None,
-    origin: tuple[int, int] = (0, 0),
+    origin: Triple = (0, 0, 0),
     sums: BrickSums | None = None,
     pooled: Pooled | None = None,
     ghosts: Sequence[Ghosts] = (),
 ) -> None:
     """Fill `out` with the convolution of one or two inputs side by side, zero beyond their ghosts.
 
-    Plane z of the output reads the planes from weight.step * z - weight.taps // 2 on.
+    Plane z of the output reads the planes from step * z - count // 2 on, of the weight's taps.
 
     bias    [K], as many as `out` has stored, or None
     planes  of the output to compute; all by default
-    origin  (0 or -1) on H and W: -1 where the block begins at an odd coordinate of the volume
+    origin  (0 or -1) on D, H and W: -1 where the block begins at an odd coordinate of the volume
     ghosts  of the inputs, where they are still under way: blocks that need none are computed meanwhile
     """
     d, h, w = out.sides
     brick, pool = sums.brick if sums is not None else (1, 1, 1), pooled.window if pooled is not None else (1, 1, 1)
     deep, high, wide = (lcm(*sides) for sides in zip(brick, pool, strict=True))
-    for first, multiple in zip(origin, (high, wide), strict=True):
+    layout, taps, there = weight.layout, weight.taps, planes or (0, d)
+    starts = (-((there[0] - origin[0]) % 2) if taps.paired else 0, *origin[1:])
+    for first, multiple in zip(starts, (deep, high, wide), strict=True):
         assert first == 0 or multiple == 1, "bricks and pools begin at even coordinates"
-    layout, taps, step = weight.layout, weight.taps, weight.step
     blocks = plan_blocks(
-        planes or (0, d), h, w, weight.inner, weight.channels, layout.rows, (deep, high, wide), workers.count(), origin,
-        taps, step,
-    )  # fmt: skip
+        there, h, w, weight.inner, weight.channels, layout.rows, (deep, high, wide), workers.count(), starts, taps
+    )
     stride = sum(padded_channels(x.rows.channels) for x in inputs)
     values = {
-        "window": _window_fields(inputs[0].rows, stride, weight.inner, taps, step),
+        "window": _window_fields(inputs[0].rows, stride, weight.inner, taps),
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias, "target": target_fields(out),
         "bricks": None if sums is None else brick_fields(sums.sums, sums.brick),
         "pools": None if pooled is None else pool_fields(pooled.rows, pooled.signs, pooled.window),
     }  # fmt: skip
-    library = _forward_library(layout, forms_of(inputs, 2), element_of(out))
-    room = forward_room(blocks, stride, layout, taps, step)
-    for order in in_stages(reads_of(blocks, taps, step), inputs[0].rows, ghosts):
+    library = _forward_library(layout, taps.paired, forms_of(inputs, 2), element_of(out))
+    room = forward_room(blocks, stride, layout, taps)
+    for order in in_stages(reads_of(blocks, taps), inputs[0].rows, ghosts):
         job = library["forward"].bind(**values, tiling=_tiling_fields(blocks, order, h, w))
         workers.run(job, order.numel(), room)
 
@@ -245,13 +242,16 @@ def _tiling_fields(blocks: Blocks, order: Tensor, height: int, breadth: int) -> 
     return {
         "order": order.data_ptr(), "planes": blocks.planes, "pairs": blocks.pairs, "tiles": blocks.tiles,
         "chunk": blocks.chunk, "first_plane": blocks.first_plane, "last_plane": blocks.last_plane,
-        "origin_y": blocks.origin[0], "origin_x": blocks.origin[1], "blocks_y": blocks.counts[1],
-        "blocks_x": blocks.counts[2], "height": height, "breadth": breadth,
+        "origin_z": blocks.origin[0], "origin_y": blocks.origin[1], "origin_x": blocks.origin[2],
+        "blocks_y": blocks.counts[1], "blocks_x": blocks.counts[2], "height": height, "breadth": breadth,
     }  # fmt: skip
 
 
-def _window_fields(rows: Rows, stride: int, inner: int, taps: int, step: int) -> dict[str, object]:
-    return {"ranges": range_fields(rows.valid), "stride": stride, "inner": inner, "taps": taps, "step": step}
+def _window_fields(rows: Rows, stride: int, inner: int, taps: Taps) -> dict[str, object]:
+    return {
+        "ranges": range_fields(rows.valid), "stride": stride, "inner": inner, "taps": taps.count,
+        "summed": taps.summed, "step": taps.step,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -285,18 +285,18 @@ class WeightSums:
         _check(weight, stride)
         assert image or stride == (1, 1, 1), "strides want windows of the input"
         self._shape, self._sources, self.image = tuple(weight.shape[:2]), list(sources), image
-        self.taps, self.step = weight.shape[2], stride[0]
         stored = sum(padded_channels(s) for s in sources), padded_channels(weight.shape[0])
         self.tile_channels = stored[1] if image else stored[0]
         tiles, windows = [padded_channels(s) for s in sources], [stored[1]]
         if image:
             tiles, windows = windows, _read(sources)
         self.layout = registers_for(tiles, windows, widest_vector())
+        self.taps = Taps.of(weight.shape[2], stride[0], sum(windows), self.tile_channels)
         self.together = taps_together(self.taps, self.layout)
         together = self.layout.window_channels(self.together)
         window = weight.shape[1] if image else stored[1]
         self.inner = -(-window // together) * together
-        size = (workers.count(), POSITIONS, self.taps, self.inner, self.tile_channels)
+        size = (workers.count(), self.taps.positions, self.taps.summed, self.inner, self.tile_channels)
         self._memory = workers.take("weight gradient", prod(size))
         self.sums = self._memory[: prod(size)].view(size).zero_()
         many = voxels > 4 * FLUSH_TILES * workers.count()
@@ -307,8 +307,8 @@ class WeightSums:
         whole = self.sums if self.totals is None else self.totals
         added = whole[0] if len(whole) == 1 else whole.sum(0)
         k, c = padded_channels(self._shape[0]), self._shape[1] if self.image else self.tile_channels
-        out = torch.empty(k, c, self.taps, 3, 3)
-        job = _weight_library(self.layout)["finish_gradient"].bind(
+        out = torch.empty(k, c, self.taps.count, 3, 3)
+        job = _weight_library(self.layout, self.taps.paired)["finish_gradient"].bind(
             gradient=added if self.totals is None else None, total=None if self.totals is None else added,
             inner=self.inner, channels=self.tile_channels, out=_filter_fields(out, not self.image),
         )  # fmt: skip
@@ -350,23 +350,23 @@ def _gradients(
     into: WeightSums, planes: Range, ghosts: Sequence[Ghosts],
 ) -> None:  # fmt: skip
     _, h, w = tiles[0].rows.sides
-    layout, threads, taps, step = into.layout, len(into.sums), into.taps, into.step
+    layout, threads, taps = into.layout, len(into.sums), into.taps
     stride = padded_channels(window.rows.channels)
     blocks = plan_blocks(
-        planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads, taps=taps, step=step
+        planes, h, w, stride + into.tile_channels, into.inner, layout.rows, (1, 1, 1), threads, taps=taps
     )
     sums = [_sums_by_thread(target, threads) for target in targets]
     common = {
-        "window": _window_fields(window.rows, stride, into.inner, taps, step), "source": source_fields(window),
+        "window": _window_fields(window.rows, stride, into.inner, taps), "source": source_fields(window),
         "tiles": {
             "a": source_fields(tiles[0]), "b": source_fields(tiles[1]) if len(tiles) > 1 else None,
             "stride": into.tile_channels,
         },
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
-    library = _backward_library(layout, into.together, forms_of([window, *tiles], 3))
-    room = backward_room(blocks, stride, into.tile_channels, layout, taps, step)
-    for order in in_stages(reads_of(blocks, taps, step), window.rows, ghosts):
+    library = _backward_library(layout, taps.paired, into.together, forms_of([window, *tiles], 3))
+    room = backward_room(blocks, stride, into.tile_channels, layout, taps)
+    for order in in_stages(reads_of(blocks, taps), window.rows, ghosts):
         tiling = _tiling_fields(blocks, order, h, w)
         jobs = [
             library["backward"].bind(

@@ -9,18 +9,19 @@ from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target
 from volseg.nn.kernels.parts import move_to_total
-from volseg.nn.kernels.winograd.blocks import Block, Kit, Memory, Tiling, Window
-from volseg.partition.tiling import POSITIONS, Registers
+from volseg.nn.kernels.winograd.blocks import TILE_PLANES, Block, Kit, Memory, Tiling, Window
+from volseg.partition.tiling import Registers
 
 
-def build_backward(layout: Registers, taps: int, forms: Forms) -> Library:
+def build_backward(layout: Registers, paired: bool, together: int, forms: Forms) -> Library:
     """Compile `backward` for one layout of the registers.
 
-    taps   whose outer sums are taken together; it divides those of the kernel
-    forms  of what windows are cut from, and of the tensors of the tiles, whose gradients are of the same numbers
+    paired    whether tiles have two planes (`partition.tiling.Taps`)
+    together  taps whose outer sums are taken together; it divides those that are summed
+    forms     of what windows are cut from, and of the tensors of the tiles, whose gradients are of the same numbers
     """
     module = Module(layout.lanes)
-    _define_backward(module, Kit(module, layout, taps), taps, forms)
+    _define_backward(module, Kit(module, layout, paired, together), together, forms)
     return Library(module)
 
 
@@ -51,7 +52,7 @@ class InputGradient:
 class WeightGradient:
     """Where this thread adds up the gradient of a weight.
 
-    gradient  [16, taps, inner, channels of the tiles], added to
+    gradient  [positions, summed, inner, channels of the tiles], added to
     total     the same in float64, to which `gradient` is moved each `flush` blocks, or nothing
     """
 
@@ -79,7 +80,7 @@ def _define_backward(module: Module, kit: Kit, together: int, forms: Forms) -> N
         source  the tensor of the windows
         """
         memory = kit.memory(f, scratch, tiling, window, tiles.stride)
-        size = window.inner * tiles.stride * window.taps * POSITIONS
+        size = window.inner * tiles.stride * window.summed * kit.positions
         with f.loop(last, start=first, carried=[f.number(0)]) as (number, since):
             block = Block.of(f, tiling, number)
             kit.fill_window(f, [(source, form)], block, tiling, window, memory)
@@ -92,7 +93,7 @@ def _define_backward(module: Module, kit: Kit, together: int, forms: Forms) -> N
             since.values = (f.choose(full, f.number(0), following),)
             with f.when(weight.is_given()), f.loop(tiles.stride // width) as (k, _):
                 channel = k * width
-                weights = weight + channel * POSITIONS * window.taps * window.inner
+                weights = weight + channel * kit.positions * window.summed * window.inner
                 results = kit.multiply(f, block, tiling, window, memory, weights, f.nothing())
                 with f.either(channel < tiles.a.channels) as (in_a, in_b):
                     with in_a:
@@ -108,22 +109,29 @@ def _fill_tiles(
 ) -> None:
     """Write down: a block's tiles, transformed."""
     columns, zero = tiling.tiles * 2, f.number(0)
-    line_stride, a, b = columns * tiles.stride, tiles.a.of(forms[0].element), tiles.b.of(forms[1].element)
-    with f.loop(block.planes) as (dz, _):
-        z = block.z + dz
+    line_stride, layer_size = columns * tiles.stride, tiling.pairs * tiling.tiles * tiles.stride
+    a, b = tiles.a.of(forms[0].element), tiles.b.of(forms[1].element)
+
+    def fill(lines: Pointer, number: Int) -> None:
+        z = block.z + number
         with f.loop(tiling.pairs * 2) as (dy, _):
             y = block.y + dy
-            end = f.choose(y < tiling.height, tiling.breadth, zero)
-            line, extent = memory.lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
+            end = f.choose((y < tiling.height) & (z < tiling.last_plane), tiling.breadth, zero)
+            line, extent = lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
             kit.parts.fill_line(forms[0].activation)(f, line, *extent, a.at(z, y))
             with f.when(b.data.is_given()):
                 kit.parts.fill_line(forms[1].activation)(f, line + a.channels, *extent, b.at(z, y))
+
+    def transform(lines: Pointer, layer: Int, first_position: int) -> None:
+        place = memory.tile + (memory.tile_position * first_position + layer * layer_size)
         with f.loop(tiling.pairs) as (pair, _):
             kit.transforms.tiles(
-                f, memory.lines + pair * 2 * line_stride, line_stride,
-                memory.tile + (dz * tiling.pairs + pair) * tiling.tiles * tiles.stride, memory.tile_position,
-                tiling.tiles, tiles.stride,
+                f, lines + pair * 2 * line_stride, line_stride, place + pair * tiling.tiles * tiles.stride,
+                memory.tile_position, tiling.tiles, tiles.stride,
             )  # fmt: skip
+
+    layers = kit.tile_layers(block.planes)
+    kit.fill_layers(f, layers, memory.lines, tiling.pairs * 2 * line_stride, TILE_PLANES, fill, transform)
 
 
 def _add_outer_sums(
@@ -134,15 +142,15 @@ def _add_outer_sums(
     per_plane, size = tiling.pairs * tiling.tiles, window.inner * tiles.stride
     runs, length = kit.runs(f, block, tiling, window)
     with (
-        f.loop(POSITIONS) as (p, _),
-        f.loop(window.taps, step=together) as (tap, _),
+        f.loop(kit.positions) as (p, _),
+        f.loop(window.summed, step=together) as (tap, _),
         f.loop(runs) as (run, _),
     ):
-        first = (run * window.step + tap) * per_plane * window.stride
-        kit.parts.outer_sums(
-            f, memory.window + (p * memory.position + first), window.stride, per_plane,
+        first = (run * window.step + tap) * per_plane * kit.layout.lanes
+        kit.parts.outer_sums_of_vectors(
+            f, memory.window + (p * memory.position + first), memory.rows, per_plane,
             memory.tile + (p * memory.tile_position + run * per_plane * tiles.stride), tiles.stride,
-            gradient + (p * window.taps + tap) * size, length, window.inner,
+            gradient + (p * window.summed + tap) * size, length, window.inner,
         )  # fmt: skip
 
 

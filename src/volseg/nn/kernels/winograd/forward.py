@@ -7,13 +7,16 @@ from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Bricks, Pools, Source, Target
 from volseg.nn.kernels.winograd.blocks import Block, Kit, Tiling, Window
-from volseg.partition.tiling import POSITIONS, Registers
+from volseg.partition.tiling import Registers
 
 
-def build_forward(layout: Registers, forms: Forms, element: Element) -> Library:
-    """Compile `forward` for one layout of the registers, inputs of such forms, and an output of such numbers."""
+def build_forward(layout: Registers, paired: bool, forms: Forms, element: Element) -> Library:
+    """Compile `forward` for one layout of the registers, inputs of such forms, and an output of such numbers.
+
+    paired  whether tiles have two planes (`partition.tiling.Taps`)
+    """
     module = Module(layout.lanes)
-    _define_forward(module, Kit(module, layout), forms, element)
+    _define_forward(module, Kit(module, layout, paired), forms, element)
     return Library(module)
 
 
@@ -29,7 +32,7 @@ def _define_forward(module: Module, kit: Kit, forms: Forms, element: Element) ->
         """Blocks order[first ... last] of a convolution of one or two activated tensors side by side.
 
         b       nothing, or the second tensor
-        weight  [target channels / width][16][taps][inner][width]
+        weight  [target channels / width][positions][summed][inner][width]
         bias    [target channels], or nothing
         bricks, pools  nothing, or where sums and largest values of the results go as well
         """
@@ -37,14 +40,14 @@ def _define_forward(module: Module, kit: Kit, forms: Forms, element: Element) ->
         with f.loop(last, start=first) as (number, _):
             block = Block.of(f, tiling, number)
             kit.fill_window(f, [(a, forms[0]), (b, forms[1])], block, tiling, window, memory)
-            y, x = block.y + block.y0, block.x + block.x0
+            z, y, x = block.z + block.z0, block.y + block.y0, block.x + block.x0
             with f.loop(target.channels // width) as (k, _):
                 channel = k * width
-                weights = weight + channel * POSITIONS * window.taps * window.inner
+                weights = weight + channel * kit.positions * window.summed * window.inner
                 own_bias = f.choose(bias.is_given(), bias + channel, bias)
                 results = kit.multiply(f, block, tiling, window, memory, weights, own_bias)
-                parts.store(f, results, target.at(block.z, block.y, block.x, channel))
+                parts.store(f, results, target.at(z, block.y, block.x, channel))
                 with f.when(bricks.sums.is_given()):
-                    parts.moments(f, results, bricks.at(block.z, y, x, channel))
+                    parts.moments(f, results, bricks.at(z, y, x, channel))
                 with f.when(pools.target.out.is_given()):
-                    parts.pool(f, results, pools.at(block.z, y, x, channel))
+                    parts.pool(f, results, pools.at(z, y, x, channel))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from volseg.nn.kernels.stages import Reads
-from volseg.partition.tiling import TAPS, Blocks
+from volseg.partition.tiling import Blocks, Taps
 
 
-def reads_of(blocks: Blocks, taps: int = TAPS, step: int = 1) -> tuple[Reads, Reads, Reads]:
-    """What blocks read on D, H, W.
-
-    taps, step  of the kernel on D: its size and its stride
-    """
+def reads_of(blocks: Blocks, taps: Taps) -> tuple[Reads, Reads, Reads]:
+    """What blocks read on D, H, W."""
     d, h, w = blocks.counts
-    (y, x), lines, columns = blocks.origin, 2 * blocks.pairs, 2 * blocks.tiles
+    (z, y, x), lines, columns, step = blocks.origin, 2 * blocks.pairs, 2 * blocks.tiles, taps.step
+    first, size = (blocks.first_plane + z) * step - taps.count // 2, (blocks.planes - 1) * step + taps.count
     return (
-        Reads(d, blocks.first_plane * step - taps // 2, blocks.planes * step, (blocks.planes - 1) * step + taps),
+        Reads(d, first, blocks.planes * step, size),
         Reads(h, y - 1, lines, lines + 2),
         Reads(w, x - 1, columns, columns + 2),
     )
