@@ -32,7 +32,7 @@ def key_of(build: Callable[..., Any], arguments: Sequence[Any]) -> str:
     Raises AssertionError where an argument is anything else, since it may be written alike and mean another kernel.
     """
     call = f"{build.__module__}.{build.__qualname__}{_written(tuple(arguments))}"
-    return "\n".join([call, source_digest(), *_processor()])
+    return "\n".join([call, source_digest(), *processor()])
 
 
 def file_name(key: str) -> str:
@@ -53,7 +53,8 @@ def _written(value: Any) -> str:
 
 
 @cache
-def _processor() -> tuple[str, ...]:
+def processor() -> tuple[str, ...]:
+    """The compiler, the system, the processor's name and what it can do, each as text."""
     version = ".".join(map(str, binding.llvm_version_info))
     features = binding.get_host_cpu_features().flatten()
     compiler = f"llvmlite {llvmlite.__version__}, LLVM {version}"
@@ -62,8 +63,12 @@ def _processor() -> tuple[str, ...]:
 
 @cache
 def source_digest() -> str:
-    """A hash of all `SOURCES`, their names included."""
-    root = Path(volseg.__file__).parent
+    """The `digest_of` the volseg that runs."""
+    return digest_of(Path(volseg.__file__).parent)
+
+
+def digest_of(root: Path) -> str:
+    """A hash of all `SOURCES` of the package at `root`, their names included."""
     digest = hashlib.sha256()
     for file in source_files(root):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
