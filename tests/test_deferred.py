@@ -99,7 +99,7 @@ def test_in_a_process_of_somebody_else_nothing_changes(prints: Callable[[str], l
     assert prints("put_off('kit')\nwith hidden('kit'): import tools") == ["tools", "kit", "plain"]
 
 
-def test_segment_compiles_nothing_and_loads_nothing_needless_at_its_second_start(tmp_path: Path, python: Python) -> None:
+def test_a_second_segment_compiles_nothing_and_loads_nothing_needless(tmp_path: Path, python: Python) -> None:
     from tiny import ct_like, save_nifti, untrained_run
 
     untrained_run(tmp_path / "run")

@@ -8,11 +8,11 @@ anything from it does.
 from __future__ import annotations
 
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from threading import RLock
 from types import ModuleType
 from typing import Any
@@ -69,15 +69,15 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, names: Sequence[str], until: frozenset[str]) -> None:
         self._names, self._until = names, until
 
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name in self._until:
             self.load_all()
         if name not in self._names:
             return None
-        real = importlib.machinery.PathFinder.find_spec(name, path)
+        real = PathFinder.find_spec(name, path)
         if real is None or real.loader is None:
             return None
-        return importlib.machinery.ModuleSpec(name, _Later(self, real), origin=real.origin)
+        return ModuleSpec(name, _Later(self, real), origin=real.origin)
 
     def load_all(self) -> None:
         """Load those that were imported and put off; later imports load at once."""
@@ -93,10 +93,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 class _Later(importlib.abc.Loader):
     """Makes a module that loads itself, by the loader of its real spec."""
 
-    def __init__(self, finder: _Finder, real: importlib.machinery.ModuleSpec) -> None:
+    def __init__(self, finder: _Finder, real: ModuleSpec) -> None:
         self.finder, self.real = finder, real
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+    def create_module(self, spec: ModuleSpec) -> None:
         """An ordinary module."""
 
     def exec_module(self, module: ModuleType) -> None:
@@ -122,7 +122,7 @@ def _load(module: _PutOff) -> None:
     real = module.__spec__.loader.real  # type: ignore[union-attr]
     whole = importlib.util.module_from_spec(real)
     module.__dict__.update(whole.__dict__)
-    module.__class__ = ModuleType
+    module.__class__ = ModuleType  # type: ignore[assignment]
     try:
         real.loader.exec_module(module)
     except BaseException:

@@ -1,7 +1,7 @@
 """What machine code is known by: all that it depends on, so that a look-up need not write the kernel down again.
 
 A kernel follows from the function that builds it, that function's arguments, the sources of the modules that it calls,
-LLVM, and the processor. Writing a kernel down in LLVM's language takes up to a fifth of the time that it costs, so the
+LLVM, and the processor. Writing a kernel down in LLVM's language takes a fifth of the time that it costs, so the
 key is made of these and not of what is written.
 """
 
