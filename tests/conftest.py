@@ -1,24 +1,25 @@
 """What all tests share: one thread per process, the real CT, a communicator, and programs run on many ranks.
 
 With VOLSEG_TEST_OUTCOMES set to a folder, each process also notes there what became of each of its tests, so that
-`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed. With
-VOLSEG_TEST_MACHINE_CODE set to a folder, they share their kernels' machine code in it.
+`tests/run_suite.py` can add up several runs of several ranks, even where one of them was killed. Machine code of
+kernels is kept for the run alone, in the folder VOLSEG_CACHE, which all processes share that the tests start.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import pytest
 
-from machine_code import share
 from run_suite import YIELDING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported anywhere
@@ -35,9 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     for ranks in (1, 2, 3, 4, 8):  # so that a run may ask for a number of ranks that no collected test has
         config.addinivalue_line("markers", f"parallel[{ranks}]: runs on this many ranks")
     folder = os.environ.pop("VOLSEG_TEST_OUTCOMES", None)
-    machine_code = os.environ.get("VOLSEG_TEST_MACHINE_CODE")
-    if machine_code:
-        share(Path(machine_code))
+    if "VOLSEG_CACHE" not in os.environ:  # a run of pytest alone, and no process of one
+        os.environ["VOLSEG_CACHE"] = tempfile.mkdtemp(prefix="volseg-machine-code-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop("VOLSEG_CACHE"), ignore_errors=True))
     if folder:
         _outcomes = (Path(folder) / f"{os.getpid()}.outcomes").open("w", buffering=1)
 

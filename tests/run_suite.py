@@ -52,7 +52,7 @@ def main() -> int:
 def run(ranks: int, pytest_arguments: list[str], machine_code: str) -> tuple[Counter[str], list[str]]:
     """One pytest run on `ranks` ranks: its tests by outcome, and the names of those that failed.
 
-    `machine_code` is a folder that all runs share (see tests/machine_code.py).
+    `machine_code` is the folder of compiled kernels that all processes of all runs share.
     """
     print(f"\n== {ranks} rank{'s' if ranks > 1 else ''}", flush=True)
     start = time.monotonic()
@@ -76,7 +76,7 @@ def start_pytest(ranks: int, pytest_arguments: list[str], folder: Path, machine_
     """Start pytest on every rank, wait for it, and return the launcher's exit code; it is killed at RUN_LIMIT."""
     pytest = ["-m", "pytest", "-m", f"parallel[{ranks}]"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "VOLSEG_TEST_OUTCOMES": str(folder)}
-    environment["VOLSEG_TEST_MACHINE_CODE"] = machine_code
+    environment["VOLSEG_CACHE"] = machine_code
     # Every rank of every run imports the same files: compiled and rewritten for pytest once, they are read by all.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if ranks == 1:

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from volseg import __version__
 from volseg.cli.failure import FAILED, describe
 from volseg.cli.streams import lost_result, secure_streams
+from volseg.deferred import own_this_process
 from volseg.distributed.launch import launched_rank
 
 # In the order in which they are used; what each does, as `volseg --help` shows it.
@@ -127,5 +128,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    own_this_process()
     secure_streams()
     sys.exit(run(sys.argv[1:]))

@@ -22,6 +22,7 @@ from volseg.cli.options import (
     Series,
     Trace,
 )  # fmt: skip
+from volseg.deferred import put_off
 from volseg.sizes import parse_spacing
 
 
@@ -130,6 +131,8 @@ def segment(
     The whole volume is seen at once, split over the ranks; the mask lies on the scan's own grid, and is byte for byte
     the same on any number of ranks.
     """
+    # How operations trace shapes: a quarter of the time that importing torch takes, and for what exports or compiles.
+    put_off("torch._meta_registrations", "torch.export", until=("torch._dynamo", "torch._inductor"))
     with job(quiet, no_progress, debug) as work:
         from volseg.api import segment as segment_scan
         from volseg.cli.render import (

@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from volseg.errors import PartitionError, first_line
 from volseg.geometry import Triple, format_triple
@@ -22,6 +21,9 @@ from volseg.nn.layer import PartitionedLayer
 from volseg.nn.pointwise import Pointwise
 from volseg.nn.sequential import FusedSequential
 from volseg.partition.layout import Layout
+
+if TYPE_CHECKING:  # torch.export takes long to load
+    from torch.export import ExportedProgram
 
 TOLERANCE = 1e-3
 """Share of the largest value that a partitioned network may differ by from the plain one, where numbers alone tell."""

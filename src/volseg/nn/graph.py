@@ -10,14 +10,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from volseg.errors import PartitionError, first_line
 from volseg.geometry import Triple, format_triple
+
+if TYPE_CHECKING:  # torch.export takes long to load
+    from torch.export import ExportedProgram
 
 _WATCHING = str(Path(__file__).with_name("convert.py"))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')

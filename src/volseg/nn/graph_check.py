@@ -8,16 +8,18 @@ other libraries and hooks cannot go wrong in silence.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.nn.graph import Call, Graph, Name, graph_of
 from volseg.nn.guard import ALONG_CHANNELS, RANDOM, VOXELWISE
+
+if TYPE_CHECKING:  # torch.export takes long to load
+    from torch.export import ExportedProgram
 
 _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "conv3d": (nn.Conv3d,),

@@ -26,7 +26,7 @@ from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, schedules_of
 
 TRAINING_PROCESS = 484 * 2**20
-SEGMENTING_PROCESS = 382 * 2**20
+SEGMENTING_PROCESS = 320 * 2**20
 MPI = 19 * 2**20
 """Python, torch and their libraries, and with several ranks MPI: measured by running on small volumes (docs/memory.md).
 Training has torch's optimizers, which bring its compiler along, and the pictures."""

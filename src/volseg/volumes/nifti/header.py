@@ -24,6 +24,7 @@ from volseg.volumes.checks import check_affine
 from volseg.volumes.contents import kind_of
 from volseg.volumes.nifti.forms import Forms, forms_of
 from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
+from volseg.volumes.nifti.library import nibabel
 from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
 
@@ -183,7 +184,7 @@ def _sizeof_header(head: bytes | bytearray) -> tuple[int, str]:
 
 def _parse(path: Path, head: bytes, *, pair: bool) -> tuple[Any, Forms, list[str]]:
     """nibabel's header object, mended where nibabel mends it, its forms as they are stored, and what is doubtful."""
-    import nibabel as nib
+    nib = nibabel()
 
     size, order = _sizeof_header(head)
     magic = head[4:7] if size == NIFTI2_BYTES else head[344:347]
@@ -265,7 +266,7 @@ def _position(header: Any, shape: Triple) -> tuple[str, np.ndarray, list[str]]:
     zooms = np.asarray(header.get_zooms()[:3], dtype=np.float64)
     used = _used(header)
     if used == "voxel sizes alone":
-        import nibabel as nib
+        nib = nibabel()
 
         codes = "".join(str(code) for code in nib.aff2axcodes(affine))
         warnings.append(

@@ -21,6 +21,7 @@ from volseg.files import flush_to_disk
 from volseg.geometry import Box, Triple
 from volseg.volumes.nifti.forms import set_forms
 from volseg.volumes.nifti.label_names import CARET, caret_extension
+from volseg.volumes.nifti.library import nibabel
 from volseg.volumes.output import Content, Unit, shrinks_to, units_of
 from volseg.volumes.shared_file import SharedFile
 from volseg.volumes.volume import Space
@@ -88,7 +89,7 @@ def header_bytes(content: Content) -> bytes:
     Channel names and what was mended go into a comment extension, as JSON; label names and colours into Workbench's
     (`label_names`), and the intent code says that the values are labels.
     """
-    import nibabel as nib
+    nib = nibabel()
     from nibabel.spatialimages import HeaderDataError
 
     space, channels, labels, forms = content.space, content.channels, content.labels, content.forms

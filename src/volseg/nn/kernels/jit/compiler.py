@@ -6,7 +6,7 @@ import ctypes
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
@@ -15,7 +15,10 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
+from volseg.nn.kernels.jit.code_folder import CodeFolder, chosen_folder
+from volseg.nn.kernels.jit.code_key import file_name, key_of
 from volseg.nn.kernels.jit.language import Module, Vector
+from volseg.nn.kernels.jit.machine_code import MachineCode, compiled, engine_of
 from volseg.nn.kernels.jit.structures import disassemble, numbers_of
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
@@ -50,35 +53,16 @@ def _is_arm64() -> bool:
     return platform.machine().lower() in ("arm64", "aarch64")
 
 
-@cache
-def _initialize() -> None:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-
-
-def _target_machine() -> Any:
-    """A description of this processor; an engine takes it over, so each needs its own."""
-    _initialize()
-    target = binding.Target.from_default_triple()
-    features = binding.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
-
-
 class Library:
     """A compiled module; its machine code lives as long as this object."""
 
-    def __init__(self, module: Module) -> None:
-        machine = _target_machine()
-        parsed = binding.parse_assembly(str(module.module))
-        parsed.verify()
-        # No passes over the whole module: the kernels are vectorised and unrolled by hand, and code generation alone
-        # made them as fast, in half the time.
-        self._engine = binding.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
-        self.lanes = module.lanes
+    def __init__(self, kernels: Module | MachineCode) -> None:
+        self.code = kernels if isinstance(kernels, MachineCode) else compiled(kernels)
+        self._engine = engine_of(self.code)
+        self.lanes = self.code.lanes
         self._entries = {
             name: Entry(self, name, self._engine.get_function_address(name), parameters)
-            for name, parameters in module.entries.items()
+            for name, parameters in self.code.entries.items()
         }
 
     def __getitem__(self, name: str) -> Entry:
@@ -89,21 +73,43 @@ _compiling = 0.0
 
 
 def compiled_once(build: Callable[..., Library]) -> Callable[..., Library]:
-    """A function that builds a library, built once for each of its arguments; `compile_seconds` counts how long."""
+    """A function that builds a library, built once for each of its arguments; `compile_seconds` counts how long.
+
+    What an earlier process built is loaded from the folder of `code_folder.py`; `code_key.py` says what is the same.
+    """
 
     @cache
     def built(*arguments: Any) -> Library:
         global _compiling
         begin = time.perf_counter()
-        library = build(*arguments)
+        library = _loaded_or_built(build, arguments)
         _compiling += time.perf_counter() - begin
         return library
 
     return built
 
 
+def _loaded_or_built(build: Callable[..., Library], arguments: tuple[Any, ...]) -> Library:
+    path = chosen_folder()
+    if path is None:
+        return build(*arguments)
+    folder, key = CodeFolder(path), key_of(build, arguments)
+    code = _kept(folder, key)
+    if code is not None:
+        return Library(code)
+    library = build(*arguments)
+    if _kept(folder, key) is None:  # of many ranks that start together most come too late, and have no need to write
+        folder.write(file_name(key), library.code.to_bytes(key))
+    return library
+
+
+def _kept(folder: CodeFolder, key: str) -> MachineCode | None:
+    content = folder.read(file_name(key))
+    return None if content is None else MachineCode.from_bytes(content, key)
+
+
 def compile_seconds() -> float:
-    """Seconds that this process has spent on compiling kernels."""
+    """Seconds that this process has spent on compiling kernels, or on loading what was compiled."""
     return _compiling
 
 
@@ -121,7 +127,7 @@ class Job:
 class Entry:
     """A function of a `Library`."""
 
-    def __init__(self, library: Library, name: str, address: int, parameters: dict[str, type]) -> None:
+    def __init__(self, library: Library, name: str, address: int, parameters: Mapping[str, type]) -> None:
         self.name, self.parameters = name, parameters
         self._library = library
         kinds = [number for kind in parameters.values() for number in numbers_of(kind)]
