@@ -10,7 +10,7 @@ from volseg.geometry import Triple
 from volseg.networks.description import Network, Node
 
 Value = TypeVar("Value")
-_PER_AXIS = ("kernel", "stride", "factors", "window", "padding", "dilation", "extra")
+_PER_AXIS = ("kernel", "stride", "factors", "window", "padding", "dilation", "extra", "before", "after")
 """Fields of nodes with a value for each axis."""
 
 

@@ -22,9 +22,11 @@ from volseg.nn.normalization import (
     PartitionedGroupNorm,
     PartitionedInstanceNorm3d,
 )
+from volseg.nn.padding import PartitionedConstantPad3d
 from volseg.nn.pointwise import Pointwise
 from volseg.nn.pooling import GlobalAverage, PartitionedAvgPool3d, PartitionedGlobalAverage, PartitionedMaxPool3d
 from volseg.nn.sequential import FusedSequential
+from volseg.nn.unshuffling import PartitionedUnshuffled, Unshuffled
 from volseg.nn.upsampling import PartitionedUpsample
 
 TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
@@ -34,6 +36,9 @@ TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
     nn.AvgPool3d: PartitionedAvgPool3d,
     GlobalAverage: PartitionedGlobalAverage,
     nn.Upsample: PartitionedUpsample,
+    Unshuffled: PartitionedUnshuffled,
+    nn.ConstantPad3d: PartitionedConstantPad3d,
+    nn.ZeroPad3d: PartitionedConstantPad3d,
     nn.InstanceNorm3d: PartitionedInstanceNorm3d,
     nn.GroupNorm: PartitionedGroupNorm,
     nn.BatchNorm3d: PartitionedBatchNorm3d,

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.networks.layered import (
+    ChannelOrder,
+    ChannelPad,
     ChannelReduction,
     Channels,
     ChannelSoftmax,
@@ -101,9 +103,11 @@ class Joined(Pointwise):
 
 
 class OfChannels(Pointwise):
-    """What takes, joins or reduces the channels of a tensor [N, C, ...]."""
+    """What takes, joins, orders or reduces the channels of a tensor [N, C, ...]."""
 
-    def __init__(self, node: Concatenation | Channels | ChannelReduction | ChannelSoftmax) -> None:
+    def __init__(
+        self, node: Concatenation | Channels | ChannelReduction | ChannelSoftmax | ChannelOrder | ChannelPad
+    ) -> None:
         super().__init__()
         self.node = node
 
@@ -111,6 +115,13 @@ class OfChannels(Pointwise):
         match self.node:
             case Channels(start=start, stop=stop, step=step):
                 return x[:, start:stop:step]
+            case ChannelOrder(split=split, order=order):
+                arrayed = x.unflatten(1, split).permute(
+                    0, *(1 + n for n in order), *range(1 + len(split), x.dim() - 1 + len(split))
+                )
+                return arrayed.flatten(1, len(split))
+            case ChannelPad(before=before, after=after, value=value):
+                return F.pad(x, (0, 0) * (x.dim() - 2) + (before, after), value=value)
             case ChannelSoftmax(logarithm=True):
                 return x.log_softmax(1)
             case ChannelSoftmax():
