@@ -115,11 +115,8 @@ class OfChannels(Pointwise):
         match self.node:
             case Channels(start=start, stop=stop, step=step):
                 return x[:, start:stop:step]
-            case ChannelOrder(split=split, order=order):
-                arrayed = x.unflatten(1, split).permute(
-                    0, *(1 + n for n in order), *range(1 + len(split), x.dim() - 1 + len(split))
-                )
-                return arrayed.flatten(1, len(split))
+            case ChannelOrder():
+                return _in_order(x, self.node)
             case ChannelPad(before=before, after=after, value=value):
                 return F.pad(x, (0, 0) * (x.dim() - 2) + (before, after), value=value)
             case ChannelSoftmax(logarithm=True):
@@ -135,6 +132,13 @@ class OfChannels(Pointwise):
             case ChannelReduction():
                 return x.amin(1, keepdim=True)
         return x
+
+
+def _in_order(x: Tensor, node: ChannelOrder) -> Tensor:
+    n, _, *sides = x.shape
+    arrayed = x.reshape(n, *node.split, *sides)
+    behind = range(1 + len(node.split), arrayed.dim())
+    return arrayed.permute(0, *(1 + axis for axis in node.order), *behind).reshape(x.shape)
 
 
 class Shuffled(Pointwise):
