@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +13,9 @@ from torch import Tensor, nn
 from oracles import GRIDS, relative_error, serial_grid
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import CheckpointError, PartitionError
+from volseg.errors import PartitionError
 from volseg.models.described import DescribedModule
-from volseg.models.exported import describe, describe_archive, state_for, state_from
+from volseg.models.exported import describe, state_for
 from volseg.models.fused import FusedNetwork
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.coverage import why_not_covered
@@ -273,35 +271,3 @@ def test_what_no_node_says_is_refused_with_its_place(name: str) -> None:
     with pytest.raises(PartitionError, match=message) as refusal:
         describe(Between(function), 2, (16, 16, 16))
     assert name == "sides" or "test_exported_networks.py line" in str(refusal.value)
-
-
-def save_archive(module: nn.Module, path: Path) -> Path:
-    with torch.no_grad():
-        torch.export.save(torch.export.export(module.eval(), (volume(),)), path)
-    return path
-
-
-def test_an_archive_gives_the_network_and_its_weights(tmp_path: Path) -> None:
-    module = PlainUNet().eval()
-    network, tensors = describe_archive(save_archive(module, tmp_path / "net.pt2"))
-    model = DescribedModule(network).eval()
-    model.load_state_dict(state_from(network, tensors, "net.pt2"))
-    assert torch.equal(model(volume()), module(volume())[0])
-
-
-def test_pickled_parts_of_an_archive_are_not_read(tmp_path: Path) -> None:
-    path = save_archive(PlainUNet(), tmp_path / "net.pt2")
-    crafted = tmp_path / "crafted.pt2"
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(crafted, "w") as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name).replace(b'"use_pickle": false', b'"use_pickle": true'))
-    with pytest.raises(CheckpointError, match="is pickled, and unpickling can run any program"):
-        describe_archive(crafted)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b'{"graph": 1}'])
-def test_what_is_no_archive_is_refused(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "net.pt2"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"no torch\.export archive"):
-        describe_archive(path)
