@@ -235,10 +235,16 @@ def test_operations_that_are_described_are_exact(name: str, communicator: Commun
     for part in module.modules():  # the layer was made before the seed was set
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    model = twin_of(module).eval().double()
+    model = twin_of(module).eval()
     grid = ProcessGrid(communicator, GRIDS[communicator.size][-1])
-    layout = grid.layout(SIDES, model.network.multiple)
-    twin = partition_module(model, grid, model.network.multiple)
+    multiple = model.network.multiple
+    layout = grid.layout(SIDES, multiple)
+    with torch.no_grad():
+        alone = partition_module(model, serial_grid(), multiple)(volume())
+        shared = partition_module(model, grid, multiple)(take_block(volume(), grid, layout))
+    assert torch.equal(gather_blocks(shared, grid), alone), "bits differ from the one-rank run"
+    model = model.double()
+    twin = partition_module(model, grid, multiple)
     y = gather_blocks(twin(take_block(volume(torch.float64), grid, layout)), grid)
     assert relative_error(y, module.double()(volume(torch.float64)).detach()) < 1e-12
 

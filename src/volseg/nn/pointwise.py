@@ -21,6 +21,7 @@ from volseg.networks.layered import (
     PixelShuffle,
     Scaling,
 )
+from volseg.nn.anywhere import at_any_place, channel_softmax, sum_of_channels
 
 
 class Folder(nn.ModuleDict):
@@ -51,9 +52,10 @@ class Valued(Pointwise):
             self.weight = nn.Parameter(torch.full((node.slopes,), 0.25))
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight) if self.function == "prelu" else at_any_place(self._of_values, x)
+
+    def _of_values(self, x: Tensor) -> Tensor:
         match self.function:
-            case "prelu":
-                return F.prelu(x, self.weight)
             case "power":
                 return x ** self.values[0]
             case "clamp":
@@ -119,14 +121,12 @@ class OfChannels(Pointwise):
                 return _in_order(x, self.node)
             case ChannelPad(before=before, after=after, value=value):
                 return F.pad(x, (0, 0) * (x.dim() - 2) + (before, after), value=value)
-            case ChannelSoftmax(logarithm=True):
-                return x.log_softmax(1)
-            case ChannelSoftmax():
-                return x.softmax(1)
+            case ChannelSoftmax(logarithm=logarithm):
+                return channel_softmax(x, logarithm=logarithm)
             case ChannelReduction(reduction="mean"):
-                return x.mean(1, keepdim=True)
+                return sum_of_channels(x) / x.shape[1]
             case ChannelReduction(reduction="sum"):
-                return x.sum(1, keepdim=True)
+                return sum_of_channels(x)
             case ChannelReduction(reduction="max"):
                 return x.amax(1, keepdim=True)
             case ChannelReduction():
