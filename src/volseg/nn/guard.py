@@ -48,8 +48,8 @@ _TURNED = {"T", "mT", "H", "mH"}  # attributes of a tensor that change the order
 _CHANNELS = (1, -4)
 # Functions of one tensor whose last bit torch lets depend on a value's place.
 _EXPONENTIAL = frozenset({
-    "sigmoid", "logsigmoid", "tanh", "tanhshrink", "silu", "gelu", "mish", "softplus", "elu", "celu", "selu", "exp", "exp2",
-    "expm1", "sinh", "cosh",
+    "sigmoid", "logsigmoid", "tanh", "tanhshrink", "silu", "gelu", "mish", "softplus", "elu", "celu", "selu", "exp",
+    "exp2", "expm1", "sinh", "cosh",
 })  # fmt: skip
 
 
