@@ -64,8 +64,9 @@ def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: PerAxis =
                  grid the network is to give the same bits on (for a U-Net the product of its strides); it only makes
                  the reproducible statistics faster
 
-    The output has the same bits on every grid, but for activations made of exponentials (sigmoid, tanh, SiLU, ...),
-    whose last bit torch lets depend on a value's place in the array.
+    The output has the same bits on every grid, activations made of exponentials (sigmoid, SiLU, ...) included. Only
+    where forward itself calls such a function in place, a power, or a softmax, sum or mean over channels does torch let
+    the last bit depend on a value's place in the array; a description's have the same bits there, too.
 
     Raises PartitionError naming the layer that cannot be partitioned.
     """
