@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,3 +131,31 @@ def assert_matches_serial(
         assert relative_error(p.grad, gradient, floor=1e-2) <= tolerance, f"gradient of {name}"
     for (name, a), b in zip(twin.named_buffers(), serial.buffers, strict=True):
         assert relative_error(a.float(), b.float()) <= tolerance, f"buffer {name}"
+
+
+def losses_on_grids(
+    loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    logits: Tensor,
+    target: Tensor,
+    expected: Tensor,
+    communicator: Communicator,
+    tolerance: float,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A loss of blocks, and its Dice, on each grid; value and gradient agree with those of the whole volume.
+
+    loss_of   of a block of logits and one of the target
+    logits    [N, C, D, H, W], whose `grad` is that of ``3 * expected``
+    target    [N, D, H, W]
+    expected  the loss of the whole volume
+    """
+    assert logits.grad is not None
+    for dims in GRIDS[communicator.size]:
+        grid = ProcessGrid(communicator, dims)
+        layout = grid.layout(tuple(target.shape[1:]))
+        block = take_block(logits.detach(), grid, layout).requires_grad_()
+        loss, dice = loss_of(block, take_block(target.unsqueeze(1), grid, layout).squeeze(1))
+        (3 * loss).backward()
+        assert block.grad is not None
+        assert abs(float(loss.detach()) - float(expected.detach())) <= tolerance * abs(float(expected.detach()))
+        assert relative_error(gather_blocks(block.grad, grid), logits.grad, floor=1e-12) <= 10 * tolerance
+        yield loss.detach(), dice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,20 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from harm import Runs
 from nnunet_folders import checkpoint, result_folder, zipped
 from volseg.api import import_model
 from volseg.errors import CheckpointError, ConfigError
 from volseg.importing.checkpoints import read_checkpoint
-
-
-class Runs:
-    """Unpickled, it runs a command that leaves a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch '{self.mark}'",)
 
 
 class Evaluates(Runs):

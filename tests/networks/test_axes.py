@@ -7,8 +7,11 @@ import itertools
 import pytest
 import torch
 
+from volseg.errors import PartitionError
 from volseg.models.described import DescribedModule
 from volseg.networks.axes import along, turned
+from volseg.networks.description import Head, Network
+from volseg.networks.layered import PixelUnshuffle
 from volseg.networks.nnunet import Architecture, nnunet
 
 OF = Architecture(
@@ -36,3 +39,11 @@ def test_logits_are_the_same_turned(transpose: tuple[int, int, int]) -> None:
         found, expected = its(volume.permute(0, 1, *axes)), own(volume).permute(0, 1, *axes)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (other == network) == (transpose == (0, 1, 2))
+
+
+def test_a_network_whose_channels_are_voxels_is_not_turned() -> None:
+    nodes = (PixelUnshuffle("blocks", ("image",), 1, 8, (2, 2, 2)), Head("head", ("blocks",), 1, 2, "head"))
+    network = Network(1, ((1, 1, 1), (2, 2, 2)), nodes, ("head",))
+    assert turned(network, (0, 1, 2)) is network
+    with pytest.raises(PartitionError, match="blocks makes voxels of channels"):
+        turned(network, (2, 1, 0))

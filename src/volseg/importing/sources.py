@@ -11,10 +11,11 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from volseg.errors import CheckpointError, ConfigError, first_line
+from volseg.files import leads_out
 from volseg.machine import size_text
 
 _DEEPEST = 5
@@ -124,8 +125,7 @@ class _Zip(Source):
                 f"{path}: holds {len(self.members):,} files; a model's zip has at most {_MOST_FILES:,}"
             )
         for name in self.members:
-            parts = PurePosixPath(name.replace("\\", "/"))
-            if parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+            if leads_out(name):
                 raise CheckpointError(f"{path}: holds {name!r}, a path that leads out of it; nothing was unpacked")
 
     @property

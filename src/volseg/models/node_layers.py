@@ -18,6 +18,8 @@ from volseg.networks.description import (
 )
 from volseg.networks.layered import (
     AlignedInterpolation,
+    ChannelOrder,
+    ChannelPad,
     ChannelReduction,
     Channels,
     ChannelSoftmax,
@@ -29,11 +31,14 @@ from volseg.networks.layered import (
     GeneralPool,
     GlobalMean,
     PixelShuffle,
+    PixelUnshuffle,
     Scaling,
     VoxelDropout,
+    VoxelPad,
 )
 from volseg.nn.pointwise import Joined, OfChannels, Product, Shuffled, Valued
 from volseg.nn.pooling import GlobalAverage
+from volseg.nn.unshuffling import Unshuffled
 
 
 def layer_of(network: Network, node: Node, path: str = "") -> nn.Module:
@@ -89,10 +94,15 @@ def _layered(node: Node, inputs: int) -> nn.Module:
             return Valued(node)
         case Combination() | Scaling():
             return Joined(node)
-        case Concatenation() | Channels() | ChannelReduction() | ChannelSoftmax():
+        case Concatenation() | Channels() | ChannelReduction() | ChannelSoftmax() | ChannelOrder() | ChannelPad():
             return OfChannels(node)
         case PixelShuffle():
             return Shuffled(node)
+        case PixelUnshuffle():
+            return Unshuffled(node.factors)
+        case VoxelPad():
+            (d, h, w), (back, low, right) = node.before, node.after
+            return nn.ConstantPad3d((w, right, h, low, d, back), node.value)
         case GlobalMean():
             return GlobalAverage()
         case Dense():

@@ -164,6 +164,43 @@ class PixelShuffle(LayeredNode):
 
 
 @dataclass(frozen=True)
+class PixelUnshuffle(LayeredNode):
+    """The inverse of `PixelShuffle`: the voxels of a block of `factors` become channels."""
+
+    factors: Triple
+
+
+@dataclass(frozen=True)
+class ChannelOrder(LayeredNode):
+    """Channels in another order.
+
+    split  what their number is a product of: channel c is an index into an array of this shape, in C order
+    order  of the axes of that array, in which the output's channels go through it
+    """
+
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChannelPad(LayeredNode):
+    """Channels of one value before and after those of its input."""
+
+    before: int
+    after: int
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class VoxelPad(LayeredNode):
+    """Voxels of one value before and after the volume, on each axis; below zero: so many of its own are cut off."""
+
+    before: Triple
+    after: Triple
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
 class GlobalMean(LayeredNode):
     """The mean over all voxels of the volume, one value a channel."""
 

@@ -22,9 +22,11 @@ from volseg.nn.normalization import (
     PartitionedGroupNorm,
     PartitionedInstanceNorm3d,
 )
+from volseg.nn.padding import PartitionedConstantPad3d
 from volseg.nn.pointwise import Pointwise
 from volseg.nn.pooling import GlobalAverage, PartitionedAvgPool3d, PartitionedGlobalAverage, PartitionedMaxPool3d
 from volseg.nn.sequential import FusedSequential
+from volseg.nn.unshuffling import PartitionedUnshuffled, Unshuffled
 from volseg.nn.upsampling import PartitionedUpsample
 
 TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
@@ -34,6 +36,9 @@ TWINS: dict[type[nn.Module], type[PartitionedLayer]] = {
     nn.AvgPool3d: PartitionedAvgPool3d,
     GlobalAverage: PartitionedGlobalAverage,
     nn.Upsample: PartitionedUpsample,
+    Unshuffled: PartitionedUnshuffled,
+    nn.ConstantPad3d: PartitionedConstantPad3d,
+    nn.ZeroPad3d: PartitionedConstantPad3d,
     nn.InstanceNorm3d: PartitionedInstanceNorm3d,
     nn.GroupNorm: PartitionedGroupNorm,
     nn.BatchNorm3d: PartitionedBatchNorm3d,
@@ -59,8 +64,9 @@ def partition_module(model: nn.Module, grid: ProcessGrid, multiple_of: PerAxis =
                  grid the network is to give the same bits on (for a U-Net the product of its strides); it only makes
                  the reproducible statistics faster
 
-    The output has the same bits on every grid, but for activations made of exponentials (sigmoid, tanh, SiLU, ...),
-    whose last bit torch lets depend on a value's place in the array.
+    The output has the same bits on every grid, activations made of exponentials (sigmoid, SiLU, ...) included. Only
+    where forward itself calls such a function in place, a power, or a softmax, sum or mean over channels does torch let
+    the last bit depend on a value's place in the array; a description's have the same bits there, too.
 
     Raises PartitionError naming the layer that cannot be partitioned.
     """

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from volseg.geometry import Triple
 from volseg.nn.kernels.convolution import convolve, transposed_convolve, weight_gradient
-from volseg.nn.layer import LayerPlan, PartitionedLayer, expanded_outputs, fetch_window, strided_outputs, triple
+from volseg.nn.layer import (
+    LayerPlan,
+    PartitionedLayer,
+    expanded_outputs,
+    fetch_window,
+    no_view,
+    strided_outputs,
+    triple,
+)
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
 from volseg.program.kinds import Kind
@@ -26,7 +34,7 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.layer = (stride, dilation, groups), layer
         ctx.has_bias = bias is not None
-        return _no_view(convolve(x, weight, bias, stride, dilation, groups, origin))
+        return no_view(convolve(x, weight, bias, stride, dilation, groups, origin))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -51,7 +59,7 @@ class _TransposedConvolve(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.settings, ctx.layer = (stride, dilation, groups), layer
-        return _no_view(transposed_convolve(x, weight, stride, dilation, groups, shape))
+        return no_view(transposed_convolve(x, weight, stride, dilation, groups, shape))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,13 +68,6 @@ class _TransposedConvolve(torch.autograd.Function):
             grad_x = convolve(grad, weight, None, *ctx.settings) if ctx.needs_input_grad[0] else None
             grad_w = weight_gradient(grad, x, weight, *ctx.settings) if ctx.needs_input_grad[1] else None
         return grad_x, grad_w, *[None] * 5
-
-
-def _no_view(y: Tensor) -> Tensor:
-    """The same memory in a tensor that is no view: autograd lets nobody change a view that a function made."""
-    owner = y.new_empty(0)
-    owner.set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
-    return owner
 
 
 class PartitionedConv3d(nn.Conv3d, PartitionedLayer):

@@ -1,12 +1,15 @@
-"""Activations of whole tensors, by torch's own functions."""
+"""Activations of whole tensors, by torch's own functions; their bits do not depend on a value's place."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from volseg.networks.description import ActivationKind
+from volseg.nn.anywhere import at_any_place
 
 
 def activate(x: Tensor, kind: ActivationKind, slope: float) -> Tensor:
@@ -16,13 +19,13 @@ def activate(x: Tensor, kind: ActivationKind, slope: float) -> Tensor:
     """
     match kind:
         case "silu":
-            return functional.silu(x)
+            return at_any_place(functional.silu, x)
         case "gelu":
-            return functional.gelu(x)
+            return at_any_place(functional.gelu, x)
         case "gelu_tanh":
-            return functional.gelu(x, approximate="tanh")
+            return at_any_place(partial(functional.gelu, approximate="tanh"), x)
         case "sigmoid":
-            return torch.sigmoid(x)
+            return at_any_place(torch.sigmoid, x)
         case "leaky_relu":
             if slope == 1:
                 return x

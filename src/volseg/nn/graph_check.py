@@ -31,6 +31,8 @@ _LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "instance_norm": (nn.InstanceNorm3d,),
     "group_norm": (nn.GroupNorm,),
     "batch_norm": (nn.BatchNorm3d,),
+    "pad": (nn.ConstantPad3d, nn.ZeroPad3d),
+    "constant_pad_nd": (nn.ConstantPad3d, nn.ZeroPad3d),
     "dropout": (nn.Dropout,),
     "feature_dropout": (nn.Dropout3d,),
 }

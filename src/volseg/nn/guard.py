@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from volseg.errors import PartitionError
+from volseg.nn.anywhere import at_any_place
 
 # Without the underscores of `add_`, `__add__`, `_set_grad_enabled`.
 _NAMES = """
@@ -45,6 +46,11 @@ RANDOM = frozenset({"rand", "randn", "randint", "randperm", "normal", "bernoulli
 _FACTORIES = RANDOM | {"arange", "linspace", "meshgrid"}
 _TURNED = {"T", "mT", "H", "mH"}  # attributes of a tensor that change the order of its axes
 _CHANNELS = (1, -4)
+# Functions of one tensor whose last bit torch lets depend on a value's place.
+_EXPONENTIAL = frozenset({
+    "sigmoid", "logsigmoid", "tanh", "tanhshrink", "silu", "gelu", "mish", "softplus", "elu", "celu", "selu", "exp",
+    "exp2", "expm1", "sinh", "cosh",
+})  # fmt: skip
 
 
 class Guard(TorchFunctionMode):
@@ -67,6 +73,10 @@ class Guard(TorchFunctionMode):
                 f"{self.label}: its forward calls {name}() between layers, which would see one block only; "
                 "use the torch.nn layer instead, or do it after gathering"
             )
+        settings = (*args[1:], *kwargs.values())
+        in_place = any(value is True or isinstance(value, Tensor) for value in settings)  # `inplace` or `out`
+        if name in _EXPONENTIAL and args and _is_block(args[0]) and not in_place:
+            return at_any_place(lambda x: func(x, *args[1:], **kwargs), args[0])
         return func(*args, **kwargs)
 
 

@@ -125,13 +125,20 @@ def _checked(layout: Layout, shape: Triple, place: Any) -> Layout:
     return layout.map_axes(map_axis)
 
 
+def no_view(y: Tensor) -> Tensor:
+    """The same memory in a tensor that is no view: autograd lets nobody change a view that a function made."""
+    owner = y.new_empty(0)
+    owner.set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
+    return owner
+
+
 class _WindowExchange(torch.autograd.Function):
     """`exchange_window` with its exact adjoint as gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: WindowPlan, grid: ProcessGrid, fill: float) -> Tensor:
         ctx.plan, ctx.grid = plan, grid
-        return exchange_window(x, plan, grid, fill)
+        return no_view(exchange_window(x, plan, grid, fill))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from volseg.networks.layered import (
+    ChannelOrder,
+    ChannelPad,
     ChannelReduction,
     Channels,
     ChannelSoftmax,
@@ -19,6 +21,7 @@ from volseg.networks.layered import (
     PixelShuffle,
     Scaling,
 )
+from volseg.nn.anywhere import at_any_place, channel_softmax, sum_of_channels
 
 
 class Folder(nn.ModuleDict):
@@ -49,9 +52,10 @@ class Valued(Pointwise):
             self.weight = nn.Parameter(torch.full((node.slopes,), 0.25))
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight) if self.function == "prelu" else at_any_place(self._of_values, x)
+
+    def _of_values(self, x: Tensor) -> Tensor:
         match self.function:
-            case "prelu":
-                return F.prelu(x, self.weight)
             case "power":
                 return x ** self.values[0]
             case "clamp":
@@ -101,9 +105,11 @@ class Joined(Pointwise):
 
 
 class OfChannels(Pointwise):
-    """What takes, joins or reduces the channels of a tensor [N, C, ...]."""
+    """What takes, joins, orders or reduces the channels of a tensor [N, C, ...]."""
 
-    def __init__(self, node: Concatenation | Channels | ChannelReduction | ChannelSoftmax) -> None:
+    def __init__(
+        self, node: Concatenation | Channels | ChannelReduction | ChannelSoftmax | ChannelOrder | ChannelPad
+    ) -> None:
         super().__init__()
         self.node = node
 
@@ -111,19 +117,28 @@ class OfChannels(Pointwise):
         match self.node:
             case Channels(start=start, stop=stop, step=step):
                 return x[:, start:stop:step]
-            case ChannelSoftmax(logarithm=True):
-                return x.log_softmax(1)
-            case ChannelSoftmax():
-                return x.softmax(1)
+            case ChannelOrder():
+                return _in_order(x, self.node)
+            case ChannelPad(before=before, after=after, value=value):
+                return F.pad(x, (0, 0) * (x.dim() - 2) + (before, after), value=value)
+            case ChannelSoftmax(logarithm=logarithm):
+                return channel_softmax(x, logarithm=logarithm)
             case ChannelReduction(reduction="mean"):
-                return x.mean(1, keepdim=True)
+                return sum_of_channels(x) / x.shape[1]
             case ChannelReduction(reduction="sum"):
-                return x.sum(1, keepdim=True)
+                return sum_of_channels(x)
             case ChannelReduction(reduction="max"):
                 return x.amax(1, keepdim=True)
             case ChannelReduction():
                 return x.amin(1, keepdim=True)
         return x
+
+
+def _in_order(x: Tensor, node: ChannelOrder) -> Tensor:
+    n, _, *sides = x.shape
+    arrayed = x.reshape(n, *node.split, *sides)
+    behind = range(1 + len(node.split), arrayed.dim())
+    return arrayed.permute(0, *(1 + axis for axis in node.order), *behind).reshape(x.shape)
 
 
 class Shuffled(Pointwise):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from volseg.errors import CheckpointError, first_line
+from volseg.files import leads_out
 from volseg.models.exported.door import network_of_graph
 from volseg.networks.description import Network
 from volseg.nn.graph import Call, Graph, Name, plain_path, source_line, with_defaults
@@ -34,15 +36,15 @@ _DTYPES = {5: torch.int64, 6: torch.float16, 7: torch.float32, 8: torch.float64,
 def describe_archive(path: Path) -> tuple[Network, dict[str, Tensor]]:
     """The network of an archive and its tensors by the names that the exported module had.
 
-    Raises CheckpointError where the file is no such archive, or has pickled weights, which are not read;
-    PartitionError as `describe`.
+    Raises CheckpointError where the file is no such archive, has pickled weights or objects, which are not read, paths
+    that lead out of it, or members that unpack to more than the whole; PartitionError as `describe`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _described(archive, path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: no torch.export archive ({first_line(error)})") from None
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: not as this version reads archives of torch.export ({type(error).__name__}: "
             f"{first_line(error)}); export it with a current torch, by torch.export.save"
@@ -50,6 +52,7 @@ def describe_archive(path: Path) -> tuple[Network, dict[str, Tensor]]:
 
 
 def _described(archive: zipfile.ZipFile, path: Path) -> tuple[Network, dict[str, Tensor]]:
+    _check_members(archive, path)
     roots = {name.split("/")[0] for name in archive.namelist()}
     if len(roots) != 1 or f"{min(roots)}/models/model.json" not in archive.namelist():
         raise CheckpointError(f"{path}: no torch.export archive of one model: it lacks models/model.json")
@@ -60,6 +63,19 @@ def _described(archive: zipfile.ZipFile, path: Path) -> tuple[Network, dict[str,
     graph = _graph(program["graph"], program["signature"]["input_specs"], tensors | constants)
     children = tuple(dict.fromkeys(name.split(".")[0] for name in tensors if "." in name))
     return network_of_graph(graph, tensors | constants, children, path.name), tensors
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise CheckpointError for a name that leads out of the archive, and for what shrank: torch compresses nothing."""
+    size = path.stat().st_size
+    for info in archive.infolist():
+        if leads_out(info.filename):
+            raise CheckpointError(f"{path}: holds {info.filename!r}, a path that leads out of it; nothing was read")
+        if info.file_size > size:
+            raise CheckpointError(
+                f"{path}: its {info.filename} would unpack to {info.file_size} bytes, more than the archive has "
+                f"({size}); write it by torch.export.save, which compresses nothing"
+            )
 
 
 def _json(archive: zipfile.ZipFile, name: str, path: Path) -> Any:
@@ -73,15 +89,17 @@ def _tensors(archive: zipfile.ZipFile, folder: str, config: str, path: Path) -> 
     tensors = {}
     for name, entry in _json(archive, f"{folder}/{config}", path)["config"].items():
         file, meta = str(entry["path_name"]), entry["tensor_meta"]
-        if entry["use_pickle"] or not re.fullmatch(r"\w+", file):
+        if entry["use_pickle"]:
             raise CheckpointError(
                 f"{path}: its {name} is pickled, and unpickling can run any program; export it as a plain tensor"
             )
+        if not re.fullmatch(r"\w+", file):
+            raise CheckpointError(f"{path}: its {name} should lie in {file!r}, which is no name of a member")
         sizes, strides = (tuple(int(n["as_int"]) for n in meta[key]) for key in ("sizes", "strides"))
         dtype, offset = _DTYPES[meta["dtype"]], int(meta["storage_offset"]["as_int"])
         last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if prod(sizes) else -1
         count = archive.getinfo(f"{folder}/{file}").file_size // dtype.itemsize
-        if min((*sizes, *strides, offset), default=0) < 0 or last >= count:
+        if min((*sizes, *strides, offset), default=0) < 0 or last >= count or prod(sizes) > count:
             raise CheckpointError(f"{path}: its {name} is {list(sizes)}, but only {count} values are there")
         values = torch.frombuffer(bytearray(archive.read(f"{folder}/{file}")), dtype=dtype) if count else torch.empty(0)
         tensors[name] = values.as_strided(sizes, strides, offset).clone()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from volseg.models.exported.layers import global_mean
-from volseg.models.exported.walk import Handler, Held, Result, Value, Walk
+from volseg.models.exported.rearranging import Folded, reduced
+from volseg.models.exported.walk import Handler, Held, Other, Result, Value, Walk, node_name
 from volseg.networks.description import IMAGE, ActivationKind, Addition, Normalization
 from volseg.networks.layered import (
     ChannelReduction,
-    Channels,
     ChannelSoftmax,
     Combination,
     Function,
@@ -34,7 +34,7 @@ def _activation(kind: ActivationKind, walk: Walk, call: Call) -> Value:
         kind = "gelu_tanh"
     if x.everywhere or walk.single(call, x) == IMAGE:
         return _everywhere(kind, slope, walk, call)
-    node = Normalization(_name(call, "activated"), (walk.single(call, x),), -1, x.channels, "none", slope)
+    node = Normalization(node_name(call, "activated"), (walk.single(call, x),), -1, x.channels, "none", slope)
     if kind != "leaky_relu":
         node = Normalization(node.name, node.reads, -1, x.channels, "none", 0.0, activation=kind)
     return walk.add(node, call.shape)
@@ -51,7 +51,7 @@ def _everywhere(kind: ActivationKind, slope: float, walk: Walk, call: Call) -> V
 
 def _function(function: FunctionKind, values: tuple[float, ...], walk: Walk, call: Call) -> Value:
     x = walk.value(call)
-    node = Function(_name(call, function), (walk.single(call, x),), -1, x.channels, function, values)
+    node = Function(node_name(call, function), (walk.single(call, x),), -1, x.channels, function, values)
     return walk.add(node, call.shape, everywhere=x.everywhere)
 
 
@@ -104,14 +104,14 @@ def _join(function: JoinKind, walk: Walk, call: Call) -> Result:
     a, b = walk.value(call), walk.value(call, "other")
     everywhere = a.everywhere and b.everywhere
     if function == "add" and a.shape == b.shape and not a.everywhere and not b.everywhere:
-        node = Addition(_name(call, "sum"), (walk.single(call, a), walk.single(call, b)), -1, a.channels)
+        node = Addition(node_name(call, "sum"), (walk.single(call, a), walk.single(call, b)), -1, a.channels)
         return walk.add(node, call.shape)
     for value, beside in ((a, b), (b, a)):
         if value.everywhere and not beside.everywhere and value.shape[1:] != (value.channels, 1, 1, 1):
             raise call.refuse(f"joins a volume with values of the shape {list(value.shape)}")
     channels = max(a.channels, b.channels)
     reads = (walk.single(call, a), walk.single(call, b))
-    joined = Combination(_name(call, function), reads, -1, channels, function)
+    joined = Combination(node_name(call, function), reads, -1, channels, function)
     return walk.add(joined, call.shape, everywhere=everywhere)
 
 
@@ -120,7 +120,7 @@ def _subtracted_from(walk: Walk, call: Call) -> Value:
     x, number = walk.value(call), call.arguments["other"]
     if not isinstance(number, (int, float)) or call.arguments["alpha"] != 1:
         raise call.refuse("subtracts from what is no number")
-    name, read = _name(call, "subtract"), (walk.single(call, x),)
+    name, read = node_name(call, "subtract"), (walk.single(call, x),)
     node = Scaling(name, read, -1, x.channels, "subtract", (float(number),), reversed=True)
     return walk.add(node, call.shape, everywhere=x.everywhere)
 
@@ -128,7 +128,7 @@ def _subtracted_from(walk: Walk, call: Call) -> Value:
 def _scaled(function: JoinKind, walk: Walk, call: Call, argument: str, constant: str) -> Result:
     """A tensor joined with a number, a constant or a parameter of one value or of one a channel."""
     x, given, reversed_ = walk.value(call, argument), walk.constant(call, constant), constant == "self"
-    name, module = _name(call, function), walk.path(call, constant)
+    name, module = node_name(call, function), walk.path(call, constant)
     if given is None:
         number = call.arguments[constant]
         if not isinstance(number, (int, float)):
@@ -161,91 +161,13 @@ def _check_constant(call: Call, given: Tensor, x: Value) -> None:
         )
 
 
-def _cat(walk: Walk, call: Call) -> Value:
-    values = [held.value for held in walk.listed(call, "tensors")]
-    if call.arguments["dim"] % len(values[0].shape) != 1:
-        raise call.refuse("joins along an axis other than the channels")
-    everywhere = values[0].everywhere
-    if any(value.everywhere != everywhere for value in values):
-        raise call.refuse("joins a volume with values of the whole volume")
-    return Value(tuple(part for value in values for part in value.parts), call.shape, everywhere)
+def _identity(walk: Walk, call: Call) -> Held | Other:
+    first = next(iter(call.arguments))
+    return walk.other(call, first) or walk.held(call, first)
 
 
-def _identity(walk: Walk, call: Call) -> Held:
-    return walk.held(call, next(iter(call.arguments)))
-
-
-def _copied(walk: Walk, call: Call) -> Value:
-    return walk.value(call)
-
-
-def _reshaped(walk: Walk, call: Call) -> Result:
-    """What keeps the shape, and any shape of values of the whole volume."""
-    held = walk.held(call)
-    if call.shape == held.value.shape:
-        return held
-    if not held.value.everywhere or max(call.shape, default=1) != held.value.channels:
-        raise call.refuse("gives the voxels another shape")
-    held.shared = True
-    return Held(Value(held.value.parts, call.shape, everywhere=True), shared=True)
-
-
-def _slice(walk: Walk, call: Call) -> Result:
-    held = walk.held(call)
-    if call.shape == held.value.shape:
-        return held
-    if call.arguments["dim"] % len(held.value.shape) != 1:
-        raise call.refuse("takes a part of the volume")
-    start, stop, step = (call.arguments[key] for key in ("start", "end", "step"))
-    channels = held.value.channels
-    first, last, _ = slice(start, stop, step).indices(channels)
-    return _part(walk, call, held, first, last, step, call.shape)
-
-
-def _part(
-    walk: Walk, call: Call, held: Held, start: int, stop: int, step: int, shape: tuple[int, ...]
-) -> Held:  # fmt: skip
-    """Some channels of a tensor; a node's own ones, where they begin and end with nodes."""
-    held.shared = True
-    value, at = held.value, 0
-    if step == 1:
-        parts = []
-        for part in value.parts:
-            width = walk.channels_of(part)
-            if start <= at and at + width <= stop:
-                parts.append(part)
-            at += width
-        if sum(walk.channels_of(part) for part in parts) == stop - start:
-            return Held(Value(tuple(parts), shape, value.everywhere), shared=True)
-    channels = len(range(start, stop, step))
-    node = Channels(_name(call, "channels"), (walk.single(call, value),), -1, channels, start, stop, step)
-    return Held(walk.add(node, shape, everywhere=value.everywhere), shared=True)
-
-
-def _split(walk: Walk, call: Call) -> list[Value]:
-    held = walk.held(call)
-    if call.arguments["dim"] % len(held.value.shape) != 1:
-        raise call.refuse("divides an axis other than the channels")
-    channels = held.value.channels
-    sizes = call.arguments.get("split_sizes", call.arguments.get("split_size"))
-    if "chunks" in call.arguments:
-        sizes = -(-channels // int(call.arguments["chunks"]))
-    if isinstance(sizes, int):
-        sizes = tuple(min(sizes, channels - first) for first in range(0, channels, sizes))
-    start, parts = 0, []
-    for size in sizes:
-        shape = (held.value.shape[0], size, *held.value.shape[2:])
-        parts.append(_part(walk, call, held, start, start + size, 1, shape).value)
-        start += size
-    return parts
-
-
-def _repeated(walk: Walk, call: Call) -> Held:
-    """A tensor's channels several times over."""
-    value, repeats = walk.value(call), tuple(call.arguments["repeats"])
-    if value.everywhere or len(repeats) != 5 or any(n != 1 for axis, n in enumerate(repeats) if axis != 1):
-        raise call.refuse("repeats an axis other than the channels")
-    return Held(Value(value.parts * int(repeats[1]), call.shape), shared=True)
+def _copied(walk: Walk, call: Call) -> Value | Other:
+    return walk.other(call) or walk.value(call)
 
 
 def _unchanged(walk: Walk, call: Call) -> Held:
@@ -260,13 +182,11 @@ def _converted(walk: Walk, call: Call) -> Held:
     return walk.held(call)
 
 
-def _getitem(walk: Walk, call: Call) -> Held:
-    number = int(call.arguments["1"])
-    return walk.listed(call, "0")[number]
-
-
 def _reduction(reduction: ReductionKind, walk: Walk, call: Call) -> Result:
-    x, dims = walk.value(call), call.arguments.get("dim")
+    folded, dims = walk.other(call), call.arguments.get("dim")
+    if isinstance(folded, Folded):
+        return reduced(reduction, walk, call, folded)
+    x = walk.value(call)
     places = {n % len(x.shape) for n in (dims if isinstance(dims, tuple) else (dims,))} if dims is not None else set()
     if x.everywhere or len(x.shape) != 5 or places not in (_SPACE, {1}):
         raise call.refuse("is over axes other than the channels, or all three of space")
@@ -276,7 +196,7 @@ def _reduction(reduction: ReductionKind, walk: Walk, call: Call) -> Result:
         return global_mean(walk, call, x)
     if not call.arguments["keepdim"]:
         raise call.refuse("leaves the axis of the channels out")
-    node = ChannelReduction(_name(call, reduction), (walk.single(call, x),), -1, 1, reduction)
+    node = ChannelReduction(node_name(call, reduction), (walk.single(call, x),), -1, 1, reduction)
     return walk.add(node, call.shape)
 
 
@@ -284,18 +204,8 @@ def _softmax(walk: Walk, call: Call, *, logarithm: bool) -> Value:
     x = walk.value(call)
     if call.arguments["dim"] % len(x.shape) != 1:
         raise call.refuse("is over an axis other than the channels")
-    node = ChannelSoftmax(_name(call, "softmax"), (walk.single(call, x),), -1, x.channels, logarithm)
+    node = ChannelSoftmax(node_name(call, "softmax"), (walk.single(call, x),), -1, x.channels, logarithm)
     return walk.add(node, call.shape, everywhere=x.everywhere)
-
-
-def _pad(walk: Walk, call: Call) -> Held:
-    if any(call.arguments["pad"]):
-        raise call.refuse("pads the volume")
-    return walk.held(call, "self")
-
-
-def _name(call: Call, what: str) -> str:
-    return f"{call.module or 'network'}, {what}"
 
 
 def _functions(*names: FunctionKind) -> dict[str, Handler]:
@@ -315,7 +225,6 @@ ARITHMETIC: dict[str, Handler] = {
     **{op: partial(_join, kind) for op, kind in _JOINS.items()},
     **_functions("abs", "exp", "hardsigmoid", "hardswish", "log", "mish", "neg", "reciprocal", "selu", "sqrt", "tanh"),
     **dict.fromkeys(_IDENTITIES, _identity),
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "expand"), _reshaped),
     "rsub": _subtracted_from,
     "prelu": _prelu,
     "elu": _elu,
@@ -327,22 +236,13 @@ ARITHMETIC: dict[str, Handler] = {
     "relu6": lambda walk, call: _function("clamp", (0.0, 6.0), walk, call),
     "pow": _power,
     "clone": _copied,
-    "cat": _cat,
-    "repeat": _repeated,
     "to": _converted,
     "_assert_tensor_metadata": _unchanged,
-    "slice": _slice,
-    "split": _split,
-    "split_with_sizes": _split,
-    "chunk": _split,
-    "getitem": _getitem,
     "mean": partial(_reduction, "mean"),
     "sum": partial(_reduction, "sum"),
     "amax": partial(_reduction, "max"),
     "amin": partial(_reduction, "min"),
     "softmax": partial(_softmax, logarithm=False),
     "log_softmax": partial(_softmax, logarithm=True),
-    "constant_pad_nd": _pad,
-    "pad": _pad,
 }
 """By the name of torch's operation, what makes its node."""

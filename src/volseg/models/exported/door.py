@@ -10,7 +10,10 @@ from torch.export import ExportedProgram
 from volseg.errors import PartitionError
 from volseg.geometry import Triple, format_triple
 from volseg.models.exported.arithmetic import ARITHMETIC
+from volseg.models.exported.channels import CHANNELS
 from volseg.models.exported.layers import LAYERS
+from volseg.models.exported.margins import MARGINS
+from volseg.models.exported.rearranging import REARRANGING
 from volseg.models.exported.stages import network_of
 from volseg.models.exported.tidying import tidy
 from volseg.models.exported.walk import Walk
@@ -68,7 +71,7 @@ def network_of_graph(
 ) -> Network:  # fmt: skip
     """`network_of_program` of the operations."""
     walk = Walk(graph, tensors, graph.shape)
-    walk.run(LAYERS | ARITHMETIC)
+    walk.run(LAYERS | ARITHMETIC | CHANNELS | MARGINS | REARRANGING)
     outputs = walk.outputs()
     if not outputs:
         raise PartitionError(f"{label} gives no volume")
@@ -79,8 +82,14 @@ def network_of_graph(
             f"{label} gives {format_triple(walk.sides[names[0]])} voxels for {format_triple(walk.sides[IMAGE])}; a "
             "segmentation has as many as the volume"
         )
-    tidied = tidy(walk, logits, [name for name in names if name != logits])
-    return network_of(tidied, walk.sides, graph.shape[1], children)
+    image = walk.sides[IMAGE]
+    deep = [name for name in names if name != logits and _divides(walk.sides[name], image)]
+    return network_of(tidy(walk, logits, deep), image, graph.shape[1], children)
+
+
+def _divides(sides: Triple, image: Triple) -> bool:
+    """Whether an output has a whole part of the image's voxels on each axis, as what a loss compares with it has."""
+    return all(n and m % n == 0 for n, m in zip(sides, image, strict=True))
 
 
 def _first_difference(network: Network, other: Network) -> str:

@@ -54,7 +54,16 @@ class Held:
     shared: bool = False
 
 
-Result = Value | list[Value] | Held
+class Other:
+    """What a call gives that is no tensor of voxels; only operations that know its class read it.
+
+    shape  torch's
+    """
+
+    shape: tuple[int, ...]
+
+
+Result = Value | list[Value] | Held | Other
 Handler = Callable[["Walk", Call], Result]
 
 
@@ -71,7 +80,7 @@ class Walk:
         self.nodes: dict[str, Node] = {}
         self.sides: dict[str, Triple] = {IMAGE: (image[2], image[3], image[4])}
         self._channels = {IMAGE: image[1]}
-        self._known: dict[str, Held | list[Held]] = {graph.image: Held(Value((IMAGE,), image))}
+        self._known: dict[str, Held | list[Held] | Other] = {graph.image: Held(Value((IMAGE,), image))}
         paths = [*tensors, *(call.module for call in graph.calls)]
         self._folders = {path[:n] for path in paths for n, letter in enumerate(path) if letter == "."}
 
@@ -91,7 +100,7 @@ class Walk:
             elif isinstance(result, list):
                 self._known[call.name] = [Held(value, shared=True) for value in result]
             else:
-                self._known[call.name] = result if isinstance(result, Held) else Held(result)
+                self._known[call.name] = result if isinstance(result, (Held, Other)) else Held(result)
 
     def outputs(self) -> list[Value]:
         """The volumes that the module gives, in their order."""
@@ -102,9 +111,17 @@ class Walk:
         """The tensor that an argument names. Raises PartitionError where it is none that nodes make."""
         name = call.arguments.get(argument)
         held = self._known.get(name.name) if isinstance(name, Name) else None
+        if isinstance(held, Other):
+            raise call.refuse(f"reads a tensor {list(held.shape)} whose axes are not those of a volume [N, C, D, H, W]")
         if not isinstance(held, Held):
             raise call.refuse(f"reads as {argument!r} what is no tensor of the volume")
         return held
+
+    def other(self, call: Call, argument: str = "self") -> Other | None:
+        """What an argument names where that is no tensor of voxels."""
+        name = call.arguments.get(argument)
+        known = self._known.get(name.name) if isinstance(name, Name) else None
+        return known if isinstance(known, Other) else None
 
     def value(self, call: Call, argument: str = "self") -> Value:
         """`held`, as it is now."""
@@ -203,3 +220,8 @@ class Walk:
             raise call.refuse("changes in place a tensor of another shape")
         held.value = result
         self._known[call.name] = held
+
+
+def node_name(call: Call, what: str) -> str:
+    """A name for the node of a call that has no layer of its own."""
+    return f"{call.module or 'network'}, {what}"
