@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,18 @@ from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
 from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
-from volseg.volumes.intensity import ChannelScheme, Normalization
+from volseg.volumes.imported_scan import ImportedView, lay_out_imported
+from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization
 from volseg.volumes.resampling import Spacing, resampled
-from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization, seen_space
+from volseg.volumes.scan import (
+    Scan,
+    lay_out,
+    lay_out_seen,
+    normalized_block,
+    open_channels,
+    own_normalization,
+    seen_space,
+)
 from volseg.volumes.volume import Volume
 
 CACHE_BYTES = 2**30
@@ -53,13 +62,15 @@ class CaseBlocks:
     spacing   mm (canonical D, H, W) at which the network sees the cases; None: their own
     schemes   how each channel is normalised; to be set before `load`
     level     halvings of the resolution at which the volumes are seen
+    views     of the cases, by name, where they are seen as another tool reads them, normalised; else empty
     """
 
     def __init__(
         self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: PerAxis,
         replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
+        views: Mapping[str, ImportedView] | None = None,
     ) -> None:  # fmt: skip
-        self.spacing = spacing
+        self.spacing, self.views = spacing, views or {}
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
         self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
@@ -83,21 +94,36 @@ class CaseBlocks:
         return CACHE_BYTES - self._room
 
     def _open(self, case: Case) -> None:
+        channels, label = self._seen(case)
+        seen = [coarsened(channel, self.level, "linear") for channel in channels]
+        self._scans[case.name] = lay_out_seen(seen, self.grid, self.multiple)
+        self._labels[case.name] = coarsened(label, self.level, "labels")
+
+    def _seen(self, case: Case) -> tuple[Sequence[Volume], Volume]:
+        """Images and labels on the grid, and in the order, in which the network sees them, before any halving."""
         assert case.label is not None
+        label, view = self.dataset.open_labels(case.label), self.views.get(case.name)
+        if view is not None:
+            return view.channels, view.labels(label)
         channels = open_channels(case.images)
-        label = in_order_of(self.dataset.open_labels(case.label), channels[0].space)
+        label = in_order_of(label, channels[0].space)
         check_same_grid(channels[0], label)
         space = seen_space(channels[0], self.spacing)
-        seen = [coarsened(resampled(channel, space, "linear"), self.level, "linear") for channel in channels]
-        self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
-        self._labels[case.name] = coarsened(resampled(label, space, "labels"), self.level, "labels")
+        return [resampled(channel, space, "linear") for channel in channels], resampled(label, space, "labels")
 
     def on_own_grid(self, case: Case) -> tuple[Scan, Volume] | None:
-        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in canonical order.
+        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in the network's order
+        and cropped as the network sees it.
 
         None where the network sees that very grid, or one that is halved.
         """
-        if self.level or case.label is None or self.spacing is None:
+        if self.level or case.label is None:
+            return None
+        view = self.views.get(case.name)
+        if view is not None:
+            own = view.own_labels(self.dataset.open_labels(case.label))
+            return None if view.back is None else (lay_out_imported(view, self.grid, self.multiple), own)
+        if self.spacing is None:
             return None
         channels = open_channels(case.images)
         scan = lay_out(channels, self.grid, self.multiple, self.spacing)
@@ -205,6 +231,8 @@ class CaseBlocks:
 
     def rules(self, case: Case) -> list[Normalization]:
         """How each channel of the case is normalised. Collective over the replica the first time."""
+        if self.views:
+            return [UNCHANGED] * len(self.schemes)
         if case.name not in self._own:
             rules = [scheme.fixed for scheme in self.schemes]
             if None in rules:
@@ -221,5 +249,5 @@ class CaseBlocks:
         target = torch.full((1, *scan.block.shape), IGNORE, dtype=torch.uint8)
         target[(0, *scan.inside.relative_to(scan.block).slices)] = torch.from_numpy(label)
         d, h, w = scan.layout.shape
-        block = torch.from_numpy(normalized_block(images, scan, self.schemes, rules)).unsqueeze(0)
+        block = torch.from_numpy(normalized_block(images, scan, rules)).unsqueeze(0)
         return Sample(block.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)
