@@ -27,6 +27,7 @@ class Settings(TypedDict, total=False):
     crop       (D, H, W) voxels, or "256x256x256", of a random crop of each volume a step
     fold       which part is held out; without folds one of 5, as in nnU-Net
     spacing    "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
+    readers    "majority", "random" or "first", where cases have masks of several readers
     """
 
     accumulate: int | None
@@ -57,6 +58,7 @@ class Settings(TypedDict, total=False):
     folds: int | None
     fold: int | None
     spacing: str | tuple[float, float, float] | None
+    readers: str | None
     seed: int | None
     keep: int | None
     checkpoint_seconds: float | None
@@ -90,7 +92,11 @@ def overridden(config: Config, settings: Settings) -> Config:
         config,
         model={name: value[name] for name in OF_THE_NETWORK},
         training=training | {"checkpoint_levels": parsed(value["checkpoint_levels"], parse_levels)},
-        data={"spacing": _spacing(value["spacing"]), "crop": parsed(value["crop"], parse_shape, "--crop")},
+        data={
+            "spacing": _spacing(value["spacing"]),
+            "crop": parsed(value["crop"], parse_shape, "--crop"),
+            "readers": value["readers"],
+        },
         multigrid={"levels": value["multigrid"], "cycle": value["cycle"]},
     )
     if value["augment"] is not None:

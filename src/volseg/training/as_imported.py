@@ -61,7 +61,7 @@ def labels_of_resampled(
 ) -> list[tuple[Case, Volume, str]]:
     """The cases that are resampled, with their labels as the network sees them, and the --spacing that keeps them."""
     return [
-        (case, views[case.name].labels(dataset.open_labels(case.label)), "own")
+        (case, views[case.name].labels(dataset.open_labels(case)), "own")
         for case in cases
         if case.label is not None and views[case.name].there is not None
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -76,8 +76,10 @@ class CaseBlocks:
         self.replicas = replicas or Replicas(grid.communicator)
         self.schemes: tuple[ChannelScheme, ...] = ()
         self._scans: dict[str, Scan] = {}
-        self._labels: dict[str, Volume] = {}
-        self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
+        self._labels: dict[str, tuple[Volume, ...]] = {}  # what is validated with; where they are drawn, each reader's
+        self._reader = 0  # which of these are read
+        self._cache: dict[str, list[np.ndarray]] = {}
+        self._cached_labels: dict[tuple[str, int], np.ndarray] = {}
         self._own: dict[str, list[Normalization]] = {}
         self._reading: str | None = None
         self._room = CACHE_BYTES
@@ -94,22 +96,45 @@ class CaseBlocks:
         return CACHE_BYTES - self._room
 
     def _open(self, case: Case) -> None:
-        channels, label = self._seen(case)
+        channels, see = self._seen(case)
         seen = [coarsened(channel, self.level, "linear") for channel in channels]
         self._scans[case.name] = lay_out_seen(seen, self.grid, self.multiple)
-        self._labels[case.name] = coarsened(label, self.level, "labels")
+        labels = (self.dataset.open_labels(case), *self.dataset.open_readers(case))
+        self._labels[case.name] = tuple(coarsened(see(some), self.level, "labels") for some in labels)
 
-    def _seen(self, case: Case) -> tuple[Sequence[Volume], Volume]:
-        """Images and labels on the grid, and in the order, in which the network sees them, before any halving."""
-        assert case.label is not None
-        label, view = self.dataset.open_labels(case.label), self.views.get(case.name)
+    def _seen(self, case: Case) -> tuple[Sequence[Volume], Callable[[Volume], Volume]]:
+        """Images on the grid, and in the order, in which the network sees them, before any halving; and what makes
+        labels of the case such."""
+        view = self.views.get(case.name)
         if view is not None:
-            return view.channels, view.labels(label)
+            return view.channels, view.labels
         channels = open_channels(case.images)
-        label = in_order_of(label, channels[0].space)
-        check_same_grid(channels[0], label)
         space = seen_space(channels[0], self.spacing)
-        return [resampled(channel, space, "linear") for channel in channels], resampled(label, space, "labels")
+
+        def see(labels: Volume) -> Volume:
+            labels = in_order_of(labels, channels[0].space)
+            check_same_grid(channels[0], labels)
+            return resampled(labels, space, "labels")
+
+        return [resampled(channel, space, "linear") for channel in channels], see
+
+    def readers(self, case: Case) -> int:
+        """Of how many readers a step may see a mask; 0 where they are not drawn."""
+        return len(self._labels[case.name]) - 1
+
+    @contextmanager
+    def read_by(self, reader: int) -> Iterator[None]:
+        """Within, labels are those of a reader, counted from 1; 0: those that are validated with."""
+        self._reader, before = reader, self._reader
+        try:
+            yield
+        finally:
+            self._reader = before
+
+    @property
+    def reader(self) -> int:
+        """Whose labels are read (`read_by`)."""
+        return self._reader
 
     def on_own_grid(self, case: Case) -> tuple[Scan, Volume] | None:
         """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in the network's order
@@ -121,7 +146,7 @@ class CaseBlocks:
             return None
         view = self.views.get(case.name)
         if view is not None:
-            own = view.own_labels(self.dataset.open_labels(case.label))
+            own = view.own_labels(self.dataset.open_labels(case))
             return None if view.back is None else (lay_out_imported(view, self.grid, self.multiple), own)
         if self.spacing is None:
             return None
@@ -129,7 +154,7 @@ class CaseBlocks:
         scan = lay_out(channels, self.grid, self.multiple, self.spacing)
         if scan.back is None:
             return None
-        return scan, in_order_of(self.dataset.open_labels(case.label), scan.mask_space)
+        return scan, in_order_of(self.dataset.open_labels(case), scan.mask_space)
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""
@@ -149,25 +174,25 @@ class CaseBlocks:
         finally:
             self._reading = None
             self._scans[case.name].close()
-            self._labels[case.name].close()
+            for labels in self._labels[case.name]:
+                labels.close()
 
     def reads_slices(self, case: Case) -> bool:
         """Whether each part that `fetch` is asked for costs its whole planes to read."""
-        volumes = (*self._scans[case.name].channels, self._labels[case.name])
+        volumes = (*self._scans[case.name].channels, self._labels[case.name][self._reader])
         return not self._fits(case) and any(one.whole_slices and one.rising_slices for one in volumes)
 
     def read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
         """This rank's image channels and labels as stored. Collective over the replica, whose ranks check together."""
-        if case.name in self._cache:
-            return self._cache[case.name]
-        with self.grid.communicator.together(), self.reading(case):
-            blocks = self._read(case)
-        self._keep(case, blocks)
-        return blocks
-
-    def _read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+        images, labels = self._cache.get(case.name), self._cached_labels.get((case.name, self._reader))
+        if images is not None and labels is not None:
+            return images, labels
         scan = self._scans[case.name]
-        return scan.read(), self.read_labels(case, scan.inside)
+        with self.grid.communicator.together(), self.reading(case):
+            images = scan.read() if images is None else images
+            labels = self.read_labels(case, scan.inside)
+        self._keep(case, images, labels)
+        return images, labels
 
     def fetch(self, case: Case, wanted: Sequence[Box | None]) -> tuple[list[np.ndarray], np.ndarray]:
         """Image channels and labels, as stored, of the box that this rank wants, else empty. Collective.
@@ -197,9 +222,10 @@ class CaseBlocks:
         Of this rank's own block from memory if it is kept there, else from the file.
         """
         scan = self._scans[case.name]
-        if case.name in self._cache and scan.inside.contains(box):
-            return self._cache[case.name][1][box.relative_to(scan.inside).slices]
-        labels = self._labels[case.name]
+        kept = self._cached_labels.get((case.name, self._reader))
+        if kept is not None and scan.inside.contains(box):
+            return kept[box.relative_to(scan.inside).slices]
+        labels = self._labels[case.name][self._reader]
         with self.reading(case):
             stored = labels.read(box)
         return self.target_of(stored, labels.path)
@@ -213,11 +239,14 @@ class CaseBlocks:
         check_labels(stored, self.dataset.labels, path, ignore)
         return (stored if ignore is None else np.where(stored == ignore, IGNORE, stored)).astype(np.uint8)
 
-    def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:
-        """Keep what was read, if it fits."""
-        if case.name not in self._cache and self._fits(case):
+    def _keep(self, case: Case, images: list[np.ndarray], labels: np.ndarray) -> None:
+        """Keep what was read, if it fits with the labels of all readers."""
+        if not self._fits(case):
+            return
+        if case.name not in self._cache:
             self._room -= self._size(case)
-            self._cache[case.name] = blocks
+            self._cache[case.name] = images
+        self._cached_labels[case.name, self._reader] = labels
 
     def _fits(self, case: Case) -> bool:
         """Whether the case is kept in memory, or will be when it is read."""
@@ -226,7 +255,7 @@ class CaseBlocks:
     def _size(self, case: Case) -> int:
         """Bytes of the largest block as stored: by it all ranks decide alike, as they must; to read is collective."""
         scan = self._scans[case.name]
-        bytes_per_voxel = 1 + sum(volume.dtype.itemsize for volume in scan.channels)
+        bytes_per_voxel = len(self._labels[case.name]) + sum(volume.dtype.itemsize for volume in scan.channels)
         return math.prod(scan.layout.largest_block) * bytes_per_voxel
 
     def rules(self, case: Case) -> list[Normalization]:

@@ -103,7 +103,7 @@ def counts_outside(blocks: CaseBlocks, case: Case, count: Counting) -> np.ndarra
     view, communicator = blocks.views.get(case.name), blocks.grid.communicator
     if view is None or case.label is None or blocks.level:
         return counts
-    labels = blocks.dataset.open_labels(case.label)
+    labels = blocks.dataset.open_labels(case)
     d, h, w = labels.shape
     crop = view.crop_in(labels.space)
     if crop == Box.whole(labels.shape):

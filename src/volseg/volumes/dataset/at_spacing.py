@@ -41,7 +41,7 @@ def lost_labels(
             own = known[case.name].spacing if case.name in known else spacing
             if case.label is not None and kept_where_close(own, spacing) != own:
                 image = case.images[0].open()
-                label = in_order_of(dataset.open_labels(case.label), image.space)
+                label = in_order_of(dataset.open_labels(case), image.space)
                 seen = resampled(label, seen_space(image, spacing), "labels")
                 views.append((case, seen, format_triple(tuple(f"{n:.4g}" for n in own))))
     return lost_in(views, dataset, fingerprint, communicator, listen)
