@@ -75,7 +75,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
     """
     models, card = load_folds(job.model, job.view.folds)
     windows = job.view.windows_for(card)
-    labels = LabelTable(card.labels)
+    labels = LabelTable(card.labels, regions=card.regions)
     outputs = plan_outputs(job, labels)
     with communicator.together():
         files = channel_files(job.scan, card.described.in_channels)
