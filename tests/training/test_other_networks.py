@@ -83,6 +83,8 @@ def test_a_module_of_a_file_begins_with_its_own_weights_and_goes_on(folder):
     assert np.array_equal(losses(folder / "run"), losses(folder / "whole"))
     card = read_card(folder / "run" / WEIGHTS)
     assert (card.config.model.architecture, card.origin) == ("imported", None)
+    begun = json.loads((folder / "run" / "report.json").read_text())["begun_from"]
+    assert begun == {"network": source, "network_args": None}
     trained, _ = load_weights(folder / "run")
     own.load_state_dict({name: tensor for name, tensor in trained.items() if name in own.state_dict()})
 

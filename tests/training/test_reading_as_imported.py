@@ -15,6 +15,7 @@ from tiny import SERIAL, ct_like, losses, save_nifti, tiny_config
 from volseg.api import import_model
 from volseg.api import train as train_by_name
 from volseg.config import Config
+from volseg.files import sha256
 from volseg.geometry import Box
 from volseg.models.stored import WEIGHTS, read_card
 from volseg.segmentation.job import SegmentationJob
@@ -107,6 +108,10 @@ def test_a_run_goes_on_with_the_same_reading_and_curve(folder):
     train(job(folder, "whole", epochs=2, schedule="constant"), SERIAL)
     assert np.array_equal(losses(folder / "run"), losses(folder / "whole"))
     assert not read_card(folder / "run" / WEIGHTS).origin.is_our_reading
+    weights = folder / "model" / WEIGHTS
+    assert json.loads((folder / "run" / "report.json").read_text())["begun_from"] == {
+        "from": str(folder / "model"), "weights": str(weights), "sha256": sha256(weights),
+    }  # fmt: skip
 
 
 @pytest.mark.parallel([2])

@@ -11,6 +11,7 @@ import pytest
 
 from data_sets import nnunet_folder
 from tiny import SERIAL, ct_like, save_nifti
+from volseg.api import ingest
 from volseg.config import Readers
 from volseg.errors import VolumeError
 from volseg.geometry import Box
@@ -113,3 +114,15 @@ def test_a_reader_with_another_grid_or_an_unknown_value_is_a_fault(tmp_path):
     nib.save(nib.Nifti1Image(voxels, image.affine), path)
     said = check_dataset(DataSource(folder), SERIAL).faults[0].message
     assert "case_0_reader3.nii.gz: holds the label value(s) 7" in said
+
+
+def test_masks_of_several_readers_are_brought_in_and_found_again(tmp_path):
+    (tmp_path / "set").mkdir()
+    image = save_nifti(tmp_path / "image.nii.gz", ct_like())
+    masks = [save_nifti(tmp_path / f"{n}.nii.gz", (ct_like() > n * 50).astype(np.uint8)) for n in range(2)]
+    report = ingest(image, tmp_path / "set" / "scan.nii.gz", labels=masks, communicator=SERIAL)
+    names = ["scan_labels_reader1.nii.gz", "scan_labels_reader2.nii.gz"]
+    assert [mask.path.name for mask in report.masks] == names
+    assert [Path(name).name for name in json.loads(report.report.read_text())["labels"]] == names
+    (case,) = read_dataset(tmp_path / "set").cases
+    assert [mask.name for mask in case.masks] == names

@@ -19,7 +19,7 @@ from volseg.volumes.checks import check_same_grid
 from volseg.volumes.volume import Volume
 
 READER_END = re.compile(
-    r"[_-](?:reader|rater|annotator|observer|expert|seg|label|mask|gt)[_-]?(?:\d+|[a-z])$", re.IGNORECASE
+    r"[_-](?:reader|rater|annotator|observer|expert|seg|label|gt)(?:[_-]?\d+|[_-][a-z])$", re.IGNORECASE
 )
 """What the name of a reader's mask has behind the name of the scan."""
 
