@@ -6,7 +6,7 @@ other than zero, and calls all else background (Isensee et al., Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from volseg.volumes.cropped import cropped, cropped_space
 from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, resized_space, slice_axis
 from volseg.volumes.intensity import ChannelScheme, Normalization, measure_by
 from volseg.volumes.interpolation import AxisMap
+from volseg.volumes.nonzero import FilledMask, any_nonzero
 from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
 from volseg.volumes.resampling import Spacing, along_maps, axis_maps, resampled, resampled_space
 from volseg.volumes.scan import Scan, boxes_between, mask_cuts
@@ -183,8 +184,9 @@ def _channel(
     """A channel as the network sees it. Collective."""
     rule = scheme.fixed or share.measure(number, crop, scheme)
     masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
-    files = [cropped(reordered(file, order), order.box_to_canonical(crop)) for file in share.files]
-    view: Volume = _NormalizedView(files[number], rule, files if masked else [])
+    seen = order.box_to_canonical(crop)
+    inside = cropped(reordered(share.inside, order), seen) if masked else None
+    view: Volume = _NormalizedView(cropped(reordered(share.files[number], order), seen), rule, inside)
     if grids.seen is grids.own:
         return view
     if not grids.cubic:
@@ -236,33 +238,27 @@ def stored_sides(volume: Volume) -> Spacing:
 class _NormalizedView(Volume):
     """The voxels of a volume, normalised, float32.
 
-    others  channels of which one at least is other than zero where a voxel is normalised; elsewhere it is 0
+    inside  0 where a voxel is not normalised but 0; None: all are
     """
 
-    def __init__(self, volume: Volume, rule: Normalization, others: Sequence[Volume]) -> None:
+    def __init__(self, volume: Volume, rule: Normalization, inside: Volume | None) -> None:
         self.path, self.format, self.dtype = volume.path, volume.format, np.dtype(np.float32)
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
         self.space, self.audit = volume.space, volume.audit
-        self._volume, self._rule, self._others = volume, rule, others
+        self._volume, self._rule, self._inside = volume, rule, inside
 
     def close(self) -> None:
         self._volume.close()
-        for other in self._others:
-            other.close()
+        if self._inside is not None:
+            self._inside.close()
 
     def read(self, box: Box) -> np.ndarray:
         values = self._volume.read(box)
         check_finite(values, box, self.path)
         out = self._rule.apply(values)
-        if self._others:
-            out *= _any_nonzero(volume.read(box) for volume in self._others)
+        if self._inside is not None:
+            out *= self._inside.read(box)
         return out
-
-
-def _any_nonzero(channels: Iterable[np.ndarray]) -> np.ndarray:
-    """Where one of the channels, [d, h, w] each, is other than zero."""
-    there: np.ndarray = np.logical_or.reduce([values != 0 for values in channels])
-    return there
 
 
 class _Share:
@@ -270,6 +266,11 @@ class _Share:
 
     def __init__(self, files: Sequence[Volume], communicator: Communicator) -> None:
         self.files, self._communicator = files, communicator
+
+    @cached_property
+    def inside(self) -> Volume:
+        """Where the scan is other than zero, or within that. Collective the first time."""
+        return FilledMask(self.files, self._communicator)
 
     def nonzero_box(self) -> Box:
         """The smallest box, in the file's order, that holds all voxels other than zero; the whole where all are zero.
@@ -280,7 +281,7 @@ class _Share:
         ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
         with self._communicator.together():
             for box in self._boxes(Box.whole(shape)):
-                there = _any_nonzero(self._read(file, box) for file in self.files)
+                there = any_nonzero(self._read(file, box) for file in self.files)
                 for axis in range(3):
                     others = tuple(n for n in range(3) if n != axis)
                     (hits,) = np.nonzero(there.any(axis=others))
@@ -297,6 +298,8 @@ class _Share:
     def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
         """How channel `number` is normalised by its own voxels in `crop`."""
         masked = scheme.method == "zscore_nonzero"
+        if masked:
+            assert self.inside  # made here, on all ranks at once
         errors: list[Exception] = []
 
         def pieces() -> Iterator[np.ndarray]:
@@ -336,10 +339,10 @@ class _Share:
         return Range(low[::-1], high[::-1], axis) if order.flips[axis] else Range(low, high, axis)
 
     def _pieces(self, number: int, crop: Box, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Box]]:
-        """Voxels of a channel, where one channel at least is other than zero if that matters, and their box."""
+        """Voxels of a channel, where they are normalised if not all are, and their box."""
         for box in self._boxes(crop):
             values = self._read(self.files[number], box)
-            inside = _any_nonzero(self._read(file, box) for file in self.files) if masked else values
+            inside = self.inside.read(box) != 0 if masked else values
             yield values, inside, box
 
     def _boxes(self, crop: Box) -> Iterator[Box]:
