@@ -37,8 +37,8 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.launch import connect
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box
-from volseg.segmentation.components import Components, connected_components
 from volseg.segmentation.postprocessing import Cleaning, clean
+from volseg.volumes.components import Components, connected_components
 
 
 def main() -> None:

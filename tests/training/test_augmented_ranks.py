@@ -140,7 +140,7 @@ def test_a_sample_of_a_compressed_case_that_is_not_kept_opens_each_file_once(tmp
     )
     assert sum(inflated) < 2 * contents
     scan, labels = made.blocks.scan(dataset.cases[0]), made.blocks._labels[dataset.cases[0].name]
-    assert all(volume.contents._file is None for volume in (*scan.channels, labels))
+    assert all(volume.contents._file is None for volume in (*scan.channels, *labels))
 
 
 def test_without_augmentation_a_sample_is_the_case_as_it_is(shared):

@@ -83,6 +83,8 @@ def test_a_module_of_a_file_begins_with_its_own_weights_and_goes_on(folder):
     assert np.array_equal(losses(folder / "run"), losses(folder / "whole"))
     card = read_card(folder / "run" / WEIGHTS)
     assert (card.config.model.architecture, card.origin) == ("imported", None)
+    begun = json.loads((folder / "run" / "report.json").read_text())["begun_from"]
+    assert begun == {"network": source, "network_args": None}
     trained, _ = load_weights(folder / "run")
     own.load_state_dict({name: tensor for name, tensor in trained.items() if name in own.state_dict()})
 
@@ -143,16 +145,16 @@ def test_an_imported_model_is_trained_on_whole_volumes_for_other_classes(folder)
     before, _ = load_weights(folder / "imported")
     now = setup.model.state_dict()
     name = "encoder.stages.0.0.convs.0.conv.weight"
-    assert torch.equal(now[name], before[name].permute(0, 1, 3, 2, 4))
+    assert torch.equal(now[name], before[name])
     assert torch.equal(now["decoder.seg_layers.1.weight"][1], before["decoder.seg_layers.1.weight"][LABELS["tumour"]])
-    assert setup.card.spacing == (1.0, 3.0, 0.9)
+    assert setup.card.spacing == (3.0, 1.0, 0.9)  # along the network's axes
     said = "\n".join(getattr(event, "text", "") for event in heard)
     assert "kept the weights of 2 of its 3 classes (background, tumour), new: vessel, left out: liver" in said
-    assert "seen in canonical order, whole, resampled linearly, not as nnunet did" in said
+    assert "scans are read as nnunet reads them" in said
     train(asked, SERIAL)
     card = read_card(folder / "run" / WEIGHTS)
     assert card.origin is not None
-    assert (card.origin.window, card.origin.is_our_reading, card.origin.tool) == (None, True, "nnunet")
+    assert (card.origin.window, card.origin.is_our_reading, card.origin.tool) == (None, False, "nnunet")
 
 
 @pytest.mark.parallel([2, 4])

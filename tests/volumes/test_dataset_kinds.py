@@ -140,7 +140,7 @@ def ingested(folder, names=("a", "b"), tables=None):
                 mask, space, "u1", lambda units, v=voxels: v[units[0].box.slices], SERIAL, overwrite=True,
                 labels=LabelTable(tables[seed]),
             )  # fmt: skip
-        ingest(IngestJob(scan, folder / f"{name}.zarr", mask), SERIAL)
+        ingest(IngestJob(scan, folder / f"{name}.zarr", (mask,)), SERIAL)
     return folder
 
 

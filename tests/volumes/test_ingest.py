@@ -28,6 +28,8 @@ AFFINE = np.array([[0, 0, 2.5, 5], [-0.7, 0, 0, 6], [0, -0.8, 0, 7], [0, 0, 0, 1
 
 
 def ingest(source, output, communicator, listen=ignore, **options):
+    labels = options.pop("labels", ())
+    options["labels"] = (labels,) if isinstance(labels, Path) else labels
     return ingesting.ingest(IngestJob(source, output, **options), communicator, listen)
 
 
@@ -172,6 +174,7 @@ def test_a_store_with_labels_is_not_overwritten(tmp_path):
 def test_labels_path():
     assert labels_path(Path("a/scan.v2.nii.gz")) == Path("a/scan.v2_labels.nii.gz")
     assert labels_path(Path("scan.zarr")) == Path("scan_labels.zarr")
+    assert labels_path(Path("scan.nii.gz"), 2) == Path("scan_labels_reader2.nii.gz")
 
 
 def test_shards_share_one_inflation_of_their_slices(tmp_path, monkeypatch):
@@ -268,7 +271,7 @@ def test_names_of_labels_come_along(tmp_path):
         labels=LabelTable({"liver": 1}, {1: (255, 0, 0)}),
     )
     report = ingest(image, tmp_path / "out.zarr", SERIAL, labels=tmp_path / "named.nii.gz")
-    assert report.names == {"liver": 1}
+    assert report.masks[0].names == {"liver": 1}
     table = label_table_of(report.labels)
     assert dict(table.names) == {"liver": 1}
     assert table.colour(1) == (255, 0, 0)

@@ -154,10 +154,10 @@ def test_ingest_and_check_take_the_folder(tmp_path):
     report = api.ingest(scan, tmp_path / "out.nii.gz", labels=folder, listen=heard.append)
     labels = read(open_volume(report.labels))
     np.testing.assert_array_equal(np.where(labels == 3, 0, labels), np.where(aorta, 1, 2 * body))
-    assert report.names == NAMES == dict(label_table_of(report.labels).names)
+    assert report.masks[0].names == NAMES == dict(label_table_of(report.labels).names)
     line = "masks overlap, and a voxel of several goes to the smallest: aorta in kidney_left"
     assert [event.text for event in heard if type(event).__name__ == "Caution"] == [f"{folder}: {line}"]
-    assert line in report.labels_audit.warnings
+    assert line in report.masks[0].audit.warnings
     checked = api.check(scan, labels=folder)
     assert checked.is_sound
     assert checked.dataset.labels == {"background": 0} | NAMES

@@ -82,7 +82,8 @@ def check(
 
 
 def ingest(
-    source: str | Path, output: str | Path, *, labels: str | Path | None = None, series: str | None = None,
+    source: str | Path, output: str | Path, *, labels: str | Path | Sequence[str | Path] | None = None,
+    series: str | None = None,
     spacing: tuple[float, float, float] | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
     resample_labels: bool = False, overlap: str = "smallest", overwrite: bool = False,
     communicator: Communicator | None = None, listen: Listener = ignore,
@@ -92,7 +93,7 @@ def ingest(
     source           NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file
     output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
     labels           also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
-                     becomes OUT's name + _labels
+                     becomes OUT's name + _labels; of several readers one each: OUT's name + _labels_reader1, ...
     series           which DICOM series: its number in the list ("2.1": a part of series 2), its UID, or the end of that
     spacing          mm along D, H, W to resample to; None keeps the scan's own
     fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices
@@ -108,11 +109,11 @@ def ingest(
         from volseg.volumes.overlap import parse_overlap
 
         dicom = DicomOptions(series, fix_tilt, resample_gaps)
-        mask = None if labels is None else Path(labels)
+        several = [labels] if isinstance(labels, str | Path) else labels or ()
         job = IngestJob(
             source=Path(source),
             output=Path(output),
-            labels=mask,
+            labels=tuple(Path(mask) for mask in several),
             dicom=dicom,
             spacing=spacing,
             resample_labels=resample_labels,

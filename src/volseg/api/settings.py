@@ -28,6 +28,7 @@ class Settings(TypedDict, total=False):
     fold       which part is held out; without folds one of 5, as in nnU-Net
     spacing    "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
     precision  "float32" or "bfloat16"; "auto": that of the configuration, or of the run that goes on
+    readers    "majority", "random" or "first", where cases have masks of several readers
     """
 
     accumulate: int | None
@@ -58,6 +59,7 @@ class Settings(TypedDict, total=False):
     folds: int | None
     fold: int | None
     spacing: str | tuple[float, float, float] | None
+    readers: str | None
     seed: int | None
     keep: int | None
     checkpoint_seconds: float | None
@@ -94,7 +96,11 @@ def overridden(config: Config, settings: Settings) -> Config:
         config,
         model={name: value[name] for name in OF_THE_NETWORK},
         training=training | {"checkpoint_levels": parsed(value["checkpoint_levels"], parse_levels)},
-        data={"spacing": _spacing(value["spacing"]), "crop": parsed(value["crop"], parse_shape, "--crop")},
+        data={
+            "spacing": _spacing(value["spacing"]),
+            "crop": parsed(value["crop"], parse_shape, "--crop"),
+            "readers": value["readers"],
+        },
         multigrid={"levels": value["multigrid"], "cycle": value["cycle"]},
     )
     if value["augment"] is not None:

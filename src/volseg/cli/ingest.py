@@ -23,9 +23,10 @@ def ingest(
         Path | None, typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii or .zarr to write.")
     ] = None,
     labels: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + _labels."
+            help="Also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + "
+            "_labels; once for each of several readers."
         ),
     ] = None,
     series: Series = None,

@@ -126,6 +126,10 @@ def train(
         int | None, typer.Option(help="Parts of a cross-validation.  [default: 5 with --fold, else none]")
     ] = None,
     fold: Annotated[int | None, typer.Option(help="Which of them is held out, from 0.  [default: 0]")] = None,
+    readers: Annotated[
+        str | None,
+        typer.Option(help="Of several masks a case: majority, random (one a step) or first.  [default: majority]"),
+    ] = None,
     spacing: Annotated[
         str | None,
         typer.Option(help="How the network sees volumes: own, median, or mm, as 3x1.5x1.5.  [default: auto]"),
@@ -194,7 +198,7 @@ def train(
             anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels,
             precision=precision.value, augment=augment, flip=flip,
             crop=crop, validation=validation, validate_every=validate_every, patience=patience,
-            folds=folds, fold=fold, spacing=spacing,
+            folds=folds, fold=fold, spacing=spacing, readers=readers,
             seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
             previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen, command=command_line(),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from volseg.config.ranges import check_range
 from volseg.errors import ConfigError
+
+Readers = Literal["majority", "random", "first"]
+"""What is learned where a scan has masks of several readers."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,15 @@ class DataConfig:
     crop        voxels, D, H, W, of a random crop of each case a step, such as [64, 256, 256]; empty: whole
                 volumes
     foreground  share of the crops that hold a voxel of a foreground class drawn at random (nnU-Net: a third)
+    readers     where a case has masks of several readers: "majority": a voxel has the label that most give it, of
+                equals the first one's; "random": each step sees the mask of one drawn at random, and validation the
+                majority; "first": the first one's mask
     """
 
     spacing: str = "auto"
     crop: tuple[int, ...] = ()
     foreground: float = 1 / 3
+    readers: Readers = "majority"
 
     def check(self) -> None:
         """Raise ConfigError where a value is outside its range."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from volseg.geometry import Triple
+from volseg.volumes.imported_scan import Manner
 
 Tool = Literal["nnunet", "monai", "torch"]
 Order = Literal["stored", "canonical"]
@@ -48,9 +49,16 @@ class Origin:
         return (self.order, self.transpose, self.crop, self.cubic) == ("canonical", (0, 1, 2), False, False)
 
     @property
+    def manner(self) -> Manner | None:
+        """How the tool reads a scan; None where that is our reading."""
+        if self.is_our_reading:
+            return None
+        return Manner(stored=self.order == "stored", transpose=self.transpose, crop=self.crop, cubic=self.cubic)
+
+    @property
     def as_trained_on(self) -> Origin:
-        """The origin of the network after volseg has trained it on whole volumes, which it saw as it always does."""
-        return replace(self, window=None, folds=(), order="canonical", transpose=(0, 1, 2), crop=False, cubic=False)
+        """The origin of the network after volseg has trained it on whole volumes, read as its tool reads them."""
+        return replace(self, window=None, folds=())
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

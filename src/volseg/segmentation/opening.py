@@ -22,7 +22,7 @@ from volseg.segmentation.windows.planning import grid_of_columns
 from volseg.segmentation.windows.sweep import Windows
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
-from volseg.volumes.imported_scan import ImportedView, Manner, lay_out_imported, view_as_imported
+from volseg.volumes.imported_scan import ImportedView, Manner, along, lay_out_imported, view_as_imported
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.reading_order import from_canonical_order, order_of
 from volseg.volumes.resampling import Spacing
@@ -81,7 +81,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
     windows = job.view.windows_for(card)
     precision = job.precision or Precision(card.config.training.precision)
     check_precision(card.described, precision)
-    labels = LabelTable(card.labels)
+    labels = LabelTable(card.labels, regions=card.regions)
     outputs = plan_outputs(job, labels)
     with communicator.together():
         files = channel_files(job.scan, card.described.in_channels)
@@ -111,8 +111,9 @@ def lay_out_over_ranks(
             return ProcessGrid(communicator, grid_of_columns(partition, shape, ranks))
         return ProcessGrid(communicator, grid_for(partition, shape, ranks, multiple))
 
-    if card.origin is not None and not card.origin.is_our_reading:
-        view = as_its_tool_reads(channels, card, spacing, communicator)
+    manner = None if card.origin is None else card.origin.manner
+    if manner is not None:
+        view = as_its_tool_reads(channels, card, manner, spacing, communicator)
         grid = grid_over(view.channels[0].shape)
         return LaidOut(lay_out_imported(view, grid, multiple), grid)
     with communicator.together():
@@ -122,34 +123,21 @@ def lay_out_over_ranks(
 
 
 def as_its_tool_reads(
-    channels: Sequence[Volume], card: ModelCard, spacing: SpacingChoice, communicator: Communicator
+    channels: Sequence[Volume], card: ModelCard, manner: Manner, spacing: SpacingChoice, communicator: Communicator
 ) -> ImportedView:
     """A scan as the tool that trained an imported model reads it. Collective.
 
     Raises VolumeError, on all ranks, where it cannot be read.
     """
-    origin = card.origin
-    assert origin is not None
-    manner = Manner(
-        stored=origin.order == "stored", transpose=origin.transpose, crop=origin.crop, cubic=origin.cubic
-    )  # fmt: skip
     wanted: Spacing | None
     if spacing == "model":
-        wanted = card.seen_at
-        if wanted is not None and not manner.stored:  # that is of the canonical axes
-            wanted = along(wanted, manner.transpose)
+        wanted = manner.on_network_axes(card.seen_at)
     elif spacing == "native":
         wanted = None
     else:  # along the patient's axes: the network's run otherwise
         order = order_of(channels[0].space, manner.stored, manner.transpose)
         wanted = along(spacing, from_canonical_order(channels[0].space, order).axes)
     return view_as_imported(channels, manner, wanted, card.schemes, communicator)
-
-
-def along(spacing: Spacing, axes: Triple) -> Spacing:
-    """Axis n has the spacing of axis ``axes[n]``."""
-    d, h, w = (spacing[axis] for axis in axes)
-    return d, h, w
 
 
 def open_scan(

@@ -11,7 +11,7 @@ import numpy as np
 from volseg.distributed.communicator import Communicator
 from volseg.errors import ConfigError
 from volseg.geometry import Box
-from volseg.segmentation.components import Components, check_connectivity, connected_components
+from volseg.volumes.components import Components, check_connectivity, connected_components
 
 _SLAB = 2**20
 

@@ -12,6 +12,7 @@ from volseg.models.origin import Origin
 from volseg.models.unet import UNet
 from volseg.networks.deep_supervision import with_training_heads
 from volseg.networks.description import Network
+from volseg.volumes.imported_scan import Manner
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.resampling import Spacing
 
@@ -39,6 +40,11 @@ class Beginning:
     schemes: tuple[ChannelScheme | None, ...] = ()
     origin: Origin | None = None
     path: Path | None = None
+
+    @property
+    def manner(self) -> Manner | None:
+        """How the tool that trained the network reads scans, and the run with it; None where that is our reading."""
+        return None if self.origin is None else self.origin.manner
 
     def module(self) -> UNet:
         """The plain torch module, with its first weights; with heads for training where the configuration asks for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,18 @@ from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
 from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
-from volseg.volumes.intensity import ChannelScheme, Normalization
+from volseg.volumes.imported_scan import ImportedView, lay_out_imported
+from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization
 from volseg.volumes.resampling import Spacing, resampled
-from volseg.volumes.scan import Scan, lay_out, normalized_block, open_channels, own_normalization, seen_space
+from volseg.volumes.scan import (
+    Scan,
+    lay_out,
+    lay_out_seen,
+    normalized_block,
+    open_channels,
+    own_normalization,
+    seen_space,
+)
 from volseg.volumes.volume import Volume
 
 CACHE_BYTES = 2**30
@@ -53,20 +62,24 @@ class CaseBlocks:
     spacing   mm (canonical D, H, W) at which the network sees the cases; None: their own
     schemes   how each channel is normalised; to be set before `load`
     level     halvings of the resolution at which the volumes are seen
+    views     of the cases, by name, where they are seen as another tool reads them, normalised; else empty
     """
 
     def __init__(
         self, dataset: Dataset, cases: Sequence[Case], grid: ProcessGrid, multiple: PerAxis,
         replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
+        views: Mapping[str, ImportedView] | None = None,
     ) -> None:  # fmt: skip
-        self.spacing = spacing
+        self.spacing, self.views = spacing, views or {}
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
         self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
         self.schemes: tuple[ChannelScheme, ...] = ()
         self._scans: dict[str, Scan] = {}
-        self._labels: dict[str, Volume] = {}
-        self._cache: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
+        self._labels: dict[str, tuple[Volume, ...]] = {}  # what is validated with; where they are drawn, each reader's
+        self._reader = 0  # which of these are read
+        self._cache: dict[str, list[np.ndarray]] = {}
+        self._cached_labels: dict[tuple[str, int], np.ndarray] = {}
         self._own: dict[str, list[Normalization]] = {}
         self._reading: str | None = None
         self._room = CACHE_BYTES
@@ -83,27 +96,65 @@ class CaseBlocks:
         return CACHE_BYTES - self._room
 
     def _open(self, case: Case) -> None:
-        assert case.label is not None
+        channels, see = self._seen(case)
+        seen = [coarsened(channel, self.level, "linear") for channel in channels]
+        self._scans[case.name] = lay_out_seen(seen, self.grid, self.multiple)
+        labels = (self.dataset.open_labels(case), *self.dataset.open_readers(case))
+        self._labels[case.name] = tuple(coarsened(see(some), self.level, "labels") for some in labels)
+
+    def _seen(self, case: Case) -> tuple[Sequence[Volume], Callable[[Volume], Volume]]:
+        """Images on the grid, and in the order, in which the network sees them, before any halving; and what makes
+        labels of the case such."""
+        view = self.views.get(case.name)
+        if view is not None:
+            return view.channels, view.labels
         channels = open_channels(case.images)
-        label = in_order_of(self.dataset.open_labels(case.label), channels[0].space)
-        check_same_grid(channels[0], label)
         space = seen_space(channels[0], self.spacing)
-        seen = [coarsened(resampled(channel, space, "linear"), self.level, "linear") for channel in channels]
-        self._scans[case.name] = lay_out(seen, self.grid, self.multiple)
-        self._labels[case.name] = coarsened(resampled(label, space, "labels"), self.level, "labels")
+
+        def see(labels: Volume) -> Volume:
+            labels = in_order_of(labels, channels[0].space)
+            check_same_grid(channels[0], labels)
+            return resampled(labels, space, "labels")
+
+        return [resampled(channel, space, "linear") for channel in channels], see
+
+    def readers(self, case: Case) -> int:
+        """Of how many readers a step may see a mask; 0 where they are not drawn."""
+        return len(self._labels[case.name]) - 1
+
+    @contextmanager
+    def read_by(self, reader: int) -> Iterator[None]:
+        """Within, labels are those of a reader, counted from 1; 0: those that are validated with."""
+        self._reader, before = reader, self._reader
+        try:
+            yield
+        finally:
+            self._reader = before
+
+    @property
+    def reader(self) -> int:
+        """Whose labels are read (`read_by`)."""
+        return self._reader
 
     def on_own_grid(self, case: Case) -> tuple[Scan, Volume] | None:
-        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in canonical order.
+        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in the network's order
+        and cropped as the network sees it.
 
         None where the network sees that very grid, or one that is halved.
         """
-        if self.level or case.label is None or self.spacing is None:
+        if self.level or case.label is None:
+            return None
+        view = self.views.get(case.name)
+        if view is not None:
+            own = view.own_labels(self.dataset.open_labels(case))
+            return None if view.back is None else (lay_out_imported(view, self.grid, self.multiple), own)
+        if self.spacing is None:
             return None
         channels = open_channels(case.images)
         scan = lay_out(channels, self.grid, self.multiple, self.spacing)
         if scan.back is None:
             return None
-        return scan, in_order_of(self.dataset.open_labels(case.label), scan.mask_space)
+        return scan, in_order_of(self.dataset.open_labels(case), scan.mask_space)
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""
@@ -123,25 +174,25 @@ class CaseBlocks:
         finally:
             self._reading = None
             self._scans[case.name].close()
-            self._labels[case.name].close()
+            for labels in self._labels[case.name]:
+                labels.close()
 
     def reads_slices(self, case: Case) -> bool:
         """Whether each part that `fetch` is asked for costs its whole planes to read."""
-        volumes = (*self._scans[case.name].channels, self._labels[case.name])
+        volumes = (*self._scans[case.name].channels, self._labels[case.name][self._reader])
         return not self._fits(case) and any(one.whole_slices and one.rising_slices for one in volumes)
 
     def read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
         """This rank's image channels and labels as stored. Collective over the replica, whose ranks check together."""
-        if case.name in self._cache:
-            return self._cache[case.name]
-        with self.grid.communicator.together(), self.reading(case):
-            blocks = self._read(case)
-        self._keep(case, blocks)
-        return blocks
-
-    def _read(self, case: Case) -> tuple[list[np.ndarray], np.ndarray]:
+        images, labels = self._cache.get(case.name), self._cached_labels.get((case.name, self._reader))
+        if images is not None and labels is not None:
+            return images, labels
         scan = self._scans[case.name]
-        return scan.read(), self.read_labels(case, scan.inside)
+        with self.grid.communicator.together(), self.reading(case):
+            images = scan.read() if images is None else images
+            labels = self.read_labels(case, scan.inside)
+        self._keep(case, images, labels)
+        return images, labels
 
     def fetch(self, case: Case, wanted: Sequence[Box | None]) -> tuple[list[np.ndarray], np.ndarray]:
         """Image channels and labels, as stored, of the box that this rank wants, else empty. Collective.
@@ -171,9 +222,10 @@ class CaseBlocks:
         Of this rank's own block from memory if it is kept there, else from the file.
         """
         scan = self._scans[case.name]
-        if case.name in self._cache and scan.inside.contains(box):
-            return self._cache[case.name][1][box.relative_to(scan.inside).slices]
-        labels = self._labels[case.name]
+        kept = self._cached_labels.get((case.name, self._reader))
+        if kept is not None and scan.inside.contains(box):
+            return kept[box.relative_to(scan.inside).slices]
+        labels = self._labels[case.name][self._reader]
         with self.reading(case):
             stored = labels.read(box)
         return self.target_of(stored, labels.path)
@@ -187,11 +239,14 @@ class CaseBlocks:
         check_labels(stored, self.dataset.labels, path, ignore)
         return (stored if ignore is None else np.where(stored == ignore, IGNORE, stored)).astype(np.uint8)
 
-    def _keep(self, case: Case, blocks: tuple[list[np.ndarray], np.ndarray]) -> None:
-        """Keep what was read, if it fits."""
-        if case.name not in self._cache and self._fits(case):
+    def _keep(self, case: Case, images: list[np.ndarray], labels: np.ndarray) -> None:
+        """Keep what was read, if it fits with the labels of all readers."""
+        if not self._fits(case):
+            return
+        if case.name not in self._cache:
             self._room -= self._size(case)
-            self._cache[case.name] = blocks
+            self._cache[case.name] = images
+        self._cached_labels[case.name, self._reader] = labels
 
     def _fits(self, case: Case) -> bool:
         """Whether the case is kept in memory, or will be when it is read."""
@@ -200,11 +255,13 @@ class CaseBlocks:
     def _size(self, case: Case) -> int:
         """Bytes of the largest block as stored: by it all ranks decide alike, as they must; to read is collective."""
         scan = self._scans[case.name]
-        bytes_per_voxel = 1 + sum(volume.dtype.itemsize for volume in scan.channels)
+        bytes_per_voxel = len(self._labels[case.name]) + sum(volume.dtype.itemsize for volume in scan.channels)
         return math.prod(scan.layout.largest_block) * bytes_per_voxel
 
     def rules(self, case: Case) -> list[Normalization]:
         """How each channel of the case is normalised. Collective over the replica the first time."""
+        if self.views:
+            return [UNCHANGED] * len(self.schemes)
         if case.name not in self._own:
             rules = [scheme.fixed for scheme in self.schemes]
             if None in rules:
@@ -221,5 +278,5 @@ class CaseBlocks:
         target = torch.full((1, *scan.block.shape), IGNORE, dtype=torch.uint8)
         target[(0, *scan.inside.relative_to(scan.block).slices)] = torch.from_numpy(label)
         d, h, w = scan.layout.shape
-        block = torch.from_numpy(normalized_block(images, scan, self.schemes, rules)).unsqueeze(0)
+        block = torch.from_numpy(normalized_block(images, scan, rules)).unsqueeze(0)
         return Sample(block.contiguous(memory_format=torch.channels_last_3d), target, d * h * w)

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from volseg.config import Config, DataConfig
 from volseg.errors import ConfigError
-from volseg.geometry import Triple
 from volseg.models.adapting import Kept, take_weights
 from volseg.models.stored import ModelCard, load_weights
 from volseg.models.unet import DEEP_HEADS, UNet
 from volseg.networks.adapting import for_data
-from volseg.networks.axes import along, turned
 from volseg.networks.deep_supervision import with_training_heads, without_training_heads
 from volseg.networks.description import Network
 from volseg.networks.imported import imported_model
@@ -39,8 +37,7 @@ def from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, st
     classes = list(_kept(card.outputs, dataset.outputs))
     if not (card.regions or dataset.regions):
         classes[0] = 0  # the background is that, whatever it is called
-    transpose = (0, 1, 2) if card.origin is None else card.origin.transpose
-    source = turned(_with_stored_heads(card.described, tensors), transpose)
+    source = _with_stored_heads(card.described, tensors)
     network = for_data(without_training_heads(source), len(channels), len(classes))
     if card.config.model.architecture == "imported":
         model = imported_model(network)
@@ -48,8 +45,7 @@ def from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, st
         model = replace(card.config.model, in_channels=len(channels), classes=len(classes))
 
     def fill(module: UNet) -> None:
-        weights = {name: _turned(tensor, transpose) for name, tensor in tensors.items()}
-        take_weights(module, weights, source, channels=channels, classes=classes, where=str(run))
+        take_weights(module, tensors, source, channels=channels, classes=classes, where=str(run))
 
     begun = Beginning(
         config=replace(config, model=model, data=_spacing(config.data, card)), network=network, fill=fill,
@@ -58,7 +54,7 @@ def from_run(run: Path, config: Config, dataset: Dataset) -> tuple[Beginning, st
     )  # fmt: skip
     said = [f"begins with the network and the weights of {run}, after {card.step} steps"]
     if card.origin is not None and not card.origin.is_our_reading:
-        said.append(f"volumes are seen in canonical order, whole, resampled linearly, not as {card.origin.tool} did")
+        said.append(f"scans are read as {card.origin.tool} reads them")
     said += _of_kept("channels", [scheme.name for scheme in card.schemes], dataset.channel_names, channels)
     said += _of_kept("classes", card.outputs, dataset.outputs, classes)
     return begun, "; ".join(said)
@@ -69,21 +65,12 @@ def _spacing(data: DataConfig, card: ModelCard) -> DataConfig:
     if data.spacing != "auto":
         return data
     spacing = card.seen_at
-    if spacing is None:
-        return replace(data, spacing="own")
-    if card.origin is not None and card.origin.order == "stored":  # that of the network's axes
-        spacing = along(spacing, card.origin.transpose)
-    return replace(data, spacing=spacing_text(spacing))
+    return replace(data, spacing="own" if spacing is None else spacing_text(spacing))
 
 
 def _with_stored_heads(network: Network, tensors: Mapping[str, Tensor]) -> Network:
     """The network with the heads for training that a checkpoint holds, which its description leaves out."""
     return with_training_heads(network) if any(name.startswith(DEEP_HEADS) for name in tensors) else network
-
-
-def _turned(tensor: Tensor, transpose: Triple) -> Tensor:
-    """A weight [outputs, inputs, *kernel] with its kernel's axes turned (`networks.axes`); others as they are."""
-    return tensor if tensor.dim() != 5 else tensor.permute(0, 1, *(2 + n for n in along((0, 1, 2), transpose)))
 
 
 def _kept(before: Sequence[str], now: Sequence[str]) -> Kept:

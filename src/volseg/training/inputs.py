@@ -71,7 +71,7 @@ def _raise_where_changed(run: Path, dataset: Dataset, before: Mapping[str, Any],
 
     changed = []
     for case in dataset.cases:
-        image, label = any(differs(one.path) for one in case.images), case.label is not None and differs(case.label)
+        image, label = any(differs(one.path) for one in case.images), any(differs(mask) for mask in case.masks)
         if image or label:
             changed.append(f"{case.name} ({' and '.join(['image'] * image + ['labels'] * label)})")
     if changed:
@@ -132,7 +132,7 @@ def _stamp(path: Path, files: list[Path]) -> tuple[int, str]:
 def _members(dataset: Dataset) -> dict[Path, list[Path]]:
     """The files of every input; a file's is itself."""
     images = [[image.path for image in case.images] for case in dataset.cases]  # channels may share a file
-    cases = [path for paths, case in zip(images, dataset.cases, strict=True) for path in (*paths, case.label) if path]
+    cases = [path for paths, case in zip(images, dataset.cases, strict=True) for path in (*paths, *case.masks)]
     description = dataset.folder / DESCRIPTION
     inputs = [*([description] if description.is_file() else []), *cases]
     return {path: _files(path) if path.is_dir() else [path] for path in inputs}

@@ -76,7 +76,10 @@ class TrainingJob:
     @property
     def source(self) -> DataSource:
         """The data set."""
-        return DataSource(self.dataset, self.labels, self.label_names, self.channel_names, self.config.labels)
+        config = self.config
+        return DataSource(
+            self.dataset, self.labels, self.label_names, self.channel_names, config.labels, config.data.readers
+        )  # fmt: skip
 
     @property
     def batch(self) -> int:

@@ -14,6 +14,7 @@ from volseg.models.forecast import this_machine
 from volseg.models.stored import ModelCard
 from volseg.planning.multigrid import steps_per_epoch
 from volseg.training.announcing import announce
+from volseg.training.as_imported import labels_of_resampled
 from volseg.training.averaging import AveragedWeights
 from volseg.training.cases import check_same_split, fingerprint_of_run
 from volseg.training.checkpoint import load_checkpoint
@@ -23,7 +24,8 @@ from volseg.training.opening import Opened, open_run
 from volseg.training.optimization import make_optimizer
 from volseg.training.resolution import Hierarchy
 from volseg.training.setup import Setup
-from volseg.volumes.dataset.at_spacing import lost_labels
+from volseg.volumes.dataset import Fault
+from volseg.volumes.dataset.at_spacing import lost_in, lost_labels
 
 
 def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> Setup:
@@ -37,7 +39,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     if opened.begun.path is not None:
         setup, said = _going_on(job, setup, opened.begun.path)
     else:
-        for fault in lost_labels(opened.dataset, setup.fingerprint, opened.spacing, communicator, listen):
+        for fault in _lost_labels(opened, setup, communicator, listen):
             listen(Caution(fault.message))
     for resolution in setup.resolutions:
         resolution.blocks.schemes = setup.card.schemes
@@ -46,6 +48,16 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
         setup.averaged.begin()
     announce(setup, job, opened.resampled, said, listen)
     return setup
+
+
+def _lost_labels(opened: Opened, setup: Setup, communicator: Communicator, listen: Listener) -> list[Fault]:
+    """Labels that the network does not see. Collective."""
+    dataset, known = opened.dataset, setup.fingerprint
+    if not opened.views:
+        return lost_labels(dataset, known, opened.spacing, communicator, listen)
+    with communicator.together():
+        seen = labels_of_resampled(dataset, opened.cases, opened.views)
+    return lost_in(seen, dataset, known, communicator, listen)
 
 
 def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen: Listener) -> Setup:
@@ -57,12 +69,12 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     hierarchy = Hierarchy(
         job=job, config=config, dataset=dataset, cases=opened.cases,
         held_out=[case.name for case in opened.split.validation], spacing=opened.spacing, shapes=opened.shapes,
-        model=model, machine=machine,
+        model=model, machine=machine, views=opened.views,
     )  # fmt: skip
     resolutions = [hierarchy.finest(communicator)]
     for level in range(1, config.multigrid.levels):
         resolutions.append(hierarchy.coarse(level, resolutions))
-    fingerprint = fingerprint_of_run(job, dataset, opened.spaces, communicator, listen)
+    fingerprint = opened.fingerprint or fingerprint_of_run(job, dataset, opened.spaces, communicator, listen)
     card = ModelCard(
         config=config, labels=dataset.labels, schemes=opened.begun.schemes_or(fingerprint.schemes()),
         spacing=opened.median, step=0, batch=job.batch, network=opened.begun.network, origin=opened.begun.origin,

@@ -21,6 +21,7 @@ from volseg.errors import first_line
 from volseg.geometry import Triple
 from volseg.nn.losses import IGNORE
 from volseg.training.data import CaseBlocks, Sample
+from volseg.volumes.canonical import Orientation
 from volseg.volumes.dataset import Case
 from volseg.volumes.intensity import is_ct
 from volseg.volumes.label_table import LabelTable
@@ -49,13 +50,16 @@ class Previews:
             return
         scan, communicator = blocks.scan(case), blocks.grid.communicator
         place = (0, *scan.inside.relative_to(scan.block).slices)
-        image, found, true = (array[place].numpy() for array in (sample.image[0], mask, sample.target))
+        order = Orientation.of(scan.space)  # of what an imported network sees, which may be another than the canonical
+        box, space = order.box_to_canonical(scan.inside), order.canonical_space(scan.space)
+        arrays = (array[place].numpy() for array in (sample.image[0], mask, sample.target))
+        image, found, true = (order.to_canonical(array) for array in arrays)
         true = np.where(true == IGNORE, 0, true)
-        chosen = self._chosen.get((case.name, scan.space.shape))
+        chosen = self._chosen.get((case.name, space.shape))
         if chosen is None:
-            chosen = choose_planes(true, len(self._labels.names), scan.inside, scan.space, communicator)
-            self._chosen[case.name, scan.space.shape] = chosen
-        planes = gather_planes(image, found, chosen, scan.inside, scan.space, communicator, true)
+            chosen = choose_planes(true, len(self._labels.names), box, space, communicator)
+            self._chosen[case.name, space.shape] = chosen
+        planes = gather_planes(image, found, chosen, box, space, communicator, true)
         fixed = blocks.schemes[0].fixed
         if fixed is not None:  # as they were before they were normalised: Hounsfield units
             planes = {name: replace(plane, image=fixed.undo(plane.image)) for name, plane in planes.items()}

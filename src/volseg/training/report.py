@@ -21,6 +21,7 @@ from volseg.files import write_text
 from volseg.machine import peak_memory, resident_memory
 from volseg.models.forecast import off_plan, planned_time_facts
 from volseg.networks.choice import network_facts
+from volseg.training.begun import read_begun
 from volseg.training.forecast import StepForecast
 from volseg.training.job import HTML, TrainingJob
 from volseg.training.log import read_log
@@ -134,6 +135,7 @@ def _facts_of_setup(job: TrainingJob, setup: Setup) -> dict[str, Any]:
         "command": "train",
         "command_line": job.command,
         "dataset": str(job.dataset),
+        "begun_from": communicator.on_root(lambda: read_begun(job.run)),
         "ranks": communicator.size,
         "replicas": finest.replicas.count,
         "grid": list(finest.grid.dims),

@@ -30,6 +30,7 @@ from volseg.training.job import TrainingJob
 from volseg.training.sampling import Samples
 from volseg.volumes.crops import crop_shape
 from volseg.volumes.dataset import Case, Dataset
+from volseg.volumes.imported_scan import ImportedView
 from volseg.volumes.resampling import Spacing
 
 
@@ -73,6 +74,7 @@ class Hierarchy:
     held_out  names of those that are validated with, the others are trained on
     spacing   mm, at which the finest sees the cases; None: their own
     shapes    (D, H, W) of every case at the finest, by name
+    views     of the cases, by name, where they are seen as another tool reads them; else empty
     """
 
     job: TrainingJob
@@ -84,6 +86,7 @@ class Hierarchy:
     shapes: Mapping[str, Triple]
     model: UNet
     machine: Machine | None
+    views: Mapping[str, ImportedView]
 
     def finest(self, communicator: Communicator) -> Resolution:
         """The resolution that the job's partition and replicas are given for. Collective.
@@ -149,7 +152,7 @@ class Hierarchy:
     def _resolution(self, level: int, replicas: Replicas, grid: ProcessGrid) -> Resolution:
         config, multiple, world = self.config, self._multiple, replicas.world
         self._check_depth(level)
-        blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level, self.spacing)
+        blocks = CaseBlocks(self.dataset, self.cases, grid, multiple, replicas, level, self.spacing, self.views)
         largest = padded_shape(self._largest(level), multiple)
         stages = agglomeration_of_run(
             self.job.agglomerate if level == 0 else "none", "train", self.model.network, config.training,

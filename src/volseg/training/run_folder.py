@@ -20,6 +20,7 @@ from volseg.files import is_leftover, remove_leftovers, write_text
 from volseg.messages import MessageLog
 from volseg.models.stored import WEIGHTS
 from volseg.training import previews, tensorboard
+from volseg.training.begun import write_begun
 from volseg.training.inputs import INPUTS
 from volseg.training.job import HTML, TrainingJob
 from volseg.training.keeping import CHECKPOINTS, clean_up, stored_checkpoints
@@ -116,6 +117,7 @@ def open_run_folder(job: TrainingJob, config: Config, lock: RunLock, step: int, 
         for name in MADE:
             with suppress(OSError):  # is not there, is a link, or holds what is not ours
                 (job.run / name).rmdir()
+        write_begun(job.run, job.begins)
     names = None if job.label_names is None else str(job.label_names.absolute())
     own = OwnData(str(job.dataset.absolute()), _labels(job), names, job.channel_names)
     write_text(job.run / DATA, own.as_json())

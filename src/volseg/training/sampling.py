@@ -26,8 +26,8 @@ from volseg.volumes.intensity import occurring_values
 OUTSIDE = MOST_CLASSES
 """Among the labels of a view: outside of the volume, where its image is 0 too. No class has this value."""
 
-_CROP, _CHANGE = 1, 2
-"""Streams of random numbers: where a crop lies, and how it is changed."""
+_CROP, _CHANGE, _READER = 1, 2, 3
+"""Streams of random numbers: where a crop lies, how it is changed, and whose labels it has."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,18 @@ class Samples:
     def __init__(self, blocks: CaseBlocks, config: Config, crop: tuple[int, ...] = (), threads: int = 1) -> None:
         self.blocks, self.config, self.crop, self.threads = blocks, config, crop, threads
         self._distributions: dict[str, list[Distribution]] = {}
-        self._planes: dict[str, np.ndarray] = {}
+        self._planes: dict[tuple[str, int], np.ndarray] = {}
 
     def load(self, case: Case, step: int, place: int) -> Sample:
         """The case at `place` of a step's batch as tensors. Collective over the replica."""
-        change = self.config.augmentation
-        if not self.crop and not change.anything:
-            return self.blocks.load(case)
-        with self.blocks.reading(case):
-            return self._load(case, step, place)
+        readers, reader = self.blocks.readers(case), 0
+        if readers:
+            reader = 1 + int(np.random.default_rng([self.config.training.seed, step, place, _READER]).integers(readers))
+        with self.blocks.read_by(reader):
+            if not self.crop and not self.config.augmentation.anything:
+                return self.blocks.load(case)
+            with self.blocks.reading(case):
+                return self._load(case, step, place)
 
     def _load(self, case: Case, step: int, place: int) -> Sample:
         scan, seed, change = self.blocks.scan(case), self.config.training.seed, self.config.augmentation
@@ -100,12 +103,13 @@ class Samples:
 
     def _count(self, case: Case) -> np.ndarray:
         """Voxels of each class by plane. Collective the first time."""
-        if case.name not in self._planes:
+        key = case.name, self.blocks.reader
+        if key not in self._planes:
             scan, classes = self.blocks.scan(case), len(self.blocks.dataset.labels)
             _, labels = self.blocks.read(case)
             counts = count_by_plane(labels, scan.inside, scan.space.shape[0], classes, self.blocks.grid.communicator)
-            self._planes[case.name] = counts
-        return self._planes[case.name]
+            self._planes[key] = counts
+        return self._planes[key]
 
     def _distribution(self, case: Case) -> list[Distribution]:
         """Of every channel of the volume as it is stored. Collective the first time."""

@@ -26,9 +26,11 @@ def begin(job: TrainingJob, dataset: Dataset, communicator: Communicator, listen
     if job.proceed:
         path = newest_whole(job.run, communicator, listen)
         with communicator.together():
-            network = without_training_heads(read_card(path).described)
+            card = read_card(path)
         config = replace(config, model=_suited(config.model, dataset))
-        return Beginning(config=config, network=network, path=path)
+        network, count = without_training_heads(card.described), len(dataset.channel_names)
+        schemes = card.schemes if len(card.schemes) == count else ()  # else it is another data set, as is said later
+        return Beginning(config=config, network=network, schemes=schemes, origin=card.origin, path=path)
     if job.begins is None:
         return Beginning(config=replace(config, model=_suited(config.model, dataset)))
     if config.model != ModelConfig():

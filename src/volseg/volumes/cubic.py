@@ -25,6 +25,7 @@ from volseg.volumes.volume import Space, Volume
 ANISOTROPY = 3.0
 """Longest side of a voxel over the shortest, above which nnU-Net resamples each slice by itself."""
 _REACH = 14
+_PLANES = 8  # of the target that are made at a time
 _POLE = math.sqrt(3) - 2
 _TAPS = tuple(np.float32(math.sqrt(3) * _POLE**n) for n in range(_REACH + 1))
 """Coefficient 0 of a spline is the sum of these times the voxels at distance 0, 1, 2, ... on both sides."""
@@ -155,8 +156,16 @@ class _ResizedView(Volume):
 
     def read(self, box: Box) -> np.ndarray:
         out = np.empty(box.shape, np.float32)
-        if not box.size:
-            return out
+        # Each run of planes of a compressed file that is stored along another axis would cost as much as the file.
+        depth = max(1, box.shape[0]) if self.whole_slices and not self.rising_slices else _PLANES
+        for start in range(box.start[0], box.stop[0], depth):
+            stop = min(start + depth, box.stop[0])
+            part = Box((start, *box.start[1:]), (stop, *box.stop[1:]))
+            if part.size:
+                self._fill(out[start - box.start[0] : stop - box.start[0]], part)
+        return out
+
+    def _fill(self, out: np.ndarray, box: Box) -> None:
         d, h, w = self._axes
         spans = [axis.reads(a, b) for axis, a, b in zip(self._axes, box.start, box.stop, strict=True)]
         (d0, d1), (h0, h1), (w0, w1) = spans
@@ -169,7 +178,6 @@ class _ResizedView(Volume):
         if self._limits is not None:
             low, high = self._limits_of(box, self._limits)
             np.clip(out, low, high, out=out)
-        return out
 
     def _limits_of(self, box: Box, limits: Range) -> tuple[np.ndarray, np.ndarray]:
         if limits.axis is None:

@@ -6,23 +6,26 @@ other than zero, and calls all else background (Isensee et al., Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import VolumeError
-from volseg.geometry import Box, PerAxis, Triple, format_triple
+from volseg.geometry import Box, PerAxis, Triple
 from volseg.partition.layout import padded_shape
-from volseg.volumes.canonical import Orientation, canonical, reordered
-from volseg.volumes.checks import check_finite
-from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, slice_axis
+from volseg.volumes.canonical import Orientation, canonical, in_order_of, reordered
+from volseg.volumes.checks import check_finite, check_same_grid
+from volseg.volumes.cropped import cropped, cropped_space
+from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, resized_space, slice_axis
 from volseg.volumes.intensity import ChannelScheme, Normalization, measure_by
 from volseg.volumes.interpolation import AxisMap
+from volseg.volumes.nonzero import FilledMask, any_nonzero
 from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
-from volseg.volumes.resampling import Spacing, axis_maps, resampled, resampled_space
+from volseg.volumes.resampling import Spacing, along_maps, axis_maps, resampled, resampled_space
 from volseg.volumes.scan import Scan, boxes_between, mask_cuts
 from volseg.volumes.volume import Space, Volume
 
@@ -44,6 +47,16 @@ class Manner:
     crop: bool
     cubic: bool
 
+    def on_network_axes(self, spacing: Spacing | None) -> Spacing | None:
+        """A model's spacing in mm along the network's axes: it is of those already, or of the canonical ones."""
+        return spacing if spacing is None or self.stored else along(spacing, self.transpose)
+
+
+def along(spacing: Spacing, axes: Triple) -> Spacing:
+    """Axis n has the spacing of axis ``axes[n]``."""
+    d, h, w = (spacing[axis] for axis in axes)
+    return d, h, w
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedView:
@@ -51,13 +64,39 @@ class ImportedView:
 
     images    as files have them, in canonical order
     channels  normalised, on the network's grid
+    there     where the voxels of that grid lie on the scan's own, in the network's order and cropped, by which labels
+              are resampled; None where nothing is
+    back      where the voxels of the scan's own lie on that grid
     """
 
     source: Volume
     images: tuple[Volume, ...]
     channels: tuple[Volume, ...]
     reading: Reading
+    there: tuple[AxisMap, AxisMap, AxisMap] | None
     back: tuple[AxisMap, AxisMap, AxisMap] | None
+
+    def own_labels(self, labels: Volume) -> Volume:
+        """Labels of the scan, in any voxel order, in the network's order and cropped, but not resampled.
+
+        Raises VolumeError where they lie on another grid than the scan.
+        """
+        labels = in_order_of(labels, self.images[0].space)
+        check_same_grid(self.images[0], labels)
+        return cropped(reordered(labels, self.reading.order), self.reading.crop)
+
+    def labels(self, labels: Volume) -> Volume:
+        """The same on the network's grid: the label whose linearly interpolated indicator is largest.
+
+        nnU-Net takes the last of those that have at least half, and where none has, the background; the two differ
+        where three labels meet. Raises VolumeError as `own_labels`.
+        """
+        own = self.own_labels(labels)
+        return own if self.there is None else along_maps(own, self.channels[0].space, self.there, "labels")
+
+    def crop_in(self, space: Space) -> Box:
+        """What the network sees of the scan, as a box of its grid in the voxel order of `space`."""
+        return Orientation.of(space).box_from_canonical(self.reading.order.box_from_canonical(self.reading.crop))
 
 
 def view_as_imported(
@@ -80,30 +119,79 @@ def view_as_imported(
     order = order_of(files[0].space, manner.stored, manner.transpose)
     share = _Share(files, communicator)
     crop = share.nonzero_box() if manner.crop else Box.whole(files[0].shape)
-    seen = order.box_to_canonical(crop)
-    space = cropped_space(order.canonical_space(files[0].space), seen)
+    space = cropped_space(order.canonical_space(files[0].space), order.box_to_canonical(crop))
     sides = stored_sides(files[0])
     own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
-    target = space.shape if spacing is None else resized_shape(space.shape, own, spacing)
-    axis = None if spacing is None else slice_axis(own, spacing)
-    views, back = [], None
-    for number, scheme in enumerate(schemes):
-        rule = scheme.fixed or share.measure(number, crop, scheme)
-        masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
-        others = [reordered(file, order) for file in files] if masked else []
-        view: Volume = _NormalizedView(reordered(files[number], order), seen, space, rule, others)
-        if manner.cubic and target != space.shape:
-            limits = share.limits(number, crop, rule, order, axis, masked)
-            view = resized(view, target, axis, limits)
-        elif not manner.cubic and target != space.shape and spacing is not None:
-            view = resampled(view, resampled_space(space, spacing), "linear")
-        views.append(view)
-    if target != space.shape:
-        there = slice_axis(spacing or own, own)
-        back = maps_between(target, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
-    reading = Reading(from_canonical_order(files[0].space, order), seen)
-    images = tuple(canonical(file) for file in files)
-    return ImportedView(source=files[0], images=images, channels=tuple(views), reading=reading, back=back)
+    grids = _Grids(space, own, spacing or own, manner.cubic)
+    channels = tuple(_channel(share, number, scheme, crop, order, grids) for number, scheme in enumerate(schemes))
+    return ImportedView(
+        source=files[0],
+        images=tuple(canonical(file) for file in files),
+        channels=channels,
+        reading=Reading(from_canonical_order(files[0].space, order), order.box_to_canonical(crop)),
+        there=grids.there,
+        back=grids.back,
+    )
+
+
+@dataclass(frozen=True)
+class _Grids:
+    """The scan's own grid, in the network's order and cropped, and that on which the network sees it.
+
+    own    the scan's grid
+    sides  mm of its voxels, as `stored_sides` has them
+    new    mm of the network's
+    cubic  as `Manner.cubic`
+    """
+
+    own: Space
+    sides: Spacing
+    new: Spacing
+    cubic: bool
+
+    @cached_property
+    def seen(self) -> Space:
+        """The network's grid."""
+        shape = resized_shape(self.own.shape, self.sides, self.new)
+        if shape == self.own.shape:
+            return self.own
+        return resized_space(self.own, shape) if self.cubic else resampled_space(self.own, self.new)
+
+    @property
+    def axis(self) -> int | None:
+        """The axis along which images and labels are those of the nearest slice."""
+        return slice_axis(self.sides, self.new) if self.cubic else None
+
+    @property
+    def there(self) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+        """As `ImportedView.there`."""
+        return self._maps(self.own, self.seen, self.axis)
+
+    @property
+    def back(self) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+        """As `ImportedView.back`."""
+        return self._maps(self.seen, self.own, slice_axis(self.new, self.sides))
+
+    def _maps(self, source: Space, target: Space, axis: int | None) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+        if self.seen is self.own:
+            return None
+        return maps_between(source.shape, target.shape, axis) if self.cubic else axis_maps(source, target)
+
+
+def _channel(
+    share: _Share, number: int, scheme: ChannelScheme, crop: Box, order: Orientation, grids: _Grids
+) -> Volume:  # fmt: skip
+    """A channel as the network sees it. Collective."""
+    rule = scheme.fixed or share.measure(number, crop, scheme)
+    masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
+    seen = order.box_to_canonical(crop)
+    inside = cropped(reordered(share.inside, order), seen) if masked else None
+    view: Volume = _NormalizedView(cropped(reordered(share.files[number], order), seen), rule, inside)
+    if grids.seen is grids.own:
+        return view
+    if not grids.cubic:
+        return resampled(view, grids.seen, "linear")
+    return resized(view, grids.seen.shape, grids.axis, share.limits(number, crop, rule, order, grids.axis, masked))
 
 
 def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -> Scan:
@@ -147,67 +235,53 @@ def stored_sides(volume: Volume) -> Spacing:
     return (d, h, w) if np.allclose((d, h, w), sides, rtol=1e-4, atol=0) else sides
 
 
-def cropped_space(space: Space, box: Box) -> Space:
-    """The grid of the voxels of `box` alone."""
-    if box == Box.whole(space.shape):
-        return space
-    moved = np.eye(4)
-    moved[:3, 3] = box.start[::-1]
-    return Space(box.shape, np.asarray(space.affine, dtype=np.float64) @ moved)
-
-
 class _NormalizedView(Volume):
-    """The voxels of a box of a volume, normalised, float32.
+    """The voxels of a volume, normalised, float32.
 
-    others  channels of which one at least is other than zero where a voxel is normalised; elsewhere it is 0
+    inside  0 where a voxel is not normalised but 0; None: all are
     """
 
-    def __init__(self, volume: Volume, crop: Box, space: Space, rule: Normalization, others: Sequence[Volume]) -> None:
+    def __init__(self, volume: Volume, rule: Normalization, inside: Volume | None) -> None:
         self.path, self.format, self.dtype = volume.path, volume.format, np.dtype(np.float32)
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
-        self.space, self.audit = space, volume.audit
-        if space.shape != volume.shape:
-            what = f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
-            self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
-        self._volume, self._first, self._rule, self._others = volume, crop.start, rule, others
+        self.space, self.audit = volume.space, volume.audit
+        self._volume, self._rule, self._inside = volume, rule, inside
 
     def close(self) -> None:
         self._volume.close()
-        for other in self._others:
-            other.close()
+        if self._inside is not None:
+            self._inside.close()
 
     def read(self, box: Box) -> np.ndarray:
-        there = box.shift(self._first)
-        values = self._volume.read(there)
-        check_finite(values, there, self.path)
+        values = self._volume.read(box)
+        check_finite(values, box, self.path)
         out = self._rule.apply(values)
-        if self._others:
-            out *= _any_nonzero(volume.read(there) for volume in self._others)
+        if self._inside is not None:
+            out *= self._inside.read(box)
         return out
-
-
-def _any_nonzero(channels: Iterable[np.ndarray]) -> np.ndarray:
-    """Where one of the channels, [d, h, w] each, is other than zero."""
-    there: np.ndarray = np.logical_or.reduce([values != 0 for values in channels])
-    return there
 
 
 class _Share:
     """The file's own slices that this rank looks at, so that all ranks together look at each voxel once."""
 
     def __init__(self, files: Sequence[Volume], communicator: Communicator) -> None:
-        self._files, self._communicator = files, communicator
+        self.files, self._communicator = files, communicator
+
+    @cached_property
+    def inside(self) -> Volume:
+        """Where the scan is other than zero, or within that. Collective the first time."""
+        return FilledMask(self.files, self._communicator)
 
     def nonzero_box(self) -> Box:
         """The smallest box, in the file's order, that holds all voxels other than zero; the whole where all are zero.
 
         Collective, as the others.
         """
-        shape = self._files[0].shape
+        shape = self.files[0].shape
         ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
         with self._communicator.together():
             for box in self._boxes(Box.whole(shape)):
-                there = _any_nonzero(self._read(file, box) for file in self._files)
+                there = any_nonzero(self._read(file, box) for file in self.files)
                 for axis in range(3):
                     others = tuple(n for n in range(3) if n != axis)
                     (hits,) = np.nonzero(there.any(axis=others))
@@ -224,6 +298,8 @@ class _Share:
     def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
         """How channel `number` is normalised by its own voxels in `crop`."""
         masked = scheme.method == "zscore_nonzero"
+        if masked:
+            assert self.inside  # made here, on all ranks at once
         errors: list[Exception] = []
 
         def pieces() -> Iterator[np.ndarray]:
@@ -263,10 +339,10 @@ class _Share:
         return Range(low[::-1], high[::-1], axis) if order.flips[axis] else Range(low, high, axis)
 
     def _pieces(self, number: int, crop: Box, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Box]]:
-        """Voxels of a channel, where one channel at least is other than zero if that matters, and their box."""
+        """Voxels of a channel, where they are normalised if not all are, and their box."""
         for box in self._boxes(crop):
-            values = self._read(self._files[number], box)
-            inside = _any_nonzero(self._read(file, box) for file in self._files) if masked else values
+            values = self._read(self.files[number], box)
+            inside = self.inside.read(box) != 0 if masked else values
             yield values, inside, box
 
     def _boxes(self, crop: Box) -> Iterator[Box]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from volseg.events import Caution, Listener, Progress, ignore
 from volseg.geometry import Box
 from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
-from volseg.volumes.ingest_report import IngestReport, hash_inputs, write_report
+from volseg.volumes.ingest_report import IngestedMask, IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.mask_values import together
@@ -39,8 +40,8 @@ class IngestJob:
     """What to bring in, and what may be done to it on the way.
 
     output           .nii.gz, .nii or .zarr
-    labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; it goes beside
-                     the output (`labels_path`)
+    labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
+                     of several readers. They go beside the output (`labels_path`)
     dicom            which series, and what may be mended
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
     resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
@@ -49,7 +50,7 @@ class IngestJob:
 
     source: Path
     output: Path
-    labels: Path | None = None
+    labels: tuple[Path, ...] = ()
     dicom: DicomOptions = field(default_factory=DicomOptions)
     spacing: tuple[float, float, float] | None = None
     resample_labels: bool = False
@@ -66,21 +67,19 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     Raises VolumeError where the source cannot be read faithfully or holds NaN or infinity, where the mask lies on
     another grid or holds anything but whole numbers, and where an output cannot be written. Nothing is left then.
     """
-    remarks: set[str] = set()
-    volume, mask, table = _open(job, communicator, listen, remarks)
-    for source, opened in ((job.source, volume), (job.labels, mask)):
-        for warning in opened.audit.warnings if opened is not None else ():
+    volume, masks = _open(job, communicator, listen)
+    for source, opened in ((job.source, volume), *((mask.source, mask.volume) for mask in masks)):
+        for warning in opened.audit.warnings:
             listen(Caution(f"{source}: {warning}"))
-    audits = [volume.audit] if mask is None else [volume.audit, mask.audit]
-    hashes = hash_inputs(audits, communicator)
-    labels = None if mask is None else labels_path(job.output)
+    hashes = hash_inputs([volume.audit, *(mask.volume.audit for mask in masks)], communicator)
     with all_or_none() as written:  # a mask without its image is no result
-        if mask is not None and labels is not None:
-            _copy(mask, volume, labels, communicator, listen, job.overwrite, written, table or LabelTable({}))
+        for mask in masks:
+            _copy(mask.volume, volume, mask.output, communicator, listen, job.overwrite, written, mask.table)
         minimum, maximum = _copy(volume, volume, job.output, communicator, listen, job.overwrite, written)
-    brought_up = together(set().union(*communicator.gather_all(remarks)))
-    for remark in brought_up:
-        listen(Caution(f"{job.labels}: {remark}"))
+    brought_up = [together(set().union(*communicator.gather_all(mask.remarks))) for mask in masks]
+    for mask, lines in zip(masks, brought_up, strict=True):
+        for remark in lines:
+            listen(Caution(f"{mask.source}: {remark}"))
     if minimum == maximum:
         listen(Caution(f"{job.source}: every voxel is {minimum:g}"))
     report = IngestReport(
@@ -93,9 +92,7 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
         minimum=minimum,
         maximum=maximum,
         audit=volume.audit,
-        labels=labels,
-        labels_audit=None if mask is None else replace(mask.audit, warnings=(*mask.audit.warnings, *brought_up)),
-        names={} if table is None else {name: value for value, name in table.foreground},
+        masks=tuple(mask.report(lines) for mask, lines in zip(masks, brought_up, strict=True)),
         hashes=hashes,
         report=report_path(job.output),
     )
@@ -103,46 +100,71 @@ def ingest(job: IngestJob, communicator: Communicator, listen: Listener = ignore
     return report
 
 
-def _open(
-    job: IngestJob, communicator: Communicator, listen: Listener, remarks: set[str]
-) -> tuple[Volume, Volume | None, LabelTable | None]:
-    """The image, the mask and its names, as they are to be written. Collective; little but headers is read.
+@dataclass(frozen=True, kw_only=True)
+class _Mask:
+    """A mask as it is to be written, from `source` to `output`.
 
-    remarks  gets what reading the mask brings up on this rank
+    remarks  get what reading it brings up on this rank
     """
-    volume, mask, table = None, None, None
+
+    source: Path
+    volume: Volume
+    table: LabelTable
+    output: Path
+    remarks: set[str]
+
+    def report(self, remarks: Sequence[str]) -> IngestedMask:
+        """What is to be said of it, with the `remarks` of all ranks."""
+        audit = replace(self.volume.audit, warnings=(*self.volume.audit.warnings, *remarks))
+        names = {name: value for value, name in self.table.foreground}
+        return IngestedMask(path=self.output, audit=audit, names=names)
+
+
+def _open(job: IngestJob, communicator: Communicator, listen: Listener) -> tuple[Volume, list[_Mask]]:
+    """The image and its masks, as they are to be written. Collective; little but headers is read."""
+    volume, masks = None, []
     with communicator.together():
         check_output(job.output, job.overwrite)
         check_small_output(report_path(job.output), job.overwrite)
         volume = open_volume(job.source, job.dicom)
-        if job.labels is not None:
-            check_output(labels_path(job.output), job.overwrite)
-            mask, table = open_labels(
-                job.labels, volume, resample=job.resample_labels, overlap=job.overlap, remark=remarks.add
-            )
+        for number, source in enumerate(job.labels, start=1):
+            place = labels_path(job.output, number if len(job.labels) > 1 else None)
+            check_output(place, job.overwrite)
+            masks.append(_open_mask(job, source, volume, place))
         if job.spacing is not None:
             space = resampled_space(volume.space, job.spacing)
             volume = resampled(volume, space, "linear")
-            mask = None if mask is None else resampled(mask, space, "labels")
+            masks = [replace(mask, volume=resampled(mask.volume, space, "labels")) for mask in masks]
     assert volume is not None
-    for line in communicator.on_root(partial(_rehearse, job, volume, mask, table)):
+    for line in communicator.on_root(partial(_rehearse, job, volume, masks)):
         listen(Caution(line))
-    return volume, mask, table
+    return volume, masks
 
 
-def _rehearse(job: IngestJob, volume: Volume, mask: Volume | None, table: LabelTable | None) -> list[str]:
+def _open_mask(job: IngestJob, source: Path, image: Volume, output: Path) -> _Mask:
+    remarks: set[str] = set()
+    volume, table = open_labels(
+        source, image, resample=job.resample_labels, overlap=job.overlap, remark=remarks.add
+    )  # fmt: skip
+    return _Mask(source=source, volume=volume, table=table or LabelTable({}), output=output, remarks=remarks)
+
+
+def _rehearse(job: IngestJob, volume: Volume, masks: Sequence[_Mask]) -> list[str]:
     """Try all that can refuse the outputs (`writing.rehearse`); what the user should know of them."""
     intended = [Intended(job.output, Content(volume.space, volume.dtype, fixes=volume.audit.fixes), volume)]
-    if mask is not None:
-        content = Content(volume.space, mask.dtype, labels=table or LabelTable({}), fixes=mask.audit.fixes)
-        intended.append(Intended(labels_path(job.output), content, volume))
+    for mask in masks:
+        content = Content(volume.space, mask.volume.dtype, labels=mask.table, fixes=mask.volume.audit.fixes)
+        intended.append(Intended(mask.output, content, volume))
     return rehearse(intended, job.overwrite)
 
 
-def labels_path(output: Path) -> Path:
-    """Where the mask of the volume `output` goes: ``scan.nii.gz`` to ``scan_labels.nii.gz``."""
+def labels_path(output: Path, reader: int | None = None) -> Path:
+    """Where the mask of the volume `output` goes: ``scan.nii.gz`` to ``scan_labels.nii.gz``, that of one of several
+    readers to ``scan_labels_reader1.nii.gz``.
+    """
     suffix = volume_suffix(output)
-    return output.with_name(output.name[: -len(suffix)] + "_labels" + suffix)
+    whose = "" if reader is None else f"_reader{reader}"
+    return output.with_name(f"{output.name[: -len(suffix)]}_labels{whose}{suffix}")
 
 
 def report_path(output: Path) -> Path:

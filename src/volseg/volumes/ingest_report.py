@@ -21,15 +21,28 @@ NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
+class IngestedMask:
+    """A mask that was written.
+
+    path   where it went
+    audit  of its source
+    names  label name -> value, where that had names
+    """
+
+    path: Path
+    audit: Audit
+    names: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestReport:
     """What was written.
 
     shape    (D, H, W) voxels
     spacing  mm along D, H, W
     minimum, maximum  of all voxels, HU for CT
-    audit    of the image; `labels_audit` of the mask
-    labels   where the mask went, None where there was none
-    names    label name -> value, where the mask's source had names
+    audit    of the image
+    masks    one, one of each of several readers, or none
     hashes   (file, SHA-256) of every file that was read
     report   where the audit went
     """
@@ -43,11 +56,14 @@ class IngestReport:
     minimum: float
     maximum: float
     audit: Audit
-    labels: Path | None
-    labels_audit: Audit | None
-    names: dict[str, int]
+    masks: tuple[IngestedMask, ...]
     hashes: tuple[tuple[str, str], ...]
     report: Path
+
+    @property
+    def labels(self) -> Path | None:
+        """Where the first mask went; None where there is none."""
+        return self.masks[0].path if self.masks else None
 
 
 def hash_inputs(audits: Sequence[Audit], communicator: Communicator) -> tuple[tuple[str, str], ...]:
@@ -73,13 +89,23 @@ def write_report(report: IngestReport) -> None:
         "minimum": report.minimum,
         "maximum": report.maximum,
         "image": report.audit.as_json(),
-        "labels": None if report.labels is None else str(report.labels),
-        "label_values": report.names,
-        "mask": None if report.labels_audit is None else report.labels_audit.as_json(),
+        **_facts_of_masks(report.masks),
         "sha256": dict(report.hashes),
         "versions": versions(LIBRARIES),
     }
     write_text(report.report, json.dumps(content, indent=2) + "\n")
+
+
+def _facts_of_masks(masks: Sequence[IngestedMask]) -> dict[str, Any]:
+    """Path, names and audit of the mask; of several a list of each."""
+    if not masks:
+        return {"labels": None, "label_values": {}, "mask": None}
+    columns: dict[str, list[Any]] = {
+        "labels": [str(mask.path) for mask in masks],
+        "label_values": [mask.names for mask in masks],
+        "mask": [mask.audit.as_json() for mask in masks],
+    }
+    return {name: column[0] if len(masks) == 1 else column for name, column in columns.items()}
 
 
 def report_rows(report: IngestReport) -> list[tuple[str, str]]:
@@ -95,12 +121,12 @@ def report_rows(report: IngestReport) -> list[tuple[str, str]]:
         ("spacing mm", format_triple(tuple(f"{side:.4g}" for side in report.spacing))),
         ("values", f"{report.minimum:g} to {report.maximum:g}, {report.dtype}"),
     ]
-    if report.labels is not None and report.labels_audit is not None:
-        rows.append(("labels", str(report.labels)))
-        rows += [("labels left out", f"{item.name}: {item.reason}") for item in report.labels_audit.dropped]
-        rows += [("labels mended", fix) for fix in report.labels_audit.fixes]
-        if report.names:
-            some = [f"{value} {name}" for name, value in report.names.items()]
+    for mask in report.masks:
+        rows.append(("labels", str(mask.path)))
+        rows += [("labels left out", f"{item.name}: {item.reason}") for item in mask.audit.dropped]
+        rows += [("labels mended", fix) for fix in mask.audit.fixes]
+        if mask.names:
+            some = [f"{value} {name}" for name, value in mask.names.items()]
             more = "" if len(some) <= NAMES_SHOWN else f" and {len(some) - NAMES_SHOWN} more"
             rows.append(("label names", ", ".join(some[:NAMES_SHOWN]) + more))
     rows.append(("report", str(report.report)))

@@ -48,6 +48,10 @@ class Normalization:
         return values * np.float32(self.std) + np.float32(self.mean)
 
 
+UNCHANGED = Normalization(-np.inf, np.inf, 0.0, 1.0)
+"""Of what is normalised already."""
+
+
 class NonzeroNormalization(Normalization):
     """The same of voxels other than zero; the others stay zero."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from volseg.volumes.regions import Region
+
 Colour = tuple[int, int, int]
 
 
@@ -14,10 +16,12 @@ class LabelTable:
 
     names    name -> value, background (0) included or not
     colours  value -> (red, green, blue), 0 to 255; a label without one gets `default_colour`
+    regions  overlapping sets of the labels, where they are made up of such
     """
 
     names: Mapping[str, int]
     colours: Mapping[int, Colour] = field(default_factory=dict)
+    regions: tuple[Region, ...] = ()
 
     @property
     def foreground(self) -> tuple[tuple[int, str], ...]:

@@ -68,6 +68,11 @@ def resampled(volume: Volume, space: Space, how: How, *, outside: float = 0) -> 
     return _ResampledView(volume, space, how, outside)
 
 
+def along_maps(volume: Volume, space: Space, maps: tuple[AxisMap, AxisMap, AxisMap], how: How) -> Volume:
+    """The same as `resampled` where `maps` say, axis by axis, where the voxels of `space` lie in `volume`."""
+    return _ResampledView(volume, space, how, 0, maps)
+
+
 def axis_maps(source: Space, target: Space) -> tuple[AxisMap, AxisMap, AxisMap] | None:
     """Where the voxels of `target` lie in `source`, axis by axis; None where their axes are not parallel and alike."""
     matrix = _index_map(source, target)
@@ -91,14 +96,17 @@ def _index_map(source: Space, target: Space) -> np.ndarray:
 
 
 class _ResampledView(Volume):
-    def __init__(self, volume: Volume, space: Space, how: How, outside: float) -> None:
+    def __init__(
+        self, volume: Volume, space: Space, how: How, outside: float,
+        maps: tuple[AxisMap, AxisMap, AxisMap] | None = None,
+    ) -> None:  # fmt: skip
         self.path, self.format, self.dtype = volume.path, volume.format, volume.dtype
         self.space, self.whole_slices, self.rising_slices = space, volume.whole_slices, volume.rising_slices
         old, new = _mm(volume.space.spacing), _mm(space.spacing)
         change = f"from {old} to {new} mm" if old != new else f"onto another grid of {new} mm"
         self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, f"resampled {change}, {_WORDS[how]}"))
         self._source, self._how, self._outside = _ForwardReader(volume), how, outside
-        self._maps = axis_maps(volume.space, space)
+        self._maps = maps or axis_maps(volume.space, space)
         self._matrix = _index_map(volume.space, space)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
-from volseg.volumes.intensity import ChannelScheme, Normalization, Pieces, measure_by
+from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization, Pieces, measure_by
 from volseg.volumes.interpolation import AxisMap
 from volseg.volumes.reading_order import Reading
 from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
@@ -83,8 +83,7 @@ class Scan:
 
     def rules(self, schemes: Sequence[ChannelScheme]) -> list[ChannelScheme]:
         """How `channels` are still to be normalised for a model of `schemes`."""
-        done = Normalization(-np.inf, np.inf, 0.0, 1.0)
-        return [replace(scheme, fixed=done) if self.reading is not None else scheme for scheme in schemes]
+        return [replace(scheme, fixed=UNCHANGED) if self.reading is not None else scheme for scheme in schemes]
 
     def read(self, box: Box | None = None) -> list[np.ndarray]:
         """This rank's voxels of every channel, or those of any box of what the network sees, [d, h, w] each.
@@ -140,18 +139,32 @@ def lay_out(channels: Sequence[Volume], grid: ProcessGrid, multiple: PerAxis, sp
         views = tuple(resampled(image, seen, "linear") for image in images)
         back = axis_maps(seen, images[0].space)
         assert back is not None  # `resampled_space` keeps the directions
-    layout = grid.layout(padded_shape(seen.shape, multiple), multiple)
+    return _laid_out(channels[0], images, views, back, grid, multiple)
+
+
+def lay_out_seen(channels: Sequence[Volume], grid: ProcessGrid, multiple: PerAxis) -> Scan:
+    """Volumes as a network sees them, in their own voxel order, as one scan over `grid`.
+
+    Raises PartitionError as `lay_out`.
+    """
+    return _laid_out(channels[0], tuple(channels), tuple(channels), None, grid, multiple)
+
+
+def _laid_out(
+    source: Volume, images: tuple[Volume, ...], channels: tuple[Volume, ...],
+    back: tuple[AxisMap, AxisMap, AxisMap] | None, grid: ProcessGrid, multiple: PerAxis,
+) -> Scan:  # fmt: skip
+    shape = channels[0].shape
+    layout = grid.layout(padded_shape(shape, multiple), multiple)
     block = grid.block(layout)
-    boxes = tuple(mask_boxes(layout, images[0].shape, back))
-    inside = block.intersect(Box.whole(seen.shape))
     return Scan(
-        source=channels[0],
+        source=source,
         images=images,
-        channels=views,
+        channels=channels,
         layout=layout,
         block=block,
-        inside=inside,
-        boxes=boxes,
+        inside=block.intersect(Box.whole(shape)),
+        boxes=tuple(mask_boxes(layout, images[0].shape, back)),
         rank=grid.communicator.rank,
         back=back,
     )
@@ -193,20 +206,15 @@ def open_channels(files: Sequence[ImageFile], dicom: DicomOptions = DicomOptions
     return volumes
 
 
-def normalized_block(
-    arrays: Sequence[np.ndarray], scan: Scan, schemes: Sequence[ChannelScheme], own: Sequence[Normalization | None]
-) -> np.ndarray:
+def normalized_block(arrays: Sequence[np.ndarray], scan: Scan, rules: Sequence[Normalization]) -> np.ndarray:
     """The network's input: [C, d, h, w] float32, zero in the padding.
 
-    arrays   what `Scan.read` gave
-    schemes  of the model, by channel
-    own      each volume's own normalization where the scheme has no fixed one
+    arrays  what `Scan.read` gave
+    rules   of each channel
     """
     block = np.zeros((len(arrays), *scan.block.shape), dtype=np.float32)
     place = scan.inside.relative_to(scan.block).slices
-    for channel, (array, scheme, measured) in enumerate(zip(arrays, schemes, own, strict=True)):
-        rule = scheme.fixed or measured
-        assert rule is not None
+    for channel, (array, rule) in enumerate(zip(arrays, rules, strict=True)):
         block[(channel, *place)] = rule.apply(array)
     return block
 

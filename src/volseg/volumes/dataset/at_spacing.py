@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -34,14 +35,27 @@ def lost_labels(
     if spacing is None:
         return []
     known = {case.name: case for case in fingerprint.cases}
-    views: list[tuple[Case, Volume]] = []
+    views: list[tuple[Case, Volume, str]] = []
     with communicator.together():
         for case in dataset.cases:
             own = known[case.name].spacing if case.name in known else spacing
             if case.label is not None and kept_where_close(own, spacing) != own:
                 image = case.images[0].open()
-                label = in_order_of(dataset.open_labels(case.label), image.space)
-                views.append((case, resampled(label, seen_space(image, spacing), "labels")))
+                label = in_order_of(dataset.open_labels(case), image.space)
+                seen = resampled(label, seen_space(image, spacing), "labels")
+                views.append((case, seen, format_triple(tuple(f"{n:.4g}" for n in own))))
+    return lost_in(views, dataset, fingerprint, communicator, listen)
+
+
+def lost_in(
+    views: Sequence[tuple[Case, Volume, str]], dataset: Dataset, fingerprint: Fingerprint, communicator: Communicator,
+    listen: Listener = ignore,
+) -> list[Fault]:  # fmt: skip
+    """The same of labels as a network sees them. Collective.
+
+    views  cases, each with its labels on the grid that the network sees, and the --spacing that keeps them
+    """
+    known = {case.name: case for case in fingerprint.cases}
     counts = np.zeros((len(views), len(dataset.labels)), dtype=np.int64)
     with communicator.together():
         for number in range(communicator.rank, len(views), communicator.size):
@@ -50,8 +64,8 @@ def lost_labels(
             listen(Progress("labels at the spacing of training", done, len(views), "cases"))
     counts = communicator.reduce_all(counts)
     faults = [
-        _fault(dataset, known[case.name], case, view, after.tolist())
-        for (case, view), after in zip(views, counts, strict=True)
+        _fault(dataset, known[case.name], case, view, keeping, after.tolist())
+        for (case, view, keeping), after in zip(views, counts, strict=True)
     ]
     return [fault for fault in faults if fault is not None]
 
@@ -67,7 +81,7 @@ def _count(view: Volume, labels: int) -> np.ndarray:
 
 
 def _fault(
-    dataset: Dataset, before: CaseFingerprint, case: Case, view: Volume, after: list[int]
+    dataset: Dataset, before: CaseFingerprint, case: Case, view: Volume, keeping: str, after: list[int]
 ) -> Fault | None:  # fmt: skip
     larger = prod(view.space.spacing) / prod(before.spacing)
     lost = [
@@ -77,6 +91,8 @@ def _fault(
     ]
     if not lost:
         return None
-    sides, own = (format_triple(tuple(f"{n:.4g}" for n in one)) for one in (view.space.spacing, before.spacing))
-    message = f"{case.name}: {', '.join(lost)} at {sides} mm, where it is seen in training; --spacing {own} keeps it"
+    sides = format_triple(tuple(f"{n:.4g}" for n in view.space.spacing))
+    message = (
+        f"{case.name}: {', '.join(lost)} at {sides} mm, where it is seen in training; --spacing {keeping} keeps it"
+    )
     return Fault(case.name, "lost label", message, serious=False)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from volseg.config import NO_MAP, LabelsConfig
+from volseg.config import NO_MAP, LabelsConfig, Readers
 from volseg.volumes.image_file import ImageFile
 from volseg.volumes.label_map import LabelMap, MappedLabels
 from volseg.volumes.mask_source import open_mask
 from volseg.volumes.mask_values import Remark, no_remark
+from volseg.volumes.readers import MajorityLabels
 from volseg.volumes.regions import Region
 from volseg.volumes.volume import Volume
 
@@ -27,6 +28,7 @@ Kind = Literal[
 class Case:
     """One scan: its image channels in order, and its label file (None where there is none).
 
+    others     masks of further readers of the scan, besides `label`, the first one's
     annotated  names of the labels (or regions) that were looked for in it; None: all
     """
 
@@ -34,6 +36,12 @@ class Case:
     images: tuple[ImageFile, ...]
     label: Path | None
     annotated: tuple[str, ...] | None = None
+    others: tuple[Path, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """One of each reader."""
+        return () if self.label is None else (self.label, *self.others)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Dataset:
     warnings        what lies there and is passed over
     regions         overlapping sets of labels, which a network learns in place of the labels; empty: it learns those
     label_map       how the labels are made from the values that the files hold; None: they are those
+    readers         what is learned where a case has masks of several readers
     """
 
     folder: Path
@@ -61,6 +70,7 @@ class Dataset:
     warnings: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     label_map: LabelMap | None = None
+    readers: Readers = "majority"
 
     def unknown_in(self, case: Case) -> tuple[int, ...]:
         """The numbers of the outputs that nobody has looked for in a case."""
@@ -69,8 +79,23 @@ class Dataset:
         first = len(self.outputs) - len(self.scored)
         return tuple(n for n, name in enumerate(self.outputs) if n >= first and name not in case.annotated)
 
-    def open_labels(self, path: Path, remark: Remark = no_remark) -> Volume:
-        """A case's labels, with the values of `labels` and `ignore`. Raises VolumeError as `open_mask` does."""
+    def open_labels(self, case: Case, remark: Remark = no_remark) -> Volume:
+        """The labels of a case that has some, with the values of `labels` and `ignore`; of several readers what most of
+        them say, or where the first alone counts, what that one says.
+
+        Raises VolumeError as `open_mask` does, and where masks do not lie on one grid.
+        """
+        masks = case.masks[:1] if self.readers == "first" else case.masks
+        several = [self._open(path, remark) for path in masks]
+        return several[0] if len(several) == 1 else MajorityLabels(several, self.labels, self.ignore)
+
+    def open_readers(self, case: Case) -> tuple[Volume, ...]:
+        """Each reader's labels, where a step sees those of one drawn at random; else none. Raises as `open_labels`."""
+        if self.readers != "random" or len(case.masks) < 2:
+            return ()
+        return tuple(self._open(path, no_remark) for path in case.masks)
+
+    def _open(self, path: Path, remark: Remark) -> Volume:
         mask = open_mask(path, remark)
         return mask if self.label_map is None else MappedLabels(mask, self.label_map)
 
@@ -99,6 +124,7 @@ class DataSource:
     label_names    JSON file with names and values, for sets without dataset.json
     channel_names  for sets without dataset.json; empty: "CT" for one channel
     label_map      which values of the files make which label; empty: they are taken as they are
+    readers        as `Dataset.readers`
     """
 
     path: Path
@@ -106,6 +132,7 @@ class DataSource:
     label_names: Path | None = None
     channel_names: tuple[str, ...] = ()
     label_map: LabelsConfig = NO_MAP
+    readers: Readers = "majority"
 
 
 @dataclass(frozen=True)

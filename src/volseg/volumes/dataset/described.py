@@ -29,6 +29,7 @@ from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_tex
 from volseg.volumes.dataset.listed import follow_list, listed_files
 from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names_in, volumes_in
 from volseg.volumes.image_file import ImageFile, channels_of_file
+from volseg.volumes.readers import by_scan
 
 
 def survey_described(folder: Path, gaps: bool = False) -> tuple[Dataset, list[Fault]]:
@@ -111,9 +112,11 @@ def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fa
         raise VolumeError(f"{folder / LABELS}: no case, no file ends in {ending}; check file_ending in {DESCRIPTION}"
                           f"{_other_endings(folder / LABELS)}")  # fmt: skip
     cases, unused = [], set(images)
+    scans = {CHANNEL_END.sub("", file) for file in images} | set(images)
     faults = [fault for part in (IMAGES, LABELS) for fault in twins_in(folder / part, (ending,))]
     alike = {file.casefold(): file for file in images}
-    for name in sorted(labels):
+    for name, masks in sorted(by_scan(labels, scans).items()):
+        first, *others = [labels[mask] for mask in masks]
         files = [image_name(name, channel, "") for channel in range(channels)]
         if files[0] not in images and name in images:
             files = [name]
@@ -127,9 +130,10 @@ def _find(folder: Path, channels: int, ending: str) -> tuple[list[Case], list[Fa
                 message += f"; {images[other].name} differs in upper and lower case alone: give both one name"
             faults.append(Fault(name, "missing image", message))
         elif len(files) == 1:
-            cases.append(Case(name, channels_of_file(images[files[0]], channels), labels[name]))
+            cases.append(Case(name, channels_of_file(images[files[0]], channels), first, others=tuple(others)))
         else:
-            cases.append(Case(name, tuple(ImageFile(images[file]) for file in files), labels[name]))
+            channels_of_case = tuple(ImageFile(images[file]) for file in files)
+            cases.append(Case(name, channels_of_case, first, others=tuple(others)))
     orphans: dict[str, Path] = {}
     for file in sorted(name for name in unused if not is_own_output(name, images)):
         orphans.setdefault(CHANNEL_END.sub("", file), images[file])

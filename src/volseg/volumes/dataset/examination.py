@@ -143,7 +143,7 @@ def _open(dataset: Dataset, case: Case, found: Findings) -> tuple[list[Volume], 
         with _noting(found, "unreadable"):
             images.append(file.open())
     with _noting(found, "unreadable"):
-        label = dataset.open_labels(case.label, found.remarks.add)
+        label = dataset.open_labels(case, found.remarks.add)
     found.doubts += [
         f"{image.path}: {line}" for image in images if image.format == "DICOM" for line in image.audit.warnings
     ]

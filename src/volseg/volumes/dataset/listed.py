@@ -14,15 +14,19 @@ from volseg.volumes.dataset.description import DESCRIPTION, image_name
 from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, is_own_output
 from volseg.volumes.file_names import ending_of, names_in, stem_of
 from volseg.volumes.image_file import ImageFile, channels_of_file
+from volseg.volumes.readers import READER_END
 
 
 @dataclass(frozen=True)
 class ListedCase:
-    """Files of a case as dataset.json names them: relative to its folder, or with a path of wherever it was written."""
+    """Files of a case as dataset.json names them: relative to its folder, or with a path of wherever it was written.
+
+    labels  a mask, or one of each of several readers
+    """
 
     name: str
     images: tuple[str, ...]
-    label: str
+    labels: tuple[str, ...]
 
 
 def listed_files(folder: Path, description: Mapping[str, Any]) -> list[ListedCase] | None:
@@ -32,12 +36,12 @@ def listed_files(folder: Path, description: Mapping[str, Any]) -> list[ListedCas
     try:
         if isinstance(dataset, dict) and dataset:
             for name, entry in dataset.items():
-                rows.append(ListedCase(str(name), tuple(map(str, entry["images"])), str(entry["label"])))
+                rows.append(ListedCase(str(name), tuple(map(str, entry["images"])), _texts(entry["label"])))
         elif isinstance(training, list) and training:
             for entry in training:
-                image, label = entry["image"], str(entry["label"])
-                files = tuple(map(str, image)) if isinstance(image, list) else (str(image),)
-                rows.append(ListedCase(stem_of(_name(label)), files, label))
+                files, labels = _texts(entry["image"]), _texts(entry["label"])
+                stem = stem_of(_name(labels[0]))
+                rows.append(ListedCase(stem if len(labels) == 1 else READER_END.sub("", stem), files, labels))
     except (KeyError, TypeError) as error:
         raise VolumeError(
             f"{folder / DESCRIPTION}: its list of cases is malformed ({error!r}); an entry is "
@@ -108,14 +112,14 @@ def follow_list(
         if often[row.name] > 1:
             message = f"{folder / DESCRIPTION}: lists case {row.name} {often[row.name]} times"
             faults.append(Fault(row.name, "duplicate", message))
-        paths, label = where.find_images(row.images, channels), where.find(row.label, LABELS)
+        paths, labels = where.find_images(row.images, channels), [where.find(label, LABELS) for label in row.labels]
         used |= {path.resolve() for path in paths}
-        fault = _fault_of(folder, row.name, paths, label, channels)
+        fault = _fault_of(folder, row.name, paths, labels, channels)
         if fault is not None:
             faults.append(fault)
             continue
         images = channels_of_file(paths[0], channels) if len(paths) == 1 else tuple(ImageFile(p) for p in paths)
-        cases[row.name] = Case(row.name, images, label)
+        cases[row.name] = Case(row.name, images, labels[0], others=tuple(labels[1:]))
     images_there, told = where.there[IMAGES], {fault.case for fault in faults}
     for name, path in sorted(images_there.items()):
         is_told = name in told or CHANNEL_END.sub("", name) in told
@@ -129,7 +133,7 @@ def follow_list(
     return list(cases.values()), faults
 
 
-def _fault_of(folder: Path, name: str, paths: list[Path], label: Path, channels: int) -> Fault | None:
+def _fault_of(folder: Path, name: str, paths: list[Path], labels: list[Path], channels: int) -> Fault | None:
     missing = [path for path in paths if not path.exists()]
     if missing:
         message = f"{missing[0]}: missing, but {DESCRIPTION} lists it; nor is a file of that name in {folder / IMAGES}"
@@ -137,10 +141,18 @@ def _fault_of(folder: Path, name: str, paths: list[Path], label: Path, channels:
     if len(paths) not in (1, channels):
         message = f"{folder / DESCRIPTION}: case {name} has {len(paths)} image files for {channels} channel(s)"
         return Fault(name, "missing image", message)
-    if not label.exists():
-        message = f"{label}: missing, but {DESCRIPTION} lists it as the labels of {name}"
+    lost = [label for label in labels if not label.exists()]
+    if lost:
+        message = f"{lost[0]}: missing, but {DESCRIPTION} lists it as the labels of {name}"
         return Fault(name, "missing labels", message)
     return None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A text, or a list of some. Raises TypeError for an empty list."""
+    if value == []:
+        raise TypeError("an empty list of files")
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),)
 
 
 def _name(file: str) -> str:

@@ -37,6 +37,8 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
     Raises VolumeError where there is no data set at all.
     """
     dataset, faults = _survey(_of_folder(source))
+    notes = (*dataset.notes, *_of_readers(dataset, source))
+    dataset = dataclasses.replace(dataset, readers=source.readers, notes=notes)
     if source.label_map:
         change = label_map(source.label_map, dataset.labels, dataset.ignore, dataset.folder)
         dataset = dataclasses.replace(
@@ -51,6 +53,20 @@ def survey_dataset(source: DataSource) -> tuple[Dataset, list[Fault]]:
         faults.append(Fault("", "too many labels", message))
     warnings = tuple(fault.message for fault in faults if not fault.serious)
     return dataclasses.replace(dataset, warnings=warnings), faults
+
+
+def _of_readers(dataset: Dataset, source: DataSource) -> list[str]:
+    """What is to be said of cases that several readers have labelled."""
+    counts = [len(case.masks) for case in dataset.cases if case.others]
+    if not counts:
+        return []
+    said = {
+        "majority": "a voxel has the label that most of them give it, of equals the first one's",
+        "random": "each step sees the mask of one, drawn at random; validation what most of them say",
+        "first": "the first one's mask is taken, the others are passed over",
+    }[source.readers]
+    several = str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return [f"{dataset.folder}: {len(counts)} of {len(dataset.cases)} cases have masks of {several} readers: {said}"]
 
 
 def _of_folder(source: DataSource) -> DataSource:

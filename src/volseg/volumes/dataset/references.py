@@ -39,7 +39,13 @@ def reference_labels(folder: Path) -> dict[str, Path] | None:
             return None
         return _all_in(folder / LABELS, (file_ending(description, folder),))
     where = ListedPaths(folder)
-    labels = {row.name: where.find(row.label, LABELS) for row in rows}
+    several = next((row for row in rows if len(row.labels) > 1), None)
+    if several is not None:
+        raise VolumeError(
+            f"{folder}: case {several.name} has masks of {len(several.labels)} readers, and a mask is compared with "
+            "one reference; put those of a reader into a folder of their own, called as the cases are, and give that"
+        )
+    labels = {row.name: where.find(row.labels[0], LABELS) for row in rows}
     lost = next((path for path in labels.values() if not path.exists()), None)
     if lost is not None:
         raise VolumeError(f"{lost}: missing, but {DESCRIPTION} lists it")

@@ -6,6 +6,7 @@ CASE.zarr with CASE.zarr/labels/NAME  labels inside the image's store, as OME-Za
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, forei
 from volseg.volumes.image_file import channels_of_file, count_channels
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.mask_source import open_mask
+from volseg.volumes.readers import READER_END
 
 INGESTED = "_labels"
 MASK = "_mask"  # which `volseg segment` adds to a scan's name: never taken for labels without being asked
@@ -43,7 +45,9 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
     """
     folder, there = source.path, names_in(source.path)
     beside = labels_beside(there)
+    of_readers = readers_beside(there)
     labelled = {name for ends in beside.values() for name in ends.values()}
+    labelled |= {name for names in of_readers.values() for name in names}
     cases: list[Case] = []
     faults = twins_in(folder, FILE_ENDINGS)
     ends_taken: set[str] = set()
@@ -59,8 +63,10 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
             faults += _left_out(folder, name, ends, there)
             ends = {INGESTED: ends[INGESTED]}
         candidates = _labels_of(path, [there[label] for label in ends.values()], source.labels)
-        if len(candidates) == 1:
-            cases.append(Case(name, (), candidates[0]))
+        others = [there[mask] for mask in of_readers.get(name, ())]
+        if len(candidates) == 1 or (others and not candidates):
+            first, *others = [*candidates, *others]
+            cases.append(Case(name, (), first, others=tuple(others)))
             ends_taken |= {end for end, label in ends.items() if there[label] == candidates[0]}
         elif candidates:
             faults.append(Fault(name, "several labels", _several(path, name, candidates, bool(ends))))
@@ -72,8 +78,10 @@ def survey_ingested(source: DataSource) -> tuple[Dataset, list[Fault]]:
     if not cases:
         raise VolumeError(_no_case(folder, faults))
     channels = _channels(there[cases[0].name], source.channel_names)
-    whole = [Case(case.name, channels_of_file(there[case.name], len(channels)), case.label) for case in cases]
-    labels, ignore = _label_names(source, [case.label for case in whole if case.label is not None])
+    whole = [
+        dataclasses.replace(case, images=channels_of_file(there[case.name], len(channels))) for case in cases
+    ]  # fmt: skip
+    labels, ignore = _label_names(source, [mask for case in whole for mask in case.masks])
     ending = ending_of(there[cases[0].name].name).lower()
     notes = _notes(source, channels)
     if ends_taken - {INGESTED}:
@@ -99,6 +107,20 @@ def labels_beside(there: Mapping[str, Path]) -> dict[str, dict[str, str]]:
             # What has labels of its own is an image, whatever it is called.
             if name.lower().endswith(end) and image in there and name + INGESTED not in there:
                 beside.setdefault(image, {})[end] = name
+    return beside
+
+
+def readers_beside(there: Mapping[str, Path]) -> dict[str, list[str]]:
+    """The same of the masks of several readers: image -> names such as CASE_labels_reader1 and CASE_reader2, in order.
+
+    A mask that is its image's alone is none of those.
+    """
+    beside: dict[str, list[str]] = {}
+    for name in sorted(there):
+        scan = READER_END.sub("", name)
+        ends = [end for end in ("", *LABEL_ENDS) if scan.endswith(end) and scan[: len(scan) - len(end)] in there]
+        if scan != name and ends and name + INGESTED not in there:
+            beside.setdefault(scan[: len(scan) - max(map(len, ends))], []).append(name)
     return beside
 
 

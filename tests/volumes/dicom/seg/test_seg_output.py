@@ -21,6 +21,7 @@ from volseg.volumes.dicom.seg.codes import FINDINGS, ORGANS, property_of
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.reading import open_volume
+from volseg.volumes.regions import Region, value_names
 from volseg.volumes.volume import Space, Volume
 from volseg.volumes.writing import check_output, write_volume
 
@@ -136,6 +137,40 @@ def test_highdicom_finds_every_voxel_at_its_place(tmp_path, multi_frame, dtype):
     assert segmentation.SegmentationType == "BINARY"
     assert segmentation.NumberOfFrames == 2 + 3 + 1  # none that is empty
     assert [file.name for file in tmp_path.iterdir()] == ["mask.dcm"]
+
+
+REGIONS = (Region("whole tumour", (2, 3, 7), 2), Region("tumour core", (3, 7), 3), Region("cyst", (9,), 9))
+
+
+@pytest.mark.parametrize("multi_frame", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_regions_are_segments_that_overlap(tmp_path, multi_frame, dtype):
+    source, mask = Series(multi_frame), labelled().astype(dtype)
+    table = LabelTable(value_names(REGIONS), regions=REGIONS)
+    segmentation = write(tmp_path / "mask.dcm", mask, source, labels=table)
+    assert (segmentation.SegmentationType, segmentation.SegmentsOverlap) == ("BINARY", "YES")
+    assert segmentation[0x0062, 0x0013].value == "YES"
+    described = [segmentation.get_segment_description(n) for n in segmentation.segment_numbers]
+    assert [(one.SegmentLabel, one.SegmentDescription) for one in described] == [
+        ("whole tumour", "labels 2, 3, 7 of the mask"), ("tumour core", "labels 3, 7 of the mask"),
+    ]  # fmt: skip
+    volume = segmentation.get_volume(combine_segments=False)
+    for number, region in enumerate(REGIONS[:2]):
+        index = np.argwhere(volume.array[..., number])
+        lps = volume.affine @ np.c_[index, np.ones(len(index))].T
+        i, j, k = np.rint((np.linalg.inv(np.diag([-1.0, -1, 1, 1]) @ source.space.affine) @ lps)[:3]).astype(int)
+        there = np.zeros(SHAPE, bool)
+        there[k, j, i] = True
+        np.testing.assert_array_equal(there, np.isin(mask, region.values))
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.dcm"]
+
+
+def test_a_mask_without_regions_has_an_empty_segment_for_each(tmp_path):
+    table = LabelTable(value_names(REGIONS), regions=REGIONS)
+    segmentation = write(tmp_path / "mask.dcm", np.zeros(SHAPE, np.uint8), Series(), labels=table)
+    labels = [segmentation.get_segment_description(n).SegmentLabel for n in segmentation.segment_numbers]
+    assert labels == ["whole tumour", "tumour core", "cyst"]
+    assert not segmentation.pixel_array.any()
 
 
 @pytest.mark.parametrize("multi_frame", [False, True])

@@ -27,6 +27,7 @@ from volseg.files import flush_to_disk, replacing
 from volseg.machine import gibibytes
 from volseg.volumes.dicom.seg.codes import property_of
 from volseg.volumes.dicom.seg.headers import number_of, text_of
+from volseg.volumes.dicom.seg.overlapping import overlapping_planes, region_segments
 from volseg.volumes.dicom.seg.source import Series, check_source, open_series
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.nifti.output import NiftiOutput, plane_units
@@ -44,7 +45,8 @@ class SegOutput(SharedFile):
 
     Labels without voxels have no segment, and segments are numbered from 1, as DICOM wants; what value a segment had
     in the mask stands in its description. A mask that is all background becomes an object with every label of the
-    table and one empty frame for each: looked for, and not found.
+    table and one empty frame for each: looked for, and not found. Where labels make up regions, the regions are the
+    segments, and overlap as they do.
 
     Raises VolumeError where the mask does not lie on the series' own slices (see `source.check_source`).
     """
@@ -65,7 +67,7 @@ class SegOutput(SharedFile):
     def rehearse(self) -> tuple[str, ...]:
         """Build a Segmentation of the first slices, with every label, from the very headers, in memory."""
         series = open_series(self._path, self._source, self._space)
-        segments = list(self._labels.foreground) or [(1, "label 1")]
+        segments = _all_segments(self._labels)
         positions = series.positions[:2]
         planes = np.zeros((len(positions), *self._space.shape[1:]), self._dtype)
         planes[:, 0, 0] = np.arange(len(positions)) % len(segments) + 1
@@ -93,27 +95,34 @@ class SegOutput(SharedFile):
         return np.ascontiguousarray(voxels, self._dtype).data.cast("B")
 
     def publish(self, temporary: Path, path: Path) -> None:
-        mask = np.memmap(temporary, self._dtype, "r+", shape=self._space.shape)
-        segments, frames = number_segments(mask, self._labels)
+        mask: np.ndarray = np.memmap(temporary, self._dtype, "r+", shape=self._space.shape)
+        finished, apart = (temporary.with_name(temporary.name + end) for end in (SUFFIX, ".regions"))
+        planes, values = mask, list(range(1, int(np.iinfo(self._dtype).max) + 1))
         series = open_series(self._path, self._source, self._space)
-        finished = temporary.with_name(temporary.name + SUFFIX)
         try:
+            if self._labels.regions:
+                planes, present, frames = overlapping_planes(mask, self._labels.regions, apart)
+                segments = region_segments(present)
+            else:
+                segments, frames = number_segments(mask, self._labels)
+                values = [value for value, _ in segments]
             _check_size(path, frames, len(segments), mask)
-            _write(finished, mask, segments, self._labels, series, path)
+            _write(finished, planes, segments, self._labels, series, path)
             flush_to_disk(finished)
             os.replace(finished, path)
             flush_to_disk(path.parent)
         except VolumeError as error:
-            kept = self._keep(mask, [value for value, _ in segments], path)
+            kept = self._keep(mask, values, path)
             raise VolumeError(f"{error}. The mask itself is in {kept}") from error
         finally:
             finished.unlink(missing_ok=True)
+            apart.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
 
     def _keep(self, mask: np.ndarray, values: list[int], path: Path) -> Path:
         """Write the mask as NIfTI beside `path`, where it makes no Segmentation: nothing computed is thrown away.
 
-        mask    segment numbers, of which `values` are the labels
+        mask    numbers from 1, of which `values` are the labels
         """
         stem = path.name[: -len(SUFFIX)]
         names = (path.with_name(f"{stem}{end}.nii.gz") for end in ("", *(f"_{n}" for n in range(1, 1000))))
@@ -131,6 +140,11 @@ _PROVEN: WeakSet[Volume] = WeakSet()
 """Scans of whose headers a Segmentation has been built."""
 SUFFIX = ".dcm"
 MOST_BYTES = 2**32 - 2  # of one element's value
+
+
+def _all_segments(labels: LabelTable) -> list[tuple[int, str]]:
+    """(value, name) of every segment that there may be; one at least."""
+    return region_segments(labels.regions) or list(labels.foreground) or [(1, "label 1")]
 
 
 def number_segments(mask: np.ndarray, labels: LabelTable) -> tuple[list[tuple[int, str]], int]:
@@ -161,12 +175,16 @@ def _check_size(path: Path, frames: int, segments: int, mask: np.ndarray) -> Non
 
 
 def _write(
-    target: Path, mask: np.ndarray, segments: list[tuple[int, str]], labels: LabelTable, series: Series, path: Path
+    target: Path, planes: np.ndarray, segments: list[tuple[int, str]], labels: LabelTable, series: Series, path: Path
 ) -> None:
-    planes, positions = mask, series.positions
+    """Write the object.
+
+    planes  [D, H, W] segment numbers from 1, or [D, H, W, segments] 1 in each
+    """
+    positions = series.positions
     if not segments:
-        segments = list(labels.foreground) or [(1, "label 1")]
-        planes, positions = np.zeros((1, *mask.shape[1:]), np.uint8), series.positions[:1]
+        segments = _all_segments(labels)
+        planes, positions = np.zeros((1, *planes.shape[1:3]), np.uint8), series.positions[:1]
     _save(_built(planes, positions, segments, labels, series, path), target, path)
 
 
@@ -258,8 +276,14 @@ def _description(number: int, value: int, name: str, labels: LabelTable, algorit
         algorithm,
         display_color=hd.color.CIELabColor.from_rgb(*labels.colour(value)),
     )
-    description.SegmentDescription = f"label {value} of the mask"
+    description.SegmentDescription = _of_mask(value, name, labels)
     if coded.side is not None:
         kind = description.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(coded.side)]
     return description
+
+
+def _of_mask(value: int, name: str, labels: LabelTable) -> str:
+    """What a segment is in a mask of one value a voxel."""
+    values = next((region.values for region in labels.regions if region.name == name), (value,))
+    return f"label{'s' if len(values) > 1 else ''} {', '.join(map(str, values))} of the mask"

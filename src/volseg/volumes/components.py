@@ -47,9 +47,13 @@ class Components:
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Voxels of each entry in this block, and of its whole component: int64, [n + 1] each. Collective."""
         here = _voxels(self.labels, len(self.value))
-        whole = here.copy()
-        whole[self._groups.entries] = self._groups.reduce(here, "sum", self.communicator)
-        return here, whole
+        return here, self.totals(here)
+
+    def totals(self, table: np.ndarray) -> np.ndarray:
+        """For each entry its whole component's sum of `table`, int64 [n + 1], on all ranks. Collective."""
+        whole = table.copy()
+        whole[self._groups.entries] = self._groups.reduce(table, "sum", self.communicator)
+        return whole
 
 
 @dataclass(frozen=True, eq=False)

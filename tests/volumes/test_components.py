@@ -12,7 +12,7 @@ from mask_blocks import NOTHING, flooded, hard_masks, pinwheel, random_tiling, s
 from volseg.distributed.communicator import Communicator, SerialCommunicator
 from volseg.errors import ConfigError
 from volseg.geometry import Box
-from volseg.segmentation.components import connected_components, merge
+from volseg.volumes.components import connected_components, merge
 
 
 def named_by_cc3d(mask: np.ndarray, connectivity: int) -> np.ndarray:
