@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from volseg.distributed.arrays import as_array
 from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
 from volseg.geometry import PerAxis, Triple
@@ -196,8 +197,8 @@ class GhostExchange:
                 continue
             packed = self._face(inner, width).contiguous()
             received = torch.empty_like(packed)
-            sends.append((neighbour, packed.numpy()))
-            receives.append((neighbour, received.numpy()))
+            sends.append((neighbour, as_array(packed)))
+            receives.append((neighbour, as_array(received)))
             places.append((received, self._face(ghost, width)))
         self._pending = self._grid.lines[axis].start_send_receive(sends, receives), places
 

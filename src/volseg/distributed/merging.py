@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from volseg.distributed.arrays import as_array
 from volseg.distributed.grid import ProcessGrid
 from volseg.geometry import Box, Triple
 from volseg.partition.agglomeration import NONE, Agglomeration, group_boxes, group_size, leads, message_planes
@@ -53,13 +54,13 @@ class Merge:
         if whole is None:
             for part in _messages(own, own.shape[3]):
                 packed = _packed(part, room).copy_(part)
-                self.group.send_receive([(0, packed.numpy())], [])
+                self.group.send_receive([(0, as_array(packed))], [])
             return
         whole[boxes[0].slices] = own
         for rank, box in enumerate(boxes[1:], start=1):
             for part in _messages(whole[box.slices], own.shape[3]):
                 packed = _packed(part, room)
-                self.group.send_receive([], [(rank, packed.numpy())])
+                self.group.send_receive([], [(rank, as_array(packed))])
                 part.copy_(packed)
 
     def scatter(self, layout: Layout, whole: Tensor | None, own: Tensor, room: Room) -> None:
@@ -68,14 +69,14 @@ class Merge:
         if whole is None:
             for part in _messages(own, own.shape[3]):
                 packed = _packed(part, room)
-                self.group.send_receive([], [(0, packed.numpy())])
+                self.group.send_receive([], [(0, as_array(packed))])
                 part.copy_(packed)
             return
         own.copy_(whole[boxes[0].slices])
         for rank, box in enumerate(boxes[1:], start=1):
             for part in _messages(whole[box.slices], own.shape[3]):
                 packed = _packed(part, room).copy_(part)
-                self.group.send_receive([(rank, packed.numpy())], [])
+                self.group.send_receive([(rank, as_array(packed))], [])
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite small tensors of the group's ranks by its leader's. Collective over the group.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.merging import LevelGrids
-from volseg.errors import PartitionError
+from volseg.errors import ConfigError, PartitionError
 from volseg.geometry import Triple
 from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
@@ -32,7 +32,7 @@ from volseg.nn.fused.operand import Workplace
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.kernels import block_convolution
-from volseg.nn.kernels.rows import Rows
+from volseg.nn.kernels.rows import Rows, dtype_of
 from volseg.nn.losses import DiceOfBatch, LossSums, VolumeLoss, loss_of_logits
 from volseg.nn.region_loss import RegionSums
 from volseg.partition.agglomeration import NONE, Agglomeration
@@ -40,6 +40,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, Schedule
 
@@ -54,10 +55,11 @@ class FusedNetwork(nn.Module):
     checkpoint_levels  stages that keep one tensor less in each of encoder and decoder and make it again in backward
     agglomeration      which stages only some of the ranks take part in; the bits of the logits do not change
     regions            values of the labels in each region, where the logits are of overlapping ones; none: of classes
+    precision          in which tensors are stored; sums, coefficients, logits and gradients of weights are float32
     kernels            whether all ranks' processors run the program's kernels
 
     To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
-    or processors.
+    or processors, ConfigError where the precision does not.
 
     What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, other
     devices and types) goes through the layers of `partition_module`; which of the two it is follows from model and
@@ -67,7 +69,7 @@ class FusedNetwork(nn.Module):
     def __init__(
         self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
         agglomeration: Agglomeration = NONE, class_weights: Sequence[float] = (),
-        regions: Sequence[Sequence[int]] = (),
+        regions: Sequence[Sequence[int]] = (), precision: Precision = FLOAT32,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.grid = model.network, grid
@@ -83,8 +85,14 @@ class FusedNetwork(nn.Module):
             raise PartitionError(
                 f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
             )
+        if precision is not FLOAT32 and reason:
+            raise ConfigError(
+                f"--precision {precision}: this network runs layer by layer, in float32, as {reason}; "
+                f"use --precision {FLOAT32}"
+            )
+        self.precision = precision
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
-        self.passes = Passes(self.twin, self.grids, checkpoint_levels)
+        self.passes = Passes(self.twin, self.grids, checkpoint_levels, dtype_of(precision))
 
     @property
     def work(self) -> Workplace:
@@ -223,7 +231,7 @@ class FusedNetwork(nn.Module):
     ) -> StreamedNetwork:  # fmt: skip
         """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
         self.rest()
-        return StreamedNetwork(self.twin, self.grids, schedule, store, tell, journal)
+        return StreamedNetwork(self.twin, self.grids, schedule, store, tell, journal, self.precision)
 
     def rest(self) -> None:
         """Give back the memory that passes keep for each other."""

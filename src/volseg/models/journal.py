@@ -18,10 +18,13 @@ class Journal(Protocol):
         """Coefficients of the finest level's layers, by label, as far as they are known."""
 
     def fill_coarse(self, box: Box, out: Tensor) -> None:
-        """The raw output of the coarse levels in a box of level 1, to `out` [d, h, w, C]. Where "coarse" is known."""
+        """The raw output of the coarse levels in a box of level 1, where "coarse" is known.
+
+        out  [d, h, w, C] float32, which is filled
+        """
 
     def keep(self, affines: dict[str, Affine]) -> None:
         """Keep coefficients. Collective."""
 
     def keep_coarse(self, box: Box, slabs: Iterator[Tensor]) -> None:
-        """Keep the raw output of the coarse levels: this rank's box of level 1, plane by plane. Collective."""
+        """Keep the raw output of the coarse levels: this rank's box of level 1, float32 planes. Collective."""

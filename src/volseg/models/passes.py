@@ -35,13 +35,16 @@ class Passes:
     twin         the network as `partition_module` made it
     grids        of its stages
     checkpoints  stages of which less is kept, and made again in backward
+    dtype        in which tensors are stored
     work         where tensors lie
     """
 
-    def __init__(self, twin: DescribedModule, grids: LevelGrids, checkpoints: Collection[int]) -> None:
+    def __init__(
+        self, twin: DescribedModule, grids: LevelGrids, checkpoints: Collection[int], dtype: torch.dtype = torch.float32
+    ) -> None:  # fmt: skip
         self.twin, self.network, self.grids, self.grid = twin, twin.network, grids, grids.grids[0]
-        self.checkpoints = frozenset(checkpoints)
-        self.work = Workplace(self.grid, Buffers())
+        self.checkpoints, self.dtype = frozenset(checkpoints), dtype
+        self.rest()
         self._shape: tuple[int, ...] = ()
         self._state: weakref.ref[State] | None = None
 
@@ -52,7 +55,7 @@ class Passes:
 
     def rest(self) -> None:
         """Give back the memory that passes keep for each other."""
-        self.work = Workplace(self.grid, Buffers())
+        self.work = Workplace(self.grid, Buffers(self.dtype))
 
     @contextmanager
     def layouts(self, x: Tensor) -> Iterator[list[Layout]]:
@@ -101,7 +104,7 @@ class Passes:
         """Memory for a pass: that of the last one, unless somebody still holds its state."""
         last = None if self._state is None else self._state()
         if last is not None and not self.work.buffers.idle:
-            self.work = Workplace(self.grid, Buffers())
+            self.rest()
         elif self._shape != tuple(x.shape) or not self.work.buffers.idle:  # not idle: a pass was broken off
             self.work.buffers.clear()
         self._shape = tuple(x.shape)

@@ -32,11 +32,12 @@ from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import State
 from volseg.nn.kernels import passes, pointwise
 from volseg.nn.kernels.lines import affine_of
-from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.nn.kernels.rows import Activation, Affine, Rows, dtype_of
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes, ranges, rolling_planes
 from volseg.partition.window import Range
+from volseg.precision import FLOAT32, Precision
 from volseg.program.build import segment_program
 from volseg.program.kinds import Kind
 from volseg.program.ops import Classify, Convolve, Fetch, Keep, Normalize, Pass, Pool
@@ -57,6 +58,7 @@ class StreamedNetwork:
     store     where tensors lie
     tell      is called with the share of the work that is done, 0 to 1, after each slab
     journal   keeps what the next run need not compute again, and knows what the last one kept
+    precision  in which tensors are stored; logits are float32
     seconds   of each layer, in RECOMPUTE of each pass; what the caller does with a slab counts with the head
 
     A run must be gone through to its end, on all ranks.
@@ -64,14 +66,14 @@ class StreamedNetwork:
 
     def __init__(
         self, twin: UNet, grids: LevelGrids, schedule: Schedule = IN_PLACE, store: Store | None = None,
-        tell: Callable[[float], None] | None = None, journal: Journal | None = None,
+        tell: Callable[[float], None] | None = None, journal: Journal | None = None, precision: Precision = FLOAT32,
     ) -> None:  # fmt: skip
         self.twin, self.grids, self.network, self.schedule = twin, grids, twin.network, schedule
         self.grid = grids.grids[0]
         self.store = store or Store()
         self.tell = tell
         self.journal = journal if self.network.deepest else None
-        self.work = Workplace(self.grid, Buffers())
+        self.work = Workplace(self.grid, Buffers(dtype_of(precision)))
         self.seconds: dict[str, float] = {}
         self.progress: Progress | None = None
         self._affines: dict[str, Affine] = {}
@@ -104,7 +106,7 @@ class StreamedNetwork:
                 fresh = part_of(x.rows, (max(activated, planes[0]), last), high)
                 passes.activate(Activation(fresh, x.affine), fresh)
             activated = last
-            yield planes, _as_batch(part_of(x.rows, (planes[0], last), high).own[..., : x.channels])
+            yield planes, _as_batch(part_of(x.rows, (planes[0], last), high).own[..., : x.channels].float())
 
     def run(self, image: Image, layout: Layout, beyond: int = 0) -> Iterator[tuple[Range, Operand]]:
         """Ranges of this rank's planes, and there what the head reads; good until the next are asked for. Collective.
@@ -209,7 +211,7 @@ class StreamedNetwork:
         with self.work.meter.doing(Kind.FILES):
             if op.view is not None:
                 planes = state.rows[op.view.tensor].own
-                self.journal.keep_coarse(self._coarse_box(state), self._relaxed(planes))
+                self.journal.keep_coarse(self._coarse_box(state), (plane.float() for plane in self._relaxed(planes)))
                 self._affines[COARSE] = affine_of(state.operand(op.view).activation)
             self.journal.keep(self._affines)
 
@@ -220,7 +222,9 @@ class StreamedNetwork:
         box = self._coarse_box(state)
         with self.work.meter.doing(Kind.FILES):
             for z, plane in enumerate(self._relaxed(state.rows[op.view.tensor].own), start=box.start[0]):
-                self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), plane.unsqueeze(0))
+                values = plane.float()  # of float32 the plane itself
+                self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), values.unsqueeze(0))
+                plane.copy_(values)
 
     def _relaxed(self, planes: Tensor) -> Iterator[Tensor]:
         """One plane after the other, none in memory for longer than needed."""

@@ -30,7 +30,7 @@ Ghosts = tuple[Triple, Triple]
 
 @dataclass(frozen=True)
 class Basin:
-    """Room for the tensors of one level, in float32 values.
+    """Room for the tensors of one level; sizes count values, whatever their type.
 
     sides      (d, h, w) of this rank's block
     low, high  ghosts before and after it
@@ -50,14 +50,14 @@ class Basin:
     host: int | None = None
     offset: int = 0
 
-    def floats(self, channels: int) -> int:
+    def values(self, channels: int) -> int:
         """Of a tensor of so many channels, with its ghosts."""
         d, h, w = (n + a + b for n, a, b in zip(self.sides, self.low, self.high, strict=True))
         return d * h * w * channels
 
     def at_high_end(self, channels: int) -> int:
         """Where a tensor of so many channels begins that lies at the high end."""
-        return (self.size - self.floats(channels)) // _ALIGNMENT * _ALIGNMENT
+        return (self.size - self.values(channels)) // _ALIGNMENT * _ALIGNMENT
 
     @property
     def spare(self) -> int:
@@ -73,14 +73,14 @@ def basin(sides: Triple, low: Triple, high: Triple, channels: int, above: int, r
     """
     planes = rolling_planes(sides, channels)
     empty = Basin(sides, low, high, channels, planes, 0)
-    plane = empty.floats(channels) // (sides[0] + low[0] + high[0])
-    size = empty.floats(channels) + (planes + reach) * plane + _ALIGNMENT
+    plane = empty.values(channels) // (sides[0] + low[0] + high[0])
+    size = empty.values(channels) + (planes + reach) * plane + _ALIGNMENT
     if above:
         # When a slab is written, from the low end on, the planes of the pooled tensor before it are still to be read.
         thin = plane // channels * above
         slabs = ranges(sides[0], planes)
         begin = max((low[0] + last) * plane - (low[0] + first - reach) * thin for first, last in slabs)
-        size = max(size, begin + _ALIGNMENT + empty.floats(above))
+        size = max(size, begin + _ALIGNMENT + empty.values(above))
     return Basin(sides, low, high, channels, planes, -(-size // _ALIGNMENT) * _ALIGNMENT)
 
 

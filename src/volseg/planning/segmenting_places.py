@@ -83,7 +83,7 @@ class Places:
         """Bytes of the ghosts of each basin's largest tensor, of what is in memory."""
         full = [] if self.in_files else [self.basins[stage] for stage in self._full()]
         own = (basin for basin in full if basin.host is None)
-        return sum((basin.floats(basin.channels) - prod(basin.sides) * basin.channels) * FLOAT for basin in own)
+        return sum((basin.values(basin.channels) - prod(basin.sides) * basin.channels) * FLOAT for basin in own)
 
     def sides(self, tensor: Tensor) -> Triple:
         """(D, H, W) of the rank's block of a tensor."""
@@ -93,7 +93,7 @@ class Places:
         """Bytes in memory while a port in files is filled from, or emptied into, its stage: the whole tensor, twice."""
         if not self.in_files:
             return 0
-        whole = self.basins[stage].floats(port.stored) if stage in self.basins else 0
+        whole = self.basins[stage].values(port.stored) if stage in self.basins else 0
         return (self.ports[port] + whole) * FLOAT
 
     def slab_below(self, tensor: Tensor) -> int:
@@ -111,7 +111,7 @@ class Places:
         if not self.in_files or stage not in self.basins:
             return 0
         basin = self.basins[stage]
-        plane = basin.floats(basin.channels) // (basin.sides[0] + basin.low[0] + basin.high[0]) * FLOAT
+        plane = basin.values(basin.channels) // (basin.sides[0] + basin.low[0] + basin.high[0]) * FLOAT
         read = plane * (channels or basin.channels) // basin.channels
         planes = int(share * basin.planes)
         return min(basin.size * FLOAT, planes * plane + (planes + 2) * read if share == 1 else (planes + 2) * read)

@@ -16,8 +16,9 @@ from volseg.nn.elementwise import activate
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels import interpolation, passes, pointwise, winograd
 from volseg.nn.kernels.activations import activated, exponential, gradient_before
+from volseg.nn.kernels.forms import Form, forms_of
 from volseg.nn.kernels.jit.compiler import Library
-from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
+from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="no fused multiply-add here")
@@ -237,6 +238,9 @@ def test_what_is_read_as_it_is_needs_no_code_of_its_own() -> None:
         tensor("silu", (1, 1, 8)),
         tensor(KINDS[0], (1, 1, 8)),
     )
-    assert kinds_of([bare, curved], 2) == kinds_of([curved], 2) == ("silu", "silu")
-    assert kinds_of([bare], 2) == kinds_of([straight], 2) == ("leaky_relu", "leaky_relu")
-    assert kinds_of([straight, curved], 3) == ("leaky_relu", "silu", "leaky_relu")
+    usual, silu = Form(Element.FLOAT), Form(Element.FLOAT, "silu")
+    assert forms_of([bare, curved], 2) == forms_of([curved], 2) == (silu, silu)
+    assert forms_of([bare], 2) == forms_of([straight], 2) == (usual, usual)
+    assert forms_of([straight, curved], 3) == (usual, silu, usual)
+    half = Activation(Rows.of(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16)))
+    assert [form.element for form in forms_of([bare, half], 3)] == [Element.FLOAT, Element.BFLOAT16, Element.FLOAT]

@@ -1,4 +1,4 @@
-"""The backward steps on float32 tensors of the processor."""
+"""The backward steps on the processor, with arithmetic in float32."""
 
 from __future__ import annotations
 

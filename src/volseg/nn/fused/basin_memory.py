@@ -55,7 +55,7 @@ class BasinMemory:
             sides, ghosts, stored, first, reaches=[halo[0] for halo in network.halo],
             hosted=can_host(program.forward, first),
         )  # fmt: skip
-        self._stored = stored
+        self._stored, self._dtype = stored, works[0].buffers.dtype
         self._memory: dict[tuple[int, int], TorchTensor] = {}
         self._places: dict[Tensor, Place] = {}
 
@@ -76,7 +76,7 @@ class BasinMemory:
         basin = self.basins[tensor.stage]
         begin = basin.at_high_end(tensor.stored) if place.end == "high" else 0
         shape = (*(n + a + b for n, a, b in zip(basin.sides, basin.low, basin.high, strict=True)), tensor.stored)
-        buffer = self._lane(tensor.stage, place.lane)[begin : begin + basin.floats(tensor.stored)].view(shape)
+        buffer = self._lane(tensor.stage, place.lane)[begin : begin + basin.values(tensor.stored)].view(shape)
         return Rows(buffer, basin.low, basin.sides)
 
     def _lane(self, stage: int, lane: int) -> TorchTensor:
@@ -84,7 +84,7 @@ class BasinMemory:
         basin = self.basins[stage]
         if (stage, lane) not in self._memory:
             if basin.host is None:
-                self._memory[stage, lane] = self.store.take(basin.size)
+                self._memory[stage, lane] = self.store.take(basin.size, self._dtype)
             else:
                 self._memory[stage, lane] = self._memory[basin.host, 0][basin.offset : basin.offset + basin.size]
         return self._memory[stage, lane]
@@ -94,7 +94,7 @@ class BasinMemory:
         work, sides = self.works[tensor.grid], self._sides_of(tensor)
         low, high = ghost_widths(work.grid, ghosts)
         shape = (*(n + a + b for n, a, b in zip(sides, low, high, strict=True)), tensor.stored)
-        return Rows(self.store.take(prod(shape)).view(shape), low, sides)
+        return Rows(self.store.take(prod(shape), self._dtype).view(shape), low, sides)
 
     def give(self, tensor: Tensor, rows: Rows) -> None:
         """As `Memory.give`; a basin in which nothing lies goes back."""

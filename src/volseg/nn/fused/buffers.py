@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
@@ -15,10 +16,13 @@ NONE: Triple = (0, 0, 0)
 
 
 class Buffers:
-    """Rows in memory that an `Arena` keeps the books of, and slabs in memory of their own."""
+    """Rows in memory that an `Arena` keeps the books of, and slabs in memory of their own; sizes count values.
 
-    def __init__(self) -> None:
-        self.arena = Arena()
+    dtype  of all values: that in which a program's tensors are stored
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype, self.arena = dtype, Arena()
         self._chunks: list[Tensor] = []
         self._held: dict[int, Piece] = {}
         self._slabs: dict[str, Tensor] = {}
@@ -29,7 +33,7 @@ class Buffers:
         count = math.prod(shape)
         piece = self.arena.take(count)
         if piece.chunk == len(self._chunks):
-            self._chunks.append(lasting(self.arena.chunks[piece.chunk]))
+            self._chunks.append(lasting(self.arena.chunks[piece.chunk], self.dtype))
         buffer = self._chunks[piece.chunk][piece.start : piece.start + count]
         self._held[buffer.data_ptr()] = piece
         return Rows(buffer.view(shape), low, sides)
@@ -48,7 +52,7 @@ class Buffers:
         tensors that follow.
         """
         count = math.prod(sides) * channels
-        held = grown(self._slabs, purpose, max(count, largest))
+        held = grown(self._slabs, purpose, max(count, largest), self.dtype)
         return Rows.of(held[:count].view(*sides, channels))
 
     @property

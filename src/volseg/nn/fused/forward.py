@@ -1,4 +1,4 @@
-"""The forward steps on float32 tensors of the processor: each operation of a program, executed."""
+"""The forward steps on the processor: each operation of a program, executed, with arithmetic in float32."""
 
 from __future__ import annotations
 
@@ -182,10 +182,10 @@ def normalize_view(state: State, op: Normalize) -> None:
 
 
 def raw_slabs(rows: Rows, sums: kernels.BrickSums | None) -> Iterator[TorchTensor]:
-    """The block, some bricks thick at a time; whole where bricks are single voxels."""
+    """The block in float32, some bricks thick at a time; whole where bricks are single voxels."""
     planes = rows.sides[0] if sums is None else LARGEST_BRICK[0]
     for first, last in ranges(rows.sides[0], planes):
-        yield rows.own[first:last]
+        yield rows.own[first:last].float()
 
 
 def gather(state: State, op: Gather) -> None:

@@ -52,7 +52,7 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
 
     def raw() -> Iterator[TorchTensor]:
         for planes, part in chain.run():
-            yield part_of(part.rows, planes, (0, 0, 0)).own
+            yield part_of(part.rows, planes, (0, 0, 0)).own.float()
 
     with work.meter.doing(Kind.NORM):
         state.affines[node.name], _ = normalize(

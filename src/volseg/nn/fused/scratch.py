@@ -18,9 +18,9 @@ from volseg.nn.kernels.memory import lasting
 class Store:
     """Memory, and nothing else."""
 
-    def take(self, floats: int) -> Tensor:
-        """Uninitialised memory [floats], which goes back when nobody holds it any more."""
-        return lasting(floats)
+    def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uninitialised memory [values], which goes back when nobody holds it any more."""
+        return lasting(values, dtype)
 
     def relax(self) -> None:
         """What lies in files need not be in memory now."""
@@ -36,9 +36,9 @@ class ScratchStore(Store):
         self.folder = folder
         self._maps: WeakSet[mmap.mmap] = WeakSet()
 
-    def take(self, floats: int) -> Tensor:
+    def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """As `Store.take`. Raises OSError where the disk cannot hold it: found here, not when it is written to."""
-        size = max(1, floats) * 4
+        size = max(1, values) * dtype.itemsize
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -52,7 +52,7 @@ class ScratchStore(Store):
             raise
         self._maps.add(mapped)
         with torch.inference_mode(False):
-            return torch.frombuffer(mapped, dtype=torch.float32)
+            return torch.frombuffer(mapped, dtype=dtype)
 
     def relax(self) -> None:
         """As `Store.relax`."""

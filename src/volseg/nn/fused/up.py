@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from volseg.networks.description import Interpolation
@@ -161,4 +162,10 @@ def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
     """Sums over all voxels of planes of a block, by default all, [C] float64."""
     if planes is not None:
         rows = rows.seen_from((planes[0], 0, 0), (planes[1] - planes[0], *rows.sides[1:]))
-    return rows.own.sum((0, 1)).double().sum(0)
+    own = rows.own
+    if own.dtype == torch.float32:
+        return own.sum((0, 1)).double().sum(0)
+    lines = torch.zeros(own.shape[2:], dtype=torch.float64)
+    for plane in own:  # a copy in float32 of one plane at a time
+        lines += plane.float().sum(0)
+    return lines.sum(0)

@@ -10,17 +10,20 @@ from torch import Tensor
 Key = TypeVar("Key")
 
 
-def lasting(floats: int) -> Tensor:
-    """Uninitialised memory [floats]; made in inference mode, it could not be written to outside of it."""
+def lasting(values: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised memory [values]; made in inference mode, it could not be written to outside of it."""
     with torch.inference_mode(False):
-        return torch.empty(floats)
+        return torch.empty(values, dtype=dtype)
 
 
-def grown(kept: dict[Key, Tensor], key: Key, floats: int) -> Tensor:
-    """What is kept under a key, with room for at least `floats`; what was too small goes before the larger is made."""
+def grown(kept: dict[Key, Tensor], key: Key, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What is kept under a key, with room for at least `values`; what was too small goes before the larger is made.
+
+    dtype  the same in each call for a key
+    """
     held = kept.pop(key, None)
-    if held is None or held.numel() < floats:
+    if held is None or held.numel() < values:
         held = None
-        held = lasting(floats)
+        held = lasting(values, dtype)
     kept[key] = held
     return held

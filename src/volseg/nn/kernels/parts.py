@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 from volseg.networks.description import ActivationKind
-from volseg.nn.kernels.forms import Form
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Source
 from volseg.nn.kernels.results import define_moments, define_pool, define_store, define_through_activation
@@ -29,13 +28,11 @@ class Parts:
         self._fill_line: dict[ActivationKind, Any] = {}
         self._through_activation: dict[ActivationKind, Any] = {}
 
-    def fill_line(self, form: Form) -> Any:
-        """``fill_line(form)(f, target, stride, start, count, low, high, source)``"""
-        kind = form.activation
+    def fill_line(self, kind: ActivationKind) -> Any:
+        """``fill_line(kind)(f, target, stride, start, count, low, high, source)``"""
         if kind not in self._fill_line:
             self._fill_line[kind] = _define_fill_line(self._module, self._layout, kind)
-        fill_line = self._fill_line[kind]
-        return lambda f, *extent: fill_line(f, *extent[:-1], extent[-1].of(form.element))
+        return self._fill_line[kind]
 
     @cached_property
     def product(self) -> Any:

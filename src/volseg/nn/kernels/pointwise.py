@@ -59,7 +59,7 @@ def _define_lines(module: Module, layout: Registers, parts: Parts, form: Form, e
         products, out = scratch + (breadth + rows) * stride, out.of(element)
         with f.loop(last, start=first) as (number, _):
             z, y = first_plane + number // height, number % height
-            parts.fill_line(form)(f, scratch, stride, 0, breadth, 0, breadth, a.of(form.element).at(z, y))
+            parts.fill_line(form.activation)(f, scratch, stride, 0, breadth, 0, breadth, a.of(form.element).at(z, y))
             with f.loop(deep) as (p, _), f.loop(high) as (q, _), f.loop(out_channels // width) as (k, _):
                 weights = weight + (((p * high + q) * out_channels) + k * width) * inner
                 parts.product(f, scratch, stride, 0, 1, weights, products, breadth, inner)
@@ -102,8 +102,8 @@ def _define_gradients(module: Module, layout: Registers, parts: Parts, forms: Fo
             with f.loop(deep) as (p, _), f.loop(high) as (q, _):
                 source = replace(given.at(z * deep + p, y * high + q), channels=given_channels)
                 place = scratch + (p * high + q) * line
-                parts.fill_line(of_gradient)(f, place, given_channels, 0, breadth, 0, breadth, source)
-            parts.fill_line(form)(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
+                parts.fill_line(form.activation)(f, place, given_channels, 0, breadth, 0, breadth, source)
+            parts.fill_line(form.activation)(f, values, channels, 0, breadth, 0, breadth, a.at(z, y))
             with f.loop(corners) as (corner, _):
                 parts.outer_sums(
                     f, scratch + corner * line, given_channels, 0, values, channels,

@@ -17,6 +17,12 @@ from volseg.geometry import Triple
 from volseg.networks.description import ActivationKind
 from volseg.nn.elementwise import activate
 from volseg.partition.window import Range
+from volseg.precision import Precision
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """Torch's type of what is stored in a precision."""
+    return torch.bfloat16 if precision is Precision.BFLOAT16 else torch.float32
 
 
 @dataclass

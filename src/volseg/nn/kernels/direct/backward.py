@@ -121,15 +121,15 @@ def build_backward(layout: Registers, together: int, pairs: int, forms: Forms) -
 def _fill_tile(f: Function, kit: Kit, tile: Tile, forms: Forms, block: Block, cutting: Cutting, tiles: Pointer) -> None:
     """Write down: a block's tile [planes, lines, columns, channels], each `stride` times the results."""
     stride, zero = tile.stride, f.number(0)
-    columns = cutting.columns * stride.x
+    columns, a, b = cutting.columns * stride.x, tile.a.of(forms[0].element), tile.b.of(forms[1].element)
     with f.loop(block.planes * stride.z) as (dz, _), f.loop(block.lines * stride.y) as (dy, _):
         z, y = block.z * stride.z + dz, block.y * stride.y + dy
         end = f.choose((z < tile.sides.z) & (y < tile.sides.y), tile.sides.x, zero)
         line = tiles + (dz * cutting.lines * stride.y + dy) * columns * tile.channels
         extent = tile.channels, block.x * stride.x, columns, zero, end
-        kit.parts.fill_line(forms[0])(f, line, *extent, tile.a.at(z, y))
-        with f.when(tile.b.data.is_given()):
-            kit.parts.fill_line(forms[1])(f, line + tile.a.channels, *extent, tile.b.at(z, y))
+        kit.parts.fill_line(forms[0].activation)(f, line, *extent, a.at(z, y))
+        with f.when(b.data.is_given()):
+            kit.parts.fill_line(forms[1].activation)(f, line + a.channels, *extent, b.at(z, y))
 
 
 def _within(f: Function, results: Results, block: Block, group: Group, tile: Tile) -> Results:

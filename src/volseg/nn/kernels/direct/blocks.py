@@ -162,7 +162,7 @@ class Kit:
 
         sources  one or two tensors side by side, and how they are read; the second may be nothing
         """
-        (source, form), *others = sources
+        (source, kind), *others = [(x.of(form.element), form.activation) for x, form in sources]
         ranges, zero, step, size = view.ranges, f.number(0), view.step, view.size
         first_z, first_y, first_x = (
             at * by + before
@@ -180,10 +180,10 @@ class Kit:
                 begin, end = f.choose(filled, ranges.low_x, zero), f.choose(filled, ranges.high_x, zero)
                 line = window + (dz * view.plane + (phase * view.lines + n) * view.line)
                 extent = view.voxel, first_x, view.columns, begin, end
-                self.parts.fill_line(form)(f, line, *extent, source.at(z, y))
-                for second, form_of_second in others:
+                self.parts.fill_line(kind)(f, line, *extent, source.at(z, y))
+                for second, kind_of_second in others:
                     with f.when(second.data.is_given()):
-                        self.parts.fill_line(form_of_second)(f, line + source.channels, *extent, second.at(z, y))
+                        self.parts.fill_line(kind_of_second)(f, line + source.channels, *extent, second.at(z, y))
 
     def multiply(
         self, f: Function, block: Block, view: View, group: Group, window: Pointer, weight: Pointer, bias: Pointer,

@@ -108,16 +108,16 @@ def _fill_tiles(
 ) -> None:
     """Write down: a block's tiles, transformed."""
     columns, zero = tiling.tiles * 2, f.number(0)
-    line_stride = columns * tiles.stride
+    line_stride, a, b = columns * tiles.stride, tiles.a.of(forms[0].element), tiles.b.of(forms[1].element)
     with f.loop(block.planes) as (dz, _):
         z = block.z + dz
         with f.loop(tiling.pairs * 2) as (dy, _):
             y = block.y + dy
             end = f.choose(y < tiling.height, tiling.breadth, zero)
             line, extent = memory.lines + dy * line_stride, (tiles.stride, block.x, columns, zero, end)
-            kit.parts.fill_line(forms[0])(f, line, *extent, tiles.a.at(z, y))
-            with f.when(tiles.b.data.is_given()):
-                kit.parts.fill_line(forms[1])(f, line + tiles.a.channels, *extent, tiles.b.at(z, y))
+            kit.parts.fill_line(forms[0].activation)(f, line, *extent, a.at(z, y))
+            with f.when(b.data.is_given()):
+                kit.parts.fill_line(forms[1].activation)(f, line + a.channels, *extent, b.at(z, y))
         with f.loop(tiling.pairs) as (pair, _):
             kit.transforms.tiles(
                 f, memory.lines + pair * 2 * line_stride, line_stride,

@@ -147,7 +147,7 @@ class Kit:
 
         sources  one or two tensors side by side, and how they are read; the second may be nothing
         """
-        (source, form), *others = sources
+        (source, kind), *others = [(x.of(form.element), form.activation) for x, form in sources]
         ranges, zero = window.ranges, f.number(0)
         columns = tiling.tiles * 2 + 2
         line_stride, pair_size = columns * window.stride, tiling.tiles * window.stride
@@ -160,10 +160,10 @@ class Kit:
                 filled = there & (y >= ranges.low_y) & (y < ranges.high_y)
                 begin, end = f.choose(filled, ranges.low_x, zero), f.choose(filled, ranges.high_x, zero)
                 line, extent = memory.lines + dy * line_stride, (window.stride, block.x - 1, columns, begin, end)
-                self.parts.fill_line(form)(f, line, *extent, source.at(z, y))
-                for second, form_of_second in others:
+                self.parts.fill_line(kind)(f, line, *extent, source.at(z, y))
+                for second, kind_of_second in others:
                     with f.when(second.data.is_given()):
-                        self.parts.fill_line(form_of_second)(f, line + source.channels, *extent, second.at(z, y))
+                        self.parts.fill_line(kind_of_second)(f, line + source.channels, *extent, second.at(z, y))
             with f.loop(tiling.pairs) as (pair, _):
                 self.transforms.window(
                     f, memory.lines + pair * 2 * line_stride, line_stride,
