@@ -6,6 +6,7 @@ A block's size has no influence on the result's bits. Sizes of windows are in nu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, lcm, prod
 
@@ -97,3 +98,52 @@ def tile_products(counts: Sequence[Triple], voxel: int, channels: int) -> int:
     counts  taps on D, H, W of each kind of results
     """
     return sum(d * h * -(-w * voxel // INNER) for d, h, w in counts) * -(-channels // ROWS)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How a block's voxels make pairs for the weight's gradient: voxels of a line, `steps` apart; see `amx.outer`.
+
+    pairs       of a line, in a factor of ROWS pairs
+    together    lines of a factor
+    steps       voxels of a line that begin a factor of the inputs, or of the output's gradient moved by nothing
+    shifts      voxels of a line that begin a factor of the output's gradient
+    lines       of the output's gradient
+    tile_lines  of the results, up to whole factors
+    """
+
+    pairs: int
+    together: int
+    steps: int
+    shifts: int
+    lines: int
+    tile_lines: int
+
+    @property
+    def columns(self) -> int:
+        """Results of a line, up to whole factors."""
+        return 2 * self.pairs * self.steps
+
+    def left_floats(self, planes: int, channels: int) -> int:
+        """Floats of the inputs' factors, of which a pair is as large as a float."""
+        return planes * self.tile_lines * self.columns // 2 * _whole(channels, ROWS)
+
+    def right_floats(self, planes: int, voxel: int) -> int:
+        """Floats of the factors of a window of so many planes."""
+        return planes * self.shifts * self.lines * self.pairs * voxel
+
+
+@lru_cache(maxsize=1024)
+def pairing_of(cut: Cut, reach: Reach) -> Pairing:
+    """The pairing of blocks that fills the fewest factors; windows have the results' steps."""
+
+    def pairing(pairs: int) -> Pairing:
+        together = ROWS // pairs
+        steps, lines = -(-cut.columns // (2 * pairs)), _whole(cut.lines, together)
+        return Pairing(pairs, together, steps, steps + reach.size[2] - 1, lines + reach.size[1] - 1, lines)
+
+    def cost(pairing: Pairing) -> int:
+        taps = prod(reach.size)
+        return taps * pairing.columns * pairing.tile_lines + 8 * pairing.shifts * 2 * pairing.pairs * pairing.lines
+
+    return min((pairing(pairs) for pairs in (16, 8, 4, 2, 1)), key=cost)

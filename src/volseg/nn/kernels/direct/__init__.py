@@ -167,7 +167,7 @@ def _gradients(
     cut = plan_gradients(
         planes, h, w, reach, window.kernel, stride, voxel, channels, layout, gradients, threads
     )  # fmt: skip
-    sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
+    sums = [sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
         "view": view_fields(reach, window.source.rows, voxel, window_of(cut, reach, voxel, layout.columns)),
         "groups": _groups(cut, reach, window.groups, voxel, layout.columns, together, pairs),
@@ -180,15 +180,13 @@ def _gradients(
         jobs = [
             library["backward"].bind(
                 **common, cutting=cutting_fields(cut, order, h, w),
-                into=None if into is None else _weight_gradient_fields(into, n, cut),
+                into=None if into is None else weight_gradient_fields(into.sums, into.totals, n, cut),
                 a=input_gradient_fields(targets, sums, 0, n), b=input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
         workers.run(jobs, order.numel(), room)
-    for target, by_thread in zip(targets, sums, strict=True):
-        if target.sums is not None and by_thread is not None:
-            target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])
+    add_sums(targets, sums)
 
 
 def reads_of(cut: Cut, reach: Reach) -> tuple[Reads, Reads, Reads]:
@@ -211,7 +209,8 @@ def _groups(
     return group_fields(groups, reach, window.lines, window.line, window.plane, voxel, together, pairs)
 
 
-def _axes(numbers: Triple) -> dict[str, int]:
+def axes(numbers: Triple) -> dict[str, int]:
+    """The `blocks.Axes` of numbers on D, H, W."""
     return dict(zip("zyx", numbers, strict=True))
 
 
@@ -227,8 +226,8 @@ def cutting_fields(cut: Cut, order: Tensor, height: int, breadth: int) -> dict[s
 def view_fields(reach: Reach, rows: Rows, voxel: int, window: Window) -> dict[str, object]:
     """The `blocks.View` of windows that are cut from `rows`."""
     return {
-        "ranges": range_fields(rows.valid), "voxel": voxel, "step": _axes(reach.step), "first": _axes(reach.first),
-        "size": _axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
+        "ranges": range_fields(rows.valid), "voxel": voxel, "step": axes(reach.step), "first": axes(reach.first),
+        "size": axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
         "line": window.line, "plane": window.plane, "floats": window.size,
     }  # fmt: skip
 
@@ -236,19 +235,27 @@ def view_fields(reach: Reach, rows: Rows, voxel: int, window: Window) -> dict[st
 def _tile_fields(cut: Cut, tiles: Sequence[Activation], stride: Triple, channels: int) -> dict[str, object]:
     return {
         "a": source_fields(tiles[0]), "b": source_fields(tiles[1]) if len(tiles) > 1 else None,
-        "channels": channels, "stride": _axes(stride), "sides": _axes(tiles[0].rows.sides),
+        "channels": channels, "stride": axes(stride), "sides": axes(tiles[0].rows.sides),
         "floats": tile_size(cut, stride, channels),
     }  # fmt: skip
 
 
-def _weight_gradient_fields(into: WeightSums, thread: int, cut: Cut) -> dict[str, object]:
-    total = None if into.totals is None else into.totals[thread]
+def weight_gradient_fields(sums: Tensor, totals: Tensor | None, thread: int, cut: Cut) -> dict[str, object]:
+    """The `backward.WeightGradient` of a thread, for sums and totals [threads, size]."""
     flush = max(1, FLUSH_VOXELS // (cut.planes * cut.lines * cut.columns))
-    return {"gradient": into.sums[thread], "total": total, "flush": flush, "size": into.size}
+    total = None if totals is None else totals[thread]
+    return {"gradient": sums[thread], "total": total, "flush": flush, "size": sums.shape[1]}
 
 
-def _sums_by_thread(target: Target, threads: int, step: int) -> Tensor | None:
+def sums_by_thread(target: Target, threads: int, step: int) -> Tensor | None:
     """Sums for each thread, as far apart as the channels of results that lie `step` voxels apart."""
     if target.sums is None:
         return None
     return torch.zeros(threads, 2, step * target.sums.shape[1], dtype=torch.float64)
+
+
+def add_sums(targets: Sequence[Target], sums: Sequence[Tensor | None]) -> None:
+    """Add the sums of all threads, from `sums_by_thread`, to those of the targets that have any."""
+    for target, by_thread in zip(targets, sums, strict=True):
+        if target.sums is not None and by_thread is not None:
+            target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])

@@ -251,11 +251,18 @@ class WeightSums:
                 by_tap[z[:, None, None], y[:, None], x] = part.to(by_tap.dtype)
             at += terms
         workers.give("weight gradient", self._memory)
-        return self._without_padding(by_tap.permute(*((4, 3) if self.image else (3, 4)), 0, 1, 2))
+        gradient = by_tap.permute(*((4, 3) if self.image else (3, 4)), 0, 1, 2)
+        return without_padding(gradient, self.shape, [] if self.image else self.sources)
 
-    def _without_padding(self, out: Tensor) -> Tensor:
-        k, c = self.shape
-        if not self.image and any(s % LANES for s in self.sources):
-            parts = out.split([padded_channels(s) for s in self.sources], 1)
-            out = torch.cat([part[:, :s] for part, s in zip(parts, self.sources, strict=True)], 1)
-        return out[:k, :c].contiguous()
+
+def without_padding(gradient: Tensor, shape: Sequence[int], sources: Sequence[int]) -> Tensor:
+    """[K, C, kd, kh, kw] from a gradient whose channels are stored rounded up to vectors.
+
+    shape    (K, C)
+    sources  C cut into the inputs' channels; none where they are stored as they are
+    """
+    k, c = shape
+    if any(s % LANES for s in sources):
+        parts = gradient.split([padded_channels(s) for s in sources], 1)
+        gradient = torch.cat([part[:, :s] for part, s in zip(parts, sources, strict=True)], 1)
+    return gradient[:k, :c].contiguous()

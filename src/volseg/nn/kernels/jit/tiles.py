@@ -22,10 +22,9 @@ _PAIRS = ir.VectorType(INDEX, ROWS)
 
 
 def configuration(columns: int) -> list[int]:
-    """Eight 64-bit words for `Tiles.configure`: tiles 0 to 5 of full rows, 6 and 7 of so many pairs of numbers or sums.
+    """Eight 64-bit words for `Tiles.configure`, by the tiles' `roles`.
 
-    Tiles 0 to 5 serve as sums, of `columns` float32, where `Tiles.add_product` adds to them, and as rows of INNER
-    bfloat16 numbers where it reads them from the left; see `roles`.
+    columns  of sums, in float32, and of right factors, in pairs; left factors have INNER numbers
     """
     sums, left, right = roles()
     width = {**dict.fromkeys(sums, 4 * columns), **dict.fromkeys(left, 2 * INNER), **dict.fromkeys(right, 4 * columns)}
@@ -84,20 +83,20 @@ class Tiles:
         self._call("tdpbf16ps", _TILE(into), _TILE(left), _TILE(right))
 
 
-def pairs(f: Function, first: Pointer, second: Pointer) -> Any:
-    """Sixteen bfloat16 numbers from either place, side by side: an LLVM vector of 16 pairs."""
+def pairs(f: Function, first: Pointer, second: Pointer, lanes: int = ROWS) -> Any:
+    """So many bfloat16 numbers from either place, side by side: an LLVM vector of pairs."""
+    kind = ir.VectorType(INDEX, lanes)
 
     def wide(place: Pointer) -> Any:
-        halves = f.builder.bitcast(place.value, ir.VectorType(HALF, ROWS).as_pointer())
-        return f.builder.zext(f.builder.load(halves, align=2), _PAIRS)
+        halves = f.builder.bitcast(place.value, ir.VectorType(HALF, lanes).as_pointer())
+        return f.builder.zext(f.builder.load(halves, align=2), kind)
 
-    shift = ir.Constant(_PAIRS, [16] * ROWS)
-    return f.builder.or_(wide(first), f.builder.shl(wide(second), shift))
+    return f.builder.or_(wide(first), f.builder.shl(wide(second), ir.Constant(kind, [16] * lanes)))
 
 
 def store_pairs(f: Function, vector: Any, place: Pointer) -> None:
-    """Write 16 pairs to an address."""
-    f.builder.store(vector, f.builder.bitcast(place.value, _PAIRS.as_pointer()), align=4)
+    """Write pairs to an address."""
+    f.builder.store(vector, f.builder.bitcast(place.value, vector.type.as_pointer()), align=4)
 
 
 def transposed(f: Function, rows: list[Any]) -> list[Any]:
