@@ -108,7 +108,7 @@ class Pairing:
     together    lines of a factor
     steps       voxels of a line that begin a factor of the inputs, or of the output's gradient moved by nothing
     shifts      voxels of a line that begin a factor of the output's gradient
-    lines       of the output's gradient
+    lines       of the output's gradient, of a phase
     tile_lines  of the results, up to whole factors
     """
 
@@ -129,18 +129,19 @@ class Pairing:
         return planes * self.tile_lines * self.columns // 2 * _whole(channels, ROWS)
 
     def right_floats(self, planes: int, voxel: int) -> int:
-        """Floats of the factors of a window of so many planes."""
+        """Floats of the factors of a window of so many planes, those of each phase counted."""
         return planes * self.shifts * self.lines * self.pairs * voxel
 
 
 @lru_cache(maxsize=1024)
 def pairing_of(cut: Cut, reach: Reach) -> Pairing:
-    """The pairing of blocks that fills the fewest factors; windows have the results' steps."""
+    """The pairing of blocks that fills the fewest factors; on a line the window must have the results' steps."""
+    taps_beyond = -(-reach.size[1] // reach.step[1]) - 1
 
     def pairing(pairs: int) -> Pairing:
         together = ROWS // pairs
         steps, lines = -(-cut.columns // (2 * pairs)), _whole(cut.lines, together)
-        return Pairing(pairs, together, steps, steps + reach.size[2] - 1, lines + reach.size[1] - 1, lines)
+        return Pairing(pairs, together, steps, steps + reach.size[2] - 1, lines + taps_beyond, lines)
 
     def cost(pairing: Pairing) -> int:
         taps = prod(reach.size)

@@ -8,7 +8,7 @@ steps, and so on. Beside those of the first `steps` voxels j there are right fac
 they are the first ones' moved by a pair's half.
 
     left    [planes][steps][groups of lines][channels / 16][16 channels][16 pairs]
-    right   [planes][shifts][lines][pairs][channels] of pairs
+    right   [planes][phases][shifts][lines][pairs][channels] of pairs; planes and phases are those of the window
 
 `together` neighbouring lines, of 16 / together pairs each, are a factor, wherever the first one lies.
 """
@@ -126,12 +126,13 @@ def _define_fill_right(module: Module) -> Any:
 
     @module.define
     def fill_right(f: Function, block: Block, view: View, pairing: Pairing, window: Pointer, right: Pointer) -> None:
-        voxel, filled = view.voxel, block.lines - 1 + view.size.y
-        planes, step = block.planes - 1 + view.size.z, pairing.steps * view.voxel
-        with f.loop(planes) as (z, _), f.loop(pairing.shifts) as (j, _):
-            target = right + (z * pairing.shifts + j) * pairing.lines * pairing.pairs * voxel
+        voxel, step = view.voxel, pairing.steps * view.voxel
+        planes = (block.planes - 1) * view.step.z + view.size.z
+        filled = block.lines - 1 + (view.size.y + view.step.y - 1) // view.step.y
+        with f.loop(planes) as (z, _), f.loop(view.phases) as (phase, _), f.loop(pairing.shifts) as (j, _):
+            target = right + ((z * view.phases + phase) * pairing.shifts + j) * pairing.lines * pairing.pairs * voxel
             with f.loop(filled) as (y, _):
-                line = window + (z * view.plane + y * view.line + j * voxel)
+                line = window + (z * view.plane + (phase * view.lines + y) * view.line + j * voxel)
                 row = target + y * pairing.pairs * voxel
                 with f.loop(voxel, step=lanes) as (c, _), f.loop(pairing.pairs) as (q, _):
                     place = line + (step * (q * 2) + c)
@@ -186,7 +187,8 @@ def _define_sums(module: Module, columns: int) -> Any:
             offsets = [(table + (t + b) * 2).integer() for b in range(wide)]
             with f.loop(block.planes) as (z, _), f.loop(pairing.steps) as (j, _), f.loop(groups) as (g, _):
                 factors = left + (((z * pairing.steps + j) * groups + g) * pairing.blocks + m) * LEFT
-                row = right + ((z * pairing.shifts + j) * pairing.lines * pairing.pairs * voxel + g * step)
+                plane = z * view.step.z * view.phases * pairing.shifts + j
+                row = right + (plane * pairing.lines * pairing.pairs * voxel + g * step)
                 for a in range(high):
                     tiles.load(4 + a, factors + a * LEFT, 4 * ROWS)
                 for b, offset in enumerate(offsets):

@@ -23,7 +23,7 @@ from volseg.nn.kernels.direct.weights import (
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.tiles import INNER, ROWS
 from volseg.partition.amx_tiling import Pairing
-from volseg.partition.direct_tiling import FLUSH_VOXELS
+from volseg.partition.direct_tiling import FLUSH_VOXELS, Reach
 from volseg.partition.tiling import Registers, padded_channels, registers_for
 
 
@@ -89,15 +89,19 @@ def packed(
     terms = [_terms(group, voxel) for group in groups]
     memory = workers.take("weight", -(-channels * sum(terms) // 2))
     whole = memory.view(torch.bfloat16)[: channels * sum(terms)].view(channels // width, -1)
+    # Rounded first and taps apart, then pairs: torch copies whole runs much faster than single numbers.
+    taps = by_tap.bfloat16().permute(1, 2, 3, 0, 4).contiguous()
     at = 0
     for group, count in zip(groups, terms, strict=True):
         if count:
-            taps = chosen(by_tap, group, 1).flatten(3).flatten(1, 2)  # [channels, taps on D and H, inner]
-            taps = torch.nn.functional.pad(taps, [0, -taps.shape[2] % INNER])
+            rows = chosen(taps, group, 0).flatten(0, 1).transpose(1, 2)  # [taps on D and H, channels, taps on W, voxel]
+            inner = torch.nn.functional.pad(rows.flatten(2), [0, -rows[0, 0].numel() % INNER]).view(torch.int32)
             columns = min(width, ROWS)
-            factors = taps.view(channels // width, width // columns, columns, taps.shape[1], -1, INNER // 2, 2)
-            part = whole[:, at * width : (at + count) * width]
-            part.copy_(factors.permute(0, 3, 4, 1, 5, 2, 6).flatten(1))
+            factors = inner.view(len(rows), channels // width, width // columns, columns, -1, INNER // 2)
+            part = whole[:, at * width : (at + count) * width].view(torch.int32)
+            part.view(channels // width, len(rows), -1, width // columns, INNER // 2, columns).copy_(
+                factors.permute(1, 0, 4, 2, 5, 3)
+            )
         at += count
     return Weight(whole, layout, groups, voxel, channels, kernel, stride, memory)
 
@@ -112,8 +116,76 @@ _TERMS_TOGETHER = 4
 """Terms of a weight's gradient whose sums are in tiles at once."""
 
 
-class WeightSums:
-    """The sums over the volume that a weight's gradient is made from, by thread.
+class Sums:
+    """Sums over the volume of the products of a window's channels at each tap with a tile's channels, by thread.
+
+    kernel   taps on D, H, W
+    groups   of the taps, by the voxels of the tile that they meet
+    voxel    channels of the windows, a multiple of 8
+    sources  channels of the tile's tensors, as stored
+    voxels   of this rank's block of results: whether so many can be added in float32
+    """
+
+    def __init__(
+        self, kernel: Triple, groups: Sequence[TapGroup], voxel: int, sources: Sequence[int], voxels: int
+    ) -> None:  # fmt: skip
+        self.kernel, self.groups, self.voxel, self.tile = kernel, groups, voxel, sum(sources)
+        self.columns = 8 if voxel % ROWS else ROWS
+        self.blocks = -(-self.tile // ROWS)
+        self.size = sum(self._terms(group) for group in groups) * self.blocks * ROWS * self.columns
+        self._memory = workers.take("weight gradient", workers.count() * self.size)
+        self.sums = self._memory[: workers.count() * self.size].view(workers.count(), self.size).zero_()
+        long = voxels > 4 * FLUSH_VOXELS * workers.count()
+        self.totals = torch.zeros(self.sums.shape, dtype=torch.float64) if long else None
+
+    def _terms(self, group: TapGroup) -> int:
+        """Some channels of the windows and a tap each, rounded up to those that are summed at once.
+
+        Taps on W follow one another: they read mostly the same factors.
+        """
+        terms = prod(group.counts) * self.voxel // self.columns
+        return -(-terms // _TERMS_TOGETHER) * _TERMS_TOGETHER
+
+    def term_fields(self, pairing: Pairing, reach: Reach) -> dict[str, object]:
+        """The `outer.Terms` of blocks of such a pairing, whose windows reach so far."""
+        table: list[int] = []
+        numbers = []
+        phases, step = reach.phases, reach.step[1]
+        for group in self.groups:
+            offsets = [
+                (((z * phases + y % step) * pairing.shifts + x) * pairing.lines + y // step) * pairing.pairs * self.voxel
+                + channel
+                for channel in range(0, self.voxel, self.columns)
+                for z, y, x in product(*([place for place, _ in places] for places in group.places))
+            ]
+            terms = self._terms(group)
+            numbers.append([terms, len(table), *group.rest])
+            table += offsets + [0] * (terms - len(offsets))
+        return {"table": torch.tensor(table or [0]), "numbers": torch.tensor(numbers), "count": len(self.groups)}
+
+    def by_tap(self) -> Tensor:
+        """[kd, kh, kw, voxel, tile], float32 or float64: the sums of all threads. Gives their memory back."""
+        whole = self.sums if self.totals is None else self.totals
+        added = whole[0] if len(whole) == 1 else whole.sum(0)
+        by_tap = added.new_empty(*self.kernel, self.voxel, self.blocks * ROWS)
+        at = 0
+        for group in self.groups:
+            terms, (d, h, w) = self._terms(group), group.counts
+            size = self.blocks * terms * ROWS * self.columns
+            if terms:
+                part = added[at : at + size].view(self.blocks, terms, ROWS, self.columns)
+                part = part[:, : d * h * w * self.voxel // self.columns].unflatten(1, (-1, d, h, w))
+                z, y, x = (torch.tensor(group.taps(axis)) for axis in range(3))
+                by_tap[z[:, None, None], y[:, None], x] = part.permute(2, 3, 4, 1, 6, 0, 5).reshape(
+                    d, h, w, self.voxel, -1
+                )
+            at += size
+        workers.give("weight gradient", self._memory)
+        return by_tap[..., : self.tile]
+
+
+class WeightSums(Sums):
+    """The sums over the volume that a convolution's weight gradient is made from, by thread.
 
     weight   [K, C, kd, kh, kw]
     sources  C cut into the inputs' channels
@@ -124,55 +196,10 @@ class WeightSums:
     def __init__(
         self, weight: Tensor, sources: Sequence[int], voxels: int, stride: Triple = (1, 1, 1)
     ) -> None:  # fmt: skip
-        self.kernel, self.stride = kernel_of(weight), stride
-        self.groups = backward_groups(self.kernel, stride)
-        self.shape, self.sources = (weight.shape[0], weight.shape[1]), list(sources)
-        stored = [padded_channels(s) for s in sources]
-        self.voxel, self.tile = padded_channels(weight.shape[0]), sum(stored)
-        self.layout = layout_for(stored, [self.voxel])
-        self.columns = 8 if self.voxel % ROWS else ROWS
-        self.blocks = -(-self.tile // ROWS)
-        self.size = sum(self._terms(group) for group in self.groups) * self.blocks * ROWS * self.columns
-        self._memory = workers.take("weight gradient", workers.count() * self.size)
-        self.sums = self._memory[: workers.count() * self.size].view(workers.count(), self.size).zero_()
-        long = voxels > 4 * FLUSH_VOXELS * workers.count()
-        self.totals = torch.zeros(self.sums.shape, dtype=torch.float64) if long else None
-
-    def _terms(self, group: TapGroup) -> int:
-        """A tap and some channels of the windows each; so many are summed at once."""
-        terms = prod(group.counts) * self.voxel // self.columns
-        return -(-terms // _TERMS_TOGETHER) * _TERMS_TOGETHER
-
-    def term_fields(self, pairing: Pairing) -> dict[str, object]:
-        """The `outer.Terms` of blocks of such a pairing."""
-        table: list[int] = []
-        numbers = []
-        for group in self.groups:
-            offsets = [
-                ((z * pairing.shifts + x) * pairing.lines + y) * pairing.pairs * self.voxel + channel
-                for z, y, x in product(*([place for place, _ in places] for places in group.places))
-                for channel in range(0, self.voxel, self.columns)
-            ]
-            terms = self._terms(group)
-            numbers.append([terms, len(table), *group.rest])
-            table += offsets + [0] * (terms - len(offsets))
-        return {"table": torch.tensor(table or [0]), "numbers": torch.tensor(numbers), "count": len(self.groups)}
+        kernel, stored = kernel_of(weight), [padded_channels(s) for s in sources]
+        super().__init__(kernel, backward_groups(kernel, stride), padded_channels(weight.shape[0]), stored, voxels)
+        self._shape, self._sources = (weight.shape[0], weight.shape[1]), list(sources)
 
     def finish(self) -> Tensor:
-        """[K, C, kd, kh, kw]: this rank's part of the gradient. Gives the sums' memory back."""
-        whole = self.sums if self.totals is None else self.totals
-        added = whole[0] if len(whole) == 1 else whole.sum(0)
-        by_tap = torch.empty(*self.kernel, self.voxel, self.blocks * ROWS)
-        at = 0
-        for group in self.groups:
-            terms, (d, h, w) = self._terms(group), group.counts
-            size = self.blocks * terms * ROWS * self.columns
-            if terms:
-                part = added[at : at + size].view(self.blocks, terms, ROWS, self.columns)
-                part = part[:, : d * h * w * self.voxel // self.columns].unflatten(1, (d, h, w, -1))
-                z, y, x = (torch.tensor(group.taps(axis)) for axis in range(3))
-                values = part.permute(1, 2, 3, 4, 6, 0, 5).reshape(d, h, w, self.voxel, -1)
-                by_tap[z[:, None, None], y[:, None], x] = values.to(by_tap.dtype)
-            at += size
-        workers.give("weight gradient", self._memory)
-        return without_padding(by_tap[..., : self.tile].permute(3, 4, 0, 1, 2), self.shape, self.sources)
+        """[K, C, kd, kh, kw] float32: this rank's part of the gradient. Gives the sums' memory back."""
+        return without_padding(self.by_tap().float().permute(3, 4, 0, 1, 2), self._shape, self._sources)
