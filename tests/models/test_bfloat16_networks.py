@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.test_described_networks import NETWORKS, STAGES, gradients_of_one_rank, make, targets, volume
+from models.test_described_networks import NETWORKS, STAGES, make, targets, volume
 from models.test_described_networks import grids as grids_of
 from oracles import relative_error, serial_grid
+from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
+from volseg.errors import ConfigError
 from volseg.models.fused import FusedNetwork
+from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.gradients import sum_gradients
+from volseg.nn.losses import dice_cross_entropy
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.precision import BFLOAT16, FLOAT32, Precision
 from volseg.program.schedule import SPILL, schedules_of
 
-SOME = ["strided", "residual, strided", "segresnet", "silu, residual, batch norm", "trilinear"]
+SOME = ["strided", "residual, strided", "segresnet"]
 
 
 @cache
@@ -33,14 +38,6 @@ def logits_alone(name: str, precision: Precision) -> Tensor:
     with torch.no_grad():
         logits: Tensor = FusedNetwork(model, serial_grid(), precision=precision).eval()(whole)
     return logits
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_near_those_of_float32(name: str) -> None:
-    half, whole = logits_alone(name, BFLOAT16), logits_alone(name, FLOAT32)
-    assert half.dtype == torch.float32
-    assert not torch.equal(half, whole)
-    assert relative_error(half, whole) < 0.03
 
 
 @pytest.mark.parallel([1, 2, 3, 4, 8])
@@ -62,40 +59,87 @@ def test_bits_are_the_same_on_any_grid_by_any_schedule(name: str, communicator: 
 
 
 @pytest.mark.parallel([2, 4])
-@pytest.mark.parametrize("name", SOME[:3])
+@pytest.mark.parametrize("name", SOME[:1])
 def test_fewer_ranks_for_coarse_stages_give_the_same(name: str, communicator: Communicator) -> None:
     settings, (dims, text) = NETWORKS[name], STAGES[communicator.size]
     model, whole = make(settings), volume(settings)
     grid = ProcessGrid(communicator, dims)
     stages = parse_agglomeration(text, settings.deepest, dims)
-    block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
-    alone = communicator.on_root(lambda: logits_alone(name, BFLOAT16))
+    layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
+    block, here = take_block(whole, grid, layout), targets(whole)[(slice(None), *grid.block(layout).slices)]
+    alone, expected = communicator.on_root(lambda: (logits_alone(name, BFLOAT16), gradients(name, BFLOAT16)))
     with torch.no_grad():
         network = FusedNetwork(copy.deepcopy(model).eval(), grid, agglomeration=stages, precision=BFLOAT16).eval()
         assert torch.equal(gather_blocks(network(block), grid), alone)
-    gradients_are_near(name, grid, FusedNetwork(copy.deepcopy(model).train(), grid, (), stages, precision=BFLOAT16))
-
-
-@pytest.mark.parallel([1, 2, 4])
-@pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("checkpoints", [(), (0, 1)])
-def test_gradients_are_near_those_of_float32(
-    name: str, checkpoints: tuple[int, ...], communicator: Communicator
-) -> None:
-    settings = NETWORKS[name]
-    grid = ProcessGrid(communicator, grids_of(settings, communicator, volume(settings))[0])
-    gradients_are_near(name, grid, FusedNetwork(make(settings).train(), grid, checkpoints, precision=BFLOAT16))
-
-
-def gradients_are_near(name: str, grid: ProcessGrid, fused: FusedNetwork) -> None:
-    settings, whole, communicator = NETWORKS[name], volume(NETWORKS[name]), grid.communicator
-    expected = communicator.on_root(lambda: gradients_of_one_rank(make(settings), whole))
-    layout = grid.layout(tuple(whole.shape[2:]), settings.multiple)
-    here = targets(whole)[(slice(None), *grid.block(layout).slices)]
-    fused.loss(take_block(whole, grid, layout), here)[0].backward()
+    fused = FusedNetwork(copy.deepcopy(model).train(), grid, (), stages, precision=BFLOAT16)
+    fused.loss(block, here)[0].backward()
     sum_gradients(fused.twin.parameters(), communicator)
     for key, p in fused.twin.named_parameters():
-        assert p.grad.dtype == torch.float32
-        error = relative_error(p.grad, expected[key], floor=1e-2)
-        assert error < 0.1, (key, float(error))
+        assert apart(p.grad, expected[key]) < 0.5, key
+    assert apart(fused.twin.get_submodule("head").weight.grad, expected["head.weight"]) < 1e-5
+
+
+@cache
+def gradients(name: str, precision: Precision) -> dict[str, Tensor]:
+    """Of one rank."""
+    model, whole = make(NETWORKS[name]).train(), volume(NETWORKS[name])
+    FusedNetwork(model, serial_grid(), precision=precision).loss(whole, targets(whole))[0].backward()
+    return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+def together(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradients[key].flatten() for key in sorted(gradients)])
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-3))
+
+
+class _Rounded(torch.autograd.Function):
+    """A tensor that is stored as bfloat16, and so is its gradient; or its gradient alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: bool) -> Tensor:
+        return x.bfloat16().to(x.dtype) if stored else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.bfloat16().to(grad.dtype), None
+
+
+def test_gradients_are_those_of_torch_with_the_same_roundings() -> None:
+    """In float64, but for what is stored: raw outputs, their gradients, and gradients before an activation."""
+    name = "strided"
+    plain = make(NETWORKS[name]).double().train()
+    for path, layer in plain.named_modules():
+        if path != "head" and isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d)):
+            stored = not isinstance(layer, nn.InstanceNorm3d)
+            layer.register_forward_hook(lambda _, __, output, stored=stored: _Rounded.apply(output, stored))
+    whole = volume(NETWORKS[name])
+    dice_cross_entropy(plain(whole.double()), targets(whole), serial_grid().communicator)[0].backward()
+    half, single = (gradients(name, precision) for precision in (BFLOAT16, FLOAT32))
+    expected = {key: p.grad.float() for key, p in plain.named_parameters()}
+    assert all(gradient.dtype == torch.float32 for gradient in half.values())
+    # A value that is rounded the other way turns a leaky ReLU elsewhere: far from the loss both stray alike.
+    assert apart(together(half), together(single)) < 1.5 * apart(together(expected), together(single))
+    for key in ("head.weight", "head.bias", "decoder.0.4.weight"):
+        assert apart(half[key], expected[key]) < 5e-4, key
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_logits_are_near_those_of_float32_and_keeping_less_changes_nothing(name: str) -> None:
+    half, whole = logits_alone(name, BFLOAT16), logits_alone(name, FLOAT32)
+    assert half.dtype == torch.float32
+    assert 1e-4 < relative_error(half, whole) < 0.03
+    model, image = make(NETWORKS[name]).train(), volume(NETWORKS[name])
+    fused = FusedNetwork(model, serial_grid(), (0, 1), precision=BFLOAT16)
+    fused.loss(image, targets(image))[0].backward()
+    for key, p in model.named_parameters():
+        assert p.grad is None or torch.equal(p.grad, gradients(name, BFLOAT16)[key]), key
     assert fused.work.buffers.idle
+
+
+def test_what_runs_layer_by_layer_is_refused_by_name() -> None:
+    model = UNet(ModelConfig(levels=1, base_channels=4, kernel_size=9))
+    with pytest.raises(ConfigError, match=r"--precision bfloat16: .*use --precision float32"):
+        FusedNetwork(model, serial_grid(), precision=BFLOAT16)

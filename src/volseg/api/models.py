@@ -175,7 +175,8 @@ def segment(
     series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False, keep_largest: bool = False,
     min_volume: float = 0.0, connectivity: int = 26, split: bool = False, save_probabilities: bool = False,
     statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
-    schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto", scratch: str | Path | None = None,
+    schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", scratch: str | Path | None = None,
     go_on: bool = False, report_file: str | Path | None = None, trace: str | Path | None = None,
     window: Triple | str | None = None, step: float | None = None, whole: bool = False, mirror: bool = False,
     folds: str = "first", overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
@@ -192,6 +193,7 @@ def segment(
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
     schedule      how the network is run; "auto": the fastest that fits the memory
+    precision     how its tensors are stored; "auto": as it was trained
     window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
                   model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
     whole         the whole volume at once with an imported model too
@@ -203,6 +205,7 @@ def segment(
     Raises VolsegError where scan, model, grid or outputs cannot be used.
     """
     with ranks(communicator, listen) as (every, heard):
+        from volseg.precision import Precision
         from volseg.program.schedule import Schedule
         from volseg.segmentation.job import SegmentationJob
         from volseg.segmentation.postprocessing import Cleaning
@@ -220,7 +223,8 @@ def segment(
             trace=_path(trace), overwrite=overwrite, spacing=spacing,
             dicom=DicomOptions(series, fix_tilt, resample_gaps),
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
-            schedule=None if schedule == "auto" else Schedule(schedule), scratch=_path(scratch), go_on=go_on,
+            schedule=None if schedule == "auto" else Schedule(schedule),
+            precision=None if precision == "auto" else Precision(precision), scratch=_path(scratch), go_on=go_on,
             agglomerate=agglomerate,
             view=WindowOptions(window=size, step=step, whole=whole, mirror=mirror, folds=folds),
         )  # fmt: skip
@@ -261,16 +265,20 @@ def evaluate(
 
 def verify_partition(
     scan: str | Path, *, model: str | Path = "volseg-run", partition: str = "auto", agglomerate: str = "none",
-    communicator: Communicator | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", communicator: Communicator | None = None,
 ) -> Verification:  # fmt: skip
     """Compare all logits and labels of this job's ranks with those of one rank. Collective.
+
+    precision  in which tensors are stored; "auto": as the model was trained
 
     The root holds the whole volume for its part. Raises VolsegError where scan, model or grid cannot be used.
     """
     with ranks(communicator) as (every, _):
+        from volseg.precision import Precision
         from volseg.segmentation.verification import verify_partition as verify
 
-        return verify(Path(model), Path(scan), partition, every, agglomerate)
+        stored = None if precision == "auto" else Precision(precision)
+        return verify(Path(model), Path(scan), partition, every, agglomerate, stored)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -35,6 +35,7 @@ def plan_partition(
     checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
     model: str | Path | None = None, profile: str | Path | None = None, spacing: Spacing | str | None = None,
     crop: Triple | str | None = None, multigrid: int | None = None, cases: int | None = None,
+    precision: str = "auto",
 ) -> Answer:  # fmt: skip
     """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
 
@@ -51,6 +52,7 @@ def plan_partition(
 
     multigrid    resolutions to train at, each half as fine as the one before; None: as `config` says
     cases        to train on, for the time of an epoch and of the run
+    precision    in which tensors are stored, "float32" or "bfloat16"; "auto": as `config` or `model` says
 
     ``answer.tasks["train"].run`` is the plan; ``answer.fits`` whether it keeps to the memory.
 
@@ -64,7 +66,7 @@ def plan_partition(
             volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
             base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
             parse_spacing(spacing) if isinstance(spacing, str) else spacing,
-            parse_shape(crop) if isinstance(crop, str) else crop, multigrid, cases,
+            parse_shape(crop) if isinstance(crop, str) else crop, multigrid, cases, precision,
         )
     )  # fmt: skip
 
@@ -75,7 +77,7 @@ def question(
     cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
     checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
     profile: str | Path | None, spacing: Spacing | None = None, crop: Triple | None = None,
-    multigrid: int | None = None, cases: int | None = None,
+    multigrid: int | None = None, cases: int | None = None, precision: str = "auto",
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
     from volseg.planning.answer import Asked
@@ -94,10 +96,11 @@ def question(
         node = _node_memory(node_memory, cores_per_node)
         _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
     volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop, multigrid)
+    stored = None if precision == "auto" else precision
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop, multigrid, stored)
     size, own = _size(volume, shape)
     settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
-    origin = _origin(volume, config, model, base_channels, levels, crop, multigrid)
+    origin = _origin(volume, config, model, base_channels, levels, crop, multigrid, stored)
     return Asked(
         shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
         profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
@@ -240,7 +243,7 @@ def _refuse_with_machines(**given: object) -> None:
 
 def _origin(
     volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None,
-    crop: Triple | None, multigrid: int | None,
+    crop: Triple | None, multigrid: int | None, precision: str | None,
 ) -> Origin:  # fmt: skip
     from volseg.config import read_config
     from volseg.config.stored_run import CONFIG
@@ -255,7 +258,7 @@ def _origin(
     trained = ["--from", str(run)] if imported else []
     trained += [] if crop is None else ["--crop", format_triple(crop)]
     trained += [] if multigrid is None else ["--multigrid", str(multigrid)]
-    return Origin(file, again, None if changed else run, [*changed, *trained], volume)
+    return Origin(file, again, None if changed else run, [*changed, *trained], volume, precision)
 
 
 def _settings(
@@ -266,6 +269,7 @@ def _settings(
     checkpoint_levels: tuple[int, ...] | None,
     crop: Triple | None,
     multigrid: int | None,
+    precision: str | None,
 ) -> Config:
     from volseg.config import Config, override, read_config
     from volseg.config.stored_run import CONFIG
@@ -278,8 +282,8 @@ def _settings(
         settings = read_config(config) if config is not None else Config()
     model = {"base_channels": base_channels, "levels": levels}
     return override(
-        settings, model=model, training={"checkpoint_levels": checkpoint_levels}, data={"crop": crop},
-        multigrid={"levels": multigrid},
+        settings, model=model, training={"checkpoint_levels": checkpoint_levels, "precision": precision},
+        data={"crop": crop}, multigrid={"levels": multigrid},
     )  # fmt: skip
 
 

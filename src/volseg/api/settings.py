@@ -27,6 +27,7 @@ class Settings(TypedDict, total=False):
     crop       (D, H, W) voxels, or "256x256x256", of a random crop of each volume a step
     fold       which part is held out; without folds one of 5, as in nnU-Net
     spacing    "auto", "own", "median", or mm: (3, 1.5, 1.5), "3x1.5x1.5"
+    precision  "float32" or "bfloat16"; "auto": that of the configuration, or of the run that goes on
     """
 
     accumulate: int | None
@@ -60,13 +61,14 @@ class Settings(TypedDict, total=False):
     seed: int | None
     keep: int | None
     checkpoint_seconds: float | None
+    precision: str | None
 
 
 OF_THE_NETWORK = ("base_channels", "levels", "anisotropy", "norm")
 _TRAINING = (
     "accumulate", "epochs", "learning_rate", "schedule", "warmup", "optimizer", "momentum", "weight_decay", "clip",
     "ema", "deep_supervision", "batch_dice", "validation", "validate_every", "patience", "folds", "fold", "seed",
-    "keep", "checkpoint_seconds",
+    "keep", "checkpoint_seconds", "precision",
 )  # fmt: skip
 
 
@@ -85,6 +87,8 @@ def overridden(config: Config, settings: Settings) -> Config:
     value |= settings
     if value["folds"] is None and value["fold"] is not None and not config.training.folds:
         value["folds"] = FOLDS
+    if value["precision"] == "auto":
+        value["precision"] = None
     training = {name: value[name] for name in _TRAINING}
     config = override(
         config,

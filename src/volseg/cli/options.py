@@ -1,5 +1,6 @@
 """The options that several commands share."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,23 @@ Agglomerate = Annotated[
     str,
     typer.Option(
         help="Coarse levels on fewer ranks: levels and their process grids, such as 3:2x1x1,4:1x1x1; auto, or none."
+    ),
+]
+
+
+class PrecisionName(StrEnum):
+    """A precision by name, or that of the run."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+Precision = Annotated[
+    PrecisionName,
+    typer.Option(
+        help="How the network's tensors are stored: float32, or bfloat16 in half the memory; auto: as the run says, "
+        "else float32."
     ),
 ]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from volseg.cli.options import Agglomerate, Debug, JsonOutput
+from volseg.cli.options import Agglomerate, Debug, JsonOutput, Precision, PrecisionName
 from volseg.cli.rank_counts import parse_ranks
 from volseg.errors import ConfigError
 from volseg.sizes import parse_levels, parse_shape, parse_spacing
@@ -57,6 +57,7 @@ def plan_partition(
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
+    precision: Precision = PrecisionName.auto,
     crop: Annotated[
         str | None, typer.Option(help="A random crop of the volume a training step, such as 256x256x256.")
     ] = None,
@@ -101,7 +102,7 @@ def plan_partition(
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
         base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
         config, model, profile, None if spacing is None else parse_spacing(spacing),
-        None if crop is None else parse_shape(crop), multigrid, cases,
+        None if crop is None else parse_shape(crop), multigrid, cases, precision.value,
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)

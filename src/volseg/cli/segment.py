@@ -15,6 +15,8 @@ from volseg.cli.options import (
     FixTilt,
     NoProgress,
     Overwrite,
+    Precision,
+    PrecisionName,
     Quiet,
     ResampleGaps,
     Series,
@@ -104,6 +106,7 @@ def segment(
     schedule: Annotated[
         ScheduleName, typer.Option(help="How the network is run; auto: the fastest that fits the memory.")
     ] = ScheduleName.auto,
+    precision: Precision = PrecisionName.auto,
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for what does not fit the memory.  [default: the mask's]")
     ] = None,
@@ -145,6 +148,7 @@ def segment(
             min_volume=min_volume, connectivity=connectivity, split=split, save_probabilities=save_probabilities,
             window=window, step=step, whole=whole, mirror=mirror, folds=folds,
             statistics=statistics, preview=preview, memory_limit=memory_limit, schedule=schedule.value,
+            precision=precision.value,
             scratch=scratch, go_on=go_on, report_file=report_file, trace=trace, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip

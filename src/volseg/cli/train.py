@@ -19,6 +19,8 @@ from volseg.cli.options import (
     NoProgress,
     Overwrite,
     OwnDatasetPath,
+    Precision,
+    PrecisionName,
     Quiet,
     Trace,
 )
@@ -102,6 +104,7 @@ def train(
     checkpoint_levels: Annotated[
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
+    precision: Precision = PrecisionName.auto,
     augment: Annotated[
         str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
     ] = None,
@@ -188,7 +191,8 @@ def train(
             multigrid=multigrid, cycle=cycle, epochs=epochs, learning_rate=learning_rate, schedule=schedule,
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
-            anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels, augment=augment, flip=flip,
+            anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels,
+            precision=precision.value, augment=augment, flip=flip,
             crop=crop, validation=validation, validate_every=validate_every, patience=patience,
             folds=folds, fold=fold, spacing=spacing,
             seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,

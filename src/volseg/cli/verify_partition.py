@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Agglomerate, Debug, JsonOutput, NoProgress, Quiet
+from volseg.cli.options import Agglomerate, Debug, JsonOutput, NoProgress, Precision, PrecisionName, Quiet
 
 
 def verify_partition(
@@ -16,6 +16,7 @@ def verify_partition(
     model: Annotated[Path, typer.Option(help="Run folder of volseg train, or a weights file.")] = Path("volseg-run"),
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     agglomerate: Agglomerate = "none",
+    precision: Precision = PrecisionName.auto,
     json: JsonOutput = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -32,7 +33,10 @@ def verify_partition(
         from volseg.api import verify_partition as verify
         from volseg.geometry import format_triple
 
-        found = verify(scan, model=model, partition=partition, agglomerate=agglomerate, communicator=work.communicator)
+        found = verify(
+            scan, model=model, partition=partition, agglomerate=agglomerate, precision=precision.value,
+            communicator=work.communicator,
+        )  # fmt: skip
         if json:
             work.print(dumps(dataclasses.asdict(found)))
         else:

@@ -32,6 +32,8 @@ class TrainingConfig:
     batch_dice     the Dice of the loss is that of all cases of a step together, as with nnU-Net's batch_dice, and not
                    the mean of each case's: a class that a case lacks then counts by those that have it. Each case goes
                    forward once more; of use where replicas x accumulate is above 1
+    precision      in which tensors are stored: float32, or bfloat16, for half the memory and half the messages
+                   (docs/precision.md)
     seed           decides the initial weights and the order of the cases
     validation     number of cases held out, whole volumes, evaluated at the end of epochs; -1: one in eight
     validate_every  epochs from one evaluation of the held-out cases to the next; the last epoch always ends with one
@@ -60,6 +62,7 @@ class TrainingConfig:
     class_weights: tuple[float, ...] = ()
     deep_supervision: bool = False
     batch_dice: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     validation: int = -1
     validate_every: int = 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.merging import LevelGrids
-from volseg.errors import ConfigError, PartitionError
+from volseg.errors import PartitionError
 from volseg.geometry import Triple
 from volseg.models.bringing_back import with_far_ghosts
 from volseg.models.journal import Journal
@@ -42,7 +42,7 @@ from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
 from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
-from volseg.program.schedule import IN_PLACE, Schedule
+from volseg.program.schedule import IN_PLACE, Schedule, check_precision
 
 
 class FusedNetwork(nn.Module):
@@ -85,11 +85,7 @@ class FusedNetwork(nn.Module):
             raise PartitionError(
                 f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
             )
-        if precision is not FLOAT32 and reason:
-            raise ConfigError(
-                f"--precision {precision}: this network runs layer by layer, in float32, as {reason}; "
-                f"use --precision {FLOAT32}"
-            )
+        check_precision(self.network, precision, self.kernels)
         self.precision = precision
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
         self.passes = Passes(self.twin, self.grids, checkpoint_levels, dtype_of(precision))

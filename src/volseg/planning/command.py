@@ -21,6 +21,7 @@ class Origin:
     model         run folder to segment with; None where nobody named it, or its network is not the one planned
     changed       options besides that say what the network is, such as ``--levels 4``
     scan          that was planned for
+    precision     that was asked for; None: that of the file
     """
 
     config: Path | None = None
@@ -28,6 +29,7 @@ class Origin:
     model: Path | None = None
     changed: Sequence[str] = ()
     scan: Path | None = None
+    precision: str | None = None
 
 
 UNKNOWN = Origin()
@@ -42,6 +44,8 @@ def run_options(task: str, run: Candidate, origin: Origin) -> list[str]:
     options += ["--agglomerate", str(run.plan.agglomeration)]
     if run.plan.schedule is not None and run.plan.schedule is not LAYERS:  # which is never asked for by name
         options += ["--schedule", run.plan.schedule]
+    if origin.precision is not None:
+        options += ["--precision", origin.precision]
     if task == "train":
         if origin.config is not None:
             options += ["--config", str(origin.config)]

@@ -12,6 +12,7 @@ from volseg.planning.search import Candidate, Question
 from volseg.planning.segmenting_pass import SegmentingPass
 from volseg.planning.time_model import seconds_of_steps
 from volseg.planning.training_pass import TrainingPass
+from volseg.precision import Precision
 from volseg.program.build import segment_program, train_program
 from volseg.program.ops import Op
 from volseg.program.schedule import IN_PLACE
@@ -47,15 +48,16 @@ def listed(question: Question, run: Candidate) -> list[ListedStep] | None:
     shares = busy_shares(run.plan.layout, network.factors, run.plan.agglomeration, halo=network.halo)
     share = max(shares, key=lambda share: share.last)
     held: Sequence[int]
+    precision = Precision(question.training.precision)
     if question.task == "train":
         program = train_program(network, share.merges, share.last, frozenset(run.checkpoint_levels))
-        held = TrainingPass(network, program, share, question.placing.threads).held
+        held = TrainingPass(network, program, share, question.placing.threads, precision).held
     else:
         schedule = run.plan.schedule or IN_PLACE
         program = segment_program(network, schedule, share.merges, share.last)
-        held = SegmentingPass(network, schedule, share, threads=question.placing.threads).held
+        held = SegmentingPass(network, schedule, share, threads=question.placing.threads, precision=precision).held
     layouts = run.plan.agglomeration.layouts(run.plan.layout, network.factors)
-    seconds = seconds_of_steps(network, program, layouts, question.profile, question.placing)
+    seconds = seconds_of_steps(network, program, layouts, question.profile, question.placing, precision)
     return [
         ListedStep(
             label=step.label,

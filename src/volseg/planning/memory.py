@@ -21,6 +21,7 @@ from volseg.planning.layer_memory import LayerWalk
 from volseg.planning.scratch import FLOAT
 from volseg.planning.segmenting_pass import SegmentingPass
 from volseg.planning.training_pass import TrainingPass
+from volseg.precision import FLOAT32, Precision
 from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, schedules_of
 
@@ -98,10 +99,10 @@ def _walk_training(
     """Of the rank that needs most."""
     if not why_not_covered(network):
         checkpoints = frozenset(training.checkpoint_levels)
-        passes = [
-            TrainingPass(network, train_program(network, share.merges, share.last, checkpoints), share, threads)
-            for share in busy_shares(layout, network.factors, agglomeration, halo=network.halo, halos=halos)
-        ]
+        precision, passes = Precision(training.precision), []
+        for share in busy_shares(layout, network.factors, agglomeration, halo=network.halo, halos=halos):
+            program = train_program(network, share.merges, share.last, checkpoints)
+            passes.append(TrainingPass(network, program, share, threads, precision))
         return max(passes, key=lambda one: one.total)
     layers = LayerWalk(network, layout, training=True, halos=halos)
     layers.forward()
@@ -126,11 +127,12 @@ class Beside:
 
 def segmenting_memory(
     network: Network, layout: Layout, schedule: Schedule = IN_PLACE, *, threads: int = 1,
-    beside: Beside | None = None, agglomeration: Agglomeration = NONE,
+    beside: Beside | None = None, agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> MemoryPlan:  # fmt: skip
     """What a rank of so many threads needs to segment one scan of `layout`.
 
-    beside  by default an image of 2 bytes and a mask of 1 byte a voxel
+    beside     by default an image of 2 bytes and a mask of 1 byte a voxel
+    precision  in which tensors are stored, where the program runs the network
     """
     voxels = prod(layout.largest_block)
     beside = beside or Beside(image=2 * voxels * network.in_channels, mask=voxels)
@@ -146,7 +148,7 @@ def segmenting_memory(
     else:
         walk = max(
             (
-                SegmentingPass(network, schedule, share, threads=threads, image=beside.image)
+                SegmentingPass(network, schedule, share, threads=threads, image=beside.image, precision=precision)
                 for share in busy_shares(layout, network.factors, agglomeration, halo=network.halo)
             ),
             key=lambda one: one.peak.total,
@@ -175,7 +177,10 @@ def validation_memory(
     """What a rank needs during training to segment one whole case of `layout`; nothing else of a step is held then."""
     voxels = prod(layout.largest_block)
     beside = Beside(image=(network.in_channels * FLOAT + 1) * voxels, mask=voxels)
-    plan = segmenting_memory(network, layout, threads=threads, beside=beside, agglomeration=agglomeration)
+    plan = segmenting_memory(
+        network, layout, threads=threads, beside=beside, agglomeration=agglomeration,
+        precision=Precision(training.precision),
+    )  # fmt: skip
     process = plan.process - SEGMENTING_PROCESS + TRAINING_PROCESS
     weights = fixed_memory(network, training) - TRAINING_PROCESS
     parts = plan.parts | {"process": process, "weights": weights}
@@ -197,26 +202,26 @@ def surely_fits(plan: MemoryPlan, limit: int) -> bool:
 
 def segmenting_memories(
     network: Network, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True,
-    agglomeration: Agglomeration = NONE,
+    agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> dict[Schedule, MemoryPlan]:  # fmt: skip
     """Every schedule that the network can be run by, fastest first."""
     return {
         schedule: segmenting_memory(
-            network, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration
+            network, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration, precision=precision
         )
         for schedule in schedules_of(network, kernels)
     }
 
 
-def activations_without_halos(network: Network, padded: Triple, task: str) -> int:
+def activations_without_halos(network: Network, padded: Triple, task: str, precision: Precision = FLOAT32) -> int:
     """Bytes of activations of a whole volume as if windows had no halos: P ranks hold at least 1/P of it each."""
     layout = Layout.even(padded, (1, 1, 1), network.multiple)
     if task == "train":
-        walk = _walk_training(network, layout, TrainingConfig(), halos=False)
+        walk = _walk_training(network, layout, TrainingConfig(precision=precision.value), halos=False)
         return walk.ledger.peak if isinstance(walk, LayerWalk) else sum(walk.by_level.values())
     if not why_not_covered(network):
         (share,) = busy_shares(layout, network.factors, halo=network.halo, halos=False)
-        walks = [SegmentingPass(network, s, share) for s in schedules_of(network) if s.in_memory]
+        walks = [SegmentingPass(network, s, share, precision=precision) for s in schedules_of(network) if s.in_memory]
         # Windows and the planes that basins have to spare need not be in step with the volume.
         return min(sum(walk.peak.by_level) for walk in walks) * 3 // 4
     layers = LayerWalk(network, layout, training=False, halos=False)

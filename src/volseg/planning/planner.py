@@ -10,7 +10,16 @@ from math import isqrt, prod
 from volseg.config import TrainingConfig
 from volseg.errors import PartitionError
 from volseg.geometry import PerAxis, Triple, format_per_axis, format_triple, per_axis, quotient
-from volseg.networks.description import ONES, AveragePool, Convolution, Interpolation, MaxPool, Network, UpConvolution
+from volseg.networks.description import (
+    IMAGE,
+    ONES,
+    AveragePool,
+    Convolution,
+    Interpolation,
+    MaxPool,
+    Network,
+    UpConvolution,
+)
 from volseg.partition.agglomeration import NONE, Agglomeration, gathered_voxels
 from volseg.partition.ghosts import check_blocks
 from volseg.partition.layout import Layout, padded_shape
@@ -24,7 +33,8 @@ from volseg.planning.memory import (
     surely_fits,
 )
 from volseg.planning.sampling import WHOLE, Sampling
-from volseg.program.schedule import Schedule
+from volseg.precision import FLOAT32, Precision
+from volseg.program.schedule import Schedule, check_precision
 
 _FINENESS = 128
 """Of the search for the fewest ranks: exact up to so many, above that within one part of it."""
@@ -192,32 +202,38 @@ def make_plan(
 
     Where no grid is named, it is the best of those that the stages suit.
 
-    Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so.
+    Raises PartitionError where the volume cannot be split, or the levels not agglomerated, so, and ConfigError where
+    the network does not run in the precision of `training`.
     """
+    check_precision(network, Precision(training.precision))
     seen = sampling.view(shape) if task == "train" else shape
     if dims is None:
         layout = least_halo(suited_layouts(seen, network, ranks, agglomerate))
     else:
         layout = Layout.even(padded_shape(seen, network.multiple), dims, network.multiple)
     stages = agglomeration_for(agglomerate, network, layout)
-    halo = forward_halo_bytes(network, layout, stages)
+    halo = forward_halo_bytes(network, layout, stages, Precision(training.precision))
     if task == "train":
         memory = sampling.memory(network, training, layout, shape, threads, stages)
         return Plan(shape, layout, memory, halo, agglomeration=stages)
-    plans = segmenting_memories(network, layout, threads=threads, agglomeration=stages)
+    plans = segmenting_memories(
+        network, layout, threads=threads, agglomeration=stages, precision=Precision(training.precision)
+    )
     fitting = [s for s, plan in plans.items() if limit is None or surely_fits(plan, limit)]
     schedule = fitting[0] if fitting else min(plans, key=lambda s: plans[s].peak)
     return Plan(shape, layout, plans[schedule], halo, schedule, plans, stages)
 
 
-def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
+def forward_halo_bytes(
+    network: Network, layout: Layout, agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32
+) -> int:
     """Bytes the busiest rank receives for one forward pass: the halos of all k > 1 convolutions, and merged blocks.
 
     Where stages are agglomerated, some ranks receive what goes to the coarser grid, the others what comes back.
     """
     layouts = agglomeration.layouts(layout, network.factors)
-    halos = [_stage_halo_bytes(network, stage, here) for stage, here in enumerate(layouts)]
-    most, gathered = 0, 0
+    halos = [_stage_halo_bytes(network, stage, here, precision) for stage, here in enumerate(layouts)]
+    most, gathered, size = 0, 0, precision.size
     for stage, here in enumerate(layouts):
         if stage and here.dims != layouts[stage - 1].dims:
             before = layouts[stage - 1].coarser(network.strides[stage])
@@ -228,18 +244,19 @@ def forward_halo_bytes(network: Network, layout: Layout, agglomeration: Agglomer
                 for node in network.nodes
                 if isinstance(node, (UpConvolution, Interpolation)) and node.stage == stage - 1
             )
-            most = max(most, gathered + sum(halos[:stage]) + FLOAT * prod(before.largest_block) * up)
-            gathered += FLOAT * gathered_voxels(before, here) * down
+            most = max(most, gathered + sum(halos[:stage]) + size * prod(before.largest_block) * up)
+            gathered += size * gathered_voxels(before, here) * down
     return max(most, gathered + sum(halos))
 
 
-def _stage_halo_bytes(network: Network, stage: int, layout: Layout) -> int:
+def _stage_halo_bytes(network: Network, stage: int, layout: Layout, precision: Precision) -> int:
     """Of the convolutions that read tensors of a stage, which `layout` cuts."""
     total = 0
     for node in network.nodes:
         if isinstance(node, Convolution) and network.stage_of(node.reads[0]) == stage:
             low, high = _reach(node)
-            total += FLOAT * halo_voxels(layout, low, high) * sum(network.inputs_of(node))
+            size = FLOAT if node.reads[0] == IMAGE else precision.size
+            total += size * halo_voxels(layout, low, high) * sum(network.inputs_of(node))
     return total
 
 
@@ -279,7 +296,7 @@ def fewest_ranks(
         alone = make_plan(shape, network, 1, task, training, None, limit, "none", threads, sampling)
         return alone if agglomerate in ("none", "auto") and alone.fits(limit, in_memory=True) else None
     # Without halos and perfectly balanced, P ranks hold 1/P each: fewer ranks than this cannot do.
-    first = max(1, -(-activations_without_halos(network, padded, task) // room))
+    first = max(1, -(-activations_without_halos(network, padded, task, Precision(training.precision)) // room))
     ranks, suited = first, finest is not None
     while ranks <= most:
         try:

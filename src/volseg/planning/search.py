@@ -32,6 +32,7 @@ from volseg.planning.planner import (
 from volseg.planning.profile import Profile
 from volseg.planning.sampling import WHOLE, Sampling
 from volseg.planning.time_model import Placing, TimePlan, segmenting_time, training_time
+from volseg.precision import Precision
 from volseg.program.schedule import IN_PLACE, Schedule
 
 _GRIDS, _TRIED = 8, 3
@@ -163,7 +164,7 @@ def _time(
     layouts = agglomeration.layouts(layout, network.factors)
     if question.task == "train":
         return training_time(network, question.training, layouts, profile, placing, replicas)
-    return segmenting_time(network, layouts, profile, schedule, placing)
+    return segmenting_time(network, layouts, profile, schedule, placing, Precision(question.training.precision))
 
 
 def fastest(question: Question, ranks: int, replicas: int = 1) -> Candidate:

@@ -15,6 +15,7 @@ from volseg.planning.scratch import FLOAT, convolving
 from volseg.planning.segmenting_places import Places
 from volseg.planning.segmenting_slabs import Slabs
 from volseg.planning.training_pass import HALOS, SLABS
+from volseg.precision import FLOAT32, Precision
 from volseg.program.build import segment_program
 from volseg.program.ops import (
     Add,
@@ -58,20 +59,24 @@ class Moment:
 class SegmentingPass:
     """The memory of one rank.
 
-    image  bytes of the image as it is stored, on this rank
-    share  what the rank has of each stage
+    image      bytes of the image as it is stored, on this rank
+    share      what the rank has of each stage
+    precision  in which tensors are stored
 
     places   where its tensors lie
     moments  in the order of the steps
     held     bytes of tensors in each step
     """
 
-    def __init__(self, network: Network, schedule: Schedule, share: Share, *, threads: int = 1, image: int = 0) -> None:
-        self.network, self.threads, self.image = network, threads, image
+    def __init__(
+        self, network: Network, schedule: Schedule, share: Share, *, threads: int = 1, image: int = 0,
+        precision: Precision = FLOAT32,
+    ) -> None:  # fmt: skip
+        self.network, self.threads, self.image, self.precision = network, threads, image, precision
         program = segment_program(network, schedule, share.merges, share.last)
         self.share = replace(share, halo=tuple(halo_with_passes(network, program.forward)))
-        self.places = Places(network, program, schedule, self.share)
-        self.slabs = Slabs(network, self.share)
+        self.places = Places(network, program, schedule, self.share, precision)
+        self.slabs = Slabs(network, self.share, precision)
         self.moments: list[Moment] = []
         self.held: list[int] = []
         self._summed: set[Tensor] = set()
@@ -157,7 +162,7 @@ class SegmentingPass:
         self._note(label, 0, self.slabs.windows(op))
 
     def _transferred(self, step: Step, stage: int, port: Tensor) -> None:
-        self._messages = max(self._messages, self.share.message(stage, port.stored) * FLOAT)
+        self._messages = max(self._messages, self.share.message(stage, port.stored) * self.precision.size)
         self._note(step.label, stage, self.places.moved(stage, port))
 
     def _worked(self, op: Convolve) -> None:
@@ -166,10 +171,12 @@ class SegmentingPass:
         self._work = max(self._work, (work.weights + self.threads * work.scratch) * FLOAT)
 
 
-def scratch_bytes(network: Network, layout: Layout, agglomeration: Agglomeration = NONE) -> int:
+def scratch_bytes(
+    network: Network, layout: Layout, agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32
+) -> int:
     """Of files that SPILL has at once, on the busiest rank."""
     if why_not_covered(network):
         return 0
     shares = busy_shares(layout, network.factors, agglomeration, halo=network.halo)
     passes = [SegmentingPass(network, SPILL, share) for share in shares]
-    return max(one.places.files for one in passes) * FLOAT
+    return max(one.places.files for one in passes) * precision.size

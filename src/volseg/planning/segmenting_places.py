@@ -10,7 +10,7 @@ from volseg.networks.description import Network
 from volseg.partition.basin import Basin, Ghosts, basins
 from volseg.partition.share import Share
 from volseg.partition.tiling import padded_channels
-from volseg.planning.scratch import FLOAT
+from volseg.precision import FLOAT32, Precision
 from volseg.program.in_place import can_host
 from volseg.program.ops import Pass
 from volseg.program.recompute import halo_of_own_grids
@@ -22,14 +22,18 @@ from volseg.program.tensors import Tensor
 class Places:
     """The basins and ports of a rank, and which of them have a tensor at the moment.
 
-    share   what the rank has of each stage, with the ghosts that passes over the image need
+    share      what the rank has of each stage, with the ghosts that passes over the image need
+    precision  in which tensors are stored
+
     basins    by stage, that of each of its lanes
     ports     values of the tensors that go to, and come back from, a stage with a grid of its own
     in_files  whether all of them lie in files, of which a few planes are in memory at a time
     """
 
-    def __init__(self, network: Network, program: Program, schedule: Schedule, share: Share) -> None:
-        self.network, self.share = network, share
+    def __init__(
+        self, network: Network, program: Program, schedule: Schedule, share: Share, precision: Precision = FLOAT32
+    ) -> None:  # fmt: skip
+        self.network, self.share, self._size = network, share, precision.size
         first = 1 if any(isinstance(step.op, Pass) for step in program.forward) else 0
         own = replace(share, halo=tuple(halo_of_own_grids(network, share.halo, share.merges)))
         ghosts: list[Ghosts] = [own.ghosts_of(stage, stage) for stage in range(share.last + 1)]
@@ -73,17 +77,17 @@ class Places:
             return held
         for stage in self._full():
             basin = self.basins[stage]
-            held[stage] += basin.size * FLOAT if basin.host is None else 0
+            held[stage] += basin.size * self._size if basin.host is None else 0
         for tensor, place in self._lying.items():
             if place.end == "port":
-                held[tensor.stage] += self.ports[tensor] * FLOAT
+                held[tensor.stage] += self.ports[tensor] * self._size
         return held
 
     def halos(self) -> int:
         """Bytes of the ghosts of each basin's largest tensor, of what is in memory."""
         full = [] if self.in_files else [self.basins[stage] for stage in self._full()]
         own = (basin for basin in full if basin.host is None)
-        return sum((basin.values(basin.channels) - prod(basin.sides) * basin.channels) * FLOAT for basin in own)
+        return sum((basin.values(basin.channels) - prod(basin.sides) * basin.channels) * self._size for basin in own)
 
     def sides(self, tensor: Tensor) -> Triple:
         """(D, H, W) of the rank's block of a tensor."""
@@ -94,12 +98,12 @@ class Places:
         if not self.in_files:
             return 0
         whole = self.basins[stage].values(port.stored) if stage in self.basins else 0
-        return (self.ports[port] + whole) * FLOAT
+        return (self.ports[port] + whole) * self._size
 
     def slab_below(self, tensor: Tensor) -> int:
         """As `slab`, of a tensor of the next stage, while a slab of this one is computed."""
         if self._lying[tensor].end == "port":  # all of it: it is small
-            return max(self.ports.values()) * FLOAT if self.in_files else 0
+            return max(self.ports.values()) * self._size if self.in_files else 0
         return self.slab(tensor.stage, tensor.stored, 0.5)
 
     def slab(self, stage: int, channels: int | None = None, share: float = 1.0) -> int:
@@ -111,10 +115,10 @@ class Places:
         if not self.in_files or stage not in self.basins:
             return 0
         basin = self.basins[stage]
-        plane = basin.values(basin.channels) // (basin.sides[0] + basin.low[0] + basin.high[0]) * FLOAT
+        plane = basin.values(basin.channels) // (basin.sides[0] + basin.low[0] + basin.high[0]) * self._size
         read = plane * (channels or basin.channels) // basin.channels
         planes = int(share * basin.planes)
-        return min(basin.size * FLOAT, planes * plane + (planes + 2) * read if share == 1 else (planes + 2) * read)
+        return min(basin.size * self._size, planes * plane + (planes + 2) * read if share == 1 else (planes + 2) * read)
 
     def _full(self) -> list[int]:
         """The stage of each basin that has a tensor."""

@@ -11,6 +11,7 @@ from volseg.partition.share import Share
 from volseg.partition.slabs import Lift, head_slab_planes, ranges, rolling_planes, up_slabs_of, window_planes
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT
+from volseg.precision import FLOAT32, Precision
 from volseg.program.ops import Pass
 from volseg.program.tensors import Lifted, Tensor
 
@@ -21,11 +22,12 @@ _BRICK = (8, 2, 8)
 class Slabs:
     """Bytes of what a rank holds a few planes at a time.
 
-    share  what the rank has of each stage
+    share      what the rank has of each stage
+    precision  in which tensors are stored; images, sums and logits are float32
     """
 
-    def __init__(self, network: Network, share: Share) -> None:
-        self.network, self.share = network, share
+    def __init__(self, network: Network, share: Share, precision: Precision = FLOAT32) -> None:
+        self.network, self.share, self._size = network, share, precision.size
 
     def image(self, planes: int) -> int:
         """Planes of the image that so many planes of a convolution read, and their copy as it is stored."""
@@ -39,7 +41,7 @@ class Slabs:
         sides = self.share.sides_of(below.stage, below.grid)
         slabs = up_slabs_of(planes, sides, *self.share.ghosts_of(below.stage, below.grid), lift)
         voxels = prod(source.node.factors) * max(d * h * w for _, (d, h, w) in slabs)
-        return voxels * padded_channels(source.node.channels) * FLOAT
+        return voxels * padded_channels(source.node.channels) * self._size
 
     def sums(self, tensor: Tensor) -> int:
         """Of the bricks of a tensor of which statistics are taken: two values a channel."""
@@ -76,7 +78,7 @@ class Slabs:
         for convolution, width, reach in zip(op.chain, op.widths(op.wanted), read, strict=True):
             _, h, w = self._wide(width)
             planes = window_planes(sides[0], width[0] * low[0], width[0] * high[0], width[0], reach, step)
-            yield planes * h * w * convolution.output.stored * FLOAT
+            yield planes * h * w * convolution.output.stored * self._size
             wanted = [(first - width[0], last + width[0]) for first, last in ranges(sides[0], step)]
             for source in convolution.sources:
                 if isinstance(source, Lifted):

@@ -23,6 +23,7 @@ from volseg.planning.layer_work import layer_work
 from volseg.planning.operations import GRADIENTS, Exchange, Reduction, Transfer, Work
 from volseg.planning.profile import Profile
 from volseg.planning.work import segmenting_work, training_work, work_of_step
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import COMMUNICATING, Kind
 from volseg.program.schedule import IN_PLACE, Schedule
 from volseg.program.step import Program
@@ -102,29 +103,32 @@ def training_time(
     if why_not_covered(network):
         work = layer_work(network, layouts, training=True)
     else:
-        work = training_work(network, layouts, training.checkpoint_levels, replicas)
+        work = training_work(network, layouts, training.checkpoint_levels, replicas, Precision(training.precision))
     return _time(work, layouts, profile, placing, replicas)
 
 
 def segmenting_time(
     network: Network, layouts: Sequence[Layout], profile: Profile, schedule: Schedule = IN_PLACE,
-    placing: Placing = Placing(),
+    placing: Placing = Placing(), precision: Precision = FLOAT32,
 ) -> TimePlan:  # fmt: skip
     """The network's part of segmenting one scan."""
     if why_not_covered(network):
         work = layer_work(network, layouts, training=False)
     else:
-        work = segmenting_work(network, layouts, schedule)
+        work = segmenting_work(network, layouts, schedule, precision)
     return _time(work, layouts, profile, placing)
 
 
 def seconds_of_steps(
-    network: Network, program: Program, layouts: Sequence[Layout], profile: Profile, placing: Placing = Placing()
-) -> list[float]:
+    network: Network, program: Program, layouts: Sequence[Layout], profile: Profile, placing: Placing = Placing(),
+    precision: Precision = FLOAT32,
+) -> list[float]:  # fmt: skip
     """Each step of a program, with the messages that it makes necessary."""
     segmenting = not program.backward
     return [
-        _time(work_of_step(network, layouts, step, segmenting=segmenting), layouts, profile, placing).seconds
+        _time(
+            work_of_step(network, layouts, step, segmenting=segmenting, precision=precision), layouts, profile, placing
+        ).seconds
         for step in program.steps
     ]
 

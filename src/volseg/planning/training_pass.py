@@ -11,6 +11,7 @@ from volseg.partition.share import Share
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, up_slabs
 from volseg.partition.tiling import padded_channels
 from volseg.planning.scratch import FLOAT, Work, convolving, convolving_backward, loss_floats
+from volseg.precision import FLOAT32, Precision
 from volseg.program.ops import (
     Classify,
     Convolve,
@@ -32,7 +33,8 @@ _UP_MULTIPLE = 2
 class TrainingPass:
     """The memory of one rank.
 
-    share  what it has of each stage
+    share      what it has of each stage
+    precision  in which tensors are stored; what the kernels work in is float32
 
     arena    of the activations and their gradients
     by_level what of it was held, in bytes, when most was
@@ -42,8 +44,10 @@ class TrainingPass:
     held          the same in each step
     """
 
-    def __init__(self, network: Network, program: Program, share: Share, threads: int = 1) -> None:
-        self.network, self.share, self.threads = network, share, threads
+    def __init__(
+        self, network: Network, program: Program, share: Share, threads: int = 1, precision: Precision = FLOAT32
+    ) -> None:  # fmt: skip
+        self.network, self.share, self.threads, self._size = network, share, threads, precision.size
         self.arena = Arena()
         self.peak_at = ""
         self.by_level: dict[int, int] = {}
@@ -61,7 +65,7 @@ class TrainingPass:
     @property
     def tensors(self) -> int:
         """Bytes of all tensors, and of what is free between them when most is held."""
-        return (self.arena.total + self._slabs) * FLOAT
+        return (self.arena.total + self._slabs) * self._size
 
     @property
     def _slabs(self) -> int:
@@ -72,7 +76,7 @@ class TrainingPass:
         """Bytes of `tensors`, when most is held, by what they are for."""
         free = self.arena.total - self._most
         parts = {**self._at_most, SLABS: self._slabs, "free between tensors": free}
-        return {name: n * FLOAT for name, n in parts.items()}
+        return {name: n * self._size for name, n in parts.items()}
 
     @property
     def total(self) -> int:
@@ -91,7 +95,7 @@ class TrainingPass:
             self._take(tensor, step.label)
         for before, after in step.renames:
             self._pieces[after] = self._pieces.pop(before)
-        self.held.append(sum(piece.size for piece in self._pieces.values()) * FLOAT)
+        self.held.append(sum(piece.size for piece in self._pieces.values()) * self._size)
         match step.op:
             case Convolve() as op:
                 self._up_slab(op, op.output, self._brick_depth(op.output.stage))
@@ -129,13 +133,13 @@ class TrainingPass:
         sides = self._with_ghosts(tensor)
         self._pieces[tensor] = self.arena.take(prod(sides) * tensor.stored)
         total = sum(piece.size for piece in self._pieces.values())
-        self.by_operation[label] = max(self.by_operation.get(label, 0), total * FLOAT)
+        self.by_operation[label] = max(self.by_operation.get(label, 0), total * self._size)
         if total > self._most:
             self._most, self.peak_at = total, label
             self.by_level, self._at_most = {}, {"activations kept": 0, "their gradients": 0, HALOS: 0}
             for other, piece in self._pieces.items():
                 values = prod(self._sides(other)) * other.stored
-                self.by_level[other.stage] = self.by_level.get(other.stage, 0) + piece.size * FLOAT
+                self.by_level[other.stage] = self.by_level.get(other.stage, 0) + piece.size * self._size
                 self._at_most["their gradients" if other.is_gradient else "activations kept"] += values
                 self._at_most[HALOS] += piece.size - values
 

@@ -12,6 +12,7 @@ from volseg.partition.layout import Layout
 from volseg.partition.tiling import padded_channels
 from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
 from volseg.planning.scratch import FLOAT, is_minimal
+from volseg.precision import FLOAT32, Precision
 from volseg.program import ops
 from volseg.program.build import segment_program, train_program
 from volseg.program.kinds import Kind
@@ -27,14 +28,16 @@ _SEGMENTING = {
 
 
 def training_work(
-    network: Network, layouts: Sequence[Layout], checkpoint_stages: Collection[int] = (), replicas: int = 1
-) -> Work:
+    network: Network, layouts: Sequence[Layout], checkpoint_stages: Collection[int] = (), replicas: int = 1,
+    precision: Precision = FLOAT32,
+) -> Work:  # fmt: skip
     """A training step on one case of each replica.
 
-    layouts  of each stage, finest first
+    layouts    of each stage, finest first
+    precision  in which tensors are stored, and so sent
     """
     program = train_program(network, merges_of(layouts), checkpoint_stages=frozenset(checkpoint_stages))
-    work = _WorkPass(network, layouts, segmenting=False)
+    work = _WorkPass(network, layouts, segmenting=False, precision=precision)
     parameters = network.parameters(training=True)
     work.operate("other", Kind.FILES, Family.LOAD, 0, network.in_channels, 1)
     work.reduce("other", 0, 2 * sum(layouts[0].dims) * DOUBLE)  # where the blocks lie
@@ -51,12 +54,14 @@ def training_work(
     return work.done
 
 
-def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Schedule = IN_PLACE) -> Work:
+def segmenting_work(
+    network: Network, layouts: Sequence[Layout], schedule: Schedule = IN_PLACE, precision: Precision = FLOAT32
+) -> Work:
     """The network's part of segmenting one scan.
 
     layouts  of each stage, finest first
     """
-    work = _WorkPass(network, layouts, segmenting=True)
+    work = _WorkPass(network, layouts, segmenting=True, precision=precision)
     steps = segment_program(network, schedule, merges_of(layouts)).steps
     work.widen_ghosts(steps)
     for step in steps:
@@ -65,9 +70,11 @@ def segmenting_work(network: Network, layouts: Sequence[Layout], schedule: Sched
     return work.done
 
 
-def work_of_step(network: Network, layouts: Sequence[Layout], step: Step, *, segmenting: bool) -> Work:
+def work_of_step(
+    network: Network, layouts: Sequence[Layout], step: Step, *, segmenting: bool, precision: Precision = FLOAT32
+) -> Work:
     """One step of a program."""
-    work = _WorkPass(network, layouts, segmenting=segmenting)
+    work = _WorkPass(network, layouts, segmenting=segmenting, precision=precision)
     work.go_through(step)
     return work.done
 
@@ -97,8 +104,10 @@ class _WorkPass:
     halo  widths of the ghosts of each stage; `own` on the stage's own process grid
     """
 
-    def __init__(self, network: Network, layouts: Sequence[Layout], *, segmenting: bool) -> None:
-        self.network, self.layouts, self.segmenting = network, layouts, segmenting
+    def __init__(
+        self, network: Network, layouts: Sequence[Layout], *, segmenting: bool, precision: Precision
+    ) -> None:  # fmt: skip
+        self.network, self.layouts, self.segmenting, self._size = network, layouts, segmenting, precision.size
         self.voxels = [prod(layout.largest_block) for layout in layouts]
         self.ranks = [prod(layout.dims) for layout in layouts]
         self.halo: Sequence[Triple] = network.halo
@@ -273,7 +282,8 @@ class _WorkPass:
         where = tensor.stage, tensor.grid
         if where not in self._ghosts:
             self._ghosts[where] = self._ghosts_of(tensor)
-        if axes := tuple((axis, messages, voxels * stored * FLOAT) for axis, messages, voxels in self._ghosts[where]):
+        size = stored * (FLOAT if tensor.name == IMAGE else self._size)
+        if axes := tuple((axis, messages, voxels * size) for axis, messages, voxels in self._ghosts[where]):
             self.done.exchanges.append(Exchange(layer, tensor.stage, axes, tensor.grid))
 
     def _ghosts_of(self, tensor: Tensor) -> list[tuple[int, int, int]]:
@@ -294,7 +304,7 @@ class _WorkPass:
         return self.ranks[stage - 1] // self.ranks[stage]
 
     def _transfer(self, layer: str, stage: int, tensor: Tensor) -> None:
-        self._moved(layer, stage, self.voxels[stage] * padded_channels(tensor.channels) * FLOAT)
+        self._moved(layer, stage, self.voxels[stage] * padded_channels(tensor.channels) * self._size)
 
     def _moved(self, layer: str, stage: int, size: int) -> None:
         """Enter a leader's block of so many bytes, made of its group's."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from volseg.errors import ConfigError
 from volseg.networks.coverage import can_recompute, why_not_covered
 from volseg.networks.description import Network
+from volseg.precision import FLOAT32, Precision
 
 
 class Schedule(StrEnum):
@@ -39,3 +41,16 @@ def schedules_of(network: Network, kernels: bool = True) -> list[Schedule]:
     if why_not_covered(network) or not kernels:
         return [LAYERS]
     return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(network) else [IN_PLACE, SPILL]
+
+
+def check_precision(network: Network, precision: Precision, kernels: bool = True) -> None:
+    """Raise ConfigError where a network runs layer by layer, in float32, and is to be stored otherwise.
+
+    kernels  the processors run those of the program
+    """
+    reason = why_not_covered(network) or ("" if kernels else "a rank's processor lacks AVX2")
+    if precision is not FLOAT32 and reason:
+        raise ConfigError(
+            f"--precision {precision}: this network runs layer by layer, in float32, as {reason}; use --precision "
+            f"{FLOAT32}"
+        )

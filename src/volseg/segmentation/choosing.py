@@ -79,7 +79,7 @@ def _choose(
     if opened.windows is not None:
         choice = choose_windows(
             network, scan.layout, opened.windows, len(opened.models), beside, threads, communicator, str(job.scan),
-            kernels=available(), limit=job.memory_limit,
+            kernels=available(), limit=job.memory_limit, precision=opened.precision,
         )  # fmt: skip
         return None, NONE, choice
     machine = this_machine(network, communicator)
@@ -89,6 +89,7 @@ def _choose(
     choice = choose(
         network, scan.layout, beside, threads, communicator, str(job.scan),
         kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
+        precision=opened.precision,
     )  # fmt: skip
     return machine, stages, choice
 

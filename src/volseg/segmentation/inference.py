@@ -18,6 +18,7 @@ from volseg.nn.fused.image import image_width
 from volseg.nn.fused.scratch import Store
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.partition.window import Range
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, Schedule, schedules_of
 from volseg.segmentation.filling import BlockResult, Logits, fill_mask
@@ -35,10 +36,10 @@ class BlockNetwork(Logits):
     def __init__(
         self, model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, schedule: Schedule = IN_PLACE,
         store: Store | None = None, tell: Callable[[float], None] | None = None, journal: Journal | None = None,
-        agglomeration: Agglomeration = NONE,
+        agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
-        self.twin = FusedNetwork(model, grid, agglomeration=agglomeration).eval()
+        self.twin = FusedNetwork(model, grid, agglomeration=agglomeration, precision=precision).eval()
         if LAYERS in schedules_of(model.network, self.twin.kernels):
             schedule = LAYERS
         beyond = int(scan.back is not None)
@@ -88,7 +89,7 @@ class BlockNetwork(Logits):
 def segment_block(
     model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, *, probabilities: bool = False,
     schedule: Schedule = IN_PLACE, store: Store | None = None, tell: Callable[[float], None] | None = None,
-    journal: Journal | None = None, agglomeration: Agglomeration = NONE,
+    journal: Journal | None = None, agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> BlockResult:  # fmt: skip
     """Segment this rank's box of the mask. Collective.
 
@@ -96,9 +97,10 @@ def segment_block(
     tell   is called with the share of the network that is done
     journal  keeps what a run after an interruption need not compute again
     agglomeration  which levels run on fewer ranks
+    precision  in which the network's tensors are stored
 
     The bits depend neither on the grids nor on the schedule. Probabilities of a resampled scan are those of the
     interpolated logits. Raises VolumeError, on all ranks, where the scan does not suit the model or cannot be read.
     """
-    network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration)
+    network = BlockNetwork(model, scan, card, grid, schedule, store, tell, journal, agglomeration, precision)
     return fill_mask(network, scan, card, grid, probabilities)

@@ -14,6 +14,7 @@ import numpy as np
 from volseg.distributed.trace import check_trace_path
 from volseg.errors import VolumeError
 from volseg.models.stored import ModelCard
+from volseg.precision import Precision
 from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.windows.options import WindowOptions
@@ -53,6 +54,7 @@ class SegmentationJob:
     trace          also a trace here of what each rank did when (`distributed.trace`)
     memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
     schedule       how the network is run; None: the fastest that fits
+    precision      in which the network's tensors are stored; None: as the model was trained
     scratch        folder for what does not fit into memory; None: that of the mask
     agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
     view           by windows or the whole volume at once, and with which weights
@@ -75,6 +77,7 @@ class SegmentationJob:
     split: bool = False
     memory_limit: int | None = None
     schedule: Schedule | None = None
+    precision: Precision | None = None
     scratch: Path | None = None
     go_on: bool = False
     agglomerate: str = "auto"

@@ -22,6 +22,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.memory import Beside, MemoryPlan, segmenting_memories, surely_fits
 from volseg.planning.planner import choose_grid, most_ranks
 from volseg.planning.segmenting_pass import scratch_bytes
+from volseg.precision import FLOAT32, Precision
 from volseg.program.schedule import SPILL, Schedule
 
 _SHARE_OF_FREE = 0.9
@@ -76,7 +77,7 @@ def memory_limit(communicator: Communicator) -> int:
 def choose(
     network: Network, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
     kernels: bool = True, limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
-    agglomeration: Agglomeration = NONE,
+    agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> Choice:  # fmt: skip
     """Choose a schedule, before any work. Collective; all arguments but `threads` and `kernels` the same on all ranks.
 
@@ -87,14 +88,15 @@ def choose(
     schedule  the only one allowed
     scratch   folder for SPILL; without one it is not chosen
     agglomeration  which levels run on fewer ranks
+    precision  in which the network's tensors are stored
 
     Raises PartitionError, on all ranks, where nothing fits; it says what would.
     """
     threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
-    plan_of = _Planner(network, layout.shape, beside, threads, kernels=not lacking)
+    plan_of = _Planner(network, layout.shape, beside, threads, kernels=not lacking, precision=precision)
     plans = plan_of(layout, agglomeration)
     given, limit = limit is not None, limit or memory_limit(communicator)
-    files = scratch_bytes(network, layout, agglomeration)
+    files = scratch_bytes(network, layout, agglomeration, precision)
     room = _has_room(scratch, files, communicator)
     allowed = {s: plan for s, plan in plans.items() if schedule in (None, s)}
     if not allowed:
@@ -146,8 +148,10 @@ def _why(network: Network, lacking: int) -> str:
 class _Planner:
     """Plans of one job for any layout."""
 
-    def __init__(self, network: Network, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool) -> None:
-        self._network, self._shape, self._beside = network, shape, beside
+    def __init__(
+        self, network: Network, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool, precision: Precision
+    ) -> None:  # fmt: skip
+        self._network, self._shape, self._beside, self._precision = network, shape, beside, precision
         self._threads, self._kernels = threads, kernels
 
     def __call__(self, layout: Layout, agglomeration: Agglomeration = NONE) -> dict[Schedule, MemoryPlan]:
@@ -155,7 +159,7 @@ class _Planner:
         beside = self._beside.of(prod(layout.largest_block))
         return segmenting_memories(
             self._network, layout, threads=self._threads, beside=beside, kernels=self._kernels,
-            agglomeration=agglomeration,
+            agglomeration=agglomeration, precision=self._precision,
         )  # fmt: skip
 
     def ranks_that_fit(self, limit: int, more_than: int) -> int | None:

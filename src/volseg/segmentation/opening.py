@@ -13,7 +13,9 @@ from volseg.geometry import PerAxis, Triple
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.planning.planner import grid_for
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
+from volseg.program.schedule import check_precision
 from volseg.segmentation.job import SegmentationJob, channel_files, check_outputs, input_files, plan_outputs
 from volseg.segmentation.windows.options import load_folds
 from volseg.segmentation.windows.planning import grid_of_columns
@@ -40,6 +42,7 @@ class Opened:
     labels    of the model
     outputs   the paths that will be written, by kind (`job.plan_outputs`)
     channels  of the scan, as the files have them
+    precision  in which the network's tensors are stored
     """
 
     models: tuple[UNet, ...]
@@ -48,6 +51,7 @@ class Opened:
     labels: LabelTable
     outputs: dict[str, Path]
     channels: tuple[Volume, ...]
+    precision: Precision = FLOAT32
 
     @property
     def model(self) -> UNet:
@@ -75,6 +79,8 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
     """
     models, card = load_folds(job.model, job.view.folds)
     windows = job.view.windows_for(card)
+    precision = job.precision or Precision(card.config.training.precision)
+    check_precision(card.described, precision)
     labels = LabelTable(card.labels)
     outputs = plan_outputs(job, labels)
     with communicator.together():
@@ -82,7 +88,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> Opened:
     communicator.on_root(lambda: check_outputs(outputs, input_files(files), job.overwrite))
     with communicator.meter.doing(Kind.FILES):
         channels = _open(files, job.dicom, communicator)
-    return Opened(models, card, windows, labels, outputs, channels)
+    return Opened(models, card, windows, labels, outputs, channels, precision)
 
 
 def lay_out_over_ranks(

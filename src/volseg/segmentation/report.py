@@ -13,6 +13,7 @@ from volseg.files import write_text
 from volseg.geometry import Triple
 from volseg.models.forecast import Machine, off_plan, planned_time_facts
 from volseg.planning.time_model import TimePlan
+from volseg.precision import FLOAT32, Precision
 from volseg.segmentation.limit import Choice
 from volseg.segmentation.postprocessing import LabelCleaning
 from volseg.segmentation.statistics import LabelStatistics
@@ -32,6 +33,7 @@ class SegmentationReport:
     phases   seconds by phase, and of the network by layer
     audit    of the scan
     agglomeration  which levels ran on fewer ranks
+    precision  in which the network's tensors were stored
     windows  by which the scan was gone through; None: the whole volume at once
     folds    models whose logits were averaged
     placement, communication  where the ranks ran, and how long they waited for each other
@@ -60,6 +62,7 @@ class SegmentationReport:
     network_seconds: float
     network_planned: tuple[TimePlan | None, Machine | None]
     agglomeration: str = "none"
+    precision: Precision = FLOAT32
     windows: Windows | None = None
     folds: int = 1
     is_ct: bool = True
@@ -96,6 +99,7 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "agglomeration": report.agglomeration,
         "windows": None if report.windows is None else _window_facts(report.windows, report.seen, report.folds),
         "placement": report.placement,
+        "precision": report.precision,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,
         "seconds": round(report.seconds, 3),

@@ -106,7 +106,8 @@ def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, li
         if job.go_on:
             listen(Caution("--continue: of windows nothing is kept; an interrupted run starts anew"))
         result = segment_by_windows(
-            opened.models, laid.scan, opened.card, laid.grid, opened.windows, probabilities=job.probabilities, tell=tell
+            opened.models, laid.scan, opened.card, laid.grid, opened.windows, probabilities=job.probabilities,
+            tell=tell, precision=opened.precision,
         )  # fmt: skip
         return Ran(result, compile_seconds() - compiled_before, None)
     state = None
@@ -116,7 +117,7 @@ def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, li
         listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
     result = segment_block(
         opened.model, laid.scan, opened.card, laid.grid, probabilities=job.probabilities, schedule=schedule,
-        store=store, tell=tell, journal=state, agglomeration=chosen.stages,
+        store=store, tell=tell, journal=state, agglomeration=chosen.stages, precision=opened.precision,
     )  # fmt: skip
     return Ran(result, compile_seconds() - compiled_before, state)
 
@@ -124,7 +125,7 @@ def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, li
 def _state(opened: Opened, laid: LaidOut, listen: Listener) -> SegmentationState:
     """What an interrupted run left. Collective."""
     weights = digest_of(opened.model.state_dict())
-    state = SegmentationState(opened.mask, laid.scan, opened.card, weights, laid.grid.communicator)
+    state = SegmentationState(opened.mask, laid.scan, opened.card, weights, laid.grid.communicator, opened.precision)
     if state.found:
         listen(Message(f"going on from {state.folder}: {state.described}"))
     elif state.refused:
@@ -221,6 +222,7 @@ def _report(
         network_seconds=max(communicator.gather_all(by_phase.get("network", 0.0) - ran.compiling)),
         network_planned=(_planned_time(opened, laid, chosen), chosen.machine),
         agglomeration=str(chosen.stages),
+        precision=opened.precision,
         windows=opened.windows,
         folds=len(opened.models),
         is_ct=is_ct(opened.card.schemes[0].name),
@@ -234,4 +236,4 @@ def _planned_time(opened: Opened, laid: LaidOut, chosen: Chosen) -> TimePlan | N
     if machine is None or schedule is LAYERS:
         return None
     layouts = chosen.stages.layouts(laid.scan.layout, network.factors)
-    return segmenting_time(network, layouts, machine.profile, schedule, machine.placing)
+    return segmenting_time(network, layouts, machine.profile, schedule, machine.placing, opened.precision)

@@ -29,6 +29,7 @@ from volseg.geometry import Box
 from volseg.models.stored import ModelCard
 from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.rows import Affine
+from volseg.precision import FLOAT32, Precision
 from volseg.program.resume import COARSE
 from volseg.volumes.mask_names import beside
 from volseg.volumes.scan import Scan
@@ -43,11 +44,16 @@ class SegmentationState:
     refused  why one that was there is not used; empty where there was none
     """
 
-    def __init__(self, mask: Path, scan: Scan, card: ModelCard, weights: str, communicator: Communicator) -> None:
+    def __init__(
+        self, mask: Path, scan: Scan, card: ModelCard, weights: str, communicator: Communicator,
+        precision: Precision = FLOAT32,
+    ) -> None:  # fmt: skip
         self.folder = beside(mask, "_state")
         self._communicator = communicator
         self._whole = Box.whole(scan.layout.coarser(card.described.factors[1]).shape)
-        self._content, self.refused = communicator.on_root(lambda: self._begin(_belongs(scan, card, weights)))
+        self._content, self.refused = communicator.on_root(
+            lambda: self._begin(_belongs(scan, card, weights, precision))
+        )
         self.found = bool(self._content["blocks"])
 
     @property
@@ -119,7 +125,7 @@ class SegmentationState:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             if content["belongs"] != belongs:
-                return None, "belongs to another scan, model or spacing"
+                return None, "belongs to another scan, model, spacing or precision"
             for values in content["affines"].values():
                 _affine(values)
             boxes = [Box(tuple(start), tuple(stop)) for start, stop in content["blocks"]]
@@ -134,7 +140,7 @@ class SegmentationState:
         return dict(content), ""
 
 
-def _belongs(scan: Scan, card: ModelCard, weights: str) -> dict[str, Any]:
+def _belongs(scan: Scan, card: ModelCard, weights: str, precision: Precision) -> dict[str, Any]:
     """What a state must be of to be used, as plain values."""
     sources = [file for volume in scan.images for file in volume.audit.inputs or (volume.path,)]
     found = {
@@ -145,6 +151,7 @@ def _belongs(scan: Scan, card: ModelCard, weights: str) -> dict[str, Any]:
         "fixes": [fix for volume in scan.channels for fix in volume.audit.fixes],
         "model": asdict(card.config.model),
         "weights": weights,
+        "precision": precision,
         "schemes": [scheme.as_json() for scheme in card.schemes],
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))

@@ -16,6 +16,7 @@ from volseg.models.stored import ModelCard, load_model
 from volseg.models.unet import UNet
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.planning.agglomeration_choice import agglomeration_for
+from volseg.precision import FLOAT32, Precision
 from volseg.segmentation.inference import BlockNetwork
 from volseg.segmentation.opening import open_scan
 from volseg.volumes.regions import labels_of, mask_type
@@ -42,21 +43,25 @@ class Verification:
 
 
 def verify_partition(
-    model_path: Path, scan_path: Path, partition: str, communicator: Communicator, agglomerate: str = "none"
-) -> Verification:
+    model_path: Path, scan_path: Path, partition: str, communicator: Communicator, agglomerate: str = "none",
+    precision: Precision | None = None,
+) -> Verification:  # fmt: skip
     """Compute a scan's logits on this job's grid and on the root rank alone, and compare. Collective.
 
     The root rank holds the whole volume for its part, as one rank does.
+
+    precision  in which tensors are stored; None: as the model was trained
     """
     model, card = load_model(model_path)
+    stored = precision or Precision(card.config.training.precision)
     scan, grid = open_scan(scan_path, card, partition, communicator)
     stages = agglomeration_for(agglomerate, model.network, scan.layout)
-    mine = block_logits(model, scan, card, grid, stages)
+    mine = block_logits(model, scan, card, grid, stages, stored)
     expected = np.empty((model.network.classes, 0, 0, 0), dtype=np.float32)
     with communicator.together():
         if communicator.is_root:
             alone, single = open_scan(scan_path, card, "1x1x1", SerialCommunicator())
-            expected = block_logits(model, alone, card, single)
+            expected = block_logits(model, alone, card, single, precision=stored)
     whole = Box.whole(scan.space.shape)
     nothing = Box((0, 0, 0), (0, 0, 0))
     held = [whole if rank == 0 else nothing for rank in range(communicator.size)]
@@ -82,10 +87,11 @@ def verify_partition(
 
 @torch.inference_mode()
 def block_logits(
-    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, agglomeration: Agglomeration = NONE
-) -> np.ndarray:
+    model: UNet, scan: Scan, card: ModelCard, grid: ProcessGrid, agglomeration: Agglomeration = NONE,
+    precision: Precision = FLOAT32,
+) -> np.ndarray:  # fmt: skip
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
-    network = BlockNetwork(model, scan, card, grid, agglomeration=agglomeration)
+    network = BlockNetwork(model, scan, card, grid, agglomeration=agglomeration, precision=precision)
     d, h, w = scan.inside.shape
     out = np.empty((model.network.classes, d, h, w), dtype=np.float32)
     for start, logits in network.logit_slabs():

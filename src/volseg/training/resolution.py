@@ -24,6 +24,7 @@ from volseg.planning.memory import MemoryPlan, among_replicas, training_memory, 
 from volseg.planning.planner import grid_for, grid_named
 from volseg.planning.sample_memory import sample_bytes, with_sample
 from volseg.planning.search import Question
+from volseg.precision import Precision
 from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.sampling import Samples
@@ -157,7 +158,7 @@ class Hierarchy:
         samples = Samples(blocks, config, self._crop(level), torch.get_num_threads())
         twin = FusedNetwork(
             self.model, grid, config.training.checkpoint_levels, stages, config.training.class_weights,
-            [region.values for region in self.dataset.regions],
+            [region.values for region in self.dataset.regions], Precision(config.training.precision),
         )  # fmt: skip
         return Resolution(
             level=level,

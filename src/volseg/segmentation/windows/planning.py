@@ -16,6 +16,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.ledger import FLOAT
 from volseg.planning.memory import MPI, MemoryPlan, segmenting_memories, surely_fits
 from volseg.planning.planner import parse_grid
+from volseg.precision import FLOAT32, Precision
 from volseg.program.schedule import IN_PLACE, LAYERS
 from volseg.segmentation.limit import BesideVoxels, Choice, memory_limit
 from volseg.segmentation.windows.sweep import Windows
@@ -53,6 +54,7 @@ def grid_of_columns(partition: str, shape: Triple, ranks: int) -> Triple:
 def choose_windows(
     network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int,
     communicator: Communicator, name: str, *, kernels: bool = True, limit: int | None = None,
+    precision: Precision = FLOAT32,
 ) -> Choice:  # fmt: skip
     """Check, before any work, that windows fit the memory. Collective.
 
@@ -61,6 +63,7 @@ def choose_windows(
     kernels  whether this rank's processor runs the fast ones
     name     of the scan, for messages
     limit    bytes a rank may use; None: what is free
+    precision  in which the networks' tensors are stored
 
     Raises PartitionError, on all ranks, where they do not; it says what would.
     """
@@ -68,7 +71,7 @@ def choose_windows(
 
     def plan_of(size: Triple, dims: Triple) -> MemoryPlan:
         there = Layout.even(layout.shape, dims)
-        return _plan(network, there, replace(windows, size=size), models, beside, threads, kernels=not lacking)
+        return _plan(network, there, replace(windows, size=size), models, beside, threads, not lacking, precision)
 
     plan = plan_of(windows.size, layout.dims)
     given, limit = limit is not None, limit or memory_limit(communicator)
@@ -92,11 +95,14 @@ def choose_windows(
 
 
 def _plan(
-    network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int, kernels: bool
-) -> MemoryPlan:
+    network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int, kernels: bool,
+    precision: Precision,
+) -> MemoryPlan:  # fmt: skip
     """Memory of the rank with the largest part of the planes."""
     window = Layout.even(windows.size, (1, 1, 1), network.multiple)
-    plans = segmenting_memories(network, window, threads=threads, beside=BesideVoxels().of(0), kernels=kernels)
+    plans = segmenting_memories(
+        network, window, threads=threads, beside=BesideVoxels().of(0), kernels=kernels, precision=precision
+    )
     plan = plans.get(IN_PLACE) or plans[LAYERS]
     depth, area, ranks = min(windows.size[0], layout.shape[0]), prod(layout.largest_block[1:]), prod(layout.dims)
     apart = max(1, round(windows.size[0] * windows.step))

@@ -13,6 +13,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.meter import Meter
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
+from volseg.precision import FLOAT32, Precision
 
 
 class WindowRunner:
@@ -21,13 +22,16 @@ class WindowRunner:
     models    of one architecture
     mirrored  the axes, of D, H, W, that are mirrored: alone and together, as in nnU-Net
     meter     where the time goes
+    precision  in which their tensors are stored
     """
 
-    def __init__(self, models: Sequence[UNet], mirrored: Sequence[int], meter: Meter) -> None:
+    def __init__(
+        self, models: Sequence[UNet], mirrored: Sequence[int], meter: Meter, precision: Precision = FLOAT32
+    ) -> None:  # fmt: skip
         alone = SerialCommunicator()
         alone.meter = meter
         grid = ProcessGrid(alone, (1, 1, 1))
-        self._twins = [FusedNetwork(model, grid).eval() for model in models]
+        self._twins = [FusedNetwork(model, grid, precision=precision).eval() for model in models]
         axes = [axis + 2 for axis in mirrored]
         self._flips = [flips for count in range(len(axes) + 1) for flips in combinations(axes, count)]
 

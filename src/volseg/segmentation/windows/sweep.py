@@ -21,6 +21,7 @@ from volseg.geometry import Box, Triple
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.partition.window import Range
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
 from volseg.segmentation.filling import BlockResult, Logits, fill_mask
 from volseg.segmentation.scan_image import ScanImage
@@ -57,13 +58,13 @@ class WindowedNetwork(Logits):
 
     def __init__(
         self, models: Sequence[UNet], scan: Scan, card: ModelCard, grid: ProcessGrid, windows: Windows,
-        tell: Callable[[float], None] | None = None,
+        tell: Callable[[float], None] | None = None, precision: Precision = FLOAT32,
     ) -> None:  # fmt: skip
         self._scan, self._grid, self._windows, self._tell = scan, grid, windows, tell
         self._classes = models[0].network.classes
         with grid.communicator.meter.doing(Kind.FILES):
             self._planes = _Planes(ScanImage(scan, card, grid, 0))
-        self._run = WindowRunner(models, windows.mirrored, grid.communicator.meter)
+        self._run = WindowRunner(models, windows.mirrored, grid.communicator.meter, precision)
         self._weights = importance(windows.size)
         self._seconds = 0.0
         self._columns = list(scan.layout.blocks())
@@ -177,16 +178,19 @@ class WindowedNetwork(Logits):
 @torch.inference_mode()
 def segment_by_windows(
     models: Sequence[UNet], scan: Scan, card: ModelCard, grid: ProcessGrid, windows: Windows, *,
-    probabilities: bool = False, tell: Callable[[float], None] | None = None,
+    probabilities: bool = False, tell: Callable[[float], None] | None = None, precision: Precision = FLOAT32,
 ) -> BlockResult:  # fmt: skip
     """Segment this rank's box of the mask by sliding windows, averaging the logits of `models`. Collective.
 
-    tell  is called with the share of the windows that is done
+    tell       is called with the share of the windows that is done
+    precision  in which the networks' tensors are stored
 
     The bits do not depend on the ranks. Raises VolumeError, on all ranks, where the scan does not suit the models or
     cannot be read.
     """
-    return fill_mask(WindowedNetwork(models, scan, card, grid, windows, tell), scan, card, grid, probabilities)
+    return fill_mask(
+        WindowedNetwork(models, scan, card, grid, windows, tell, precision), scan, card, grid, probabilities
+    )
 
 
 class _Planes:
