@@ -1,4 +1,4 @@
-"""Convolutions of bfloat16 tensors on AMX tiles, and their gradients: kernels of 1, 3, 5, 7, strides of 1, 2 on an axis.
+"""Convolutions of bfloat16 tensors on AMX tiles, and their gradients: kernels of 1, 3, 5, 7, strides of 1, 2.
 
 Inputs, read through their activations, and weights are rounded to bfloat16; products are added in float32. Inputs have
 8 channels or more; tiles are full from 16 on. The interface is that of `direct`, whose windows these are.
@@ -32,7 +32,8 @@ from volseg.partition.tiling import Registers
 from volseg.partition.window import Range
 
 __all__ = [
-    "BrickSums", "Pooled", "Target", "Weight", "WeightSums", "available", "backward", "forward", "pack_turned_weight", "pack_weight", "refusal",
+    "BrickSums", "Pooled", "Target", "Weight", "WeightSums", "available", "backward", "forward", "pack_turned_weight",
+    "pack_weight", "refusal",
 ]  # fmt: skip
 
 
@@ -58,7 +59,9 @@ def forward(
     layout, reach, voxel = weight.layout, forward_reach(weight.kernel, weight.stride), weight.voxel
     d, h, w = out.sides
     products = tile_products([group.counts for group in weight.groups], voxel, weight.channels)
-    cut = plan_tiles(planes or (0, d), h, w, reach, voxel, 4 * layout.width, products, (deep, high, wide), workers.count())
+    cut = plan_tiles(
+        planes or (0, d), h, w, reach, voxel, 4 * layout.width, products, (deep, high, wide), workers.count()
+    )
     rows, window = inputs[0].rows, window_of(cut, reach, voxel, weight.columns)
     values = {
         "tiles": tile_configuration(min(layout.width, ROWS)),

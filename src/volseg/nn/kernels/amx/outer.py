@@ -4,8 +4,8 @@ A product of tiles adds up over 32 voxels, which are 16 pairs: a left factor has
 right factor 16 pairs of voxels as rows, and in them the two voxels' channels of the output's gradient side by side. So
 both are made anew from a block's tile and window. For a tap, the right factor has to be moved by a voxel, but a row
 begins at a pair. Therefore voxels of a line `steps` apart make a pair: j and j + steps, j + 2 * steps and j + 3 *
-steps, and so on. Beside those of the first `steps` voxels j there are right factors for some more, as many as taps reach:
-they are the first ones' moved by a pair's half.
+steps, and so on. Beside those of the first `steps` voxels j there are right factors for some more, as many as taps
+reach: they are the first ones' moved by half a pair.
 
     left    [planes][steps][groups of lines][channels / 16][16 channels][16 pairs]
     right   [planes][phases][shifts][lines][pairs][channels] of pairs; planes and phases are those of the window
@@ -15,7 +15,7 @@ they are the first ones' moved by a pair's half.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from volseg.nn.kernels.direct.backward import Tile

@@ -109,9 +109,9 @@ def _define_add_rows(module: Module, layout: Registers) -> Any:
                     left = x + (r * step + (table + tap * 2).integer() + n * INNER)
                     right = weight + (tap * tap_size + n * (INNER * width))
                     _add_products(f, layout, height, left, step, right)
-                for m in range(height):
-                    for n in range(count):
-                        Tiles(f).store(m * count + n, out + ((r + m * ROWS) * width + n * ROWS), 4 * width)
+                for tile in range(height * count):
+                    place = out + ((r + tile // count * ROWS) * width + tile % count * ROWS)
+                    Tiles(f).store(tile, place, 4 * width)
             start = stop
 
     return add_rows

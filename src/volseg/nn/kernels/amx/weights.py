@@ -153,7 +153,9 @@ class Sums:
         phases, step = reach.phases, reach.step[1]
         for group in self.groups:
             offsets = [
-                (((z * phases + y % step) * pairing.shifts + x) * pairing.lines + y // step) * pairing.pairs * self.voxel
+                (((z * phases + y % step) * pairing.shifts + x) * pairing.lines + y // step)
+                * pairing.pairs
+                * self.voxel
                 + channel
                 for channel in range(0, self.voxel, self.columns)
                 for z, y, x in product(*([place for place, _ in places] for places in group.places))

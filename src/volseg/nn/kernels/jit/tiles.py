@@ -115,4 +115,3 @@ def transposed(f: Function, rows: list[Any]) -> list[Any]:
                     f.builder.shuffle_vector(a, b, ir.Constant(_PAIRS, mask)) for mask in (lower, upper)
                 )
     return rows
-
