@@ -2,7 +2,7 @@
 
     python benchmarks/whole_volume.py [--shape 256] [--threads 2] [--repeats 3] [--windows 96,128]
                                       [--network plain|residual|anisotropic|nnunet|nnunet-resenc|nnunet-anisotropic]
-                                      [--base-channels 16] [--levels 4]
+                                      [--base-channels 16] [--levels 4] [--precision float32|bfloat16]
 
 The shape is the side of a cube, or D x H x W such as 40x320x320.
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, default="plain")
     parser.add_argument("--base-channels", type=int, default=16)
     parser.add_argument("--levels", type=int, default=4)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--windows", default="96,128")
@@ -66,7 +67,7 @@ def main() -> None:
     shape = shape_of(given.shape)
     print(
         f"{format_triple(shape)} voxels, {given.network}, base {given.base_channels}, levels {given.levels}, "
-        f"{given.threads} threads, {given.repeats} repeats\n"
+        f"{given.precision}, {given.threads} threads, {given.repeats} repeats\n"
     )
     print("| way | s | million voxels/s | times in-place | MiB above the process | B/voxel | mask |")
     print("|---|---|---|---|---|---|---|")
@@ -101,6 +102,7 @@ def in_a_process(name: str, given: argparse.Namespace, classes: int) -> dict[str
     command = [sys.executable, __file__, "--one", name, "--shape", given.shape, "--network", given.network]
     command += ["--threads", str(given.threads), "--classes", str(classes)]
     command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels)]
+    command += ["--precision", given.precision]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
@@ -114,7 +116,7 @@ def run(name: str, given: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     model = module_of(network_named(given.network, given.base_channels, given.levels, given.classes)).eval()
-    segment = peer(model, name) if name.startswith(("torch", "MONAI")) else ours(model, name)
+    segment = peer(model, name) if name.startswith(("torch", "MONAI")) else ours(model, name, given.precision)
     with torch.inference_mode():
         segment((SMALL, SMALL, SMALL))
         workers.release()
@@ -125,9 +127,9 @@ def run(name: str, given: argparse.Namespace) -> dict[str, object]:
     return {"seconds": seconds, "peak": peak_memory() - before, "mask": digest}
 
 
-def ours(model: UNet, schedule: str) -> Callable[[Triple], Tensor]:
+def ours(model: UNet, schedule: str, precision: str) -> Callable[[Triple], Tensor]:
     """volseg, by a schedule."""
-    network = fused(model).eval()
+    network = fused(model, precision=precision).eval()
     folder = tempfile.TemporaryDirectory(prefix="volseg-scratch-", dir=Path.cwd())
 
     def segment(shape: Triple) -> Tensor:

@@ -20,6 +20,7 @@ from volseg.networks.architectures import described
 from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.description import ONES, Convolution, Head, Network, UpConvolution
 from volseg.networks.nnunet import Architecture, nnunet
+from volseg.precision import Precision
 
 CLASSES = 3
 
@@ -77,10 +78,12 @@ def shape_of(text: str) -> Triple:
 
 
 def fused(
-    model: UNet, communicator: Communicator | None = None, dims: tuple[int, int, int] = (1, 1, 1)
-) -> FusedNetwork:
+    model: UNet, communicator: Communicator | None = None, dims: tuple[int, int, int] = (1, 1, 1),
+    precision: str = "float32",
+) -> FusedNetwork:  # fmt: skip
     """The network as `volseg train` and `volseg segment` run it, with weights of its own."""
-    return FusedNetwork(copy.deepcopy(model), ProcessGrid(communicator or SerialCommunicator(), dims))
+    grid = ProcessGrid(communicator or SerialCommunicator(), dims)
+    return FusedNetwork(copy.deepcopy(model), grid, precision=Precision(precision))
 
 
 def data(sides: tuple[int, int, int], seed: int = 0) -> tuple[Tensor, Tensor]:

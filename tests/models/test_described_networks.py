@@ -273,17 +273,17 @@ class Counting(ScratchStore):
     def __init__(self) -> None:
         self.now = self.most = 0
 
-    def take(self, floats: int) -> Tensor:
+    def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
         import weakref
 
-        tensor = torch.empty(floats)
-        self.now += floats
+        tensor = torch.empty(values, dtype=dtype)
+        self.now += values
         self.most = max(self.most, self.now)
-        weakref.finalize(tensor.untyped_storage(), self._gone, floats)
+        weakref.finalize(tensor.untyped_storage(), self._gone, values)
         return tensor
 
-    def _gone(self, floats: int) -> None:
-        self.now -= floats
+    def _gone(self, values: int) -> None:
+        self.now -= values
 
     def relax(self) -> None:
         pass

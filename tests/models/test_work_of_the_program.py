@@ -16,6 +16,7 @@ from volseg.nn.gradients import sum_gradients
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.partition.layout import Layout
 from volseg.planning.work import segmenting_work, training_work
+from volseg.precision import BFLOAT16, FLOAT32
 from volseg.program.schedule import Schedule
 
 DIMS = {2: (2, 1, 1), 4: (2, 2, 1)}
@@ -49,13 +50,13 @@ class Watched:
         self.ghosts = self.blocks = 0
 
 
-def network(communicator, norm, stages, deep=False, **settings):
+def network(communicator, norm, stages, deep=False, precision=FLOAT32, **settings):
     config = ModelConfig(**({"in_channels": 1, "classes": 3, "base_channels": 8, "levels": 2, "norm": norm} | settings))
     grid = ProcessGrid(communicator, DIMS[communicator.size])
     agglomeration = parse_agglomeration(stages, config.levels, grid.dims)
     layout = Layout.even((16, 16, 16), grid.dims, config.multiple)
     torch.manual_seed(0)
-    twin = FusedNetwork(UNet(config, deep), grid, agglomeration=agglomeration)
+    twin = FusedNetwork(UNet(config, deep), grid, agglomeration=agglomeration, precision=precision)
     x = torch.randn(1, 1, *grid.block(layout).shape)
     return config, grid, layout, agglomeration.layouts(layout, config.factors), twin, x
 
@@ -73,6 +74,13 @@ def expected_reductions(work):
 @pytest.mark.parametrize("stages", ["none", "2:1x1x1", "1:1x1x1"])
 def test_a_training_step(communicator, monkeypatch, norm, stages):
     check_training(communicator, monkeypatch, *network(communicator, norm, stages))
+
+
+@pytest.mark.parallel([2, 4])
+def test_messages_of_bfloat16(communicator, monkeypatch):
+    asked = network(communicator, "instance", "2:1x1x1", precision=BFLOAT16)
+    check_training(communicator, monkeypatch, *asked)
+    check_segmenting(communicator, monkeypatch, Schedule.RECOMPUTE, *asked)
 
 
 SEGRESNET = {"architecture": "segresnet", "blocks": (1, 1, 1)}
@@ -105,7 +113,7 @@ def check_training(communicator, monkeypatch, config, grid, layout, layouts, twi
     watched = Watched(monkeypatch)
     twin.loss(x, target)[0].backward()
     sum_gradients(twin.parameters(), communicator)
-    work = training_work(twin.network, layouts)
+    work = training_work(twin.network, layouts, precision=twin.precision)
     # A rank that does not lead takes no part in coarse levels; the model is that of a leader of all of them.
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
@@ -155,7 +163,7 @@ def check_segmenting(communicator, monkeypatch, schedule, config, grid, layout, 
     watched = Watched(monkeypatch)
     for _ in twin.streamed(schedule).logit_slabs(image, layout):
         pass
-    work = segmenting_work(described(config), layouts, schedule)
+    work = segmenting_work(described(config), layouts, schedule, twin.precision)
     if communicator.is_root:
         assert watched.reductions == expected_reductions(work)
         assert watched.ghosts == sum(exchange.bytes for exchange in work.exchanges)

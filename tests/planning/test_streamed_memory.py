@@ -40,9 +40,9 @@ class CountingStore(Store):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def take(self, floats: int) -> Tensor:
-        self.sizes.append(floats)
-        return super().take(floats)
+    def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        self.sizes.append(values)
+        return super().take(values, dtype)
 
 
 @pytest.mark.parallel([1, 2, 4])
@@ -124,15 +124,15 @@ class LiveStore(CountingStore):
         super().__init__()
         self.held = self.most = 0
 
-    def take(self, floats: int) -> Tensor:
-        taken = super().take(floats)
-        self.held += floats
+    def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        taken = super().take(values, dtype)
+        self.held += values
         self.most = max(self.most, self.held)
-        weakref.finalize(taken.untyped_storage(), self._gone, floats)
+        weakref.finalize(taken.untyped_storage(), self._gone, values)
         return taken
 
-    def _gone(self, floats: int) -> None:
-        self.held -= floats
+    def _gone(self, values: int) -> None:
+        self.held -= values
 
 
 AGGLOMERATED = {

@@ -112,27 +112,31 @@ def question(
 
 def calibrate(
     output: str | Path = "volseg-profile.json", *, setting_only: bool = False, launcher: str | None = None,
-    communicator: Communicator | None = None, listen: Listener = ignore,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", communicator: Communicator | None = None,
+    listen: Listener = ignore,
 ) -> Profile:  # fmt: skip
     """Measure this machine, so that plans know how long things take, and write its profile. Collective.
 
     output        the profile, JSON; what it has of the same machine is kept beside what is measured
     setting_only  only as this job is: its ranks and threads; so are jobs of several ranks
     launcher      how to start ranks, such as "srun -n {ranks}"; None: mpirun, or srun
+    precision     in which tensors are stored while it is measured; "auto": float32
 
     Raises ConfigError where the processor lacks the instructions of the kernels, or the file cannot be used.
     """
     os.environ.pop("VOLSEG_PROFILE", None)  # it may be the file that is to be made
     with ranks_of_job(communicator, listen) as (every, heard):
         from volseg.planning.profile import save_profile
+        from volseg.precision import FLOAT32, Precision
         from volseg.study.calibration import calibrate as measure
         from volseg.study.calibration import known_profiles, measure_settings, merge
         from volseg.study.launching import find_launcher
 
+        stored = FLOAT32 if precision == "auto" else Precision(precision)
         if every.size > 1 or setting_only:
-            found = [measure(every, heard)]
+            found = [measure(every, heard, precision=stored)]
         else:
-            found = measure_settings(find_launcher(launcher), heard)
+            found = measure_settings(find_launcher(launcher), heard, stored)
         file = Path(output)
 
         def keep() -> Profile:

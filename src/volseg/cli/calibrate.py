@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, NoProgress, Quiet
+from volseg.cli.options import Debug, NoProgress, Precision, PrecisionName, Quiet
 
 
 def calibrate(
@@ -19,6 +19,7 @@ def calibrate(
     launcher: Annotated[
         str | None, typer.Option(help="How to start ranks, such as 'srun -n {ranks}'.  [default: mpirun, or srun]")
     ] = None,
+    precision: Precision = PrecisionName.auto,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
     debug: Debug = False,
@@ -33,8 +34,9 @@ def calibrate(
         from volseg.study.profile_text import profile_lines
 
         profile = measure(
-            output, setting_only=setting_only, launcher=launcher, communicator=work.communicator, listen=work.listen
-        )
+            output, setting_only=setting_only, launcher=launcher, precision=precision.value,
+            communicator=work.communicator, listen=work.listen,
+        )  # fmt: skip
         for line in profile_lines(profile):
             work.tell(line)
         work.tell(f"profile: {output}")

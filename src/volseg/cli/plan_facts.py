@@ -27,6 +27,7 @@ def facts(asked: Asked, found: Answer, *, programs: bool = False) -> dict[str, A
         **_first(found.first, asked.network.deepest),
         "memory_limit_bytes": asked.limit,
         "plain_torch_training_bytes": found.plain_bytes,
+        "precision": asked.settings.training.precision,
         "model": dataclasses.asdict(model),
         "network": network_facts(asked.network, asked.why_network),
         "node": None if node is None else {"cores": node.cores, "memory_bytes": node.memory},

@@ -70,6 +70,7 @@ def _split(asked: Asked, one: TaskAnswer) -> dict[str, str]:
         "voxels D x H x W": format_triple(run.plan.shape),
         "padded to": format_triple(layout.shape),
         "channels": format_triple(asked.network.widths),
+        "tensors stored as": asked.settings.training.precision,
         "ranks": str(run.ranks),
         "replicas": str(run.replicas),
         "ranks a machine, threads of each": f"{placing.per_machine}, {placing.threads}",

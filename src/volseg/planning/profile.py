@@ -16,6 +16,7 @@ from typing import Any
 from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.planning.operations import Family, Operation, flops
+from volseg.precision import FLOAT32, Precision
 from volseg.text import read_text
 
 FORMAT = 1
@@ -39,11 +40,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Setting:
-    """Costs with so many ranks of so many threads at work on the machine at once: cores share caches and memory."""
+    """Costs with so many ranks of so many threads at work on the machine at once: cores share caches and memory.
+
+    precision  in which tensors were stored
+    """
 
     ranks: int
     threads: int
     costs: tuple[Cost, ...]
+    precision: Precision = FLOAT32
 
     def seconds(self, operation: Operation) -> float:
         """How long an operation takes."""
@@ -171,18 +176,21 @@ class Profile:
     date: str = ""
     source: str = field(default="", compare=False)
 
-    def costs(self, ranks: int, threads: int) -> Costs:
+    def costs(self, ranks: int, threads: int, precision: Precision = FLOAT32) -> Costs:
         """What operations cost with so many ranks of so many threads at work on a machine.
 
         From the setting that had about as many cores busy, and of those about as many threads a rank; where it had
-        more threads or fewer, as if the kernels gained from each of them.
+        more threads or fewer, as if the kernels gained from each of them. Where nothing was measured in a precision,
+        what was in float32 stands for it.
         """
+        found = [one for one in self.settings if one.precision is precision]
+        found = found or [one for one in self.settings if one.precision is FLOAT32] or list(self.settings)
 
         def distance(one: Setting) -> tuple[float, float]:
             busy = abs(log2(one.ranks * one.threads / (ranks * threads)))
             return round(busy, 6), abs(log2(one.threads / threads))
 
-        nearest = min(self.settings, key=distance)
+        nearest = min(found, key=distance)
         return Costs(nearest, nearest.threads / threads)
 
     def scaled(self, factor: float) -> Profile:
@@ -249,7 +257,8 @@ def _parse_setting(content: dict[str, Any]) -> Setting:
         Cost(Family(c["family"]), int(c["inputs"]), int(c["outputs"]), int(c["voxels"]), float(c["seconds"]))
         for c in content["costs"]
     )
-    return Setting(int(content["ranks"]), int(content["threads"]), costs)
+    precision = Precision(content.get("precision", FLOAT32))
+    return Setting(int(content["ranks"]), int(content["threads"]), costs, precision)
 
 
 def built_in_profile() -> Profile:

@@ -104,7 +104,7 @@ def training_time(
         work = layer_work(network, layouts, training=True)
     else:
         work = training_work(network, layouts, training.checkpoint_levels, replicas, Precision(training.precision))
-    return _time(work, layouts, profile, placing, replicas)
+    return _time(work, layouts, profile, placing, replicas, Precision(training.precision))
 
 
 def segmenting_time(
@@ -116,7 +116,7 @@ def segmenting_time(
         work = layer_work(network, layouts, training=False)
     else:
         work = segmenting_work(network, layouts, schedule, precision)
-    return _time(work, layouts, profile, placing)
+    return _time(work, layouts, profile, placing, precision=precision)
 
 
 def seconds_of_steps(
@@ -124,18 +124,19 @@ def seconds_of_steps(
     precision: Precision = FLOAT32,
 ) -> list[float]:  # fmt: skip
     """Each step of a program, with the messages that it makes necessary."""
-    segmenting = not program.backward
-    return [
-        _time(
-            work_of_step(network, layouts, step, segmenting=segmenting, precision=precision), layouts, profile, placing
-        ).seconds
-        for step in program.steps
-    ]
+    segmenting, seconds = not program.backward, []
+    for step in program.steps:
+        work = work_of_step(network, layouts, step, segmenting=segmenting, precision=precision)
+        seconds.append(_time(work, layouts, profile, placing, precision=precision).seconds)
+    return seconds
 
 
-def _time(work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int = 1) -> TimePlan:
+def _time(
+    work: Work, layouts: Sequence[Layout], profile: Profile, placing: Placing, replicas: int = 1,
+    precision: Precision = FLOAT32,
+) -> TimePlan:  # fmt: skip
     plan, job = TimePlan(), _Job(layouts, profile, placing, replicas)
-    costs = profile.costs(min(placing.per_machine, job.all_ranks), placing.threads)
+    costs = profile.costs(min(placing.per_machine, job.all_ranks), placing.threads, precision)
     for operation in work.operations:
         plan.add(operation.layer, operation.kind, operation.level, costs.seconds(operation))
     for exchange in work.exchanges:

@@ -36,6 +36,7 @@ from volseg.partition.layout import Layout
 from volseg.planning.operations import Family, Operation
 from volseg.planning.profile import BETWEEN_MACHINES, Cost, Network, Profile, Setting, read_profile
 from volseg.planning.work import segmenting_work, training_work
+from volseg.precision import FLOAT32, Precision
 from volseg.program.kinds import Kind
 from volseg.segmentation.inference import segment_block
 from volseg.segmentation.opening import open_scan
@@ -74,8 +75,13 @@ CASES = (
 """Blocks from a voxel a side at the deepest level to more than a cache holds, 8 to 320 channels."""
 
 
-def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequence[Case] = CASES) -> Profile:
+def calibrate(
+    communicator: Communicator, listen: Listener = ignore, cases: Sequence[Case] = CASES,
+    precision: Precision = FLOAT32,
+) -> Profile:  # fmt: skip
     """Measure this machine as these ranks use it: one setting, and with several ranks their messages. Collective.
+
+    precision  in which tensors are stored
 
     Raises ConfigError where a processor lacks the instructions of the kernels, which are what is measured.
     """
@@ -85,7 +91,7 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
     costs: dict[tuple[Family, int, int, int], list[float]] = {}
     for number, case in enumerate(cases):
         listen(Progress("calibrate", number, len(cases), "networks", {"now": f"{case.base_channels} x {case.side}³"}))
-        for cost in measure_case(case, communicator):
+        for cost in measure_case(case, communicator, precision):
             key = cost.family, cost.inputs, cost.outputs, cost.voxels
             costs.setdefault(key, []).append(cost.seconds)
     listen(Progress("calibrate", len(cases), len(cases), "networks"))
@@ -97,7 +103,7 @@ def calibrate(communicator: Communicator, listen: Listener = ignore, cases: Sequ
         Cost(family, inputs, outputs, voxels, statistics.median(times))
         for (family, inputs, outputs, voxels), times in costs.items()
     )
-    setting = Setting(per_machine, torch.get_num_threads(), found)
+    setting = Setting(per_machine, torch.get_num_threads(), found, precision)
     everyone, packing = _bandwidths(communicator, per_machine)
     within, between = measure_networks(communicator)
     for where, network in (("on one machine", within), ("between machines", between)):
@@ -118,7 +124,7 @@ UNMEASURED_WITHIN = Network(4e-6, 2e9, 5e-6, measured=False)
 def merge(profiles: Sequence[Profile]) -> Profile:
     """One profile of several of the same machine: later settings and messages before earlier ones."""
     last = profiles[-1]
-    settings = {(s.ranks, s.threads): s for profile in profiles for s in profile.settings}
+    settings = {(s.precision, s.ranks, s.threads): s for profile in profiles for s in profile.settings}
     within = next((p.within for p in reversed(profiles) if p.within.measured), last.within)
     between = next((p.between for p in reversed(profiles) if p.between.measured), last.between)
     alone = max(p.copy_bandwidth for p in profiles)
@@ -140,7 +146,9 @@ def known_profiles(path: Path, now: Profile) -> list[Profile]:
     return [before] if same else []
 
 
-def measure_settings(launcher: Launcher | None, listen: Listener = ignore) -> list[Profile]:
+def measure_settings(
+    launcher: Launcher | None, listen: Listener = ignore, precision: Precision = FLOAT32
+) -> list[Profile]:
     """This machine as one rank of one thread, one rank on all cores, and a rank a core; each a job of its own."""
     cores = len(available_cores())
     settings = [(1, 1), (1, cores), (cores, 1)] if cores > 1 else [(1, 1)]
@@ -154,14 +162,14 @@ def measure_settings(launcher: Launcher | None, listen: Listener = ignore) -> li
             figures = {"now": f"{ranks} rank{plural} of {threads}"}
             listen(Progress("calibrate", number, len(settings), "settings", figures))
             output = Path(name) / f"{number}.json"
-            options = ["calibrate", "--setting-only", "-o", output]
+            options = ["calibrate", "--setting-only", "--precision", precision, "-o", output]
             run_volseg(Path(name), *options, ranks=ranks, threads=threads, launcher=launcher)
             found.append(read_profile(output))
     listen(Progress("calibrate", len(settings), len(settings), "settings"))
     return found
 
 
-def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
+def measure_case(case: Case, communicator: Communicator, precision: Precision = FLOAT32) -> list[Cost]:
     """Times of all operations of one network on one volume, the mean over the ranks. Collective."""
     shape: Triple = (case.side,) * 3
     layouts = [Layout.even(shape, (1, 1, 1), case.model.multiple).coarser(factor) for factor in case.model.factors]
@@ -169,10 +177,10 @@ def measure_case(case: Case, communicator: Communicator) -> list[Cost]:
         folder = Path(name)
         alone = SerialCommunicator()
         generate_dataset(folder / "data", Recipe(shape=shape, cases=1), alone)
-        config = Config(case.model, TrainingConfig(epochs=1, validation=0))
+        config = Config(case.model, TrainingConfig(epochs=1, validation=0, precision=precision.value))
         setup = prepare(TrainingJob(folder / "data", folder / "run", config), alone, ignore)
         training = _steps(lambda: _train(setup), alone.meter, communicator)
-        segmenting = _steps(_segmenter(setup, alone), alone.meter, communicator)
+        segmenting = _steps(_segmenter(setup, alone, precision), alone.meter, communicator)
     work = training_work(described(case.model), layouts)
     forward = segmenting_work(described(case.model), layouts)
     found = _joined(work.operations, training) + _joined(forward.operations, segmenting)
@@ -189,11 +197,11 @@ def _train(setup: Setup) -> None:
     training_step(setup, setup.cases[:1], 0)
 
 
-def _segmenter(setup: Setup, alone: Communicator) -> Callable[[], None]:
+def _segmenter(setup: Setup, alone: Communicator, precision: Precision) -> Callable[[], None]:
     scan, grid = open_scan(setup.cases[0].images[0].path, setup.card, "auto", alone, "native")
 
     def segment() -> None:
-        segment_block(setup.model, scan, setup.card, grid)
+        segment_block(setup.model, scan, setup.card, grid, precision=precision)
 
     return segment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from volseg.machine import gibibytes
 from volseg.planning.operations import Family, flops
 from volseg.planning.profile import Network, Profile, Setting
+from volseg.precision import FLOAT32
 
 
 def profile_lines(profile: Profile) -> list[str]:
@@ -20,7 +21,8 @@ def _setting_line(setting: Setting) -> str:
     for family in (Family.FORWARD, Family.BACKWARD):
         done = [flops(c.family, c.inputs, c.outputs, c.voxels) / c.seconds for c in setting.costs if c.family is family]
         rates.append(f"{family} {min(done) / 1e9:.0f} to {max(done) / 1e9:.0f} GF/s")
-    return f"{setting.ranks} x {setting.threads} (ranks x threads): {', '.join(rates)} a rank"
+    stored = "" if setting.precision is FLOAT32 else f", {setting.precision}"
+    return f"{setting.ranks} x {setting.threads} (ranks x threads){stored}: {', '.join(rates)} a rank"
 
 
 def _network_line(where: str, network: Network) -> str:
