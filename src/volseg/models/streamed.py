@@ -30,7 +30,7 @@ from volseg.nn.fused.progress import Progress
 from volseg.nn.fused.runner import run_step
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import State
-from volseg.nn.kernels import passes, pointwise
+from volseg.nn.kernels import passes, point_convolution
 from volseg.nn.kernels.lines import affine_of
 from volseg.nn.kernels.rows import Activation, Affine, Rows, dtype_of
 from volseg.partition.ghosts import check_blocks
@@ -83,14 +83,16 @@ class StreamedNetwork:
     def logit_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[int, Tensor]]:
         """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
         head, classes = self.twin.logits_layer, self.network.classes
-        weight = pointwise.pack_point(head.weight, head.bias)
+        weight = point_convolution.pack_point(head.weight, head.bias, self.work.buffers.dtype)
         for planes, x in _without_gradients(self.run(image, layout)):
             _, h, w = x.rows.sides
             step = head_slab_planes(x.rows.sides, classes)
             for first, last in ((a + planes[0], b + planes[0]) for a, b in ranges(planes[1] - planes[0], step)):
                 with torch.no_grad(), self.work.meter.doing(Kind.HEAD):
                     logits = Rows.of(torch.empty(last - first, h, w, weight.channels))
-                    pointwise.apply(x.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last))
+                    point_convolution.apply(
+                        x.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last)
+                    )
                 yield first, _as_batch(logits.own[..., :classes])
 
     def feature_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[Range, Tensor]]:

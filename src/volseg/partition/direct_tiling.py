@@ -117,7 +117,7 @@ def plan_cut(
         uneven = -(-blocks // threads) * threads / blocks
         return taken * uneven * (_BEYOND_CACHE if floats > _CACHE_FLOATS else 1.0)
 
-    lengths = [_lengths(n, m, most) for n, m, most in zip((depth, height, breadth), multiple, (_DEEPEST, 64, 256),
+    lengths = [even_lengths(n, m, most) for n, m, most in zip((depth, height, breadth), multiple, (_DEEPEST, 64, 256),
                                                           strict=True)]  # fmt: skip
     sides = min(((d, h, w) for d in lengths[0] for h in lengths[1] for w in lengths[2]), key=seconds)
     d, h, w = (-(-n // side) for n, side in zip((depth, height, breadth), sides, strict=True))
@@ -155,7 +155,7 @@ def plan_gradients(
     )  # fmt: skip
 
 
-def _lengths(length: int, unit: int, most: int) -> list[int]:
+def even_lengths(length: int, unit: int, most: int) -> list[int]:
     """Pieces that `length` may be cut into, as even as can be, of at most `most` or one unit; multiples of the unit."""
     units, fewest = ceil(length / unit), ceil(length / max(most, unit))
     parts = range(fewest, min(units, fewest + 15) + 1)

@@ -16,7 +16,7 @@ from volseg.nn.fused.normalization import Statistics, normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import UpGradient, bias_sums
-from volseg.nn.kernels import addition, averaging, interpolation, passes, pointwise, pooling
+from volseg.nn.kernels import addition, averaging, interpolation, passes, point_convolution, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
@@ -45,7 +45,7 @@ def classify_backward(state: State, op: ClassifyBackward) -> None:
     head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
     gradient, sums = state.rows[op.target.tensor], _target(state, op.target).sums
     stored = padded_channels(op.node.channels)
-    turned = pointwise.pack_turned_point(head.weight, stored)
+    turned = point_convolution.pack_turned_point(head.weight, stored, gradient.buffer.dtype)
     weight = torch.zeros(stored, x.rows.channels, dtype=torch.float64)
     bias = torch.zeros(stored, dtype=torch.float64)
     for planes, given in state.logit_gradients[op.node.name]:
@@ -53,8 +53,10 @@ def classify_backward(state: State, op: ClassifyBackward) -> None:
             bias += bias_sums(given)
             part = gradient
             if op.target.add:
-                part = shifted(Rows.of(torch.empty(*given.sides, x.rows.channels)), planes[0])
-            weight += pointwise.gradients(x.activation, shifted(given, planes[0]), turned, part, sums, planes)[0]
+                part = shifted(Rows.of(gradient.buffer.new_empty(*given.sides, x.rows.channels)), planes[0])
+            weight += point_convolution.gradients(x.activation, shifted(given, planes[0]), turned, part, sums, planes)[
+                0
+            ]
             if op.target.add:
                 gradient.own[planes[0] : planes[1]] += part.buffer
     k, c = head.weight.shape[:2]
@@ -116,18 +118,18 @@ def convolve_backward(state: State, op: ConvolveBackward) -> None:
     """The gradient of the weight, and of the sources to their targets."""
     conv, gradient = cast(nn.Conv3d, state.layer(op.node.module)), state.rows[op.gradient]
     work, voxels = state.work(op.gradient), prod(gradient.sides)
-    pending = state.pending([op.gradient])
+    pending, stored = state.pending([op.gradient]), gradient.buffer.dtype
     sums: kernels.WeightSums | None = None
     turned: kernels.Weight | None = None
     for planes, inputs, targets in _slabs(state, op):
         sizes = [x.channels for x in inputs]
-        sums = sums or kernels.weight_sums(conv.weight, sizes, voxels, op.node.stride, image=not targets)
+        sums = sums or kernels.weight_sums(conv.weight, sizes, voxels, op.node.stride, not targets, stored)
         with work.meter.doing(Kind.CONVOLUTION):
             activations = [x.activation for x in inputs]
             if not targets:
                 kernels.add_for_image(activations[0], gradient, sums)
                 continue
-            turned = turned or kernels.pack_turned_weight(conv.weight, sizes, op.node.stride)
+            turned = turned or kernels.pack_turned_weight(conv.weight, sizes, op.node.stride, stored)
             kernels.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
     for exchange in pending:
         exchange.wait()

@@ -122,7 +122,10 @@ class Chain:
             _Window(self.work, f"window {n}", stage, self.layout, width, read, self.step)
             for n, (stage, width, read) in enumerate(zip(self.stages, self.widths, self.read_on_d, strict=True))
         ]
-        weights = [kernels.pack_weight(s.conv.weight, self._sources(n)) for n, s in enumerate(self.stages)]
+        stored = self.work.buffers.dtype
+        weights = [
+            kernels.pack_weight(s.conv.weight, self._sources(n), stored=stored) for n, s in enumerate(self.stages)
+        ]
         depth = self.layout.block(self.work.grid.coords).shape[0]
         last_stage = len(windows) - 1
         for first, last in ranges(depth, self.step):

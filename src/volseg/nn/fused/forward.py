@@ -17,7 +17,7 @@ from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Filling, InterpolatedFilling, Up, UpFilling
-from volseg.nn.kernels import addition, averaging, interpolation, pointwise, pooling
+from volseg.nn.kernels import addition, averaging, interpolation, point_convolution, pooling
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
@@ -67,7 +67,8 @@ def convolve_slabs(state: State, op: Convolve, slabs: Iterable[tuple[Range, list
     weight: kernels.Weight | None = None
     for planes, inputs in slabs:
         with work.meter.doing(Kind.CONVOLUTION):
-            weight = weight or kernels.pack_weight(conv.weight, [x.channels for x in inputs], op.node.stride)
+            sources = [x.channels for x in inputs]
+            weight = weight or kernels.pack_weight(conv.weight, sources, op.node.stride, rows.buffer.dtype)
             kernels.forward(
                 [x.activation for x in inputs], weight, stored_bias(conv, rows.channels), rows, planes=planes,
                 origin=work.origin(layout), sums=sums, pooled=pooled,
@@ -97,22 +98,22 @@ def _inputs(state: State, op: Convolve) -> Iterator[tuple[Range, list[Operand]]]
 
 def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
     """A tensor that is never whole, with what it is made from, for the convolution that reads it."""
-    node = source.node
+    node, below = source.node, state.operand(source.view)
     filling: Filling
     if isinstance(node, Interpolation):
         filling = InterpolatedFilling(node)
     else:
-        filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)))
-    return Up(filling, state.operand(source.view), source.lift(op.node))
+        filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)), below.rows.buffer.dtype)
+    return Up(filling, below, source.lift(op.node))
 
 
 def up_convolve(state: State, op: UpConvolve) -> None:
     """An up-convolution's whole output, some planes at a time."""
     layer, x = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source)
-    weight = pointwise.pack_up(layer.weight, layer.bias)
+    weight = point_convolution.pack_up(layer.weight, layer.bias, x.rows.buffer.dtype)
     for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
         with state.work(op.output).meter.doing(Kind.UP):
-            pointwise.apply(x.activation, weight, state.rows[op.output], planes)
+            point_convolution.apply(x.activation, weight, state.rows[op.output], planes)
         state.memory.computed([], planes)
 
 
@@ -235,7 +236,7 @@ def classify(state: State, op: Classify) -> None:
 def logits(state: State, op: Classify) -> LogitSlabs:
     """Logits of some planes after the others."""
     head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
-    weight = pointwise.pack_point(head.weight, head.bias)
+    weight = point_convolution.pack_point(head.weight, head.bias, x.rows.buffer.dtype)
     d, h, w = x.rows.sides
     step = head_slab_planes((d, h, w), op.node.channels)
     if op.node.stage:
@@ -243,7 +244,7 @@ def logits(state: State, op: Classify) -> LogitSlabs:
     for planes in ranges(d, step):
         with state.works[0].meter.doing(Kind.HEAD):
             slab = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
-            pointwise.apply(x.activation, weight, shifted(slab, planes[0]), planes)
+            point_convolution.apply(x.activation, weight, shifted(slab, planes[0]), planes)
         yield planes, slab
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from volseg.networks.description import Interpolation
 from volseg.nn.fused.operand import Operand, Workplace
-from volseg.nn.kernels import interpolation, pointwise
+from volseg.nn.kernels import interpolation, point_convolution
 from volseg.nn.kernels.block_convolution import Target
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.slabs import Lift, UpSlab, up_slabs, up_slabs_of, up_sources
@@ -40,9 +40,13 @@ class Filling(Protocol):
 
 @dataclass(frozen=True)
 class UpFilling:
-    """A transposed convolution whose kernel is its stride."""
+    """A transposed convolution whose kernel is its stride.
+
+    stored  the type in which the network's tensors are stored
+    """
 
     module: nn.ConvTranspose3d
+    stored: torch.dtype
 
     @property
     def channels(self) -> int:
@@ -50,14 +54,14 @@ class UpFilling:
         return int(self.module.weight.shape[1])
 
     @cached_property
-    def _weight(self) -> pointwise.PointWeight:
-        return pointwise.pack_up(self.module.weight, self.module.bias)
+    def _weight(self) -> point_convolution.PointWeight:
+        return point_convolution.pack_up(self.module.weight, self.module.bias, self.stored)
 
     def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
         """As `Filling.fill`."""
         start, stop = (n + below.rows.low[0] for n in planes)
         source = Rows.of(below.rows.buffer[start:stop])  # the ghosts on H and W as part of the block
-        pointwise.apply(Activation(source, below.affine), self._weight, Rows.of(slab.buffer))
+        point_convolution.apply(Activation(source, below.affine), self._weight, Rows.of(slab.buffer))
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,14 @@ class UpGradient:
     bias: Tensor | None = None
 
     @cached_property
-    def _turned(self) -> pointwise.PointWeight:
-        return pointwise.pack_turned_up(self.module.weight)
+    def _turned(self) -> point_convolution.PointWeight:
+        return point_convolution.pack_turned_up(self.module.weight, self.below.rows.buffer.dtype)
 
     def add(self, planes: Range, gradient: Rows) -> None:
         """Take in the output's gradient in some planes."""
         factor = self.module.stride[0]
         source, target = (planes[0] // factor, planes[1] // factor), self.target
-        weight = pointwise.gradients(
+        weight = point_convolution.gradients(
             self.below, gradient, self._turned, target.rows, target.sums, source, add=target.add
         )
         bias = bias_sums(gradient, planes)
@@ -155,7 +159,7 @@ class UpGradient:
         assert self.weight is not None
         assert self.bias is not None
         shape = self.module.weight.shape
-        return pointwise.up_weight_gradient(self.weight, shape), self.bias[: shape[1]].float()
+        return point_convolution.up_weight_gradient(self.weight, shape), self.bias[: shape[1]].float()
 
 
 def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:

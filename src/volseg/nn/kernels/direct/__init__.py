@@ -39,6 +39,7 @@ from volseg.partition.direct_tiling import (
     FLUSH_VOXELS,
     Cut,
     Reach,
+    Window,
     backward_reach,
     direct_room,
     forward_reach,
@@ -96,7 +97,7 @@ def forward(
     window = inputs[0].rows
     groups = _groups(cut, reach, forward_groups(weight.kernel), voxel, layout.columns, 1, 1)
     values = {
-        "view": _view_fields(cut, reach, window, voxel, layout.columns), "groups": groups,
+        "view": view_fields(reach, window, voxel, window_of(cut, reach, voxel, layout.columns)), "groups": groups,
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias,
         "target": target_fields(out),
@@ -105,8 +106,8 @@ def forward(
     }  # fmt: skip
     entry = _forward_library(layout, forms_of(inputs, 2), element_of(out))["forward"]
     room = direct_room(cut, reach, voxel, 0, weight.stride, layout)
-    for order in in_stages(_reads(cut, reach), window, ghosts):
-        workers.run(entry.bind(**values, cutting=_cutting_fields(cut, order, h, w)), order.numel(), room)
+    for order in in_stages(reads_of(cut, reach), window, ghosts):
+        workers.run(entry.bind(**values, cutting=cutting_fields(cut, order, h, w)), order.numel(), room)
 
 
 def backward(
@@ -166,31 +167,29 @@ def _gradients(
     cut = plan_gradients(
         planes, h, w, reach, window.kernel, stride, voxel, channels, layout, gradients, threads
     )  # fmt: skip
-    sums = [_sums_by_thread(target, threads, stride[2]) for target in targets]
+    sums = [sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
-        "view": _view_fields(cut, reach, window.source.rows, voxel, layout.columns),
+        "view": view_fields(reach, window.source.rows, voxel, window_of(cut, reach, voxel, layout.columns)),
         "groups": _groups(cut, reach, window.groups, voxel, layout.columns, together, pairs),
         "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
         "weight": None if weight is None else weight.packed,
     }  # fmt: skip
     library = _backward_library(layout, together, pairs, forms_of([window.source, *tiles], 3))
     room = direct_room(cut, reach, voxel, channels, stride, layout)
-    for order in in_stages(_reads(cut, reach), window.source.rows, ghosts):
+    for order in in_stages(reads_of(cut, reach), window.source.rows, ghosts):
         jobs = [
             library["backward"].bind(
-                **common, cutting=_cutting_fields(cut, order, h, w),
-                into=None if into is None else _weight_gradient_fields(into, n, cut),
+                **common, cutting=cutting_fields(cut, order, h, w),
+                into=None if into is None else weight_gradient_fields(into.sums, into.totals, n, cut),
                 a=input_gradient_fields(targets, sums, 0, n), b=input_gradient_fields(targets, sums, 1, n),
             )
             for n in range(threads)
         ]  # fmt: skip
         workers.run(jobs, order.numel(), room)
-    for target, by_thread in zip(targets, sums, strict=True):
-        if target.sums is not None and by_thread is not None:
-            target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])
+    add_sums(targets, sums)
 
 
-def _reads(cut: Cut, reach: Reach) -> tuple[Reads, Reads, Reads]:
+def reads_of(cut: Cut, reach: Reach) -> tuple[Reads, Reads, Reads]:
     """What blocks read on D, H, W."""
     firsts, lengths = (cut.first_plane, 0, 0), (cut.planes, cut.lines, cut.columns)
     d, h, w = (
@@ -210,11 +209,13 @@ def _groups(
     return group_fields(groups, reach, window.lines, window.line, window.plane, voxel, together, pairs)
 
 
-def _axes(numbers: Triple) -> dict[str, int]:
+def axes(numbers: Triple) -> dict[str, int]:
+    """The `blocks.Axes` of numbers on D, H, W."""
     return dict(zip("zyx", numbers, strict=True))
 
 
-def _cutting_fields(cut: Cut, order: Tensor, height: int, breadth: int) -> dict[str, int]:
+def cutting_fields(cut: Cut, order: Tensor, height: int, breadth: int) -> dict[str, int]:
+    """The `blocks.Cutting` of results of height x breadth a plane."""
     return {
         "order": order.data_ptr(), "planes": cut.planes, "lines": cut.lines, "columns": cut.columns,
         "first_plane": cut.first_plane, "last_plane": cut.last_plane, "blocks_y": cut.counts[1],
@@ -222,11 +223,11 @@ def _cutting_fields(cut: Cut, order: Tensor, height: int, breadth: int) -> dict[
     }  # fmt: skip
 
 
-def _view_fields(cut: Cut, reach: Reach, rows: Rows, voxel: int, together: int) -> dict[str, object]:
-    window = window_of(cut, reach, voxel, together)
+def view_fields(reach: Reach, rows: Rows, voxel: int, window: Window) -> dict[str, object]:
+    """The `blocks.View` of windows that are cut from `rows`."""
     return {
-        "ranges": range_fields(rows.valid), "voxel": voxel, "step": _axes(reach.step), "first": _axes(reach.first),
-        "size": _axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
+        "ranges": range_fields(rows.valid), "voxel": voxel, "step": axes(reach.step), "first": axes(reach.first),
+        "size": axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
         "line": window.line, "plane": window.plane, "floats": window.size,
     }  # fmt: skip
 
@@ -234,19 +235,27 @@ def _view_fields(cut: Cut, reach: Reach, rows: Rows, voxel: int, together: int) 
 def _tile_fields(cut: Cut, tiles: Sequence[Activation], stride: Triple, channels: int) -> dict[str, object]:
     return {
         "a": source_fields(tiles[0]), "b": source_fields(tiles[1]) if len(tiles) > 1 else None,
-        "channels": channels, "stride": _axes(stride), "sides": _axes(tiles[0].rows.sides),
+        "channels": channels, "stride": axes(stride), "sides": axes(tiles[0].rows.sides),
         "floats": tile_size(cut, stride, channels),
     }  # fmt: skip
 
 
-def _weight_gradient_fields(into: WeightSums, thread: int, cut: Cut) -> dict[str, object]:
-    total = None if into.totals is None else into.totals[thread]
+def weight_gradient_fields(sums: Tensor, totals: Tensor | None, thread: int, cut: Cut) -> dict[str, object]:
+    """The `backward.WeightGradient` of a thread, for sums and totals [threads, size]."""
     flush = max(1, FLUSH_VOXELS // (cut.planes * cut.lines * cut.columns))
-    return {"gradient": into.sums[thread], "total": total, "flush": flush, "size": into.size}
+    total = None if totals is None else totals[thread]
+    return {"gradient": sums[thread], "total": total, "flush": flush, "size": sums.shape[1]}
 
 
-def _sums_by_thread(target: Target, threads: int, step: int) -> Tensor | None:
+def sums_by_thread(target: Target, threads: int, step: int) -> Tensor | None:
     """Sums for each thread, as far apart as the channels of results that lie `step` voxels apart."""
     if target.sums is None:
         return None
     return torch.zeros(threads, 2, step * target.sums.shape[1], dtype=torch.float64)
+
+
+def add_sums(targets: Sequence[Target], sums: Sequence[Tensor | None]) -> None:
+    """Add the sums of all threads, from `sums_by_thread`, to those of the targets that have any."""
+    for target, by_thread in zip(targets, sums, strict=True):
+        if target.sums is not None and by_thread is not None:
+            target.sums.add_(by_thread.sum(0)[:, : target.sums.shape[1]])

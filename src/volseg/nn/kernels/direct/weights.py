@@ -140,7 +140,7 @@ def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 
              fewer than a vector
     stride   1 or 2 on D, H, W
     """
-    kernel, stored = kernel_of(weight), _as_stored(weight.detach(), sources)
+    kernel, stored = kernel_of(weight), as_stored(weight.detach(), sources)
     k, c = stored.shape[:2]
     layout = forward_layout(k, sources)
     packed = _taken(k * c * prod(kernel)).view(k // layout.width, *kernel, c, layout.width)
@@ -166,12 +166,12 @@ def pack_turned_weight(weight: Tensor, sources: Sequence[int], stride: Triple = 
         size = prod(group.counts) * k
         part = packed[:, term : term + size].unflatten(1, (*group.counts, k)) if size else None
         if part is not None:
-            part.copy_(_chosen(by_tap, group, 1))
+            part.copy_(chosen(by_tap, group, 1))
         term += size
     return Weight(packed.view(-1), layout, k, c, kernel, stride)
 
 
-def _chosen(by_tap: Tensor, group: TapGroup, first: int) -> Tensor:
+def chosen(by_tap: Tensor, group: TapGroup, first: int) -> Tensor:
     """The taps of a group, on the three dimensions from `first` on."""
     for axis in range(3):
         by_tap = by_tap.index_select(first + axis, torch.tensor(group.taps(axis)))
@@ -182,7 +182,7 @@ def _taken(floats: int) -> Tensor:
     return workers.take("weight", floats)[:floats]
 
 
-def _as_stored(weight: Tensor, sources: Sequence[int]) -> Tensor:
+def as_stored(weight: Tensor, sources: Sequence[int]) -> Tensor:
     """[K, C, ...] with zeros where channels are stored and not there; an image's stay."""
     weight = weight if is_image(sources) else _pad_parts(weight, 1, sources)
     return _pad_parts(weight, 0, [weight.shape[0]])
@@ -251,11 +251,18 @@ class WeightSums:
                 by_tap[z[:, None, None], y[:, None], x] = part.to(by_tap.dtype)
             at += terms
         workers.give("weight gradient", self._memory)
-        return self._without_padding(by_tap.permute(*((4, 3) if self.image else (3, 4)), 0, 1, 2))
+        gradient = by_tap.permute(*((4, 3) if self.image else (3, 4)), 0, 1, 2)
+        return without_padding(gradient, self.shape, [] if self.image else self.sources)
 
-    def _without_padding(self, out: Tensor) -> Tensor:
-        k, c = self.shape
-        if not self.image and any(s % LANES for s in self.sources):
-            parts = out.split([padded_channels(s) for s in self.sources], 1)
-            out = torch.cat([part[:, :s] for part, s in zip(parts, self.sources, strict=True)], 1)
-        return out[:k, :c].contiguous()
+
+def without_padding(gradient: Tensor, shape: Sequence[int], sources: Sequence[int]) -> Tensor:
+    """[K, C, kd, kh, kw] from a gradient whose channels are stored rounded up to vectors.
+
+    shape    (K, C)
+    sources  C cut into the inputs' channels; none where they are stored as they are
+    """
+    k, c = shape
+    if any(s % LANES for s in sources):
+        parts = gradient.split([padded_channels(s) for s in sources], 1)
+        gradient = torch.cat([part[:, :s] for part, s in zip(parts, sources, strict=True)], 1)
+    return gradient[:k, :c].contiguous()

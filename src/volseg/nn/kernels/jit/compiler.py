@@ -29,6 +29,11 @@ def _features() -> dict[str, bool]:
     return dict(binding.get_host_cpu_features())
 
 
+def processor_has(feature: str) -> bool:
+    """Whether this processor, as the system lets programs use it, has a feature that LLVM calls so."""
+    return _features().get(feature, False)
+
+
 @cache
 def widest_vector() -> int:
     """How many floats this processor's vectors hold: 16, 8, or 0 where it has no fused multiply-add.
