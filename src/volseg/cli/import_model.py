@@ -53,7 +53,8 @@ def import_model(
             source, run, configuration=configuration, folds=folds, checkpoint=checkpoint.value, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
-        work.tell(_table(imported))
+        if not quiet:
+            work.tell(_table(imported))
         work.listen(Message(f"{run}: segment with it: volseg segment SCAN --model {run}"))
 
 

@@ -34,6 +34,8 @@ class SegmentationReport:
     agglomeration  which levels ran on fewer ranks
     windows  by which the scan was gone through; None: the whole volume at once
     folds    models whose logits were averaged
+    mirrored  the axes over whose mirror images they were averaged too
+    parts    models that filled the mask in turn
     placement, communication  where the ranks ran, and how long they waited for each other
     time     seconds of each rank by kind of work
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
@@ -62,6 +64,8 @@ class SegmentationReport:
     agglomeration: str = "none"
     windows: Windows | None = None
     folds: int = 1
+    mirrored: tuple[int, ...] = ()
+    parts: int = 1
     is_ct: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -95,6 +99,9 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "grid": list(report.grid),
         "agglomeration": report.agglomeration,
         "windows": None if report.windows is None else _window_facts(report.windows, report.seen, report.folds),
+        "folds": report.folds,
+        "mirrored": list(report.mirrored),
+        "parts": report.parts,
         "placement": report.placement,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,

@@ -22,11 +22,12 @@ from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, sl
 from volseg.volumes.intensity import ChannelScheme, Normalization, measure_by
 from volseg.volumes.interpolation import AxisMap
 from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
-from volseg.volumes.resampling import Spacing, axis_maps, resampled, resampled_space
+from volseg.volumes.resampling import Spacing, axis_maps, resampled, resampled_space, space_from_first
 from volseg.volumes.scan import Scan, boxes_between, mask_cuts
 from volseg.volumes.volume import Space, Volume
 
 _PLANES = 8
+_AS_IT_IS = Normalization(-np.inf, np.inf, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,18 @@ class Manner:
     transpose  the network's axis n runs along axis ``transpose[n]`` of that order
     crop       the box that holds the voxels other than zero alone
     cubic      images are resampled by cubic splines; else linearly
+    first      in resampling linearly the first voxel's centre stays where it is; else the volume's
+    late       normalised after it is resampled; else before
+    nearest    a voxel of the mask is the nearest of those that the network sees; else between them
     """
 
     stored: bool
     transpose: Triple
     crop: bool
     cubic: bool
+    first: bool = False
+    late: bool = False
+    nearest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class ImportedView:
     """A scan as an imported network sees it, not yet laid over a grid.
 
     images    as files have them, in canonical order
-    channels  normalised, on the network's grid
+    channels  on the network's grid, normalised unless the tool does that afterwards
     """
 
     source: Volume
@@ -58,6 +65,7 @@ class ImportedView:
     channels: tuple[Volume, ...]
     reading: Reading
     back: tuple[AxisMap, AxisMap, AxisMap] | None
+    normalized: bool
 
 
 def view_as_imported(
@@ -84,26 +92,47 @@ def view_as_imported(
     space = cropped_space(order.canonical_space(files[0].space), seen)
     sides = stored_sides(files[0])
     own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
-    target = space.shape if spacing is None else resized_shape(space.shape, own, spacing)
+    target = _seen_grid(space, manner, own, spacing)
     axis = None if spacing is None else slice_axis(own, spacing)
-    views, back = [], None
+    views = []
     for number, scheme in enumerate(schemes):
-        rule = scheme.fixed or share.measure(number, crop, scheme)
-        masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
+        masked = scheme.fixed is None and scheme.method == "zscore_nonzero" and not manner.late
+        rule = _AS_IT_IS if manner.late else scheme.fixed or share.measure(number, crop, scheme)
         others = [reordered(file, order) for file in files] if masked else []
         view: Volume = _NormalizedView(reordered(files[number], order), seen, space, rule, others)
-        if manner.cubic and target != space.shape:
+        if manner.cubic and target is not space:
             limits = share.limits(number, crop, rule, order, axis, masked)
-            view = resized(view, target, axis, limits)
-        elif not manner.cubic and target != space.shape and spacing is not None:
-            view = resampled(view, resampled_space(space, spacing), "linear")
+            view = resized(view, target.shape, axis, limits)
+        elif target is not space:
+            view = resampled(view, target, "linear", outside=None if manner.first else 0)
         views.append(view)
-    if target != space.shape:
+    back = None
+    if target is not space:
         there = slice_axis(spacing or own, own)
-        back = maps_between(target, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
+        back = maps_between(target.shape, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
+        assert back is not None  # the directions are the same
+        if manner.nearest:
+            back = back[0].to_nearest, back[1].to_nearest, back[2].to_nearest
     reading = Reading(from_canonical_order(files[0].space, order), seen)
     images = tuple(canonical(file) for file in files)
-    return ImportedView(source=files[0], images=images, channels=tuple(views), reading=reading, back=back)
+    return ImportedView(
+        source=files[0], images=images, channels=tuple(views), reading=reading, back=back, normalized=not manner.late
+    )  # fmt: skip
+
+
+def _seen_grid(space: Space, manner: Manner, own: Spacing, spacing: Spacing | None) -> Space:
+    """The grid that the network sees at `spacing`, along its axes; `space` itself where nothing is resampled.
+
+    own  voxel sides of `space`, mm
+    """
+    if spacing is None:
+        return space
+    if manner.cubic:
+        shape = resized_shape(space.shape, own, spacing)
+        return space if shape == space.shape else Space(shape, space.affine)
+    grid = space_from_first(space, spacing) if manner.first else resampled_space(space, spacing)
+    same = grid.shape == space.shape and (not manner.first or np.allclose(own, spacing, rtol=1e-5, atol=0))
+    return space if same else grid
 
 
 def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -> Scan:
@@ -131,6 +160,7 @@ def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -
         rank=grid.communicator.rank,
         back=view.back,
         reading=view.reading,
+        normalized=view.normalized,
     )
 
 
