@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from volseg.distributed.communicator import Communicator
@@ -12,6 +12,7 @@ from volseg.events import Caution, Listener
 from volseg.files import making_folder
 from volseg.importing.archive import SUFFIX, import_archive
 from volseg.importing.job import Imported, ImportJob
+from volseg.importing.monai import bundle_root, import_monai
 from volseg.importing.nnunet import import_nnunet
 from volseg.importing.nnunet_folder import is_nnunet
 from volseg.importing.run_folder import check_run_folder, write_description
@@ -47,10 +48,12 @@ def _imported(job: ImportJob, folder: Path) -> Imported:
         names = source.names
         if is_nnunet(names):
             return import_nnunet(source, job, folder)
-        bundle = any(PurePosixPath(name).parent.name == "configs" for name in names)
-        what = "a MONAI bundle, which cannot be imported whole" if bundle else "no plans.json of nnU-Net in it"
+        root = bundle_root(names)
+        if root is not None:
+            return import_monai(source, root, folder)
         raise ConfigError(
-            f"{job.source}: no model that is known: {what}; save a network as an archive with "
+            f"{job.source}: no model that is known: no plans.json of nnU-Net in it and no configs/inference.json of a "
+            "MONAI bundle; save a network as an archive with "
             'torch.export.save(torch.export.export(module, (image,)), "network.pt2"), and import that'
         )
 

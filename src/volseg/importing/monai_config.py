@@ -29,13 +29,29 @@ class BundleConfig:
     def __init__(self, where: str, values: Mapping[str, Any]) -> None:
         self.where, self.values = where, values
 
-    def get(self, path: str, otherwise: Any = None) -> Any:
-        """The value at `path`, names with ``#`` between them, its references followed; `otherwise` where it is not.
+    def table(self, path: str) -> Mapping[str, Any]:
+        """The table at `path`, names with ``#`` between them, as it is written; an empty one where there is none.
 
-        Raises ConfigError where it is Python, or leads nowhere.
+        References that stand for it are followed, those in it are not.
         """
-        first = _SEPARATOR.split(path)[0]
-        return self.resolved(self._at(path, path), path) if first in self.values else otherwise
+        value: Any = self.values
+        for key in _SEPARATOR.split(path):
+            value = self.followed(value.get(key), path) if isinstance(value, Mapping) else None
+        return value if isinstance(value, Mapping) else {}
+
+    def argument(self, path: str, key: str, otherwise: Any = None) -> Any:
+        """A value of the table at `path`, `resolved`; `otherwise` where the table has none."""
+        there = self.table(path)
+        return self.resolved(there[key], f"{path}#{key}") if key in there else otherwise
+
+    def followed(self, value: Any, name: str) -> Any:
+        """What a value that is a reference stands for, as it is written; any other value, Python too, as it is."""
+        for _ in range(_DEEPEST):
+            reference = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            if reference is None:
+                return value
+            value = self._at(reference["path"], name)
+        raise ConfigError(f"{self.where}: {name} refers to itself; write its value there")
 
     def resolved(self, value: Any, name: str, depth: int = 0) -> Any:
         """`value` with what its references stand for in their place; `name` is what messages call it.
@@ -53,8 +69,8 @@ class BundleConfig:
         reference = _REFERENCE.fullmatch(value)
         if reference is None:
             raise ConfigError(
-                f"{self.where}: {name} = {value!r} is Python or a macro, which is not run; write the value itself in its place, in a "
-                "copy of the bundle"
+                f"{self.where}: {name} = {value!r} is Python or a macro, which is not run; write the value itself in "
+                "its place, in a copy of the bundle"
             )
         return self.resolved(self._at(reference["path"], name), name, depth + 1)
 

@@ -8,9 +8,9 @@ arXiv:2211.02701; https://docs.monai.io/en/stable/transforms.html).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from volseg.errors import ConfigError
 from volseg.geometry import Triple
@@ -19,8 +19,8 @@ from volseg.models.origin import Back, Order
 from volseg.volumes.intensity import ChannelScheme, Method, Normalization
 
 _NOTHING = (
-    "LoadImage", "EnsureChannelFirst", "AddChannel", "EnsureType", "ToTensor", "CastToType", "SelectItems", "DeleteItems",
-    "Identity", "ToDevice", "SqueezeDim", "SaveImage", "CopyItems", "FromMetaTensor", "ToMetaTensor", "SplitDim",
+    "LoadImage", "EnsureChannelFirst", "AddChannel", "EnsureType", "ToTensor", "CastToType", "SelectItems",
+    "DeleteItems", "Identity", "ToDevice", "SaveImage", "CopyItems", "FromMetaTensor", "ToMetaTensor",
 )  # fmt: skip
 """Transforms that leave voxels as they are."""
 _CANONICAL = "RAS"
@@ -62,16 +62,14 @@ class _Reader:
     changed: bool = False  # whether intensities are
 
     def take(self, transform: Mapping[str, Any]) -> None:
-        name = target_of(transform).removesuffix("d").removesuffix("Dict")
-        if name in _NOTHING or _is_other(transform):
-            return
-        step = getattr(self, f"_{_snake(name)}", None)
+        name = target_of(transform).removesuffix("d")
+        step = self._STEPS.get(name)
         if step is None:
             raise ConfigError(
                 f"{self.where}: its preprocessing has {target_of(transform)}, which changes voxels and is not known "
                 "here; export the network alone with torch.export (.pt2), and describe in model.json how scans are read"
             )
-        step(transform)
+        step(self, transform)
 
     def _orientation(self, transform: Mapping[str, Any]) -> None:
         codes = transform.get("axcodes")
@@ -98,8 +96,8 @@ class _Reader:
         a, b = (float(transform[key]) for key in ("a_min", "a_max"))
         low, high = transform.get("b_min"), transform.get("b_max")
         clip = _flag(transform.get("clip", False))
-        if a == b or low == high != None or (clip and (low is None or high is None)):  # noqa: E711
-            self._refuse(transform, f"a {a:g} to {b:g}, b {low} to {high}", "ranges of some width, and b where it clips")
+        if a == b or (clip and (low is None or high is None)) or (low is not None and low == high):
+            self._refuse(transform, f"a {a:g} to {b:g}, b {low} to {high}", "ranges of some width are known")
         low, high = (0.0, 1.0) if low is None or high is None else (float(low), float(high))
         std = (b - a) / (high - low)
         ends = (min(a, b), max(a, b)) if clip else (-math.inf, math.inf)
@@ -128,11 +126,20 @@ class _Reader:
         self._become(transform, method="rescale", span=(float(low), float(high)))
 
     def _spatial_pad(self, transform: Mapping[str, Any]) -> None:
-        sides = listed(transform.get("spatial_size"))
+        sides = list(listed(transform.get("spatial_size")))
         plain = transform.get("mode", "constant") == "constant" and transform.get("method", "symmetric") == "symmetric"
         sides = sides * 3 if len(sides) == 1 else sides
         if self.roi is None or not plain or any(side > own for side, own in zip(sides, self.roi, strict=True)):
             self._refuse(transform, f"spatial_size = {sides}", "zeros around a scan up to the windows' size are known")
+
+    _STEPS: ClassVar[Mapping[str, Callable[[_Reader, Mapping[str, Any]], None]]] = {
+        "Orientation": _orientation,
+        "Spacing": _spacing,
+        "ScaleIntensityRange": _scale_intensity_range,
+        "NormalizeIntensity": _normalize_intensity,
+        "ScaleIntensity": _scale_intensity,
+        "SpatialPad": _spatial_pad,
+    }
 
     def _become(
         self, transform: Mapping[str, Any], *, method: Method | None = None, fixed: Normalization | None = None,
@@ -151,8 +158,8 @@ class _Reader:
 
     def _refuse(self, transform: Mapping[str, Any], what: str, known: str) -> None:
         raise ConfigError(
-            f"{self.where}: {target_of(transform)} of its preprocessing cannot be done here: {what}; {known}. Otherwise "
-            "export the network alone with torch.export (.pt2), and describe in model.json how scans are read"
+            f"{self.where}: {target_of(transform)} of its preprocessing cannot be done here: {what}; {known}. "
+            "Otherwise export the network alone with torch.export (.pt2), and describe in model.json how scans are read"
         )
 
 
@@ -162,14 +169,17 @@ def reading_of(config: BundleConfig, channels: int, roi: Triple | None) -> Readi
     Raises ConfigError, by name, for what cannot be done here.
     """
     reader = _Reader(config.where, channels, roi)
-    transforms = config.get("preprocessing#transforms")
+    transforms = _transforms(config, "preprocessing")
     if transforms is None:
-        transforms = config.get("validate#preprocessing#transforms")
-    if not isinstance(transforms, list):
-        raise ConfigError(f"{config.where}: has no preprocessing#transforms, so that nobody knows what its network sees")
-    for transform in transforms:
+        raise ConfigError(
+            f"{config.where}: has no preprocessing#transforms, so that nobody knows what its network sees"
+        )
+    for number, transform in enumerate(transforms):
+        name = f"preprocessing#transforms#{number}"
         try:
-            reader.take(transform)
+            keys = config.resolved(transform.get("keys", "image"), f"{name}#keys")
+            if target_of(transform).removesuffix("d") not in _NOTHING and not _is_other(keys):
+                reader.take(config.resolved(transform, name))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{config.where}: {target_of(transform) or transform!r} is malformed ({error})") from None
     return reader.reading
@@ -191,10 +201,10 @@ class Output:
 
 def output_of(config: BundleConfig) -> Output:
     """What a bundle's postprocessing makes of the network's output. What it does to the mask besides is only said."""
-    transforms = config.values.get("postprocessing", {})
-    listing = transforms.get("transforms", []) if isinstance(transforms, Mapping) else []
-    regions, back, made, notes = False, "logits", "logits", []
-    for transform in listing:
+    regions, notes = False, list[str]()
+    back: Back = "logits"
+    made: Back = "logits"
+    for transform in _transforms(config, "postprocessing") or ():
         name = target_of(transform).removesuffix("d")
         if name == "Activations":
             regions, made = regions or _flag(transform.get("sigmoid", False)), "probabilities"
@@ -207,19 +217,23 @@ def output_of(config: BundleConfig) -> Output:
                 f"{config.where}: {target_of(transform)} of its postprocessing is not done; --keep-largest and "
                 "--min-volume clean masks here"
             )
-    chosen: Back = "labels" if back == "labels" else "probabilities" if back == "probabilities" else "logits"
-    return Output(regions=regions, back=chosen, notes=tuple(notes))
+    return Output(regions=regions, back=back, notes=tuple(notes))
 
 
-def _is_other(transform: Mapping[str, Any]) -> bool:
-    """Whether a transform is of something else than the image, such as its label."""
-    keys = [str(key) for key in listed(transform.get("keys", "image"))]
-    return all(key in ("label", "mask", "pred") for key in keys)
+def _transforms(config: BundleConfig, what: str) -> list[Any] | None:
+    """The transforms of `what` as they are written; a training's configuration has them under `validate`."""
+    for path in (what, f"validate#{what}"):
+        listing = config.table(path).get("transforms")
+        followed = config.followed(listing, f"{path}#transforms")
+        if isinstance(followed, list):
+            return followed
+    return None
+
+
+def _is_other(keys: Any) -> bool:
+    """Whether a transform of these keys is of something else than the image, such as its label."""
+    return all(key in ("label", "mask", "pred") for key in listed(keys))
 
 
 def _flag(value: Any) -> bool:
     return value is True or str(value).lower() == "true"
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

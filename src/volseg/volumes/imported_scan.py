@@ -264,7 +264,7 @@ class _Share:
                 errors.append(error)
 
         try:
-            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator)
+            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator, scheme.span)
         except VolumeError as error:  # on all ranks: nothing was read on any
             errors.append(error)
         self._communicator.raise_together(errors[0] if errors else None)

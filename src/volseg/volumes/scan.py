@@ -221,6 +221,6 @@ def own_normalization(
     pieces  of each channel, this rank's voxels
     """
     return [
-        None if scheme.fixed is not None else measure_by(scheme.method, own, communicator)
+        None if scheme.fixed is not None else measure_by(scheme.method, own, communicator, scheme.span)
         for own, scheme in zip(pieces, schemes, strict=True)
     ]
