@@ -22,7 +22,9 @@ SCALED = {
 SPACING = {"_target_": "Spacingd", "keys": "@key", "pixdim": "@spacing", "mode": "bilinear"}
 ORIENTATION = {"_target_": "Orientationd", "keys": "@key", "axcodes": "RAS"}
 LOADING = [{"_target_": "LoadImaged", "keys": "@key"}, {"_target_": "EnsureChannelFirstd", "keys": "@key"}]
-INVERTED = {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "@key"}
+INVERTED = {
+    "_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "@key", "nearest_interp": False
+}  # fmt: skip
 SOFTMAX = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
 SIGMOID = {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}
 ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}

@@ -33,7 +33,7 @@ from volseg.segmentation.windows.options import WindowOptions
 
 NONZERO = {"_target_": "NormalizeIntensityd", "keys": "@key", "nonzero": True, "channel_wise": True}
 TO_RANGE = {"_target_": "ScaleIntensityd", "keys": "@key", "minv": -1.0, "maxv": 1.0}
-NEAREST = INVERTED | {"nearest_interp": True}
+NEAREST = {key: value for key, value in INVERTED.items() if key != "nearest_interp"}
 GAUSSIAN = {
     "_target_": "SlidingWindowInferer", "roi_size": ROI, "overlap": 0.25, "mode": "gaussian",
     "padding_mode": "replicate",

@@ -211,7 +211,7 @@ def output_of(config: BundleConfig) -> Output:
         elif name == "AsDiscrete":
             regions, made = regions or transform.get("threshold") is not None, "labels"
         elif name == "Invert":
-            back = made
+            back = "labels" if _flag(transform.get("nearest_interp", True)) else made
         elif name not in _NOTHING:
             notes.append(
                 f"{config.where}: {target_of(transform)} of its postprocessing is not done; --keep-largest and "
