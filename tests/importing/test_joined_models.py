@@ -54,8 +54,7 @@ def test_a_folder_of_parts_becomes_one_model(tmp_path: Path) -> None:
     origin = read_card(tmp_path / "run" / "part_1" / "weights.safetensors").origin
     assert origin is not None
     assert (origin.step, origin.order, origin.back) == (0.8, "canonical", "labels")
-    import_model([tmp_path / "results" / path.name for path in (tmp_path / "results").iterdir() if path.is_dir()],
-                 tmp_path / "run", overwrite=True)  # fmt: skip
+    import_model(sorted((tmp_path / "results").glob("Dataset*")), tmp_path / "run", overwrite=True)
     with pytest.raises(CheckpointError, match=r"joins several models; name one of them, such as .*part_1"):
         load_weights(tmp_path / "run")
 
