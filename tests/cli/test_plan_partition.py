@@ -508,7 +508,8 @@ def test_the_network_of_a_module(plan, tmp_path):
     file.write_text(
         "from torch import nn\n"
         "def make(in_channels, classes, width=8):\n"
-        "    return nn.Sequential(nn.Conv3d(in_channels, width, 3, padding=1), nn.ReLU(), nn.Conv3d(width, classes, 1))\n"
+        "    first = nn.Conv3d(in_channels, width, 3, padding=1)\n"
+        "    return nn.Sequential(first, nn.ReLU(), nn.Conv3d(width, classes, 1))\n"
     )
     code, found = facts(
         plan, "--shape=32x32x32", "--ranks=1", f"--network={file}:make", "--network-args=width = 12", "--for=segment"
