@@ -65,7 +65,7 @@ def test_later_parts_lie_over_earlier_ones(view: WindowOptions, tmp_path: Path) 
     scan, masks = scan_of(tmp_path), []
     for name in ("part_1", "part_2", ""):
         report = tmp_path / f"report_{name}.json"
-        job = SegmentationJob(scan, tmp_path / "run" / name, tmp_path / f"{name}.nii.gz", view=view, report=report)
+        job = SegmentationJob(scan, tmp_path / "run" / name, tmp_path / f"mask_{name}.nii.gz", view=view, report=report)
         segment(job, SERIAL)
         masks.append(mask_of(job.output))
     first, second, both = masks
