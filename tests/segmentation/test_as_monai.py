@@ -38,6 +38,7 @@ GAUSSIAN = {
     "_target_": "SlidingWindowInferer", "roi_size": ROI, "overlap": 0.25, "mode": "gaussian",
     "padding_mode": "replicate",
 }  # fmt: skip
+CROP = {"_target_": "CropForegroundd", "keys": "@key", "source_key": "@key"}
 WHOLE = {"_target_": "SimpleInferer"}
 CASES = {
     "spleen: CT at a spacing": (config(), metadata(), (25, 33, 30)),
@@ -50,6 +51,7 @@ CASES = {
         (20, 24, 26),
     ),
     "normalised before resampling": (config([ORIENTATION, SCALED, SPACING]), metadata(), (25, 33, 30)),
+    "cropped to what is above 0": (config([ORIENTATION, SPACING, SCALED, CROP]), metadata(), (25, 33, 30)),
     "regions at a spacing": (
         config(after=[SIGMOID, INVERTED, THRESHOLD]), metadata("CT", ("image",), ("A", "B", "C")), (25, 33, 30)
     ),
@@ -65,6 +67,7 @@ def files_of(values, shape, folder):
     for number in range(values["channels"]):
         voxels = ct_like(shape, seed=number)
         voxels[:3, :4] = 0
+        voxels[-4:] = voxels[:, :, -5:] = -1000
         files.append(save_nifti(folder / f"scan_000{number}.nii.gz", voxels, turn))
     return files
 

@@ -68,8 +68,8 @@ def import_monai(source: Source, root: str, folder: Path) -> Imported:
     size = None if inferer.roi is None else along(inferer.roi, _BACKWARDS) if transpose == (0, 1, 2) else inferer.roi
     origin = Origin(
         tool="monai", source=f"{metadata.get('name') or source.path.stem}, {name}", window=size, step=inferer.step,
-        order=reading.order, transpose=transpose, first=reading.pixdim is not None, late=reading.late,
-        back=output.back, weighting=inferer.weighting, edge=inferer.edge,
+        order=reading.order, transpose=transpose, above=reading.above, first=reading.pixdim is not None,
+        late=reading.late, back=output.back, weighting=inferer.weighting, edge=inferer.edge,
     )  # fmt: skip
     spacing = (1.0, 1.0, 1.0) if reading.pixdim is None else reading.pixdim[::-1]
     if reading.order == "stored" and transpose != (0, 1, 2):  # that of the network's axes

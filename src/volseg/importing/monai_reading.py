@@ -35,6 +35,7 @@ class Reading:
     late     whether intensities are changed after resampling
     method   by which each channel is normalised by its own values; with `fixed`, it is none of those
     fixed    numbers of the normalisation that hold for every scan
+    above    the scan is cropped to what lies above this in its values before `fixed`; None: it is not
     span     what the range of a channel becomes, where the method takes it
     """
 
@@ -43,6 +44,7 @@ class Reading:
     late: bool = True
     method: Method | None = None
     fixed: Normalization | None = None
+    above: float | None = None
     span: tuple[float, float] = (0.0, 1.0)
 
     def schemes(self, names: Sequence[str]) -> tuple[ChannelScheme, ...]:
@@ -87,8 +89,8 @@ class _Reader:
         if odd or mode not in ("bilinear", 1) or len(pixdim) != 3 or not all(0 < side < math.inf for side in pixdim):
             what = f"{odd[0]} = {transform[odd[0]]!r}" if odd else f"pixdim = {pixdim}, mode = {mode!r}"
             self._refuse(transform, what, "three spacings above 0, mode bilinear and nothing else are known")
-        if self.reading.pixdim is not None:
-            self._refuse(transform, "there are two of it", "leave out one")
+        if self.reading.pixdim is not None or self.reading.above is not None:
+            self._refuse(transform, "it comes after another, or after CropForegroundd", "put it first")
         x, y, z = pixdim
         self.reading = replace(self.reading, pixdim=(x, y, z), late=not self.changed)
 
@@ -125,6 +127,25 @@ class _Reader:
             self._refuse(transform, f"minv = {low}, maxv = {high}", "a range, of each channel for itself, is known")
         self._become(transform, method="rescale", span=(float(low), float(high)))
 
+    def _crop_foreground(self, transform: Mapping[str, Any]) -> None:
+        plain = {"margin": 0, "k_divisible": 1, "channel_indices": None, "select_fn": None}
+        odd = [
+            f"{key} = {transform[key]}"
+            for key, usual in plain.items()
+            if any(part != usual for part in listed(transform.get(key, usual)))
+        ]
+        if odd or transform.get("source_key", "image") not in listed(transform.get("keys", "image")):
+            self._refuse(transform, ", ".join(odd) or "source_key is not the image", "what is above 0 is known")
+        rule = self.reading.fixed
+        if (self.changed and (rule is None or rule.std <= 0)) or self.reading.above is not None:
+            self._refuse(transform, "it comes after a normalisation by a scan's own values", "put it before that")
+        level = 0.0
+        if rule is not None and self.reading.late:  # what is above 0 once it is normalised
+            if rule.mean < rule.low:  # all is above 0
+                return
+            level = rule.mean
+        self.reading = replace(self.reading, above=level)
+
     def _spatial_pad(self, transform: Mapping[str, Any]) -> None:
         sides = list(listed(transform.get("spatial_size")))
         plain = transform.get("mode", "constant") == "constant" and transform.get("method", "symmetric") == "symmetric"
@@ -139,6 +160,7 @@ class _Reader:
         "NormalizeIntensity": _normalize_intensity,
         "ScaleIntensity": _scale_intensity,
         "SpatialPad": _spatial_pad,
+        "CropForeground": _crop_foreground,
     }
 
     def _become(

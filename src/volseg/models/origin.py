@@ -25,6 +25,8 @@ class Origin:
     order      the voxel order in which the network sees a scan: as the file has it, or canonical
     transpose  the network's axis n runs along axis ``transpose[n]`` of that order
     crop       whether a scan is cropped to the box that holds its voxels other than zero
+    above      a scan, as resampled, is cropped to the box that holds what lies above this in a channel (MONAI); None:
+               it is not
     cubic      whether images are resampled by cubic splines (nnU-Net); else linearly
     first      whether, in resampling linearly, the centre of the first voxel stays where it is (MONAI); else the
                volume's
@@ -47,6 +49,7 @@ class Origin:
     order: Order = "canonical"
     transpose: Triple = (0, 1, 2)
     crop: bool = False
+    above: float | None = None
     cubic: bool = False
     first: bool = False
     late: bool = False
@@ -58,7 +61,8 @@ class Origin:
     @property
     def is_our_reading(self) -> bool:
         """Whether the network sees scans as those that volseg trains: in canonical order, whole, resampled linearly."""
-        return self.order == "canonical" and self.transpose == (0, 1, 2) and not (self.crop or self.cubic or self.first)
+        other = self.crop or self.cubic or self.first or self.above is not None
+        return self.order == "canonical" and self.transpose == (0, 1, 2) and not other
 
     @property
     def as_trained_on(self) -> Origin:

@@ -199,7 +199,7 @@ def as_its_tool_reads(
     assert origin is not None
     manner = Manner(
         stored=origin.order == "stored", transpose=origin.transpose, crop=origin.crop, cubic=origin.cubic,
-        first=origin.first, late=origin.late, nearest=origin.back == "labels",
+        first=origin.first, late=origin.late, nearest=origin.back == "labels", above=origin.above,
     )  # fmt: skip
     wanted: Spacing | None
     if spacing == "model":

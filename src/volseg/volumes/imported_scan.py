@@ -6,7 +6,7 @@ other than zero, and calls all else background (Isensee et al., Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,9 @@ _PLANES = 8
 _AS_IT_IS = Normalization(-np.inf, np.inf, 0.0, 1.0)
 
 
+Maps = tuple[AxisMap, AxisMap, AxisMap]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manner:
     """How a tool reads a scan (`models.origin.Origin`).
@@ -40,6 +43,7 @@ class Manner:
     cubic      images are resampled by cubic splines; else linearly
     first      in resampling linearly the first voxel's centre stays where it is; else the volume's
     late       normalised after it is resampled; else before
+    above      then it is cropped to the box that holds what lies above this in a channel; None: it is not
     nearest    a voxel of the mask is the nearest of those that the network sees; else between them
     """
 
@@ -50,6 +54,7 @@ class Manner:
     first: bool = False
     late: bool = False
     nearest: bool = False
+    above: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +69,7 @@ class ImportedView:
     images: tuple[Volume, ...]
     channels: tuple[Volume, ...]
     reading: Reading
-    back: tuple[AxisMap, AxisMap, AxisMap] | None
+    back: Maps | None
     normalized: bool
 
 
@@ -94,7 +99,7 @@ def view_as_imported(
     own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
     target = _seen_grid(space, manner, own, spacing)
     axis = None if spacing is None else slice_axis(own, spacing)
-    views = []
+    views: list[Volume] = []
     for number, scheme in enumerate(schemes):
         masked = scheme.fixed is None and scheme.method == "zscore_nonzero" and not manner.late
         rule = _AS_IT_IS if manner.late else scheme.fixed or share.measure(number, crop, scheme)
@@ -106,18 +111,54 @@ def view_as_imported(
         elif target is not space:
             view = resampled(view, target, "linear", outside=None if manner.first else 0)
         views.append(view)
-    back = None
+    back: Maps | None = None
     if target is not space:
         there = slice_axis(spacing or own, own)
         back = maps_between(target.shape, space.shape, there) if manner.cubic else axis_maps(views[0].space, space)
         assert back is not None  # the directions are the same
         if manner.nearest:
             back = back[0].to_nearest, back[1].to_nearest, back[2].to_nearest
+    if manner.above is not None:
+        views, back, seen = _cropped(views, back, seen, manner.above, communicator)
     reading = Reading(from_canonical_order(files[0].space, order), seen)
     images = tuple(canonical(file) for file in files)
     return ImportedView(
         source=files[0], images=images, channels=tuple(views), reading=reading, back=back, normalized=not manner.late
     )  # fmt: skip
+
+
+def _cropped(
+    views: Sequence[Volume], back: Maps | None, seen: Box, above: float, communicator: Communicator
+) -> tuple[list[Volume], Maps | None, Box]:
+    """Channels cropped to what lies above a value in one of them, and which voxels of the scan that is. Collective.
+
+    seen  of the voxels of the scan, which `back` maps to those of `views`
+
+    A voxel of the scan is seen where one of those it is interpolated between is. Nothing is cropped where none lies
+    above.
+    """
+
+    def above_it(box: Box) -> np.ndarray:
+        there: np.ndarray = np.logical_or.reduce([view.read(box) > above for view in views])
+        return there
+
+    whole = Box.whole(views[0].shape)
+    box = _bounds(_shared(whole, communicator), above_it, views[0].shape, communicator)
+    if box == whole:
+        return list(views), back, seen
+    space = cropped_space(views[0].space, box)
+    cut: list[Volume] = [_NormalizedView(view, box, space, _AS_IT_IS, ()) for view in views]
+    if back is None:
+        return cut, None, box.shift(seen.start)
+    maps, ends = [], []
+    for axis, first, stop in zip(back, box.start, box.stop, strict=True):
+        places = axis.low + axis.weight
+        (near,) = np.nonzero((places > first - 1) & (places < stop))
+        low, high = int(near[0]), int(near[-1]) + 1
+        maps.append(axis[low:high].relative_to(first, stop - first))
+        ends.append((low, high))
+    (d, e), (h, i), (w, x) = ends
+    return cut, (maps[0], maps[1], maps[2]), Box((d, h, w), (e, i, x)).shift(seen.start)
 
 
 def _seen_grid(space: Space, manner: Manner, own: Spacing, spacing: Spacing | None) -> Space:
@@ -197,7 +238,7 @@ class _NormalizedView(Volume):
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
         self.space, self.audit = space, volume.audit
         if space.shape != volume.shape:
-            what = f"cropped to the {format_triple(space.shape)} voxels around those other than zero"
+            what = f"cropped to the {format_triple(space.shape)} voxels that the model's own tool looks at"
             self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
         self._volume, self._first, self._rule, self._others = volume, crop.start, rule, others
 
@@ -222,6 +263,39 @@ def _any_nonzero(channels: Iterable[np.ndarray]) -> np.ndarray:
     return there
 
 
+def _shared(crop: Box, communicator: Communicator) -> Iterator[Box]:
+    """This rank's part of a box, some planes at a time."""
+    size, rank = communicator.size, communicator.rank
+    first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
+    for start in range(first, last, _PLANES):
+        yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
+
+
+def _bounds(
+    boxes: Iterable[Box], inside: Callable[[Box], np.ndarray], shape: Triple, communicator: Communicator
+) -> Box:  # fmt: skip
+    """The smallest box around the voxels that are `inside`; the whole of `shape` where none is. Collective.
+
+    boxes   this rank's
+    inside  of the voxels of a box, [d, h, w]
+    """
+    ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
+    with communicator.together():
+        for box in boxes:
+            there = inside(box)
+            for axis in range(3):
+                others = tuple(n for n in range(3) if n != axis)
+                (hits,) = np.nonzero(there.any(axis=others))
+                if hits.size:
+                    ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
+                    ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
+    low, high = communicator.reduce_all(ends[0], "min"), communicator.reduce_all(ends[1], "max")
+    if (high <= low).any():
+        return Box.whole(shape)
+    (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
+    return Box((d, h, w), (e, f, g))
+
+
 class _Share:
     """The file's own slices that this rank looks at, so that all ranks together look at each voxel once."""
 
@@ -234,22 +308,11 @@ class _Share:
         Collective, as the others.
         """
         shape = self._files[0].shape
-        ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
-        with self._communicator.together():
-            for box in self._boxes(Box.whole(shape)):
-                there = _any_nonzero(self._read(file, box) for file in self._files)
-                for axis in range(3):
-                    others = tuple(n for n in range(3) if n != axis)
-                    (hits,) = np.nonzero(there.any(axis=others))
-                    if hits.size:
-                        ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
-                        ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
-        low = self._communicator.reduce_all(ends[0], "min")
-        high = self._communicator.reduce_all(ends[1], "max")
-        if (high <= low).any():
-            return Box.whole(shape)
-        (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
-        return Box((d, h, w), (e, f, g))
+
+        def nonzero(box: Box) -> np.ndarray:
+            return _any_nonzero(self._read(file, box) for file in self._files)
+
+        return _bounds(self._boxes(Box.whole(shape)), nonzero, shape, self._communicator)
 
     def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
         """How channel `number` is normalised by its own voxels in `crop`."""
@@ -301,10 +364,7 @@ class _Share:
 
     def _boxes(self, crop: Box) -> Iterator[Box]:
         """This rank's part of `crop`, some slices at a time."""
-        size, rank = self._communicator.size, self._communicator.rank
-        first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
-        for start in range(first, last, _PLANES):
-            yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
+        return _shared(crop, self._communicator)
 
     def _read(self, file: Volume, box: Box) -> np.ndarray:
         values = file.read(box)
