@@ -69,7 +69,8 @@ def import_monai(source: Source, root: str, folder: Path) -> Imported:
     origin = Origin(
         tool="monai", source=f"{metadata.get('name') or source.path.stem}, {name}", window=size, step=inferer.step,
         order=reading.order, transpose=transpose, above=reading.above, first=reading.pixdim is not None,
-        late=reading.late, back=output.back, weighting=inferer.weighting, edge=inferer.edge,
+        late=reading.late, back="logits" if reading.pixdim is None else output.back, weighting=inferer.weighting,
+        edge=inferer.edge,
     )  # fmt: skip
     spacing = (1.0, 1.0, 1.0) if reading.pixdim is None else reading.pixdim[::-1]
     if reading.order == "stored" and transpose != (0, 1, 2):  # that of the network's axes
