@@ -44,7 +44,7 @@ def passes_bytes(classes: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class PassOptions:
     """How each pass is run: arguments of `BlockNetwork`."""
 
     schedule: Schedule = IN_PLACE
@@ -63,9 +63,9 @@ class AveragedNetwork(Logits):
 
     def __init__(
         self, models: Sequence[UNet], mirrored: Sequence[int], scan: Scan, card: ModelCard, grid: ProcessGrid,
-        manner: Manner, tell: Callable[[float], None] | None = None,
+        options: PassOptions, tell: Callable[[float], None] | None = None,
     ) -> None:  # fmt: skip
-        self._scan, self._grid, self._card, self._manner, self._tell = scan, grid, card, manner, tell
+        self._scan, self._grid, self._card, self._options, self._tell = scan, grid, card, options, tell
         self._passes = [(model, flips) for model in models for flips in flips_of(mirrored)]
         self._classes = models[0].network.classes
         self._seconds: dict[str, float] = {}
@@ -125,10 +125,10 @@ class AveragedNetwork(Logits):
         if flips:
             order = Orientation((0, 1, 2), (0 in flips, 1 in flips, 2 in flips), scan.space.shape)
             scan = replace(scan, channels=tuple(reordered(channel, order) for channel in scan.channels))
-        count, manner = len(self._passes), self._manner
+        count, options = len(self._passes), self._options
         network = BlockNetwork(
-            model, scan, self._card, self._grid, manner.schedule, manner.store,
-            None if tell is None else lambda share: tell((number + share) / count), agglomeration=manner.agglomeration,
+            model, scan, self._card, self._grid, options.schedule, options.store,
+            None if tell is None else lambda share: tell((number + share) / count), agglomeration=options.agglomeration,
         )  # fmt: skip
         logits = network.block_logits()
         for label, seconds in network.seconds.items():
@@ -138,14 +138,14 @@ class AveragedNetwork(Logits):
 
 @torch.inference_mode()
 def segment_by_passes(
-    models: Sequence[UNet], mirrored: Sequence[int], scan: Scan, card: ModelCard, grid: ProcessGrid, manner: Manner, *,
-    probabilities: bool = False, tell: Callable[[float], None] | None = None,
+    models: Sequence[UNet], mirrored: Sequence[int], scan: Scan, card: ModelCard, grid: ProcessGrid,
+    options: PassOptions, *, probabilities: bool = False, tell: Callable[[float], None] | None = None,
 ) -> BlockResult:  # fmt: skip
     """Segment this rank's box of the mask by the mean logits of several passes (`AveragedNetwork`). Collective.
 
     Raises VolumeError, on all ranks, where the scan does not suit the models or cannot be read.
     """
-    network = AveragedNetwork(models, mirrored, scan, card, grid, manner, tell)
+    network = AveragedNetwork(models, mirrored, scan, card, grid, options, tell)
     return fill_mask(network, scan, card, grid, probabilities)
 
 

@@ -12,7 +12,7 @@ from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.kernels.jit.compiler import compile_seconds
 from volseg.program.schedule import LAYERS, SPILL
 from volseg.segmentation.announcing import NetworkProgress
-from volseg.segmentation.averaging import Manner, segment_by_passes
+from volseg.segmentation.averaging import PassOptions, segment_by_passes
 from volseg.segmentation.choosing import Chosen
 from volseg.segmentation.filling import BlockResult
 from volseg.segmentation.inference import segment_block
@@ -99,9 +99,9 @@ def _run(
         )  # fmt: skip
         return result, None
     if opened.averaged:
-        manner = Manner(schedule=schedule, store=store, agglomeration=chosen.stages)
+        options = PassOptions(schedule=schedule, store=store, agglomeration=chosen.stages)
         result = segment_by_passes(
-            models, opened.mirrored, laid.scan, opened.card, laid.grid, manner, probabilities=job.probabilities,
+            models, opened.mirrored, laid.scan, opened.card, laid.grid, options, probabilities=job.probabilities,
             tell=tell,
         )  # fmt: skip
         return result, None
