@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,14 +16,15 @@ if TYPE_CHECKING:
 
 
 def import_model(
-    source: str | Path, run: str | Path = "volseg-run", *, configuration: str | None = None, folds: str | None = None,
-    checkpoint: Literal["final", "best"] = "final", overwrite: bool = False, communicator: Communicator | None = None,
-    listen: Listener = ignore,
+    source: str | Path | Sequence[str | Path], run: str | Path = "volseg-run", *, configuration: str | None = None,
+    folds: str | None = None, checkpoint: Literal["final", "best"] = "final", overwrite: bool = False,
+    communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> Imported:  # fmt: skip
     """Make a run folder of a model of another tool: weights, network, how it reads a scan, labels. Collective.
 
-    source         nnU-Net v2 result folder, of a data set or of one configuration, an exported zip, or an archive of
-                   torch.export (.pt2), beside which model.json may describe it
+    source         nnU-Net v2 result folder, of a data set or of one configuration, an exported zip, a MONAI bundle, or
+                   an archive of torch.export (.pt2), beside which model.json may describe it; several, to be joined
+                   into one mask, or a folder of TotalSegmentator's parts
     run            the run folder to make
     configuration  of several, such as "3d_fullres", which is what is taken where it is there
     folds          such as "0,1", or "all" for the fold of that name; None: each that is there
@@ -37,7 +39,7 @@ def import_model(
         from volseg.importing.job import ImportJob
 
         job = ImportJob(
-            source=Path(source),
+            sources=tuple(Path(path) for path in ([source] if isinstance(source, str | Path) else source)),
             run=Path(run),
             configuration=configuration,
             folds=folds,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from volseg.api.other_network import other_network
 from volseg.api.ranks import ranks as ranks_of_job
 from volseg.errors import ConfigError
 from volseg.events import Listener, ignore
@@ -35,7 +37,8 @@ def plan_partition(
     checkpoint_levels: tuple[int, ...] | None = None, config: str | Path | None = None,
     model: str | Path | None = None, profile: str | Path | None = None, spacing: Spacing | str | None = None,
     crop: Triple | str | None = None, multigrid: int | None = None, cases: int | None = None,
-    precision: str = "auto",
+    precision: str = "auto", network: str | None = None, network_args: str | None = None,
+    plans: str | Path | None = None, configuration: str | None = None,
 ) -> Answer:  # fmt: skip
     """Plan how a volume is split over ranks, the memory each needs, and how long it takes. Starts no torch, no MPI.
 
@@ -49,7 +52,9 @@ def plan_partition(
     spacing      mm, (D, H, W) or "5x0.8x0.8", of the voxels, by which `train` chooses kernels and strides; None: that
                  of `volume`, and all axes alike where there is only `shape`
     crop         (D, H, W) voxels, or "256x256x256", of a random crop of the volume a step; None: as `config` says
-
+    network      "FILE.py:name" or a class of monai.networks.nets, with `network_args`, as `train` takes them: torch is
+                 loaded to describe it; channels and classes are those of `config`
+    plans        nnU-Net's plans.json and which `configuration` of it; classes by the dataset.json beside it
     multigrid    resolutions to train at, each half as fine as the one before; None: as `config` says
     cases        to train on, for the time of an epoch and of the run
     precision    in which tensors are stored, "float32" or "bfloat16"; "auto": as `config` or `model` says
@@ -66,7 +71,8 @@ def plan_partition(
             volume, shape, ranks, memory, task, partition, replicas, threads, node_memory, cores_per_node, nodes,
             base_channels, levels, agglomerate, checkpoint_levels, config, model, profile,
             parse_spacing(spacing) if isinstance(spacing, str) else spacing,
-            parse_shape(crop) if isinstance(crop, str) else crop, multigrid, cases, precision,
+            parse_shape(crop) if isinstance(crop, str) else crop, multigrid, cases, precision, network, network_args,
+            plans, configuration,
         )
     )  # fmt: skip
 
@@ -77,9 +83,11 @@ def question(
     cores_per_node: int | None, nodes: int | None, base_channels: int | None, levels: int | None, agglomerate: str,
     checkpoint_levels: tuple[int, ...] | None, config: str | Path | None, model: str | Path | None,
     profile: str | Path | None, spacing: Spacing | None = None, crop: Triple | None = None,
-    multigrid: int | None = None, cases: int | None = None, precision: str = "auto",
+    multigrid: int | None = None, cases: int | None = None, precision: str = "auto", network: str | None = None,
+    network_args: str | None = None, plans: str | Path | None = None, configuration: str | None = None,
 ) -> Asked:  # fmt: skip
     """What `plan_partition` answers. Raises ConfigError for arguments that do not go together."""
+    from volseg.networks.imported import imported_model
     from volseg.planning.answer import Asked
     from volseg.planning.profile import find_profile
     from volseg.sizes import parse_memory
@@ -95,18 +103,28 @@ def question(
     if node_memory is not None or nodes is not None:
         node = _node_memory(node_memory, cores_per_node)
         _refuse_with_machines(replicas=replicas != 1, threads=threads, memory=memory, ranks=counts)
-    volume, config, model, profile = (None if one is None else Path(one) for one in (volume, config, model, profile))
-    stored = None if precision == "auto" else precision
-    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop, multigrid, stored)
+    volume, config, model, profile, plans = (
+        None if path is None else Path(path) for path in (volume, config, model, profile, plans)
+    )
+    model = None if model is None else _first_of_joined(model)
+    stores = None if precision == "auto" else precision
+    settings = _settings(config, model, base_channels, levels, checkpoint_levels, crop, multigrid, stores)
     size, own = _size(volume, shape)
-    settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
-    origin = _origin(volume, config, model, base_channels, levels, crop, multigrid, stored)
+    others = {"--network": network, "--network-args": network_args, "--plans": plans, "--configuration": configuration}
+    _check_named(others, model=model, base_channels=base_channels, levels=levels, spacing=spacing)
+    stored = other_network(settings, network, network_args, plans, configuration)
+    if stored is not None:
+        settings, why_network = replace(settings, model=imported_model(stored)), ""
+    else:
+        settings, why_network = _with_network(settings, model, spacing or own, spacing, size)
+        stored = None if model is None else _stored(model, base_channels, levels)
+    origin = _origin(volume, config, model, base_channels, levels, crop, multigrid, others, stores)
     return Asked(
         shape=size, settings=settings, tasks=[task] if task is not None else ["train", "segment"],
         profile=find_profile(profile), ranks=counts, limit=parse_memory(memory) if isinstance(memory, str) else memory,
         dims=named, replicas=replicas, cases=cases, threads=threads or 1, node_memory=node,
         cores_per_node=cores_per_node, nodes=nodes, agglomerate=agglomerate, origin=origin,
-        stored=None if model is None else _stored(model, base_channels, levels), why_network=why_network,
+        stored=stored, why_network=why_network,
     )  # fmt: skip
 
 
@@ -224,6 +242,21 @@ def _check_training(task: str | None, **numbers: int | None) -> None:
             raise ConfigError(f"--{name} {value}: segmenting has none; leave it out, or use --for train")
 
 
+def _check_named(others: Mapping[str, object], **given: object) -> None:
+    """Raise ConfigError where a network is named, and an option besides says which one it is."""
+    option = next((name for name, value in others.items() if value is not None), None)
+    for name, value in given.items():
+        if option is not None and value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: the network of {option} is what it is; leave out either")
+
+
+def _first_of_joined(run: Path) -> Path:
+    """The run folder itself, or where it joins several models, which take turns, that of the first."""
+    from volseg.networks.stored import JOINED
+
+    return run / "part_1" if (run / JOINED).is_file() else run
+
+
 def _node_memory(text: str | None, cores_per_node: int | None) -> int:
     """Bytes of a machine."""
     from volseg.machine import gibibytes
@@ -247,7 +280,7 @@ def _refuse_with_machines(**given: object) -> None:
 
 def _origin(
     volume: Path | None, config: Path | None, run: Path | None, base_channels: int | None, levels: int | None,
-    crop: Triple | None, multigrid: int | None, precision: str | None,
+    crop: Triple | None, multigrid: int | None, others: Mapping[str, object], precision: str | None,
 ) -> Origin:  # fmt: skip
     from volseg.config import read_config
     from volseg.config.stored_run import CONFIG
@@ -262,6 +295,7 @@ def _origin(
     trained = ["--from", str(run)] if imported else []
     trained += [] if crop is None else ["--crop", format_triple(crop)]
     trained += [] if multigrid is None else ["--multigrid", str(multigrid)]
+    trained += [word for name, value in others.items() if value is not None for word in (name, str(value))]
     return Origin(file, again, None if changed else run, [*changed, *trained], volume, precision)
 
 

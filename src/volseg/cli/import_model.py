@@ -1,4 +1,4 @@
-"""``volseg import``: a model of nnU-Net, or an archive of torch.export, as a run folder."""
+"""``volseg import``: models of nnU-Net, TotalSegmentator, MONAI, or an archive of torch.export, as a run folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ class Kept(StrEnum):
 
 def import_model(
     source: Annotated[
-        Path,
-        typer.Argument(help="nnU-Net v2 result folder, its exported zip, or a torch.export archive (.pt2)."),
+        list[Path],
+        typer.Argument(
+            help="nnU-Net v2 result folder, its exported zip, a MONAI bundle, or a torch.export archive (.pt2); "
+            "several models share a mask, as do a folder's parts of TotalSegmentator."
+        ),
     ],
     run: Annotated[Path, typer.Option("--output", "-o", help="The run folder to make.")] = Path("volseg-run"),
     configuration: Annotated[
@@ -53,7 +56,8 @@ def import_model(
             source, run, configuration=configuration, folds=folds, checkpoint=checkpoint.value, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
-        work.tell(_table(imported))
+        if not quiet:
+            work.tell(_table(imported))
         work.listen(Message(f"{run}: segment with it: volseg segment SCAN --model {run}"))
 
 
@@ -73,6 +77,10 @@ def _table(imported: Imported) -> Any:
             ("kernels", format_triples(facts["kernels"])),
             ("strides", format_triples(facts["strides"][1:])),
         ]
+    elif "network" in facts:
+        rows.append(("network", f"{facts['network']}, {facts['parameters']:,} weights"))
+    if facts.get("parts"):
+        rows.append(("parts", f"{len(facts['parts'])}, {facts['parameters']:,} weights"))
     if facts["window"] is not None:
         rows.append(("window, voxels", format_triple(tuple(facts["window"]))))
     rows += [

@@ -71,6 +71,19 @@ def plan_partition(
         Path | None, typer.Option(help="TOML file with [model], and how it is trained: [data], [multigrid] ...")
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Or a run folder of volseg train.")] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="Or FILE.py:name, which is run, or a class of MONAI; --config says channels and classes."),
+    ] = None,
+    network_args: Annotated[
+        str | None, typer.Option(help="Its arguments, TOML: channels = [16, 32], act = 'RELU', or a .toml file.")
+    ] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="Or nnU-Net's plans.json; a dataset.json beside it says the classes.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option(help="Of --plans, such as 3d_lowres.  [default: 3d_fullres]")
+    ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(help="Machine, of volseg calibrate.  [default: volseg-profile.json, or a built-in one]"),
@@ -102,7 +115,8 @@ def plan_partition(
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
         base_channels, levels, agglomerate, None if checkpoint_levels is None else parse_levels(checkpoint_levels),
         config, model, profile, None if spacing is None else parse_spacing(spacing),
-        None if crop is None else parse_shape(crop), multigrid, cases, precision.value,
+        None if crop is None else parse_shape(crop), multigrid, cases, precision.value, network, network_args, plans,
+        configuration,
     )  # fmt: skip
     if plot is not None:
         _check_plot(asked, plot)

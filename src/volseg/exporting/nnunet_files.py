@@ -126,6 +126,11 @@ def _scheme(scheme: ChannelScheme) -> tuple[str, bool]:
     """The name of nnU-Net's class, and whether it takes voxels other than zero alone."""
     rule = scheme.fixed
     if rule is None:
+        if scheme.method not in _METHODS or scheme.span != (0.0, 1.0):
+            raise ConfigError(
+                f"{scheme.name}: is normalised by {scheme.method} to {scheme.span}, which nnU-Net has not; export it "
+                "with --to torch"
+            )
         return _METHODS[scheme.method]
     if np.isfinite(rule.low):
         return "CTNormalization", False

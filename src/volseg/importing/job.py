@@ -15,7 +15,7 @@ Kept = Literal["final", "best"]
 class ImportJob:
     """What to import.
 
-    source         a folder, a zip, or a file of another tool
+    sources        a folder, a zip, or a file of another tool; several, to be joined into one model
     run            the run folder to make
     configuration  of an nnU-Net result that holds several, such as 3d_fullres; None: that, or the only one
     folds          numbers of folds with commas, such as 0,2, or "all" for the fold of that name; None: all numbered
@@ -24,7 +24,7 @@ class ImportJob:
     overwrite      replace an earlier import
     """
 
-    source: Path
+    sources: tuple[Path, ...]
     run: Path
     configuration: str | None = None
     folds: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from volseg.config import Config
 from volseg.errors import CheckpointError
 from volseg.importing.checkpoints import read_checkpoint, tensors_in
 from volseg.importing.job import Imported, ImportJob
-from volseg.importing.nnunet_folder import ALL, Trained, choose, configuration_named
+from volseg.importing.joining import TOTAL, dataset_number
+from volseg.importing.nnunet_folder import ALL, TOTAL_SEGMENTATOR, Trained, choose, configuration_named
 from volseg.importing.sources import Source
 from volseg.importing.weights import fitted
 from volseg.models.origin import Origin
 from volseg.models.stored import WEIGHTS, ModelCard, fold_path, save_tensors
+from volseg.networks.axes import along
 from volseg.networks.description import Network
 from volseg.networks.imported import imported_model
 from volseg.networks.nnunet import nnunet
@@ -25,6 +27,13 @@ from volseg.volumes.nnunet_plan import Classes, Plan, channels_of, classes_of, r
 
 _STEP = 0.5
 """How far nnU-Net's windows lie apart unless its user says otherwise."""
+_TOTAL_STEP, _TOTAL_COARSE = 0.8, 3.0
+"""How far TotalSegmentator's lie apart in its largest task, where voxels are smaller than so many mm."""
+_TOTAL_NOTE = (
+    "a model of TotalSegmentator: scans are seen in canonical order and resampled by nnU-Net's splines over the whole "
+    "extent (TotalSegmentator's own keep the outermost voxels' centres, and round to whole HU); a mask has the nearest "
+    "voxel's label"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ def import_nnunet(source: Source, job: ImportJob, folder: Path) -> Imported:
                 plan = read_plan(plans, configuration, channels, source.where(trained.plans))
                 network = nnunet(plan.architecture, len(channels), classes.logits)
                 card = _card(plan, classes, network, checkpoint, _source(plans, plan, trained), numbers)
-                first = Imported(card=card, facts=_facts(plan, checkpoint, trained, job), notes=plan.notes)
+                notes = (*plan.notes, *([_TOTAL_NOTE] if card.origin and card.origin.late else []))
+                first = Imported(card=card, facts=_facts(plan, checkpoint, trained, job), notes=notes)
             elif checkpoint.configuration not in ("", plan.configuration):
                 raise CheckpointError(
                     f"{source.where(name)}: was trained in {checkpoint.configuration}, the other folds in "
@@ -106,9 +116,14 @@ def _card(
         tool="nnunet", source=source, window=plan.window, step=_STEP, mirrored=checkpoint.mirrored, order="stored",
         transpose=plan.transpose, crop=True, cubic=True, folds=folds if len(folds) > 1 else (),
     )  # fmt: skip
+    spacing = plan.spacing
+    if TOTAL_SEGMENTATOR in source:
+        step = _TOTAL_STEP if dataset_number(source) in TOTAL and min(spacing) < _TOTAL_COARSE else _STEP
+        origin = replace(origin, step=step, order="canonical", late=True, back="labels")
+        spacing = along(spacing, plan.transpose)
     return ModelCard(
-        config=Config(model=imported_model(network)), labels=classes.labels, schemes=plan.schemes,
-        spacing=plan.spacing, step=0, network=network, regions=classes.regions, origin=origin,
+        config=Config(model=imported_model(network)), labels=classes.labels, schemes=plan.schemes, spacing=spacing,
+        step=0, network=network, regions=classes.regions, origin=origin,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from volseg.errors import ConfigError
 from volseg.importing.job import ImportJob
@@ -14,6 +14,8 @@ from volseg.importing.sources import Source
 _CHECKPOINT = re.compile(r"fold_(?P<fold>\d+|all)/checkpoint_(?P<kept>final|best)\.pth")
 PLANS, DATASET = "plans.json", "dataset.json"
 _USUAL = "3d_fullres"
+TOTAL_SEGMENTATOR = "TotalSegmentator"
+"""In the names of its data sets."""
 ALL = "all"
 """The fold that was trained on all cases."""
 
@@ -43,6 +45,12 @@ class Trained:
 def is_nnunet(names: Sequence[str]) -> bool:
     """Whether among files there is a plan of nnU-Net."""
     return any(PurePosixPath(name).name == PLANS for name in names)
+
+
+def parts_in(path: Path) -> tuple[Path, ...]:
+    """The data sets' folders in a folder of TotalSegmentator's results, by their numbers; else the path itself."""
+    inside = sorted(path.glob(f"Dataset*{TOTAL_SEGMENTATOR}*")) if path.is_dir() else []
+    return tuple(inside) if len(inside) > 1 else (path,)
 
 
 def choose(source: Source, job: ImportJob) -> Trained:

@@ -17,7 +17,7 @@ from volseg.errors import ConfigError
 from volseg.files import write_text
 from volseg.models.stored import ModelCard
 
-_OURS = re.compile(r"config\.toml|report\.json|weights(_fold_\d+|_part_\d+)?\.safetensors")
+_OURS = re.compile(r"config\.toml|report\.json|weights(_fold_\d+|_part_\d+)?\.safetensors|joined\.json|part_\d+")
 """What an import writes, and all that another may replace."""
 
 

@@ -29,7 +29,7 @@ from volseg.networks.architectures import described
 from volseg.networks.as_json import network_as_json, network_from_json
 from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.description import Network
-from volseg.networks.stored import KEY, card_text
+from volseg.networks.stored import JOINED, KEY, card_text
 from volseg.networks.stored import WEIGHTS as WEIGHTS
 from volseg.volumes.intensity import ChannelScheme
 from volseg.volumes.label_table import LabelTable
@@ -298,5 +298,10 @@ def load_model(run: Path) -> tuple[UNet, ModelCard]:
 
 
 def weights_path(run: Path) -> Path:
-    """The file that a run folder's model lies in; a file is that itself."""
+    """The file that a run folder's model lies in; a file is that itself.
+
+    Raises CheckpointError where the folder joins several models.
+    """
+    if (run / JOINED).is_file():
+        raise CheckpointError(f"{run}: joins several models; name one of them, such as {run / 'part_1'}")
     return run / WEIGHTS if run.is_dir() else run

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def module_named(name: str, arguments: str | None, in_channels: int, classes: in
 
     Raises ConfigError, which says what is wrong, where there is no such name, or making the module fails.
     """
-    maker = _from_file(name) if ".py" in name else _from_monai(name)
+    maker = _from_file(name) if ".py" in name else _from_monai(name, f"--network {name}")
     given = _parsed(arguments)
     if isinstance(maker, nn.Module):
         if given:
@@ -53,6 +53,23 @@ def module_named(name: str, arguments: str | None, in_channels: int, classes: in
     if not isinstance(module, nn.Module):
         raise ConfigError(f"--network {name}: gives a {type(module).__name__}, no torch.nn.Module")
     return module
+
+
+def monai_network(name: str, arguments: Mapping[str, Any], where: str) -> nn.Module:
+    """A class of `monai.networks.nets` made with `arguments`, in evaluation mode; `where` begins the messages.
+
+    Raises ConfigError where MONAI is not installed, has no such class, or cannot make it so.
+    """
+    maker = _from_monai(name, where)
+    try:
+        module = maker(**arguments)
+    except Exception as error:
+        raise ConfigError(
+            f"{where}: making a {name} failed: {type(error).__name__}: {first_line(error)}; its arguments are those of "
+            "another version of MONAI, or wrong"
+        ) from error
+    assert isinstance(module, nn.Module), "classes of networks make modules"
+    return module.eval()
 
 
 def _usual(accepted: set[str], in_channels: int, classes: int) -> dict[str, Any]:
@@ -100,17 +117,18 @@ def _from_file(name: str) -> Callable[..., Any] | nn.Module:
     return made
 
 
-def _from_monai(name: str) -> Callable[..., Any] | nn.Module:
+def _from_monai(name: str, where: str) -> type[nn.Module]:
     try:
         nets = importlib.import_module(_NETS)
     except ImportError as error:
+        other = ", or give FILE.py:name" if where.startswith("--") else ""
         raise ConfigError(
-            f"--network {name}: a class of MONAI, which cannot be imported here ({first_line(error)}); install it (pip "
-            "install monai), or give FILE.py:name"
+            f"{where}: {name} is a class of MONAI, which cannot be imported here ({first_line(error)}); install it "
+            f"(pip install monai){other}"
         ) from None
-    found = _attribute(nets, name, f"--network {name}: {_NETS}")
+    found = _attribute(nets, name, f"{where}: {_NETS}")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"--network {name}: {_NETS}.{name} is no class of a network")
+        raise ConfigError(f"{where}: {_NETS}.{name} is no class of a network")
     return found
 
 

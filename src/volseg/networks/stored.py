@@ -16,6 +16,9 @@ from volseg.networks.description import Network
 WEIGHTS = "weights.safetensors"
 """The model in a run folder."""
 
+JOINED = "joined.json"
+"""In its place where a run folder joins several models (`models.joined`)."""
+
 KEY = "volseg"
 """Of the metadata: what a model says of itself."""
 

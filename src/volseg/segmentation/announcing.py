@@ -40,7 +40,8 @@ def announce(job: SegmentationJob, card: ModelCard, laid: LaidOut, chosen: Chose
     for line, path in fixes.items():  # what holds for all channels, once
         listen(Message(f"{path}: {line}"))
     ratios = np.divide(scan.space.spacing, card.spacing)
-    if np.abs(np.log(ratios)).max() > np.log(1.25):
+    own = card.origin is not None and card.seen_at is None  # nobody knows what an imported model learned at
+    if not own and np.abs(np.log(ratios)).max() > np.log(1.25):
         listen(
             Caution(
                 f"{scan.channels[0].path}: spacing {_mm(scan.space.spacing)} mm, but the model learned at "

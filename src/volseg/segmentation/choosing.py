@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.program.kinds import Kind
+from volseg.segmentation.averaging import passes_bytes
 from volseg.segmentation.job import SegmentationJob, rehearse_outputs
 from volseg.segmentation.limit import BesideVoxels, Choice, choose
 from volseg.segmentation.opening import LaidOut, Opened
@@ -50,10 +51,14 @@ class Chosen:
     strange: tuple[str, ...]
 
 
-def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator: Communicator) -> Chosen:
+def choose_way(
+    job: SegmentationJob, opened: Opened, laid: LaidOut, communicator: Communicator, before: Chosen | None = None
+) -> Chosen:
     """Choose how a scan is segmented, and try all that could refuse the outputs later. Collective.
 
     Some slices of the scan are read, to see whether its values are of the model's scale.
+
+    before  what was chosen for another model that fills the same mask: outputs and scan are tried once
 
     Raises VolsegError, on all ranks, where nothing fits the memory, the outputs cannot be written, or a slice cannot be
     read.
@@ -61,7 +66,11 @@ def choose_way(job: SegmentationJob, opened: Opened, laid: LaidOut, communicator
     scan = laid.scan
     scratch = job.scratch or (store_of(opened.mask) or opened.mask).parent
     machine, stages, choice = _choose(job, opened, scan, scratch, communicator)
-    remarks = communicator.on_root(lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, opened.card))
+    if before is not None:
+        return replace(before, machine=machine, stages=stages, choice=choice)
+    remarks = communicator.on_root(
+        lambda: rehearse_outputs(job, opened.outputs, opened.labels, scan, opened.card, opened.mask_type)
+    )
     with communicator.meter.doing(Kind.FILES):
         strange = strange_values(scan, opened.card, communicator)
     warning = warning_of(job.view, opened.card)
@@ -75,10 +84,10 @@ def _choose(
     job: SegmentationJob, opened: Opened, scan: Scan, scratch: Path, communicator: Communicator
 ) -> tuple[Machine | None, Agglomeration, Choice]:
     """The machine, which levels run on fewer ranks, and the schedule. Collective."""
-    network, beside, threads = opened.model.network, _beside(job, opened, scan), torch.get_num_threads()
+    network, beside, threads = opened.network, _beside(job, opened, scan), torch.get_num_threads()
     if opened.windows is not None:
         choice = choose_windows(
-            network, scan.layout, opened.windows, len(opened.models), beside, threads, communicator, str(job.scan),
+            network, scan.layout, opened.windows, opened.folds, beside, threads, communicator, str(job.scan),
             kernels=available(), limit=job.memory_limit, precision=opened.precision,
         )  # fmt: skip
         return None, NONE, choice
@@ -96,9 +105,11 @@ def _choose(
 
 def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
     """What the busiest rank will hold beside the network: the mask, and what is made of it."""
-    classes, blocks = opened.model.network.classes, prod(scan.layout.largest_block)
+    classes, blocks = opened.network.classes, prod(scan.layout.largest_block)
     voxels = max(box.size for box in scan.boxes)
-    label = opened.card.mask_type.itemsize
+    label = opened.mask_type.itemsize
+    if opened.values is not None:  # the mask of all parts beside that of one
+        label += opened.card.mask_type.itemsize
     afterwards = label * int(job.split) + (scan.images[0].dtype.itemsize if job.looks_at_image else 0)
     if not job.cleaning.removes_nothing:
         afterwards = max(afterwards, 4)  # the components' numbers
@@ -109,4 +120,6 @@ def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:
         mask=(label + (4 * classes if job.probabilities else 0)) * voxels / blocks,
         afterwards=afterwards * voxels / blocks,
         once=libraries,
+        throughout=passes_bytes(classes) if opened.averaged else 0,
+        folds=1 if opened.windows is not None else opened.folds,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from volseg.distributed.grid import ProcessGrid
@@ -17,6 +18,8 @@ from volseg.partition.window import Range
 from volseg.program.kinds import Kind
 from volseg.volumes.regions import labels_of, sigmoid
 from volseg.volumes.scan import Scan
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ def fill_mask(logits: Logits, scan: Scan, card: ModelCard, grid: ProcessGrid, pr
         kept[0] = 1
     seen, meter = scan.seen(mask), grid.communicator.meter
     seen_kept = None if kept is None else scan.seen(kept)
+    likely = scan.back is not None and card.origin is not None and card.origin.back == "probabilities"
+    if likely:
+        logits = _Likelihoods(logits, card)
     if scan.back is None:
         for start, some in logits.logit_slabs():
             with meter.doing(Kind.HEAD):
@@ -80,12 +86,49 @@ def fill_mask(logits: Logits, scan: Scan, card: ModelCard, grid: ProcessGrid, pr
             there = None if seen_kept is None else seen_kept[:, planes]
             with meter.doing(Kind.HEAD):
                 bring_back(features, *logits.head, maps, seen[planes], there, regions=card.regions)
-    if seen_kept is not None:
+    if seen_kept is not None and likely:
+        seen_kept += np.float32(_HALF if card.regions else 0)
+    elif seen_kept is not None:
         with meter.doing(Kind.HEAD):
             to_probabilities = sigmoid if card.regions else softmax
             for plane in range(seen_kept.shape[1]):
                 seen_kept[:, plane] = to_probabilities(np.ascontiguousarray(seen_kept[:, plane]))
     return BlockResult(mask, kept, logits.seconds)
+
+
+class _Likelihoods(Logits):
+    """Probabilities in the place of logits: what a tool interpolates that makes them before it goes back.
+
+    Of regions they are less one half, so that above zero a voxel lies in the region as with logits.
+    """
+
+    def __init__(self, logits: Logits, card: ModelCard) -> None:
+        assert logits.head == (None, None), "features have no probabilities"
+        self._logits, self._regions = logits, card.regions
+
+    @property
+    def head(self) -> tuple[None, None]:
+        """They are what is interpolated."""
+        return None, None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By layer."""
+        return self._logits.seconds
+
+    def logit_slabs(self) -> Iterator[tuple[int, Tensor]]:
+        """As `Logits.logit_slabs`."""
+        for first, slab in self._logits.logit_slabs():
+            yield first, self._likely(slab)
+
+    def feature_slabs(self) -> Iterator[tuple[Range, Tensor]]:
+        """As `Logits.feature_slabs`."""
+        for planes, slab in self._logits.feature_slabs():
+            yield planes, self._likely(slab)
+
+    def _likely(self, slab: Tensor) -> Tensor:
+        values = np.ascontiguousarray(slab[0].numpy())
+        return torch.from_numpy(sigmoid(values) - np.float32(_HALF) if self._regions else softmax(values)).unsqueeze(0)
 
 
 def _take(logits: Tensor, start: int, card: ModelCard, mask: np.ndarray, kept: np.ndarray | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +77,15 @@ class BlockNetwork(Logits):
     def seconds(self) -> dict[str, float]:
         """By layer."""
         return {} if self.streamed is None else self.streamed.seconds
+
+    def block_logits(self) -> np.ndarray:
+        """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
+        d, h, w = self.scan.inside.shape
+        out = np.empty((self.twin.network.classes, d, h, w), dtype=np.float32)
+        for start, logits in self.logit_slabs():
+            inside = logits[0, :, : max(0, d - start), :h, :w]
+            out[:, start : start + inside.shape[1]] = inside.numpy()
+        return out
 
     def _whole_image(self) -> Tensor:
         with self.grid.communicator.meter.doing(Kind.FILES):

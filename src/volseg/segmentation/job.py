@@ -181,9 +181,12 @@ def check_outputs(outputs: dict[str, Path], inputs: list[Path], overwrite: bool)
 
 
 def rehearse_outputs(
-    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, card: ModelCard
-) -> list[str]:
+    job: SegmentationJob, outputs: dict[str, Path], labels: LabelTable, scan: Scan, card: ModelCard,
+    stored: np.dtype[np.uint8] | np.dtype[np.uint16],
+) -> list[str]:  # fmt: skip
     """Try, now that the scan is known, all that can refuse the outputs once they are computed. On the root rank.
+
+    stored  the mask's type
 
     out  what the user should know of the outputs, one line each
 
@@ -193,7 +196,7 @@ def rehearse_outputs(
     for kind, path in outputs.items():
         check_no_input(path, kind, inputs)
     fixes, space, network = scan.source.audit.fixes, scan.native, card.described
-    contents = {"mask": Content(space, card.mask_type, labels=labels, fixes=fixes)}
+    contents = {"mask": Content(space, stored, labels=labels, fixes=fixes)}
     contents |= {
         f"mask of {name}": Content(space, np.dtype(np.uint8), labels=alone(labels, value), fixes=fixes)
         for value, name in labels.foreground

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -52,17 +52,32 @@ class Choice:
 class BesideVoxels:
     """What is held beside the network (`planning.memory.Beside`), in bytes a voxel of a rank's block.
 
-    once  bytes whatever the block
+    once        bytes whatever the block
+    throughout  held from the beginning of the work to its end
+    folds       models whose weights are held, of which one at a time is run
     """
 
     image: float = 0
     mask: float = 0
     afterwards: float = 0
     once: int = 0
+    throughout: float = 0
+    folds: int = 1
 
     def of(self, voxels: int) -> Beside:
         """For a block of so many voxels."""
         return Beside(int(self.image * voxels), int(self.mask * voxels), int(self.afterwards * voxels) + self.once)
+
+    def added_to(self, plan: MemoryPlan, voxels: int) -> MemoryPlan:
+        """The plan of a pass over a block of so many voxels, with what is there beside every pass."""
+        sums, others = int(self.throughout * voxels), plan.weights * (self.folds - 1)
+        if not sums + others:
+            return plan
+        parts = {**plan.parts, "sums of passes": sums, "weights": plan.weights + others}
+        return replace(
+            plan, weights=plan.weights + others, activations=plan.activations + sums,
+            by_level=(plan.by_level[0] + sums, *plan.by_level[1:]), parts=parts,
+        )  # fmt: skip
 
 
 def memory_limit(communicator: Communicator) -> int:
@@ -156,11 +171,12 @@ class _Planner:
 
     def __call__(self, layout: Layout, agglomeration: Agglomeration = NONE) -> dict[Schedule, MemoryPlan]:
         """By schedule."""
-        beside = self._beside.of(prod(layout.largest_block))
-        return segmenting_memories(
-            self._network, layout, threads=self._threads, beside=beside, kernels=self._kernels,
+        voxels = prod(layout.largest_block)
+        plans = segmenting_memories(
+            self._network, layout, threads=self._threads, beside=self._beside.of(voxels), kernels=self._kernels,
             agglomeration=agglomeration, precision=self._precision,
         )  # fmt: skip
+        return {schedule: self._beside.added_to(plan, voxels) for schedule, plan in plans.items()}
 
     def ranks_that_fit(self, limit: int, more_than: int) -> int | None:
         """A number of ranks that would do, in memory: `more_than` doubled until it does; None where none does."""

@@ -36,6 +36,8 @@ class SegmentationReport:
     precision  in which the network's tensors were stored
     windows  by which the scan was gone through; None: the whole volume at once
     folds    models whose logits were averaged
+    mirrored  the axes over whose mirror images they were averaged too
+    parts    models that filled the mask in turn
     placement, communication  where the ranks ran, and how long they waited for each other
     time     seconds of each rank by kind of work
     network_seconds  of the network on the slowest rank, without the compiling of kernels; network_planned as foretold,
@@ -65,6 +67,8 @@ class SegmentationReport:
     precision: Precision = FLOAT32
     windows: Windows | None = None
     folds: int = 1
+    mirrored: tuple[int, ...] = ()
+    parts: int = 1
     is_ct: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -98,6 +102,9 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "grid": list(report.grid),
         "agglomeration": report.agglomeration,
         "windows": None if report.windows is None else _window_facts(report.windows, report.seen, report.folds),
+        "folds": report.folds,
+        "mirrored": list(report.mirrored),
+        "parts": report.parts,
         "placement": report.placement,
         "precision": report.precision,
         "schedule": report.choice.schedule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,44 +16,27 @@ from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import account_of_time
 from volseg.distributed.trace import Trace
-from volseg.events import Caution, Listener, Message, ignore
+from volseg.errors import CheckpointError
+from volseg.events import Caution, Listener, ignore
 from volseg.geometry import Box
 from volseg.machine import peak_memory
-from volseg.nn.fused.scratch import ScratchStore
-from volseg.nn.kernels.jit.compiler import compile_seconds
 from volseg.planning.time_model import TimePlan, segmenting_time
 from volseg.program.kinds import Kind
-from volseg.program.schedule import LAYERS, SPILL
-from volseg.segmentation.announcing import STEPS, NetworkProgress, announce, tell_step
-from volseg.segmentation.choosing import Chosen, choose_way
+from volseg.program.schedule import LAYERS
+from volseg.segmentation.announcing import STEPS, announce, tell_step
+from volseg.segmentation.choosing import choose_way
 from volseg.segmentation.filling import BlockResult
-from volseg.segmentation.inference import segment_block
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.opening import LaidOut, Opened, lay_out_over_ranks, open_job
 from volseg.segmentation.pictures import write_preview
 from volseg.segmentation.postprocessing import LabelCleaning, clean
 from volseg.segmentation.report import SegmentationReport, write_report
-from volseg.segmentation.state import SegmentationState, digest_of
+from volseg.segmentation.running import Prepared, Ran, run_all
 from volseg.segmentation.statistics import LabelStatistics, measure_labels, write_statistics
 from volseg.segmentation.stitching import stitch
-from volseg.segmentation.windows.sweep import segment_by_windows
 from volseg.volumes.intensity import is_ct
 from volseg.volumes.mask_names import alone
 from volseg.volumes.writing import all_or_none
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What the network gave.
-
-    result     on this rank's box of the mask
-    compiling  seconds that kernels took to compile
-    state      what an interruption would have left; None where nothing is kept
-    """
-
-    result: BlockResult
-    compiling: float
-    state: SegmentationState | None
 
 
 @dataclass(frozen=True)
@@ -72,18 +56,15 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     meter.reset()
     meter.enter("preparation")
     started = time.monotonic()
-    opened = open_job(job, communicator)
-    with meter.doing(Kind.FILES):
-        laid = lay_out_over_ranks(
-            opened.channels, opened.card, job.partition, job.spacing, communicator, opened.windows is not None
-        )
-    chosen = choose_way(job, opened, laid, communicator)
+    parts = _prepare(job, communicator)
+    largest = max(parts, key=lambda part: part.chosen.choice.plan.peak)
+    opened, laid, chosen = largest.opened, largest.laid, largest.chosen
     announce(job, opened.card, laid, chosen, listen)
-    ran = _run(job, opened, laid, chosen, listen)
+    ran = run_all(job, parts, listen)
     written = _write(job, opened, laid, ran.result, listen)
     if ran.state is not None:
         ran.state.remove()
-    report = _report(opened, laid, chosen, ran, written, time.monotonic() - started)
+    report = _report(parts, largest, ran, written, time.monotonic() - started)
     if job.trace is not None and trace is not None:
         lost = trace.write(job.trace, "segment", laid.grid)
         if lost:
@@ -95,42 +76,23 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     return report
 
 
-def _run(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, listen: Listener) -> Ran:
-    """Run the network over the scan. Collective."""
-    communicator, schedule = laid.grid.communicator, chosen.choice.schedule
-    communicator.meter.enter("network")
-    compiled_before = compile_seconds()
-    store = ScratchStore(chosen.scratch) if schedule is SPILL else None
-    tell = NetworkProgress(laid.scan, communicator, listen)
-    if opened.windows is not None:
-        if job.go_on:
-            listen(Caution("--continue: of windows nothing is kept; an interrupted run starts anew"))
-        result = segment_by_windows(
-            opened.models, laid.scan, opened.card, laid.grid, opened.windows, probabilities=job.probabilities,
-            tell=tell, precision=opened.precision,
-        )  # fmt: skip
-        return Ran(result, compile_seconds() - compiled_before, None)
-    state = None
-    if job.go_on and schedule is not LAYERS and opened.model.network.deepest:
-        state = _state(opened, laid, listen)
-    elif job.go_on:
-        listen(Caution("--continue: of this network nothing is kept; an interrupted run starts anew"))
-    result = segment_block(
-        opened.model, laid.scan, opened.card, laid.grid, probabilities=job.probabilities, schedule=schedule,
-        store=store, tell=tell, journal=state, agglomeration=chosen.stages, precision=opened.precision,
-    )  # fmt: skip
-    return Ran(result, compile_seconds() - compiled_before, state)
-
-
-def _state(opened: Opened, laid: LaidOut, listen: Listener) -> SegmentationState:
-    """What an interrupted run left. Collective."""
-    weights = digest_of(opened.model.state_dict())
-    state = SegmentationState(opened.mask, laid.scan, opened.card, weights, laid.grid.communicator, opened.precision)
-    if state.found:
-        listen(Message(f"going on from {state.folder}: {state.described}"))
-    elif state.refused:
-        listen(Caution(f"{state.folder}: {state.refused}; starting anew"))
-    return state
+def _prepare(job: SegmentationJob, communicator: Communicator) -> list[Prepared]:
+    """Open each model, lay the scan over the ranks, and settle how it is run. Collective."""
+    several, parts = open_job(job, communicator), list[Prepared]()
+    for opened in several:
+        with communicator.meter.doing(Kind.FILES):
+            laid = lay_out_over_ranks(
+                opened.channels, opened.card, job.partition, job.spacing, communicator, opened.windows is not None,
+                opened.multiple,
+            )  # fmt: skip
+        if parts and laid.scan.boxes != parts[0].laid.scan.boxes:
+            raise CheckpointError(
+                f"{job.model}: its parts see scans on different grids, so that they share no mask: segment with each "
+                "for itself (--model RUN/part_1)"
+            )
+        before = parts[0].chosen if parts else None
+        parts.append(Prepared(opened=opened, laid=laid, chosen=choose_way(job, opened, laid, communicator, before)))
+    return parts
 
 
 def _write(job: SegmentationJob, opened: Opened, laid: LaidOut, result: BlockResult, listen: Listener) -> Written:
@@ -158,8 +120,9 @@ def _write(job: SegmentationJob, opened: Opened, laid: LaidOut, result: BlockRes
     meter.enter("preview")
     tell_step(3, "preview" if job.preview else "report", listen)
     if job.preview:
-        labels = opened.card.labels
-        write_preview(opened.outputs["preview"], image, result.mask, scan, laid.grid, labels, job.scan.name)
+        write_preview(
+            opened.outputs["preview"], image, result.mask, scan, laid.grid, opened.labels.names, job.scan.name
+        )
     meter.enter("")
     tell_step(len(STEPS), "", listen)
     return Written(removed, rows)
@@ -190,13 +153,14 @@ def _measure(mask: np.ndarray, image: np.ndarray | None, opened: Opened, laid: L
 
     read = None if image is None else values
     communicator = laid.grid.communicator
-    return tuple(measure_labels(mask, scan.mask_box, scan.native, opened.card.labels, communicator, read))
+    return tuple(measure_labels(mask, scan.mask_box, scan.native, opened.labels.names, communicator, read))
 
 
 def _report(
-    opened: Opened, laid: LaidOut, chosen: Chosen, ran: Ran, written: Written, seconds: float
+    parts: Sequence[Prepared], largest: Prepared, ran: Ran, written: Written, seconds: float
 ) -> SegmentationReport:
-    """What was done, and how it agrees with what was planned. Collective."""
+    """What was done, and how it agrees with what was planned for the model that needs most. Collective."""
+    opened, laid, chosen = largest.opened, largest.laid, largest.chosen
     scan, communicator = laid.scan, laid.grid.communicator
     communication, account = communication_facts(communicator, seconds), account_of_time(communicator)
     by_phase = communicator.meter.by_phase()
@@ -220,20 +184,24 @@ def _report(
         communication=communication,
         time=account,
         network_seconds=max(communicator.gather_all(by_phase.get("network", 0.0) - ran.compiling)),
-        network_planned=(_planned_time(opened, laid, chosen), chosen.machine),
+        network_planned=(_planned_time(parts), chosen.machine),
         agglomeration=str(chosen.stages),
         precision=opened.precision,
         windows=opened.windows,
-        folds=len(opened.models),
+        folds=opened.folds,
+        mirrored=opened.mirrored,
+        parts=len(parts),
         is_ct=is_ct(opened.card.schemes[0].name),
         warnings=chosen.strange,
     )
 
 
-def _planned_time(opened: Opened, laid: LaidOut, chosen: Chosen) -> TimePlan | None:
-    """How long the network was to take; None where that could not be foretold."""
-    network, machine, schedule = opened.model.network, chosen.machine, chosen.choice.schedule
-    if machine is None or schedule is LAYERS:
+def _planned_time(parts: Sequence[Prepared]) -> TimePlan | None:
+    """How long the network was to take; None where that could not be foretold, and of several models."""
+    opened, laid, chosen = parts[0].opened, parts[0].laid, parts[0].chosen
+    network, machine, schedule = opened.network, chosen.machine, chosen.choice.schedule
+    if machine is None or schedule is LAYERS or len(parts) > 1:
         return None
     layouts = chosen.stages.layouts(laid.scan.layout, network.factors)
-    return segmenting_time(network, layouts, machine.profile, schedule, machine.placing, opened.precision)
+    once = segmenting_time(network, layouts, machine.profile, schedule, machine.placing, opened.precision)
+    return once if once is None or opened.passes == 1 else once.scaled(opened.passes)

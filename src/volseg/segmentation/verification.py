@@ -91,10 +91,4 @@ def block_logits(
     precision: Precision = FLOAT32,
 ) -> np.ndarray:  # fmt: skip
     """Logits of this rank's block without the padding, [K, d, h, w] float32. Collective."""
-    network = BlockNetwork(model, scan, card, grid, agglomeration=agglomeration, precision=precision)
-    d, h, w = scan.inside.shape
-    out = np.empty((model.network.classes, d, h, w), dtype=np.float32)
-    for start, logits in network.logit_slabs():
-        inside = logits[0, :, : max(0, d - start), :h, :w]
-        out[:, start : start + inside.shape[1]] = inside.numpy()
-    return out
+    return BlockNetwork(model, scan, card, grid, agglomeration=agglomeration, precision=precision).block_logits()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,11 +16,10 @@ from volseg.networks.axes import along, turned
 from volseg.networks.deep_supervision import without_training_heads
 from volseg.networks.imported import imported_model
 from volseg.networks.nnunet import nnunet
-from volseg.text import read_text
 from volseg.training.beginning import Beginning, spacing_text
 from volseg.training.job import NetworkSource
 from volseg.volumes.dataset import Dataset
-from volseg.volumes.nnunet_plan import read_plan
+from volseg.volumes.nnunet_plan import read_plan, read_plans
 
 _USUAL = "3d_fullres"
 """The configuration of a plan where none is named."""
@@ -67,7 +63,7 @@ def from_plans(source: NetworkSource, config: Config, dataset: Dataset) -> tuple
     """
     assert source.plans is not None
     name = source.configuration or _USUAL
-    plan = read_plan(_read(source.plans), name, dataset.channel_names, str(source.plans))
+    plan = read_plan(read_plans(source.plans), name, dataset.channel_names, str(source.plans))
     own = nnunet(plan.architecture, len(dataset.channel_names), len(dataset.outputs))
     network = turned(without_training_heads(own), plan.transpose)
     data = config.data
@@ -78,13 +74,3 @@ def from_plans(source: NetworkSource, config: Config, dataset: Dataset) -> tuple
     )
     said = f"network, spacing and normalisation are those of {source}, {name}: {network.parameters():,} weights, drawn"
     return begun, "; ".join([said, *plan.notes])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        plans = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--plans {path}: cannot be read ({error}); give a plans.json of nnU-Net") from None
-    if not isinstance(plans, dict):
-        raise ConfigError(f"--plans {path}: is no plans.json of nnU-Net")
-    return plans

@@ -10,9 +10,12 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.volume import Space, Volume
 
 
-def cropped(volume: Volume, box: Box) -> Volume:
-    """The voxels of `box` alone, read lazily; `volume` itself where that is all of it."""
-    return volume if box == Box.whole(volume.shape) else _CroppedView(volume, box)
+def cropped(volume: Volume, box: Box, which: str = "around those other than zero") -> Volume:
+    """The voxels of `box` alone, read lazily; `volume` itself where that is all of it.
+
+    which  voxels these are, for the record of what was done to the volume
+    """
+    return volume if box == Box.whole(volume.shape) else _CroppedView(volume, box, which)
 
 
 def cropped_space(space: Space, box: Box) -> Space:
@@ -25,11 +28,11 @@ def cropped_space(space: Space, box: Box) -> Space:
 
 
 class _CroppedView(Volume):
-    def __init__(self, volume: Volume, box: Box) -> None:
+    def __init__(self, volume: Volume, box: Box, which: str) -> None:
         self.path, self.format, self.dtype = volume.path, volume.format, volume.dtype
         self.whole_slices, self.rising_slices = volume.whole_slices, volume.rising_slices
         self.space = cropped_space(volume.space, box)
-        what = f"cropped to the {format_triple(box.shape)} voxels around those other than zero"
+        what = f"cropped to the {format_triple(box.shape)} voxels {which}"
         self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, what))
         self._volume, self._first = volume, box.start
 

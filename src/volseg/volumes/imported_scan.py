@@ -6,8 +6,8 @@ other than zero, and calls all else background (Isensee et al., Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,15 +21,24 @@ from volseg.volumes.canonical import Orientation, canonical, in_order_of, reorde
 from volseg.volumes.checks import check_finite, check_same_grid
 from volseg.volumes.cropped import cropped, cropped_space
 from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, resized_space, slice_axis
-from volseg.volumes.intensity import ChannelScheme, Normalization, measure_by
+from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization, measure_by
 from volseg.volumes.interpolation import AxisMap
 from volseg.volumes.nonzero import FilledMask, any_nonzero
 from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
-from volseg.volumes.resampling import Spacing, along_maps, axis_maps, resampled, resampled_space
+from volseg.volumes.resampling import (
+    Spacing,
+    along_maps,
+    axis_maps,
+    resampled,
+    resampled_space,
+    space_from_first,
+)
 from volseg.volumes.scan import Scan, boxes_between, mask_cuts
 from volseg.volumes.volume import Space, Volume
 
 _PLANES = 8
+
+Maps = tuple[AxisMap, AxisMap, AxisMap]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +49,20 @@ class Manner:
     transpose  the network's axis n runs along axis ``transpose[n]`` of that order
     crop       the box that holds the voxels other than zero alone
     cubic      images are resampled by cubic splines; else linearly
+    first      in resampling linearly the first voxel's centre stays where it is; else the volume's
+    late       normalised after it is resampled; else before
+    above      then it is cropped to the box that holds what lies above this in a channel; None: it is not
+    nearest    a voxel of the mask is the nearest of those that the network sees; else between them
     """
 
     stored: bool
     transpose: Triple
     crop: bool
     cubic: bool
+    first: bool = False
+    late: bool = False
+    nearest: bool = False
+    above: float | None = None
 
     def on_network_axes(self, spacing: Spacing | None) -> Spacing | None:
         """A model's spacing in mm along the network's axes: it is of those already, or of the canonical ones."""
@@ -63,18 +80,20 @@ class ImportedView:
     """A scan as an imported network sees it, not yet laid over a grid.
 
     images    as files have them, in canonical order
-    channels  normalised, on the network's grid
-    there     where the voxels of that grid lie on the scan's own, in the network's order and cropped, by which labels
-              are resampled; None where nothing is
-    back      where the voxels of the scan's own lie on that grid
+    channels    on the network's grid, normalised unless the tool does that afterwards
+    there       where the voxels of that grid lie on the scan's own, in the network's order and cropped, by which labels
+                are resampled; None where nothing is
+    back        where the voxels of the scan's own lie on that grid
+    normalized  whether `channels` are
     """
 
     source: Volume
     images: tuple[Volume, ...]
     channels: tuple[Volume, ...]
     reading: Reading
-    there: tuple[AxisMap, AxisMap, AxisMap] | None
-    back: tuple[AxisMap, AxisMap, AxisMap] | None
+    there: Maps | None
+    back: Maps | None
+    normalized: bool
 
     def own_labels(self, labels: Volume) -> Volume:
         """Labels of the scan, in any voxel order, in the network's order and cropped, but not resampled.
@@ -122,16 +141,18 @@ def view_as_imported(
     space = cropped_space(order.canonical_space(files[0].space), order.box_to_canonical(crop))
     sides = stored_sides(files[0])
     own = (sides[order.axes[0]], sides[order.axes[1]], sides[order.axes[2]])
-    grids = _Grids(space, own, spacing or own, manner.cubic)
+    grids = _Grids(space, own, spacing or own, manner)
     channels = tuple(_channel(share, number, scheme, crop, order, grids) for number, scheme in enumerate(schemes))
-    return ImportedView(
+    view = ImportedView(
         source=files[0],
         images=tuple(canonical(file) for file in files),
         channels=channels,
         reading=Reading(from_canonical_order(files[0].space, order), order.box_to_canonical(crop)),
         there=grids.there,
         back=grids.back,
+        normalized=not manner.late,
     )
+    return view if manner.above is None else _cropped_above(view, manner.above, communicator)
 
 
 @dataclass(frozen=True)
@@ -141,57 +162,97 @@ class _Grids:
     own    the scan's grid
     sides  mm of its voxels, as `stored_sides` has them
     new    mm of the network's
-    cubic  as `Manner.cubic`
     """
 
     own: Space
     sides: Spacing
     new: Spacing
-    cubic: bool
+    manner: Manner
 
     @cached_property
     def seen(self) -> Space:
-        """The network's grid."""
-        shape = resized_shape(self.own.shape, self.sides, self.new)
-        if shape == self.own.shape:
-            return self.own
-        return resized_space(self.own, shape) if self.cubic else resampled_space(self.own, self.new)
+        """The network's grid; the scan's own where nothing is resampled."""
+        if self.manner.cubic:
+            shape = resized_shape(self.own.shape, self.sides, self.new)
+            return self.own if shape == self.own.shape else resized_space(self.own, shape)
+        if self.manner.first:
+            same = np.allclose(self.sides, self.new, rtol=1e-5, atol=0)
+            return self.own if same else space_from_first(self.own, self.new)
+        grid = resampled_space(self.own, self.new)
+        return self.own if grid.shape == self.own.shape else grid
 
     @property
     def axis(self) -> int | None:
         """The axis along which images and labels are those of the nearest slice."""
-        return slice_axis(self.sides, self.new) if self.cubic else None
+        return slice_axis(self.sides, self.new) if self.manner.cubic else None
 
     @property
-    def there(self) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+    def there(self) -> Maps | None:
         """As `ImportedView.there`."""
         return self._maps(self.own, self.seen, self.axis)
 
     @property
-    def back(self) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+    def back(self) -> Maps | None:
         """As `ImportedView.back`."""
-        return self._maps(self.seen, self.own, slice_axis(self.new, self.sides))
+        maps = self._maps(self.seen, self.own, slice_axis(self.new, self.sides))
+        if maps is None or not self.manner.nearest:
+            return maps
+        return maps[0].to_nearest, maps[1].to_nearest, maps[2].to_nearest
 
-    def _maps(self, source: Space, target: Space, axis: int | None) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+    def _maps(self, source: Space, target: Space, axis: int | None) -> Maps | None:
         if self.seen is self.own:
             return None
-        return maps_between(source.shape, target.shape, axis) if self.cubic else axis_maps(source, target)
+        return maps_between(source.shape, target.shape, axis) if self.manner.cubic else axis_maps(source, target)
 
 
 def _channel(
     share: _Share, number: int, scheme: ChannelScheme, crop: Box, order: Orientation, grids: _Grids
 ) -> Volume:  # fmt: skip
     """A channel as the network sees it. Collective."""
-    rule = scheme.fixed or share.measure(number, crop, scheme)
-    masked = scheme.fixed is None and scheme.method == "zscore_nonzero"
+    manner = grids.manner
+    rule = UNCHANGED if manner.late else scheme.fixed or share.measure(number, crop, scheme)
+    masked = scheme.fixed is None and scheme.method == "zscore_nonzero" and not manner.late
     seen = order.box_to_canonical(crop)
     inside = cropped(reordered(share.inside, order), seen) if masked else None
     view: Volume = _NormalizedView(cropped(reordered(share.files[number], order), seen), rule, inside)
     if grids.seen is grids.own:
         return view
-    if not grids.cubic:
-        return resampled(view, grids.seen, "linear")
+    if not manner.cubic:
+        return resampled(view, grids.seen, "linear", outside=None if manner.first else 0)
     return resized(view, grids.seen.shape, grids.axis, share.limits(number, crop, rule, order, grids.axis, masked))
+
+
+def _cropped_above(view: ImportedView, above: float, communicator: Communicator) -> ImportedView:
+    """A view cropped to what lies above a value in one of its channels; all of it where nothing does. Collective.
+
+    A voxel of the scan is seen where one of those it is interpolated between is. What the network sees has no labels
+    of its own: it is not trained on.
+    """
+    channels, back, seen = view.channels, view.back, view.reading.crop
+
+    def above_it(box: Box) -> np.ndarray:
+        there: np.ndarray = np.logical_or.reduce([channel.read(box) > above for channel in channels])
+        return there
+
+    whole = Box.whole(channels[0].shape)
+    box = _bounds(_shared(whole, communicator), above_it, channels[0].shape, communicator)
+    if box == whole:
+        return view
+    cut = tuple(cropped(channel, box, f"that hold more than {above:g}") for channel in channels)
+    if back is None:
+        maps, own = None, box
+    else:
+        axes, ends = [], []
+        for axis, first, stop in zip(back, box.start, box.stop, strict=True):
+            places = axis.low + axis.weight
+            (near,) = np.nonzero((places > first - 1) & (places < stop))
+            low, high = int(near[0]), int(near[-1]) + 1
+            axes.append(axis[low:high].relative_to(first, stop - first))
+            ends.append((low, high))
+        (d, e), (h, i), (w, x) = ends
+        maps, own = (axes[0], axes[1], axes[2]), Box((d, h, w), (e, i, x))
+    reading = replace(view.reading, crop=own.shift(seen.start))
+    return replace(view, channels=cut, there=None, back=maps, reading=reading)
 
 
 def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -> Scan:
@@ -219,6 +280,7 @@ def lay_out_imported(view: ImportedView, grid: ProcessGrid, multiple: PerAxis) -
         rank=grid.communicator.rank,
         back=view.back,
         reading=view.reading,
+        normalized=view.normalized,
     )
 
 
@@ -261,6 +323,39 @@ class _NormalizedView(Volume):
         return out
 
 
+def _shared(crop: Box, communicator: Communicator) -> Iterator[Box]:
+    """This rank's part of a box, some planes at a time."""
+    size, rank = communicator.size, communicator.rank
+    first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
+    for start in range(first, last, _PLANES):
+        yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
+
+
+def _bounds(
+    boxes: Iterable[Box], inside: Callable[[Box], np.ndarray], shape: Triple, communicator: Communicator
+) -> Box:  # fmt: skip
+    """The smallest box around the voxels that are `inside`; the whole of `shape` where none is. Collective.
+
+    boxes   this rank's
+    inside  of the voxels of a box, [d, h, w]
+    """
+    ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
+    with communicator.together():
+        for box in boxes:
+            there = inside(box)
+            for axis in range(3):
+                others = tuple(n for n in range(3) if n != axis)
+                (hits,) = np.nonzero(there.any(axis=others))
+                if hits.size:
+                    ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
+                    ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
+    low, high = communicator.reduce_all(ends[0], "min"), communicator.reduce_all(ends[1], "max")
+    if (high <= low).any():
+        return Box.whole(shape)
+    (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
+    return Box((d, h, w), (e, f, g))
+
+
 class _Share:
     """The file's own slices that this rank looks at, so that all ranks together look at each voxel once."""
 
@@ -278,22 +373,11 @@ class _Share:
         Collective, as the others.
         """
         shape = self.files[0].shape
-        ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
-        with self._communicator.together():
-            for box in self._boxes(Box.whole(shape)):
-                there = any_nonzero(self._read(file, box) for file in self.files)
-                for axis in range(3):
-                    others = tuple(n for n in range(3) if n != axis)
-                    (hits,) = np.nonzero(there.any(axis=others))
-                    if hits.size:
-                        ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
-                        ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
-        low = self._communicator.reduce_all(ends[0], "min")
-        high = self._communicator.reduce_all(ends[1], "max")
-        if (high <= low).any():
-            return Box.whole(shape)
-        (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
-        return Box((d, h, w), (e, f, g))
+
+        def nonzero(box: Box) -> np.ndarray:
+            return any_nonzero(self._read(file, box) for file in self.files)
+
+        return _bounds(self._boxes(Box.whole(shape)), nonzero, shape, self._communicator)
 
     def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
         """How channel `number` is normalised by its own voxels in `crop`."""
@@ -310,7 +394,7 @@ class _Share:
                 errors.append(error)
 
         try:
-            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator)
+            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator, scheme.span)
         except VolumeError as error:  # on all ranks: nothing was read on any
             errors.append(error)
         self._communicator.raise_together(errors[0] if errors else None)
@@ -347,10 +431,7 @@ class _Share:
 
     def _boxes(self, crop: Box) -> Iterator[Box]:
         """This rank's part of `crop`, some slices at a time."""
-        size, rank = self._communicator.size, self._communicator.rank
-        first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
-        for start in range(first, last, _PLANES):
-            yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
+        return _shared(crop, self._communicator)
 
     def _read(self, file: Volume, box: Box) -> np.ndarray:
         values = file.read(box)

@@ -19,7 +19,7 @@ from volseg.errors import CheckpointError, VolumeError
 from volseg.volumes.portrait import Portrait
 from volseg.volumes.tally import Close, Occurring, Tally
 
-Method = Literal["zscore", "zscore_nonzero", "rescale"]
+Method = Literal["zscore", "zscore_nonzero", "rescale", "rescale_nonzero"]
 
 QUANTILES = (0.0, 0.005, 0.5, 0.995, 1.0)
 """What is known of a foreground's values exactly."""
@@ -63,6 +63,24 @@ class NonzeroNormalization(Normalization):
 
 
 @dataclass(frozen=True)
+class RangeNormalization(Normalization):
+    """The range of what another normalisation gives, as another range.
+
+    before  the other one
+    """
+
+    before: Normalization
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """As `Normalization.apply`."""
+        return super().apply(self.before.apply(values))
+
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        """As `Normalization.undo`."""
+        return self.before.undo(super().undo(values))
+
+
+@dataclass(frozen=True)
 class ChannelScheme:
     """How one image channel is normalised: with numbers from training, or (None) with each volume's own.
 
@@ -70,18 +88,21 @@ class ChannelScheme:
     learned  what the whole images of the training set look like; None in models of earlier versions
     method  what of a volume's own is taken: mean and deviation of all voxels, those of voxels other than zero (the
             others stay zero), or the range, which becomes 0 to 1 (nnU-Net's ZScoreNormalization with and without
-            `use_mask_for_norm`, and RescaleTo01Normalization)
+            `use_mask_for_norm`, and RescaleTo01Normalization); or, of what comes of "zscore_nonzero", the range
+    span    what the range becomes, where it is taken
     """
 
     name: str
     fixed: Normalization | None
     learned: Portrait | None = None
     method: Method = "zscore"
+    span: tuple[float, float] = (0.0, 1.0)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         learned = None if self.learned is None else self.learned.as_json()
-        own = {} if self.method == "zscore" else {"method": self.method}
+        own: dict[str, Any] = {} if self.method == "zscore" else {"method": self.method}
+        own |= {} if self.span == (0.0, 1.0) else {"span": list(self.span)}
         fixed = None if self.fixed is None else vars(self.fixed)
         return {"name": self.name, "fixed": fixed, "learned": learned, **own}
 
@@ -94,7 +115,8 @@ class ChannelScheme:
             method = value.get("method", "zscore")
             if method not in get_args(Method):
                 raise ValueError(method)
-            return cls(str(value["name"]), rule, Portrait.from_json(value.get("learned")), method)
+            low, high = (float(end) for end in value.get("span", (0.0, 1.0)))
+            return cls(str(value["name"]), rule, Portrait.from_json(value.get("learned")), method, (low, high))
         except (TypeError, KeyError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint's normalization is malformed: {value!r}; train again") from None
 
@@ -159,10 +181,13 @@ def measure_volume(pieces: Pieces, communicator: Communicator) -> Normalization:
     return Normalization(-np.inf, np.inf, mean, std)
 
 
-def measure_by(method: Method, pieces: Pieces, communicator: Communicator) -> Normalization:
+def measure_by(
+    method: Method, pieces: Pieces, communicator: Communicator, span: tuple[float, float] = (0.0, 1.0)
+) -> Normalization:
     """How a volume is normalised by what its own voxels hold. Collective.
 
     pieces  of this rank's voxels; those that are zero do not count for "zscore_nonzero"
+    span    what the range becomes, where the method takes it
 
     Raises VolumeError where there is no voxel that counts.
     """
@@ -171,6 +196,10 @@ def measure_by(method: Method, pieces: Pieces, communicator: Communicator) -> No
     if method == "zscore_nonzero":
         own = measure_volume(lambda: (piece[piece != 0] for piece in pieces()), communicator)
         return NonzeroNormalization(**vars(own))
+    if method == "rescale_nonzero":
+        before = measure_by("zscore_nonzero", pieces, communicator)
+        of = measure_by("rescale", lambda: (before.apply(piece) for piece in pieces()), communicator, span)
+        return RangeNormalization(of.low, of.high, of.mean, of.std, before)
     ends = np.array([np.inf, np.inf])
     for piece in pieces():
         if piece.size:
@@ -178,7 +207,8 @@ def measure_by(method: Method, pieces: Pieces, communicator: Communicator) -> No
     low, high = communicator.reduce_all(ends, "min")
     if not np.isfinite(low):
         raise VolumeError("there is no voxel to measure; the volume is empty")
-    return Normalization(-np.inf, np.inf, float(low), max(float(-high - low), 1e-8))
+    std = max(float(-high - low), 1e-8) / (span[1] - span[0])
+    return Normalization(-np.inf, np.inf, float(low) - span[0] * std, std)
 
 
 def occurring_values(pieces: Pieces, communicator: Communicator) -> tuple[np.ndarray, np.ndarray]:

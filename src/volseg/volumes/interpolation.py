@@ -60,6 +60,11 @@ class AxisMap:
         return AxisMap(*arrays)
 
     @property
+    def to_nearest(self) -> AxisMap:
+        """The same for the nearest voxel's value alone."""
+        return AxisMap(self.nearest, self.nearest, np.zeros_like(self.weight), self.inside, self.nearest)
+
+    @property
     def span(self) -> tuple[int, int]:
         """Half-open range of source voxels that this needs; empty where nothing lies inside. Rising maps only."""
         if not self.inside.any():

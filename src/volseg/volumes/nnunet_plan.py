@@ -6,6 +6,7 @@ Axes are the network's: those of the stored array, z first, after `transpose_for
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from volseg.errors import ConfigError
 from volseg.geometry import Triple
 from volseg.networks.nnunet import Architecture
 from volseg.networks.nnunet_plan import architecture_of, configuration_of
+from volseg.text import read_text
 from volseg.volumes.dataset.description import parse_labels, parse_regions
 from volseg.volumes.intensity import ChannelScheme, Normalization
 from volseg.volumes.regions import Region
@@ -62,6 +64,17 @@ class Classes:
     def logits(self) -> int:
         """How many the network gives."""
         return len(self.regions or self.labels)
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """What a plans.json that the user names holds. Raises ConfigError where it cannot be read."""
+    try:
+        plans = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--plans {path}: cannot be read ({error}); give a plans.json of nnU-Net") from None
+    if not isinstance(plans, dict):
+        raise ConfigError(f"--plans {path}: is no plans.json of nnU-Net")
+    return plans
 
 
 def read_plan(plans: Mapping[str, Any], configuration: str, channels: Sequence[str], where: str) -> Plan:

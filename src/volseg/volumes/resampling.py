@@ -33,13 +33,30 @@ _SAME = 1e-6  # voxels that two grids may differ in and need no resampling: the 
 _CHUNK_VOXELS = 2**18
 
 
+def space_from_first(space: Space, spacing: Spacing) -> Space:
+    """The grid of `spacing` mm (D, H, W) whose first voxel's centre is that of `space`: same directions.
+
+    Sides are ``round((n - 1) * old / new) + 1``, halves to even, as MONAI's Spacing has them. Raises VolumeError unless
+    every spacing is a positive number.
+    """
+    _check_spacing(spacing)
+    ratios = [new / old for new, old in zip(spacing, space.spacing, strict=True)]
+    d, h, w = (int(np.round((n - 1) / r + 1.0)) for n, r in zip(space.shape, ratios, strict=True))
+    to_old = np.diag([*reversed(ratios), 1.0])
+    return Space((d, h, w), np.asarray(space.affine, dtype=np.float64) @ to_old)
+
+
+def _check_spacing(spacing: Spacing) -> None:
+    if not all(math.isfinite(side) and side > 0 for side in spacing):
+        raise VolumeError(f"spacing {_mm(spacing)} mm: must be three positive numbers, such as 1x1x1")
+
+
 def resampled_space(space: Space, spacing: Spacing) -> Space:
     """The grid of `spacing` mm (D, H, W) over the extent of `space`: same directions, same centre.
 
     Sides are ``round(n * old / new)``, at least 1. Raises VolumeError unless every spacing is a positive number.
     """
-    if not all(math.isfinite(side) and side > 0 for side in spacing):
-        raise VolumeError(f"spacing {_mm(spacing)} mm: must be three positive numbers, such as 1x1x1")
+    _check_spacing(spacing)
     ratios = [new / old for new, old in zip(spacing, space.spacing, strict=True)]
     # The small addition keeps the noise of an affine from turning 3.5 into 3.
     d, h, w = (max(1, math.floor(n / r + 0.5 + 1e-6)) for n, r in zip(space.shape, ratios, strict=True))
@@ -49,7 +66,7 @@ def resampled_space(space: Space, spacing: Spacing) -> Space:
     return Space((d, h, w), np.asarray(space.affine, dtype=np.float64) @ to_old)
 
 
-def resampled(volume: Volume, space: Space, how: How, *, outside: float = 0) -> Volume:
+def resampled(volume: Volume, space: Space, how: How, *, outside: float | None = 0) -> Volume:
     """`volume` as it looks on the grid `space`, in whatever voxel order that has; read lazily, box by box.
 
     linear   of integers rounded back to integers (HU stay HU), ties to even; else float32
@@ -57,8 +74,9 @@ def resampled(volume: Volume, space: Space, how: How, *, outside: float = 0) -> 
     labels   linear class by class: each label's indicator is interpolated, and the largest wins; of equals the smaller
 
     Beyond the outermost voxels' centres the edge is carried on for half a voxel, which is where the volume ends; after
-    that comes `outside`. Every box has the bits that the whole has there. A read holds the box, the box of the source
-    that it needs, and a chunk of planes; whole planes asked for in rising order read a compressed source once.
+    that comes `outside`, where it is None the edge still. Every box has the bits that the whole has there. A read holds
+    the box, the box of the source that it needs, and a chunk of planes; whole planes asked for in rising order read a
+    compressed source once.
 
     A read raises VolumeError as the source's does, and, linear, where the source holds NaN or infinity.
     """
@@ -97,7 +115,7 @@ def _index_map(source: Space, target: Space) -> np.ndarray:
 
 class _ResampledView(Volume):
     def __init__(
-        self, volume: Volume, space: Space, how: How, outside: float,
+        self, volume: Volume, space: Space, how: How, outside: float | None,
         maps: tuple[AxisMap, AxisMap, AxisMap] | None = None,
     ) -> None:  # fmt: skip
         self.path, self.format, self.dtype = volume.path, volume.format, volume.dtype
@@ -107,6 +125,9 @@ class _ResampledView(Volume):
         self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, f"resampled {change}, {_WORDS[how]}"))
         self._source, self._how, self._outside = _ForwardReader(volume), how, outside
         self._maps = maps or axis_maps(volume.space, space)
+        if outside is None and self._maps is not None:
+            d, h, w = (replace(axis, inside=np.ones_like(axis.inside)) for axis in self._maps)
+            self._maps = d, h, w
         self._matrix = _index_map(volume.space, space)
 
     def close(self) -> None:
@@ -114,7 +135,7 @@ class _ResampledView(Volume):
 
     def read(self, box: Box) -> np.ndarray:
         needed = self._source_box(box)
-        out = np.full(box.shape, self._outside, self.dtype)
+        out = np.full(box.shape, self._outside or 0, self.dtype)
         if not box.size or not needed.size:
             return out
         values = self._source.read(needed, keep=box.shape[1:] == self.shape[1:])

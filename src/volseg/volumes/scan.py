@@ -38,7 +38,8 @@ class Scan:
     rank      this rank
     back      where the voxels of the mask that the network sees lie on its grid; None where nothing is resampled
     reading   which voxels those are, where the network sees others than the whole scan in canonical order; its
-              `channels` are normalised then, and in its own order
+              `channels` are in its own order then
+    normalized  whether `channels` are normalised already
     """
 
     source: Volume
@@ -51,6 +52,7 @@ class Scan:
     rank: int
     back: tuple[AxisMap, AxisMap, AxisMap] | None
     reading: Reading | None = None
+    normalized: bool = False
 
     @property
     def native(self) -> Space:
@@ -83,7 +85,7 @@ class Scan:
 
     def rules(self, schemes: Sequence[ChannelScheme]) -> list[ChannelScheme]:
         """How `channels` are still to be normalised for a model of `schemes`."""
-        return [replace(scheme, fixed=UNCHANGED) if self.reading is not None else scheme for scheme in schemes]
+        return [replace(scheme, fixed=UNCHANGED) if self.normalized else scheme for scheme in schemes]
 
     def read(self, box: Box | None = None) -> list[np.ndarray]:
         """This rank's voxels of every channel, or those of any box of what the network sees, [d, h, w] each.
@@ -227,6 +229,6 @@ def own_normalization(
     pieces  of each channel, this rank's voxels
     """
     return [
-        None if scheme.fixed is not None else measure_by(scheme.method, own, communicator)
+        None if scheme.fixed is not None else measure_by(scheme.method, own, communicator, scheme.span)
         for own, scheme in zip(pieces, schemes, strict=True)
     ]

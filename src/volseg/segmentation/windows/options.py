@@ -38,7 +38,8 @@ class WindowOptions:
         own = None if origin is None else origin.window
         size = None if self.whole else self.window or own
         if size is None:
-            self._check_whole()
+            if self.step is not None:
+                raise ConfigError("--step: goes with windows; add --window, such as --window 96x96x96")
             return None
         step = self.step if self.step is not None else 0.5 if origin is None else origin.step
         if not 0 < step <= 1:
@@ -50,17 +51,18 @@ class WindowOptions:
                 f"--window {format_triple(size)}: the network needs multiples of {format_per_axis(multiple)}, such as "
                 f"{format_triple(better)}"
             )
-        mirrored = () if origin is None or not self.mirror else origin.mirrored
+        if origin is None:
+            return Windows(size=size, step=step, mirrored=self.mirrored_for(card))
+        return Windows(
+            size=size, step=step, mirrored=self.mirrored_for(card), weighting=origin.weighting, edge=origin.edge
+        )  # fmt: skip
+
+    def mirrored_for(self, card: ModelCard) -> tuple[int, ...]:
+        """The axes to average over mirror images of. Raises ConfigError where training is not known to mirror any."""
+        mirrored = () if card.origin is None or not self.mirror else card.origin.mirrored
         if self.mirror and not mirrored:
             raise ConfigError("--mirror: the model does not say that its training mirrored any axis; leave it out")
-        return Windows(size=size, step=step, mirrored=mirrored)
-
-    def _check_whole(self) -> None:
-        for option, used in (
-            ("--mirror", self.mirror), ("--step", self.step is not None), ("--folds", self.folds != "first")
-        ):  # fmt: skip
-            if used:
-                raise ConfigError(f"{option}: goes with windows; add --window, such as --window 96x96x96")
+        return mirrored
 
 
 def load_folds(run: Path, folds: str) -> tuple[tuple[UNet, ...], ModelCard]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from volseg.distributed.meter import Meter
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.precision import FLOAT32, Precision
+from volseg.segmentation.averaging import flips_of
 
 
 class WindowRunner:
@@ -32,8 +32,7 @@ class WindowRunner:
         alone.meter = meter
         grid = ProcessGrid(alone, (1, 1, 1))
         self._twins = [FusedNetwork(model, grid, precision=precision).eval() for model in models]
-        axes = [axis + 2 for axis in mirrored]
-        self._flips = [flips for count in range(len(axes) + 1) for flips in combinations(axes, count)]
+        self._flips = flips_of([axis + 2 for axis in mirrored])
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
+from volseg.models.origin import Weighting
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
 from volseg.partition.window import Range
@@ -38,15 +39,19 @@ class Windows:
     size      voxels of a window, on the network's axes
     step      how far windows lie apart, as a share of the size
     mirrored  the axes that are mirrored
+    weighting  whose windows they are, and what their voxels weigh (`models.origin.Origin`)
+    edge      what lies beyond the volume is as its outermost voxels; else zero
     """
 
     size: Triple
     step: float = 0.5
     mirrored: tuple[int, ...] = ()
+    weighting: Weighting = "nnunet"
+    edge: bool = False
 
     def boxes(self, shape: Triple) -> tuple[Box, ...]:
         """Of a volume of `shape`."""
-        return window_boxes(shape, self.size, self.step)
+        return window_boxes(shape, self.size, self.step, self.weighting)
 
 
 class WindowedNetwork(Logits):
@@ -65,7 +70,7 @@ class WindowedNetwork(Logits):
         with grid.communicator.meter.doing(Kind.FILES):
             self._planes = _Planes(ScanImage(scan, card, grid, 0))
         self._run = WindowRunner(models, windows.mirrored, grid.communicator.meter, precision)
-        self._weights = importance(windows.size)
+        self._weights = importance(windows.size, windows.weighting)
         self._seconds = 0.0
         self._columns = list(scan.layout.blocks())
         whole, beyond = scan.layout.shape, int(scan.back is not None)
@@ -121,7 +126,7 @@ class WindowedNetwork(Logits):
         yield from mosaic.finished()
 
     def _fetch(self, some: Sequence[Box]) -> Tensor | None:
-        """The voxels [1, C, d, h, w] of this rank's window, zero beyond the volume. Collective.
+        """The voxels [1, C, d, h, w] of this rank's window, beyond the volume as `Windows.edge` says. Collective.
 
         None where this round has no window for it.
         """
@@ -136,9 +141,13 @@ class WindowedNetwork(Logits):
         if part is None:
             return None
         window = some[communicator.rank]
-        x = torch.zeros(*window.shape, len(part)).permute(3, 0, 1, 2)
         inside = wanted[communicator.rank]
         assert inside is not None
+        if self._windows.edge:
+            before = (a - b for a, b in zip(inside.start, window.start, strict=True))
+            behind = (a - b for a, b in zip(window.stop, inside.stop, strict=True))
+            part, inside = np.pad(part, [(0, 0), *zip(before, behind, strict=True)], mode="edge"), window
+        x = torch.zeros(*window.shape, len(part)).permute(3, 0, 1, 2)
         x[(..., *inside.relative_to(window).slices)] = torch.from_numpy(part)
         return x.unsqueeze(0)
 
