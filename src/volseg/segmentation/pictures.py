@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from volseg.volumes.scan import Scan
 
 
 def write_preview(
-    path: Path, image: np.ndarray, mask: np.ndarray, scan: Scan, grid: ProcessGrid, labels: dict[str, int], title: str
-) -> None:
+    path: Path, image: np.ndarray, mask: np.ndarray, scan: Scan, grid: ProcessGrid, labels: Mapping[str, int],
+    title: str,
+) -> None:  # fmt: skip
     """Draw the preview PNG on the root rank. Collective.
 
     image  [d, h, w] this rank's box of the scan (`Scan.mask_box`), in canonical order

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llvmlite import binding
 
 import volseg
 
-SOURCES = ("errors.py", "geometry.py", "networks/description.py", "nn/elementwise.py", "nn/kernels", "partition")
+SOURCES = ("errors.py", "geometry.py", "networks/description.py", "nn/elementwise.py", "nn/kernels", "partition", "precision.py")
 """Files and folders of volseg that say what a kernel is: all that builders of kernels import."""
 
 
@@ -27,7 +28,7 @@ def key_of(build: Callable[..., Any], arguments: Sequence[Any]) -> str:
     """A text that differs wherever ``build(*arguments)`` may compile to other machine code.
 
     build      a function of volseg at the top of its module
-    arguments  whole numbers, texts, truth values, None, tuples, and dataclasses of such
+    arguments  whole numbers, texts, truth values, None, members of enumerations, tuples, and dataclasses of such
 
     Raises AssertionError where an argument is anything else, since it may be written alike and mean another kernel.
     """
@@ -44,6 +45,8 @@ def _written(value: Any) -> str:
     """An argument as text, the same in every process."""
     if value is None or isinstance(value, str | int):
         return f"{value!r}"
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, tuple):
         return f"({','.join(map(_written, value))})"
     if is_dataclass(value):
