@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from llvmlite import binding
 
 import volseg
 
-SOURCES = ("errors.py", "geometry.py", "networks/description.py", "nn/elementwise.py", "nn/kernels", "partition")
-"""Files and folders of volseg that say what a kernel is: all that builders of kernels import."""
+SOURCES = ("*.py", "networks/description.py", "nn/elementwise.py", "nn/kernels/**/*.py", "partition/*.py")
+"""Files of volseg that say what a kernel is: all that builders of kernels import, and some that lie beside."""
 
 
 def key_of(build: Callable[..., Any], arguments: Sequence[Any]) -> str:
     """A text that differs wherever ``build(*arguments)`` may compile to other machine code.
 
     build      a function of volseg at the top of its module
-    arguments  whole numbers, texts, truth values, None, tuples, and dataclasses of such
+    arguments  whole numbers, texts, truth values, None, members of enumerations, tuples, and dataclasses of such
 
     Raises AssertionError where an argument is anything else, since it may be written alike and mean another kernel.
     """
@@ -42,7 +43,7 @@ def file_name(key: str) -> str:
 
 def _written(value: Any) -> str:
     """An argument as text, the same in every process."""
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, str | int | Enum):
         return f"{value!r}"
     if isinstance(value, tuple):
         return f"({','.join(map(_written, value))})"
@@ -78,6 +79,5 @@ def digest_of(root: Path) -> str:
 
 def source_files(root: Path) -> Iterator[Path]:
     """The files of `SOURCES` in the package at `root`, always in the same order."""
-    for name in SOURCES:
-        path = root / name
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for pattern in SOURCES:
+        yield from sorted(root.glob(pattern))
