@@ -53,7 +53,7 @@ def question(task="train", shape=(128, 128, 128), **more):
 
 @pytest.mark.parametrize("task", ["train", "segment"])
 def test_no_fewer_ranks_than_the_fewest_fit(task):
-    asked = question(task, limit=int((1.0 if task == "train" else 0.445) * GIB))
+    asked = question(task, limit=int((1.0 if task == "train" else 0.385) * GIB))
     least = fewest(asked)
     assert least.ranks > 1
     assert fits(asked, least)

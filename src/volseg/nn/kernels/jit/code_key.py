@@ -20,8 +20,8 @@ from llvmlite import binding
 
 import volseg
 
-SOURCES = ("errors.py", "geometry.py", "networks/description.py", "nn/elementwise.py", "nn/kernels", "partition", "precision.py")
-"""Files and folders of volseg that say what a kernel is: all that builders of kernels import."""
+SOURCES = ("*.py", "networks/description.py", "nn/elementwise.py", "nn/kernels/**/*.py", "partition/*.py")
+"""Files of volseg that say what a kernel is: all that builders of kernels import, and some that lie beside."""
 
 
 def key_of(build: Callable[..., Any], arguments: Sequence[Any]) -> str:
@@ -43,10 +43,8 @@ def file_name(key: str) -> str:
 
 def _written(value: Any) -> str:
     """An argument as text, the same in every process."""
-    if value is None or isinstance(value, str | int):
+    if value is None or isinstance(value, str | int | Enum):
         return f"{value!r}"
-    if isinstance(value, Enum):
-        return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, tuple):
         return f"({','.join(map(_written, value))})"
     if is_dataclass(value):
@@ -81,6 +79,5 @@ def digest_of(root: Path) -> str:
 
 def source_files(root: Path) -> Iterator[Path]:
     """The files of `SOURCES` in the package at `root`, always in the same order."""
-    for name in SOURCES:
-        path = root / name
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    for pattern in SOURCES:
+        yield from sorted(root.glob(pattern))

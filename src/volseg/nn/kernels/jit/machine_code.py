@@ -90,7 +90,7 @@ def _target_machine() -> Any:
     _initialize()
     target = binding.Target.from_default_triple()
     features = binding.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3)
 
 
 def compiled(module: Module) -> MachineCode:
