@@ -1,7 +1,7 @@
 """One front for the convolutions of blocks: Winograd's where it applies, direct sums elsewhere.
 
-Both have the same functions. Which of them a convolution goes to follows from its kernel and stride alone, so that its
-bits do not depend on where and how large a block is.
+Both have the same functions. Which of them a convolution goes to follows from its kernel, its stride and whether it
+reads an image, so that its bits do not depend on where and how large a block is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from volseg.nn.kernels import direct, winograd
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts
 from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
+from volseg.partition.tiling import is_thin
 from volseg.partition.window import Range
 
 __all__ = [
@@ -38,7 +39,7 @@ def refusal(kernel: Sequence[int], stride: Sequence[int]) -> str | None:
 
 
 def minimal(kernel: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether a convolution goes to `winograd`: 3x3 on H and W, stride 1."""
+    """Whether a convolution goes to `winograd`: 3x3 on H and W, stride 1, unless `is_thin` says what it reads."""
     return tuple(kernel[1:]) == (3, 3) and tuple(stride) == (1, 1, 1)
 
 
@@ -47,7 +48,7 @@ def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 
 
     Raises AssertionError for a kernel or a stride that none takes.
     """
-    if _is_minimal(weight, stride):
+    if _is_minimal(weight, stride) and not is_thin(sources):
         return winograd.pack_weight(weight, sources)
     return direct.pack_weight(weight, sources, stride)
 
@@ -63,7 +64,7 @@ def weight_sums(
     weight: Tensor, sources: Sequence[int], voxels: int, stride: Triple = (1, 1, 1), image: bool = False
 ) -> WeightSums:
     """Where `backward` or, for an image, `add_for_image` adds up the weight's gradient; see `winograd.WeightSums`."""
-    if _is_minimal(weight, stride):
+    if _is_minimal(weight, stride) and not (image and is_thin(sources)):
         return winograd.WeightSums(weight, sources, voxels, image)
     return direct.WeightSums(weight, sources, voxels, stride, image)
 
