@@ -179,7 +179,7 @@ def test_spilling_counts_a_whole_tensor_where_faces_touch_all_its_pages() -> Non
     shape = (256, 256, 256)
     slices, columns = (Layout.even(shape, dims, 16) for dims in ((2, 1, 1), (1, 1, 2)))
     assert (
-        segmenting_memory(unet(model), slices, SPILL).peak < 0.5 * segmenting_memory(unet(model), columns, SPILL).peak
+        segmenting_memory(unet(model), slices, SPILL).peak < 0.52 * segmenting_memory(unet(model), columns, SPILL).peak
     )
 
 

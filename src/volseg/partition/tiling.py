@@ -19,6 +19,8 @@ LANES = 8
 PLANE_POSITIONS, PAIRED_POSITIONS = 16, 64
 """Products of a tile of 2x2 results on H and W for each tap on D, and of one of 2x2x2."""
 
+_THIN_CHANNELS = 3
+
 PAIRED_SIDE = 4
 """Planes that two planes of results are computed from, and products of each."""
 
@@ -107,6 +109,11 @@ _CUBE = Taps()
 def padded_channels(channels: int) -> int:
     """`channels` rounded up to whole vectors."""
     return -(-channels // LANES) * LANES
+
+
+def is_thin(sources: Sequence[int]) -> bool:
+    """Whether a convolution reads an image of so few channels that their transforms cost more than direct sums."""
+    return len(sources) == 1 and sources[0] <= _THIN_CHANNELS
 
 
 @dataclass(frozen=True)

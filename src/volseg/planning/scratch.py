@@ -22,6 +22,7 @@ from volseg.partition.tiling import (
     Taps,
     backward_room,
     forward_room,
+    is_thin,
     padded_channels,
     plan_blocks,
     registers_for,
@@ -63,7 +64,7 @@ def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
     (d, h, w), inputs, width, kernel = sides, stored_inputs(op.sources, image), op.output.stored, op.node.kernel
     inner, layout = sum(inputs), registers_for([width], [], LANES)
     weight = prod(kernel) * inner * width
-    if is_minimal(kernel, op.node.stride):
+    if is_minimal(kernel, op.node.stride) and not is_thin(inputs):
         taps = Taps.of(kernel[0], 1, inner, width)
         blocks = plan_blocks((0, d), h, w, inner, width, layout.rows, (1, 1, 1), threads, taps=taps)
         packed = taps.terms * inner * width
@@ -78,11 +79,11 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
     """A convolution's backward. sides: of the output's block."""
     inputs, given = stored_inputs(op.sources, image) if op.targets else [], op.gradient.stored
     tile = sum(inputs) or given
-    window = given if inputs else padded_channels(image)
+    window, voxel = (given, given) if inputs else (padded_channels(image), image)
     layout = registers_for(inputs or [given], [], LANES)
     (d, h, w), kernel, voxels = sides, op.node.kernel, prod(sides)
     weight = prod(kernel) * window * tile
-    if is_minimal(kernel, op.node.stride):
+    if is_minimal(kernel, op.node.stride) and (inputs or not is_thin([image])):
         taps = Taps.of(kernel[0], 1, window, tile)
         blocks = plan_blocks((0, d), h, w, window + tile, window, layout.rows, (1, 1, 1), threads, taps=taps)
         sums = taps.terms * window * tile * (3 if voxels > 4 * FLUSH_TILES * threads else 1)
@@ -92,14 +93,17 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
     stride: Triple = op.node.stride if inputs else (1, 1, 1)
     reach = backward_reach(kernel, op.node.stride) if inputs else forward_reach(kernel, op.node.stride)
     gradients = 2 if inputs else 1
-    cut = plan_gradients((0, d), h, w, reach, kernel, stride, window, tile, layout, gradients, threads)
+    cut = plan_gradients((0, d), h, w, reach, kernel, stride, voxel, tile, layout, gradients, threads)
     sums = weight * (3 if voxels > 4 * FLUSH_VOXELS * threads else 1)
-    room = direct_room(cut, reach, window, tile, stride, layout)
+    room = direct_room(cut, reach, voxel, tile, stride, layout)
     return Work(threads * sums + (weight if inputs else 0) + 2 * weight, room)
 
 
 def is_minimal(kernel: Triple, stride: Triple) -> bool:
-    """Whether a convolution is computed by Winograd's minimal filtering (`kernels.block_convolution`)."""
+    """Whether a convolution is computed by Winograd's minimal filtering, unless it reads a thin image.
+
+    As `kernels.block_convolution` has it.
+    """
     return kernel[1:] == (3, 3) and stride == (1, 1, 1)
 
 

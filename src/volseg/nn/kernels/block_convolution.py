@@ -1,7 +1,8 @@
 """One front for the convolutions of blocks: Winograd's where it applies, direct sums elsewhere, tiles of bfloat16.
 
-All have the same functions. Which of them a convolution goes to follows from its kernel, stride and channels, the type
-in which tensors are stored, and the processor alone, so that its bits do not depend on where and how large a block is.
+All have the same functions. Which of them a convolution goes to follows from its kernel, stride and channels, whether
+it reads an image, the type in which tensors are stored, and the processor alone, so that its bits do not depend on
+where and how large a block is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from volseg.nn.kernels import amx, direct, winograd
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.nn.kernels.stages import Ghosts
 from volseg.nn.kernels.winograd import BrickSums, Pooled, Target
-from volseg.partition.tiling import LANES
+from volseg.partition.tiling import LANES, is_thin
 from volseg.partition.window import Range
 
 __all__ = [
@@ -40,7 +41,7 @@ def refusal(kernel: Sequence[int], stride: Sequence[int]) -> str | None:
 
 
 def minimal(kernel: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether a convolution goes to `winograd`: 3x3 on H and W, stride 1."""
+    """Whether a convolution goes to `winograd`: 3x3 on H and W, stride 1, unless `is_thin` says what it reads."""
     return tuple(kernel[1:]) == (3, 3) and tuple(stride) == (1, 1, 1)
 
 
@@ -61,7 +62,7 @@ def pack_weight(
 
     Raises AssertionError for a kernel or a stride that none takes.
     """
-    minimal = _is_minimal(weight, stride)
+    minimal = _is_minimal(weight, stride) and not is_thin(sources)
     if on_tiles(sources, stored):
         return amx.pack_weight(weight, sources, stride)
     return winograd.pack_weight(weight, sources) if minimal else direct.pack_weight(weight, sources, stride)
@@ -85,7 +86,7 @@ def weight_sums(
     """Where `backward` or, for an image, `add_for_image` adds up the weight's gradient; see `winograd.WeightSums`."""
     if not image and on_tiles(sources, stored):
         return amx.WeightSums(weight, sources, voxels, stride)
-    if _is_minimal(weight, stride):
+    if _is_minimal(weight, stride) and not (image and is_thin(sources)):
         return winograd.WeightSums(weight, sources, voxels, image)
     return direct.WeightSums(weight, sources, voxels, stride, image)
 

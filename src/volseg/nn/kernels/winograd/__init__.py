@@ -1,8 +1,9 @@
 """Convolutions of 3x3 on H and W and 1, 3, 5 or 7 taps on D, and their gradients, over blocks of tiles.
 
-The blocks are shared among threads; the machine code is in `forward.py` and `backward.py`. Measured on one core of an
-AMD EPYC 7003 (AVX2), in operations of the direct sum: 100 to 165 GF/s, where oneDNN reaches 45 to 85 and SGEMM 60 to
-85, with half the rounding error of oneDNN's (`benchmarks/convolution.py`).
+The blocks are shared among threads; the machine code is in `forward.py` and `backward.py`; whether three taps on D are
+summed or transformed too, `partition.tiling.Taps` says. Measured on one core of an AMD EPYC 7003 (AVX2) with summed
+taps, in operations of the direct sum: 100 to 165 GF/s, where oneDNN reaches 45 to 85 and SGEMM 60 to 85, with half the
+rounding error of oneDNN's (`benchmarks/convolution.py`).
 """
 
 from __future__ import annotations
