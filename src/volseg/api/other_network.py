@@ -20,7 +20,8 @@ def other_network(
 ) -> Network | None:
     """The network of `--network` or `--plans`, without heads for training; None where there is neither.
 
-    settings  of whose [model] channels and classes are, where the network does not say
+    settings  of whose [model] channels and classes are, where the network does not say; there 0 stands for one channel,
+              and two classes
 
     Raises ConfigError where both are given, an option lacks the other that it goes with, or the network cannot be made.
     """
@@ -46,7 +47,7 @@ def _of_plans(path: Path, configuration: str, settings: Config) -> Network:
 
     values = read_plans(path)
     beside = path.with_name("dataset.json")
-    classes = settings.model.classes
+    classes = settings.model.classes or 2
     schemes = configuration_of(values, configuration, str(path)).get("normalization_schemes")
     names: tuple[str, ...] = tuple(f"channel_{n}" for n in range(len(schemes) if isinstance(schemes, list) else 1))
     if beside.is_file():
@@ -66,8 +67,9 @@ def _of_module(name: str, arguments: str | None, settings: Config) -> Network:
     from volseg.models.user_module import module_named
     from volseg.networks.deep_supervision import without_training_heads
 
-    module = module_named(name, arguments, settings.model.in_channels, settings.model.classes)
+    channels = settings.model.in_channels or 1
+    module = module_named(name, arguments, channels, settings.model.classes or 2)
     try:
-        return without_training_heads(describe(module, settings.model.in_channels))
+        return without_training_heads(describe(module, channels))
     except PartitionError as error:
         raise ConfigError(f"--network {name}: {error}") from error
