@@ -78,6 +78,7 @@ def case(name, folder):
         if len(names) > 1 or names[0] != "CT":
             voxels = np.abs(voxels) + 50
             voxels[:, 3, 4] = 0 if number else voxels[:, 3, 4]
+            voxels[5:8, 12:16, 10:14] = 0  # a hole
         voxels = np.pad(voxels, ((1, 2), (3, 2), (0, 4)))
         files.append(save_nifti(folder / f"scan_000{number}.nii.gz", voxels, turn @ matrix))
     return trained, folder / "run", files
