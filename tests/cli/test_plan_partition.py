@@ -155,6 +155,20 @@ def test_checkpointed_levels_need_less_to_train_and_as_much_to_segment(plan):
     assert after["segment"] == before["segment"]
 
 
+def test_bfloat16_is_planned_with_half_the_tensors_and_asked_for_in_the_command(plan):
+    _, single = facts(plan, "--shape=96x96x96", "--ranks=2")
+    _, half = facts(plan, "--shape=96x96x96", "--ranks=2", "--precision=bfloat16")
+    assert (single["precision"], half["precision"]) == ("float32", "bfloat16")
+    for task in ("train", "segment"):
+        before, after = (found["tasks"][task] for found in (single, half))
+        assert after["activations_bytes"] < 0.6 * before["activations_bytes"]
+        assert "--precision bfloat16" in after["command"]
+        assert "--precision" not in before["command"]
+    code, _, said = plan("--shape=64x64x64", "--precision=half")
+    assert code == 2
+    assert "bfloat16" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -18,6 +18,7 @@ from volseg.planning.profile import (
     read_profile,
     save_profile,
 )
+from volseg.precision import BFLOAT16
 from volseg.program.kinds import Kind
 
 
@@ -75,6 +76,17 @@ def test_the_costs_of_the_setting_with_as_many_cores_busy():
     assert [(c.setting.ranks, c.setting.threads) for c in found.values()] == [
         (1, 1), (36, 1), (1, 36), (1, 36), (36, 1)]  # fmt: skip
     assert [c.factor for c in found.values()] == [1, 1, 1, 4, 1]  # a quarter of the threads for each of four ranks
+
+
+def test_what_was_measured_in_a_precision_is_taken_for_it(tmp_path):
+    (single,) = profile(*cubes(8, 8, 1)).settings
+    half = replace(single, costs=tuple(replace(c, seconds=c.seconds / 2) for c in single.costs), precision=BFLOAT16)
+    machine = replace(profile(*cubes(8, 8, 1)), settings=(single, half))
+    save_profile(machine, tmp_path / "profile.json")
+    found, op = read_profile(tmp_path / "profile.json"), convolution(8, 8, 32**3)
+    whole = found.costs(1, 1).seconds(op)
+    assert found.costs(1, 1, BFLOAT16).seconds(op) == pytest.approx(whole / 2, rel=1e-3)
+    assert replace(machine, settings=(single,)).costs(4, 1, BFLOAT16).setting is single  # nothing was measured in it
 
 
 def test_what_was_disturbed_does_not_make_small_blocks_slow():

@@ -11,6 +11,7 @@ import pytest
 from tiny import MODEL, SERIAL, ct_like, digest, root_listings, save_nifti, untrained_run
 from volseg.events import Caution, Message
 from volseg.models import streamed
+from volseg.precision import BFLOAT16, FLOAT32
 from volseg.program.schedule import IN_PLACE, RECOMPUTE, SPILL
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.segment import segment
@@ -78,6 +79,21 @@ def test_a_run_goes_on_behind_the_coarse_levels_by_any_schedule(first, second, t
     plain = segment(SegmentationJob(scan, run, tmp_path / "plain.nii.gz"), SERIAL)
     assert digest(report.files[0]) == digest(plain.files[0])
     assert not state.exists()
+
+
+def test_bfloat16_goes_on_with_its_bits_and_another_precision_starts_anew(tmp_path, monkeypatch):
+    scan, run = save_nifti(tmp_path / "scan.nii", ct_like((21, 18, 15))), untrained_run(tmp_path / "run")
+    half = SegmentationJob(scan, run, schedule=RECOMPUTE, go_on=True, precision=BFLOAT16, probabilities=True)
+    interrupted(half, SERIAL, monkeypatch, "head")
+    report = segment(replace(half, schedule=IN_PLACE), SERIAL)
+    assert not any(label.startswith(("encoder 1", "decoder 1", "encoder 2")) for label in layers_of(report))
+    alone = segment(replace(half, output=tmp_path / "plain.nii.gz", go_on=False), SERIAL)
+    assert [digest(file) for file in report.files] == [digest(file) for file in alone.files]
+    interrupted(replace(half, overwrite=True), SERIAL, monkeypatch, "head")
+    events = []
+    segment(replace(half, overwrite=True, precision=FLOAT32), SERIAL, events.append)
+    said = [event.text for event in events if isinstance(event, Caution)]
+    assert any("belongs to another scan, model, spacing or precision; starting anew" in text for text in said)
 
 
 def test_the_coefficients_that_are_kept_say_which_activation_is_theirs(tmp_path, monkeypatch):

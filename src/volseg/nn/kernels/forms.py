@@ -32,8 +32,10 @@ def element_of(rows: Rows) -> Element:
 
 
 def forms_of(tensors: Sequence[Activation], count: int) -> Forms:
-    """The forms of `count` tensors, one of them at least there; to compile fewer kernels, one that is read as it is has
-    another's activation, and one that is not there is of the first one's numbers.
+    """The forms of `count` tensors, of which the first is there.
+
+    To compile fewer kernels, one that is read as it is has another's activation, and one that is not there is of the
+    first one's numbers.
     """
     kinds = [None if x.affine is None else x.affine.kind for x in tensors]
     usual: ActivationKind = next((kind for kind in kinds if kind is not None), "leaky_relu")
