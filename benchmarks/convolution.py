@@ -1,11 +1,12 @@
 """Convolution forward and backward: volseg's kernels against torch's own, by kernel, stride and channels.
 
-    python benchmarks/convolution.py [--repeats 7] [--threads 1] [--kernels 3x3x3/2,1x3x3]
+    python benchmarks/convolution.py [--repeats 7] [--threads 1] [--kernels 3x3x3/2,1x3x3] [--precision bfloat16]
 
 Torch's own is the faster of `F.conv3d` (or its gradients) on contiguous and on channels-last memory. Each row times all
 in turn, and prints medians and their ratio (torch / volseg: above 1 is faster). With one thread the times are those
 that the processor spent, which other work on the machine disturbs less. `backward` is both gradients together, as
-training takes them.
+training takes them. With `--precision bfloat16` torch and volseg have tensors of bfloat16, and volseg's own float32 is
+timed beside them, whose ratio stands in a further column.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from support.timing import ratio
 
 from volseg.geometry import Triple
-from volseg.nn.kernels import block_convolution
+from volseg.nn.kernels import amx, block_convolution
 from volseg.nn.kernels.rows import Activation, Rows
 
 KERNELS: dict[str, tuple[Triple, Triple]] = {
@@ -47,22 +48,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kernels", type=lambda names: names.split(","), default=list(KERNELS))
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads")
-    print("| kernel/stride | channels | side | pass | torch ms | volseg ms | ratio | volseg GF/s |")
-    print("|---|---|---|---|---|---|---|---|")
+    half = options.precision == "bfloat16"
+    if half and not amx.available():
+        print(f"bfloat16 by conversion to float32 and back: {amx.refusal()}")
+    more = " float32 / bfloat16 |" if half else ""
+    print(f"| kernel/stride | channels | side | pass | torch ms | volseg ms | ratio | volseg GF/s |{more}")
+    print("|---|---|---|---|---|---|---|---|" + "---|" * half)
     for name in options.kernels:
         kernel, stride = KERNELS[name]
         for channels, side in (LONG_KERNEL_SIDES if kernel[2] > 3 else SIDES).items():
-            case = Case(kernel, stride, channels, side)
-            for what, torch_own, ours, operations in case.passes():
-                times = processor_seconds([*torch_own, ours], options.repeats, options.threads)
-                best = min(times[:-1], key=statistics.median)
-                own, taken = statistics.median(best), statistics.median(times[-1])
+            dtypes = [torch.bfloat16, torch.float32] if half else [torch.float32]
+            passes = [Case(kernel, stride, channels, side, dtype).passes() for dtype in dtypes]
+            for (what, torch_own, ours, operations), *others in zip(*passes, strict=True):
+                exact = [our_own for _, _, our_own, _ in others]
+                times = processor_seconds([*torch_own, ours, *exact], options.repeats, options.threads)
+                best, our_times = min(times[:2], key=statistics.median), times[2]
+                own, taken = statistics.median(best), statistics.median(our_times)
                 print(
                     f"| {name} | {channels} | {side} | {what} | {own * 1e3:.2f} | {taken * 1e3:.2f} | "
-                    f"{ratio(best, times[-1]):.2f} | {operations / taken / 1e9:.0f} |",
+                    f"{ratio(best, our_times):.2f} | {operations / taken / 1e9:.0f} |"
+                    + "".join(f" {ratio(slower, our_times):.2f} |" for slower in times[3:]),
                     flush=True,
                 )
 
@@ -84,42 +93,45 @@ Pass = tuple[str, list[Callable[[], object]], Callable[[], object], float]
 
 
 class Case:
-    """A convolution of as many channels to as many, padded by half its kernel."""
+    """A convolution of as many channels to as many, padded by half its kernel; all tensors are of one type."""
 
-    def __init__(self, kernel: Triple, stride: Triple, channels: int, side: int) -> None:
+    def __init__(self, kernel: Triple, stride: Triple, channels: int, side: int, dtype: torch.dtype) -> None:
         self.kernel, self.stride, self.channels, self.sides = kernel, stride, channels, (side,) * 3
         self.outputs = [-(-side // s) for s in stride]
         self.weight = torch.randn(channels, channels, *kernel)
-        self.x, self.gradient = torch.randn(*self.sides, channels), torch.randn(*self.outputs, channels)
+        self.x, self.gradient = (torch.randn(*n, channels).to(dtype) for n in (self.sides, self.outputs))
         first, second = (t.permute(3, 0, 1, 2).unsqueeze(0) for t in (self.x, self.gradient))
         self.layouts = [(first.contiguous(), second.contiguous()), (first, second)]
         self.out, self.target = (
-            Rows.of(torch.empty(*self.outputs, channels)),
-            Rows.of(torch.empty(*self.sides, channels)),
+            Rows.of(torch.empty(*self.outputs, channels, dtype=dtype)),
+            Rows.of(torch.empty(*self.sides, channels, dtype=dtype)),
         )
 
     def passes(self) -> list[Pass]:
         """(name, torch's two, volseg's, floating-point operations) of forward and backward."""
         weight, stride, sources = self.weight, self.stride, [self.channels]
-        packed = block_convolution.pack_weight(weight, sources, stride)
-        turned = block_convolution.pack_turned_weight(weight, sources, stride)
+        dtype = self.x.dtype
+        packed = block_convolution.pack_weight(weight, sources, stride, dtype)
+        turned = block_convolution.pack_turned_weight(weight, sources, stride, dtype)
         input_, gradient = Activation(Rows.of(self.x)), Rows.of(self.gradient)
         padding = [k // 2 for k in self.kernel]
+        same = weight.to(dtype)
         operations = 2.0 * self.weight.numel() * self.outputs[0] * self.outputs[1] * self.outputs[2]
 
         def backward() -> object:
-            into = block_convolution.weight_sums(weight, sources, self.gradient.numel() // self.channels, stride)
+            voxels = self.gradient.numel() // self.channels
+            into = block_convolution.weight_sums(weight, sources, voxels, stride, stored=dtype)
             block_convolution.backward([input_], gradient, turned, [block_convolution.Target(self.target)], into)
             return into.finish()
 
         def torch_backward(x: torch.Tensor, y: torch.Tensor) -> object:
             settings = (stride, padding, [1] * 3, False, [0] * 3, 1, [True, True, False])
-            return torch.ops.aten.convolution_backward(y, x, weight, None, *settings)
+            return torch.ops.aten.convolution_backward(y, x, same, None, *settings)
 
         return [
             (
                 "forward",
-                [lambda x=x: F.conv3d(x, weight, None, stride, padding) for x, _ in self.layouts],
+                [lambda x=x: F.conv3d(x, same, None, stride, padding) for x, _ in self.layouts],
                 lambda: block_convolution.forward([input_], packed, None, self.out),
                 operations,
             ),

@@ -1,4 +1,4 @@
-"""Convolutions on AMX tiles: the order of their sums in numpy, torch in float64 on rounded numbers, blocks of a whole."""
+"""Convolutions on AMX tiles: the order of their sums in numpy, torch in float64, blocks against the whole."""
 
 from __future__ import annotations
 

@@ -91,19 +91,36 @@ def packed(
     whole = memory.view(torch.bfloat16)[: channels * sum(terms)].view(channels // width, -1)
     # Rounded first and taps apart, then pairs: torch copies whole runs much faster than single numbers.
     taps = by_tap.bfloat16().permute(1, 2, 3, 0, 4).contiguous()
-    at = 0
+    columns, at = min(width, ROWS), 0
     for group, count in zip(groups, terms, strict=True):
         if count:
-            rows = chosen(taps, group, 0).flatten(0, 1).transpose(1, 2)  # [taps on D and H, channels, taps on W, voxel]
-            inner = torch.nn.functional.pad(rows.flatten(2), [0, -rows[0, 0].numel() % INNER]).view(torch.int32)
-            columns = min(width, ROWS)
-            factors = inner.view(len(rows), channels // width, width // columns, columns, -1, INNER // 2)
+            factors = _in_pairs(_taps_of(group, taps)).unflatten(1, (channels // width, -1, columns))
             part = whole[:, at * width : (at + count) * width].view(torch.int32)
-            part.view(channels // width, len(rows), -1, width // columns, INNER // 2, columns).copy_(
-                factors.permute(1, 0, 4, 2, 5, 3)
-            )
+            part = part.view(channels // width, len(factors), *factors.shape[4:6], -1, INNER // 2, columns)
+            part.copy_(factors.permute(1, 0, 4, 5, 2, 6, 3))
         at += count
     return Weight(whole, layout, groups, voxel, channels, kernel, stride, memory)
+
+
+def _taps_of(group: TapGroup, taps: Tensor) -> Tensor:
+    """A group's part of [kd, kh, kw, ..], in its order."""
+    whole = [list(range(side)) for side in taps.shape[:3]]
+    return taps if [group.taps(axis) for axis in range(3)] == whole else chosen(taps, group, 0)
+
+
+def _in_pairs(taps: Tensor) -> Tensor:
+    """Pairs of numbers, as int32, [taps on D and H, channels, taps on W, tiles, pairs of a tile].
+
+    Where a tap's channels are no whole tiles, all taps on W count as one, whose tiles the channels of all fill.
+
+    taps  [kd, kh, kw, channels, voxel] bfloat16
+    """
+    rows = taps.flatten(0, 1).transpose(1, 2)
+    if rows.shape[3] % INNER:
+        rows = rows.flatten(2)
+        rows = torch.nn.functional.pad(rows, [0, -rows.shape[2] % INNER]).unsqueeze(2)
+    pairs: Tensor = rows.unflatten(3, (-1, INNER)).view(torch.int32)
+    return pairs
 
 
 def _terms(group: TapGroup, voxel: int) -> int:
