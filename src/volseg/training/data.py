@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +19,17 @@ from volseg.distributed.replicas import Replicas
 from volseg.errors import PartitionError
 from volseg.geometry import Box, PerAxis
 from volseg.nn.losses import IGNORE
-from volseg.volumes.canonical import in_order_of
-from volseg.volumes.checks import check_same_grid
+from volseg.training.sight import Sight
 from volseg.volumes.coarsening import coarsened
 from volseg.volumes.dataset import Case, Dataset, check_labels
-from volseg.volumes.imported_scan import ImportedView, lay_out_imported
+from volseg.volumes.imported_scan import ImportedView
 from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization
-from volseg.volumes.resampling import Spacing, resampled
+from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import (
     Scan,
-    lay_out,
     lay_out_seen,
     normalized_block,
-    open_channels,
     own_normalization,
-    seen_space,
 )
 from volseg.volumes.volume import Volume
 
@@ -70,7 +66,7 @@ class CaseBlocks:
         replicas: Replicas | None = None, level: int = 0, spacing: Spacing | None = None,
         views: Mapping[str, ImportedView] | None = None,
     ) -> None:  # fmt: skip
-        self.spacing, self.views = spacing, views or {}
+        self.sight = Sight(dataset, spacing, views or {})
         self.dataset, self.cases, self.grid, self.multiple = dataset, tuple(cases), grid, multiple
         self.level = level
         self.replicas = replicas or Replicas(grid.communicator)
@@ -96,27 +92,11 @@ class CaseBlocks:
         return CACHE_BYTES - self._room
 
     def _open(self, case: Case) -> None:
-        channels, see = self._seen(case)
+        channels, see = self.sight.of(case)
         seen = [coarsened(channel, self.level, "linear") for channel in channels]
         self._scans[case.name] = lay_out_seen(seen, self.grid, self.multiple)
         labels = (self.dataset.open_labels(case), *self.dataset.open_readers(case))
         self._labels[case.name] = tuple(coarsened(see(some), self.level, "labels") for some in labels)
-
-    def _seen(self, case: Case) -> tuple[Sequence[Volume], Callable[[Volume], Volume]]:
-        """Images on the grid, and in the order, in which the network sees them, before any halving; and what makes
-        labels of the case such."""
-        view = self.views.get(case.name)
-        if view is not None:
-            return view.channels, view.labels
-        channels = open_channels(case.images)
-        space = seen_space(channels[0], self.spacing)
-
-        def see(labels: Volume) -> Volume:
-            labels = in_order_of(labels, channels[0].space)
-            check_same_grid(channels[0], labels)
-            return resampled(labels, space, "labels")
-
-        return [resampled(channel, space, "linear") for channel in channels], see
 
     def readers(self, case: Case) -> int:
         """Of how many readers a step may see a mask; 0 where they are not drawn."""
@@ -137,24 +117,8 @@ class CaseBlocks:
         return self._reader
 
     def on_own_grid(self, case: Case) -> tuple[Scan, Volume] | None:
-        """The case laid out as `segment` lays out a scan, and its labels on the scan's own grid, in the network's order
-        and cropped as the network sees it.
-
-        None where the network sees that very grid, or one that is halved.
-        """
-        if self.level or case.label is None:
-            return None
-        view = self.views.get(case.name)
-        if view is not None:
-            own = view.own_labels(self.dataset.open_labels(case))
-            return None if view.back is None else (lay_out_imported(view, self.grid, self.multiple), own)
-        if self.spacing is None:
-            return None
-        channels = open_channels(case.images)
-        scan = lay_out(channels, self.grid, self.multiple, self.spacing)
-        if scan.back is None:
-            return None
-        return scan, in_order_of(self.dataset.open_labels(case), scan.mask_space)
+        """As `Sight.on_own_grid`; None where the network sees a case halved, too."""
+        return None if self.level else self.sight.on_own_grid(case, self.grid, self.multiple)
 
     def scan(self, case: Case) -> Scan:
         """The case's images, laid out."""
@@ -260,7 +224,7 @@ class CaseBlocks:
 
     def rules(self, case: Case) -> list[Normalization]:
         """How each channel of the case is normalised. Collective over the replica the first time."""
-        if self.views:
+        if self.sight.views:
             return [UNCHANGED] * len(self.schemes)
         if case.name not in self._own:
             rules = [scheme.fixed for scheme in self.schemes]

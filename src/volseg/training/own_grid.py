@@ -100,7 +100,7 @@ def counts_outside(blocks: CaseBlocks, case: Case, count: Counting) -> np.ndarra
     Zeros where the network sees all of it, or sees it halved.
     """
     counts = np.zeros((3, count.scored), dtype=np.int64)
-    view, communicator = blocks.views.get(case.name), blocks.grid.communicator
+    view, communicator = blocks.sight.views.get(case.name), blocks.grid.communicator
     if view is None or case.label is None or blocks.level:
         return counts
     labels = blocks.dataset.open_labels(case)

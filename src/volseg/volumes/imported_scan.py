@@ -6,7 +6,7 @@ other than zero, and calls all else background (Isensee et al., Nature Methods 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,10 +20,9 @@ from volseg.partition.layout import padded_shape
 from volseg.volumes.canonical import Orientation, canonical, in_order_of, reordered
 from volseg.volumes.checks import check_finite, check_same_grid
 from volseg.volumes.cropped import cropped, cropped_space
-from volseg.volumes.cubic import Range, maps_between, resized, resized_shape, resized_space, slice_axis
-from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization, measure_by
+from volseg.volumes.cubic import maps_between, resized, resized_shape, resized_space, slice_axis
+from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization
 from volseg.volumes.interpolation import AxisMap
-from volseg.volumes.nonzero import FilledMask, any_nonzero
 from volseg.volumes.reading_order import Reading, from_canonical_order, order_of
 from volseg.volumes.resampling import (
     Spacing,
@@ -34,9 +33,8 @@ from volseg.volumes.resampling import (
     space_from_first,
 )
 from volseg.volumes.scan import Scan, boxes_between, mask_cuts
+from volseg.volumes.scan_share import ScanShare, bounds_of
 from volseg.volumes.volume import Space, Volume
-
-_PLANES = 8
 
 Maps = tuple[AxisMap, AxisMap, AxisMap]
 
@@ -136,7 +134,7 @@ def view_as_imported(
             f"({', '.join(scheme.name for scheme in schemes)}); name the first of files CASE_0000, CASE_0001, ..."
         )
     order = order_of(files[0].space, manner.stored, manner.transpose)
-    share = _Share(files, communicator)
+    share = ScanShare(files, communicator)
     crop = share.nonzero_box() if manner.crop else Box.whole(files[0].shape)
     space = cropped_space(order.canonical_space(files[0].space), order.box_to_canonical(crop))
     sides = stored_sides(files[0])
@@ -206,7 +204,7 @@ class _Grids:
 
 
 def _channel(
-    share: _Share, number: int, scheme: ChannelScheme, crop: Box, order: Orientation, grids: _Grids
+    share: ScanShare, number: int, scheme: ChannelScheme, crop: Box, order: Orientation, grids: _Grids
 ) -> Volume:  # fmt: skip
     """A channel as the network sees it. Collective."""
     manner = grids.manner
@@ -235,7 +233,7 @@ def _cropped_above(view: ImportedView, above: float, communicator: Communicator)
         return there
 
     whole = Box.whole(channels[0].shape)
-    box = _bounds(_shared(whole, communicator), above_it, channels[0].shape, communicator)
+    box = bounds_of(above_it, channels[0].shape, communicator)
     if box == whole:
         return view
     cut = tuple(cropped(channel, box, f"that hold more than {above:g}") for channel in channels)
@@ -321,119 +319,3 @@ class _NormalizedView(Volume):
         if self._inside is not None:
             out *= self._inside.read(box)
         return out
-
-
-def _shared(crop: Box, communicator: Communicator) -> Iterator[Box]:
-    """This rank's part of a box, some planes at a time."""
-    size, rank = communicator.size, communicator.rank
-    first, last = (crop.start[0] + crop.shape[0] * n // size for n in (rank, rank + 1))
-    for start in range(first, last, _PLANES):
-        yield Box((start, *crop.start[1:]), (min(start + _PLANES, last), *crop.stop[1:]))
-
-
-def _bounds(
-    boxes: Iterable[Box], inside: Callable[[Box], np.ndarray], shape: Triple, communicator: Communicator
-) -> Box:  # fmt: skip
-    """The smallest box around the voxels that are `inside`; the whole of `shape` where none is. Collective.
-
-    boxes   this rank's
-    inside  of the voxels of a box, [d, h, w]
-    """
-    ends = np.array([[*shape], [0, 0, 0]], dtype=np.float64)
-    with communicator.together():
-        for box in boxes:
-            there = inside(box)
-            for axis in range(3):
-                others = tuple(n for n in range(3) if n != axis)
-                (hits,) = np.nonzero(there.any(axis=others))
-                if hits.size:
-                    ends[0, axis] = min(ends[0, axis], box.start[axis] + hits[0])
-                    ends[1, axis] = max(ends[1, axis], box.start[axis] + hits[-1] + 1)
-    low, high = communicator.reduce_all(ends[0], "min"), communicator.reduce_all(ends[1], "max")
-    if (high <= low).any():
-        return Box.whole(shape)
-    (d, h, w), (e, f, g) = ([int(n) for n in side] for side in (low, high))
-    return Box((d, h, w), (e, f, g))
-
-
-class _Share:
-    """The file's own slices that this rank looks at, so that all ranks together look at each voxel once."""
-
-    def __init__(self, files: Sequence[Volume], communicator: Communicator) -> None:
-        self.files, self._communicator = files, communicator
-
-    @cached_property
-    def inside(self) -> Volume:
-        """Where the scan is other than zero, or within that. Collective the first time."""
-        return FilledMask(self.files, self._communicator)
-
-    def nonzero_box(self) -> Box:
-        """The smallest box, in the file's order, that holds all voxels other than zero; the whole where all are zero.
-
-        Collective, as the others.
-        """
-        shape = self.files[0].shape
-
-        def nonzero(box: Box) -> np.ndarray:
-            return any_nonzero(self._read(file, box) for file in self.files)
-
-        return _bounds(self._boxes(Box.whole(shape)), nonzero, shape, self._communicator)
-
-    def measure(self, number: int, crop: Box, scheme: ChannelScheme) -> Normalization:
-        """How channel `number` is normalised by its own voxels in `crop`."""
-        masked = scheme.method == "zscore_nonzero"
-        if masked:
-            assert self.inside  # made here, on all ranks at once
-        errors: list[Exception] = []
-
-        def pieces() -> Iterator[np.ndarray]:
-            try:
-                for values, inside, _ in self._pieces(number, crop, masked):
-                    yield values[inside] if masked else values
-            except Exception as error:  # raised below, so that no rank waits for this one
-                errors.append(error)
-
-        try:
-            rule = measure_by("zscore" if masked else scheme.method, pieces, self._communicator, scheme.span)
-        except VolumeError as error:  # on all ranks: nothing was read on any
-            errors.append(error)
-        self._communicator.raise_together(errors[0] if errors else None)
-        return rule
-
-    def limits(
-        self, number: int, crop: Box, rule: Normalization, order: Orientation, axis: int | None, masked: bool
-    ) -> Range:
-        """Range of the normalised voxels of a channel: of the whole crop, or of each slice across the network's `axis`.
-
-        masked  voxels that are zero in all channels are 0, not normalised
-        """
-        own = 0 if axis is None else order.axes[axis]
-        low, high = (np.full(crop.shape[own], end, np.float64) for end in (np.inf, -np.inf))
-        with self._communicator.together():
-            for values, inside, box in self._pieces(number, crop, masked):
-                normal = rule.apply(values) * inside if masked else rule.apply(values)
-                others = tuple(n for n in range(3) if n != own)
-                planes = box.relative_to(crop).slices[own]
-                low[planes] = np.minimum(low[planes], normal.min(axis=others))
-                high[planes] = np.maximum(high[planes], normal.max(axis=others))
-        low = self._communicator.reduce_all(low, "min").astype(np.float32)
-        high = self._communicator.reduce_all(high, "max").astype(np.float32)
-        if axis is None:
-            return Range(low.min(keepdims=True), high.max(keepdims=True))
-        return Range(low[::-1], high[::-1], axis) if order.flips[axis] else Range(low, high, axis)
-
-    def _pieces(self, number: int, crop: Box, masked: bool) -> Iterator[tuple[np.ndarray, np.ndarray, Box]]:
-        """Voxels of a channel, where they are normalised if not all are, and their box."""
-        for box in self._boxes(crop):
-            values = self._read(self.files[number], box)
-            inside = self.inside.read(box) != 0 if masked else values
-            yield values, inside, box
-
-    def _boxes(self, crop: Box) -> Iterator[Box]:
-        """This rank's part of `crop`, some slices at a time."""
-        return _shared(crop, self._communicator)
-
-    def _read(self, file: Volume, box: Box) -> np.ndarray:
-        values = file.read(box)
-        check_finite(values, box, file.path)
-        return values
