@@ -508,10 +508,10 @@ def test_the_network_of_a_plan_of_nnunets(plan, tmp_path):
     (tmp_path / "plans.json").write_text(json.dumps(plans(transpose_forward=[1, 0, 2])))
     (tmp_path / "dataset.json").write_text(json.dumps(dataset({"background": 0, "a": 1, "b": 2, "c": 3})))
     asked = ("--shape=64x64x64", "--ranks=2", f"--plans={tmp_path / 'plans.json'}")
-    code, found = facts(plan, *asked)
+    code, shown = facts(plan, *asked)
     assert code == 0
-    assert (found["model"]["classes"], found["model"]["features"]) == (4, [4, 8, 12])
-    assert f"--plans {tmp_path / 'plans.json'}" in found["tasks"]["train"]["command"]
+    assert (shown["model"]["classes"], shown["model"]["features"]) == (4, [4, 8, 12])
+    assert f"--plans {tmp_path / 'plans.json'}" in shown["tasks"]["train"]["command"]
     assert plan(*asked, "--levels=2")[0] == 2
     code, _, err = plan("--shape=64x64x64", "--configuration=3d_lowres")
     assert (code, "--configuration 3d_lowres: goes with --plans" in err) == (2, True)
@@ -525,10 +525,10 @@ def test_the_network_of_a_module(plan, tmp_path):
         "    first = nn.Conv3d(in_channels, width, 3, padding=1)\n"
         "    return nn.Sequential(first, nn.ReLU(), nn.Conv3d(width, classes, 1))\n"
     )
-    code, found = facts(
+    code, shown = facts(
         plan, "--shape=32x32x32", "--ranks=1", f"--network={file}:make", "--network-args=width = 12", "--for=segment"
     )  # fmt: skip
     assert code == 0
-    assert found["model"]["features"] == [12]
-    assert found["tasks"]["segment"]["peak_bytes_per_rank"] > 0
+    assert shown["model"]["features"] == [12]
+    assert shown["tasks"]["segment"]["peak_bytes_per_rank"] > 0
     assert plan("--shape=32x32x32", f"--network={file}:other")[0] == 2

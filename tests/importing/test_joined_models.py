@@ -93,14 +93,14 @@ def test_parts_that_clash_are_refused(tmp_path: Path) -> None:
     same = results(tmp_path / "same", {291: ("spleen", "liver"), 292: ("liver", "sacrum")})
     with pytest.raises(ConfigError, match=r"finds liver, and so does .*part_291"):
         import_model(same, tmp_path / "run")
-    one = results(tmp_path / "one", {291: ("spleen", "liver")})
+    first = results(tmp_path / "first", {291: ("spleen", "liver")})
     other = results(tmp_path / "other", {293: ("heart", "aorta")}, normalization_schemes=["ZScoreNormalization"])
     (other_plans,) = other.glob("*/*/plans.json")
     values = json.loads(other_plans.read_text())
     values["configurations"]["3d_fullres"]["spacing"] = [3.0, 3.0, 3.0]
     other_plans.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"sees scans otherwise than .*spacing"):
-        import_model([one, other], tmp_path / "run")
+        import_model([first, other], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -59,6 +59,16 @@ CASES = {
 }  # fmt: skip
 
 
+def spread_labels(checkpoint) -> None:
+    """Draw the heads' weights anew, so that every label has its share of the voxels."""
+    torch.manual_seed(7)
+    values = torch.load(checkpoint, weights_only=False)
+    for name, tensor in values["network_weights"].items():
+        if ".seg_layers." in name:
+            tensor.zero_() if name.endswith("bias") else tensor.normal_(0, 2).sub_(tensor.mean(1, keepdim=True))
+    torch.save(values, checkpoint)
+
+
 def case(name, folder):
     """nnU-Net's folder, volseg's run, and the files of a scan that is oblique and zero at its borders."""
     changes, spacing = CASES[name]
@@ -67,6 +77,8 @@ def case(name, folder):
     is_ct = "CT" in of["configurations"]["3d_fullres"]["normalization_schemes"][0]
     names = ("CT",) if is_ct else ("T1", "T2")[:channels]
     trained = result_folder(folder / "theirs", of, dataset(channels=names), folds=("0", "1"))
+    for checkpoint in trained.glob("fold_*/checkpoint_final.pth"):
+        spread_labels(checkpoint)
     import_model(trained, folder / "run")
     matrix = np.diag([-spacing[2], spacing[1], spacing[0], 1.0])
     tilt = np.deg2rad(4)
@@ -125,7 +137,8 @@ def test_the_mask_is_nnunets(name, tmp_path) -> None:
     segment(SegmentationJob(files[0], run, tmp_path / "mask.nii.gz", probabilities=True, view=view), SERIAL)
     got = np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).T
     ours = np.asarray(nib.load(tmp_path / "mask_probabilities.nii.gz").dataobj).transpose(3, 2, 1, 0)
+    assert min(np.bincount(expected.ravel().astype(int), minlength=3)) > 0.02 * expected.size
     # Its sums of weighted logits are in half precision, coarse where windows have little weight, as at the corners
-    # of the volume; and random weights leave many voxels undecided.
-    assert (np.abs(ours - shares) < 0.02).mean() > 0.995
-    assert (got == expected).mean() > 0.995
+    # of the volume.
+    assert (np.abs(ours - shares) < 0.02).mean() > 0.999
+    assert (got == expected).mean() > 0.999

@@ -242,10 +242,10 @@ def _check_training(task: str | None, **numbers: int | None) -> None:
             raise ConfigError(f"--{name} {value}: segmenting has none; leave it out, or use --for train")
 
 
-def _check_named(others: Mapping[str, object], **given: object) -> None:
+def _check_named(others: Mapping[str, object], **asked: object) -> None:
     """Raise ConfigError where a network is named, and an option besides says which one it is."""
     option = next((name for name, value in others.items() if value is not None), None)
-    for name, value in given.items():
+    for name, value in asked.items():
         if option is not None and value is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: the network of {option} is what it is; leave out either")
 

@@ -126,10 +126,10 @@ def _from_monai(name: str, where: str) -> type[nn.Module]:
             f"{where}: {name} is a class of MONAI, which cannot be imported here ({first_line(error)}); install it "
             f"(pip install monai){other}"
         ) from None
-    found = _attribute(nets, name, f"{where}: {_NETS}")
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    named = _attribute(nets, name, f"{where}: {_NETS}")
+    if not (isinstance(named, type) and issubclass(named, nn.Module)):
         raise ConfigError(f"{where}: {_NETS}.{name} is no class of a network")
-    return found
+    return named
 
 
 def _attribute(home: Any, wanted: str, where: str) -> Any:

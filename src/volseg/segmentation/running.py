@@ -59,10 +59,10 @@ def run_all(job: SegmentationJob, parts: Sequence[Prepared], listen: Listener) -
         put_labels(mask, result.mask, first.values)
         seconds = dict(result.seconds)
         for number, part in enumerate(parts[1:], 1):
-            found, _ = _run(job, part, tell_of_part(tell, number, len(parts)), listen)
+            own, _ = _run(job, part, tell_of_part(tell, number, len(parts)), listen)
             assert part.opened.values is not None, "all parts are joined, or there is one"
-            put_labels(mask, found.mask, part.opened.values)
-            for label, taken in found.seconds.items():
+            put_labels(mask, own.mask, part.opened.values)
+            for label, taken in own.seconds.items():
                 seconds[label] = seconds.get(label, 0.0) + taken
         result = BlockResult(mask, None, seconds)
     return Ran(result, compile_seconds() - compiled_before, state)
