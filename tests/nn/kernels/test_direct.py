@@ -341,3 +341,18 @@ def test_a_kernel_stays_within_the_memory_that_it_asks_for(
         into = direct.WeightSums(weight, channels, 1, stride)
         direct.backward(inputs, out, direct.pack_turned_weight(weight, channels, stride), targets, into)
     assert len(asked) == 8
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_image_of_few_channels_is_summed_directly_whatever_its_kernel(channels: int) -> None:
+    x, weight = torch.randn(5, 6, 7, channels), torch.randn(16, channels, 3, 3, 3) / 9
+    packed, out = block_convolution.pack_weight(weight, [channels]), Rows.of(torch.empty(5, 6, 7, 16))
+    sums = block_convolution.weight_sums(weight, [channels], 1, image=True)
+    assert isinstance(packed, direct.Weight) == isinstance(sums, direct.WeightSums) == (channels <= 3)
+    block_convolution.forward([Activation(Rows.of(x))], packed, None, out, origin=(-1, -1, -1))
+    wanted, gradient = weight.double().requires_grad_(), torch.randn(5, 6, 7, 16)
+    expected = F.conv3d(first(x), wanted, padding=1)
+    assert relative_error(first(out.buffer), expected.detach()) < 2e-6
+    expected.backward(first(gradient))
+    block_convolution.add_for_image(Activation(Rows.of(x)), Rows.of(gradient), sums)
+    assert relative_error(sums.finish().double(), wanted.grad) < 2e-6

@@ -13,10 +13,12 @@ from torch import Tensor
 from oracles import relative_error
 from volseg.geometry import Triple
 from volseg.nn.kernels import winograd
+from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.compiler import widest_vector
 from volseg.nn.kernels.jit.workers import Work
 from volseg.nn.kernels.reproducible import brick_moments
 from volseg.nn.kernels.rows import Activation, Affine, Rows
+from volseg.partition.tiling import forward_room, plan_blocks
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="no fused multiply-add here")
 
@@ -235,6 +237,24 @@ def test_gradients_of_pairs_of_planes_equal_torch(sources: list[int]) -> None:
         assert relative_error(into.finish().double(), w.grad) < ROUNDING
         for target, expected in zip(targets, x.grad.split(sources, 1), strict=True):
             assert relative_error(first(target.rows.buffer), expected) < ROUNDING
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+def test_rows_behind_the_last_are_computed_from_zeros(channels: int) -> None:
+    """Not from what lay in the scratch memory: denormal numbers would cost some processors several times the time."""
+    x, weight = torch.randn(1, 2, 10, channels), torch.randn(channels, channels, 3, 3, 3)
+    packed, out = winograd.pack_weight(weight, [channels]), Rows.of(torch.empty(1, 2, 10, channels))
+    taps, layout = packed.taps, packed.layout
+    blocks = plan_blocks((0, 1), 2, 10, channels, channels, layout.rows, (1, 1, 1), 1, taps=taps)
+    scratch = workers.scratch(0, forward_room(blocks, channels, layout, taps)).fill_(torch.nan)
+    winograd.forward([Activation(Rows.of(x))], packed, None, out)
+    tiles = blocks.planes // taps.planes * blocks.tiles
+    assert tiles % layout.columns, "the last tiles are not whole"
+    before = 4 * (2 * blocks.tiles + 2) * taps.lines
+    before += taps.positions * (taps.layers(blocks.planes) * blocks.tiles + layout.rows)
+    products = scratch[before * channels :][: 16 * (blocks.chunk + layout.rows) * layout.width]
+    computed = -(-tiles // layout.columns) * layout.columns
+    assert not products.view(16, -1, layout.width)[:, :computed].isnan().any()
 
 
 @pytest.mark.parametrize(("taps", "step"), [(1, 1), (3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])

@@ -160,22 +160,21 @@ def pack_turned_weight(weight: Tensor, sources: Sequence[int], stride: Triple = 
     k, c = stored.shape[:2]
     layout = registers_for([padded_channels(s) for s in sources], [k], widest_vector())
     packed = _taken(k * c * prod(kernel)).view(c // layout.width, -1, layout.width)
-    by_tap = stored.unflatten(1, (-1, layout.width)).permute(1, 3, 4, 5, 0, 2)
+    by_tap = stored.unflatten(1, (-1, layout.width)).permute(1, 3, 4, 5, 0, 2).contiguous()  # each tap in one piece
     term = 0
     for group in backward_groups(kernel, stride):
         size = prod(group.counts) * k
-        part = packed[:, term : term + size].unflatten(1, (*group.counts, k)) if size else None
-        if part is not None:
-            part.copy_(chosen(by_tap, group, 1))
+        if size:
+            packed[:, term : term + size].unflatten(1, (*group.counts, k)).copy_(chosen(by_tap, group, 1))
         term += size
     return Weight(packed.view(-1), layout, k, c, kernel, stride)
 
 
 def chosen(by_tap: Tensor, group: TapGroup, first: int) -> Tensor:
     """The taps of a group, on the three dimensions from `first` on."""
-    for axis in range(3):
-        by_tap = by_tap.index_select(first + axis, torch.tensor(group.taps(axis)))
-    return by_tap
+    z, y, x = (torch.tensor(group.taps(axis)) for axis in range(3))
+    taps: Tensor = by_tap[(slice(None),) * first + (z[:, None, None], y[:, None], x)]
+    return taps
 
 
 def _taken(floats: int) -> Tensor:
