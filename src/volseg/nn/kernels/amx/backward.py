@@ -21,7 +21,7 @@ def build_backward(layout: Registers, columns: int, forms: Forms) -> Library:
     columns  of a right factor of the weight's gradient
     forms    of what windows are cut from, and of the inputs, whose gradients are of the same numbers
     """
-    module, of_tile = Module(layout.lanes), forms[1:]
+    module, of_tile = Module(layout.lanes, rounds_at_once=True), forms[1:]
     kit, outer = Kit(module, layout), Outer(module, layout, columns)
     width = layout.width
 

@@ -14,7 +14,7 @@ from volseg.partition.tiling import Registers
 
 def build_forward(layout: Registers, forms: Forms, element: Element) -> Library:
     """Compile `forward` for one layout of the results, inputs of such forms, and an output of such numbers."""
-    module = Module(layout.lanes)
+    module = Module(layout.lanes, rounds_at_once=True)
     kit = Kit(module, layout)
     width, parts = layout.width, kit.parts
 

@@ -19,6 +19,9 @@ from volseg.nn.kernels.jit.tiles import INNER, ROWS, Tiles, configuration
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """The system call of Linux on x86-64 by which a process asks for the tiles' memory, once for all of its threads."""
 
+_FEATURES = ("amx-tile", "amx-bf16", "avx512bf16")
+"""LLVM's names: tiles, their products, and rounding by one instruction."""
+
 
 def available() -> bool:
     """Whether the kernels here run: `refusal` says why not."""
@@ -33,8 +36,8 @@ def refusal() -> str | None:
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "bfloat16 tiles (AMX) are used on Linux on x86-64 alone"
-    if not (processor_has("amx-tile") and processor_has("amx-bf16") and widest_vector() == ROWS):
-        return "this processor has no bfloat16 tiles (amx_tile and amx_bf16 in /proc/cpuinfo)"
+    if not (all(map(processor_has, _FEATURES)) and widest_vector() == ROWS):
+        return "this processor has no bfloat16 tiles (amx_tile, amx_bf16 and avx512_bf16 in /proc/cpuinfo)"
     if ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) != 0:
         return "the system refuses this process the processor's bfloat16 tiles (Linux 5.16 or newer allows them)"
     if not _computes():

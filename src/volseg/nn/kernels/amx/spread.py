@@ -16,7 +16,7 @@ from volseg.partition.tiling import Registers
 
 def build_spread(layout: Registers, form: Form, element: Element) -> Library:
     """Compile `spread` for one layout of the results, an input of such a form, and an output of such numbers."""
-    module = Module(layout.lanes)
+    module = Module(layout.lanes, rounds_at_once=True)
     kit = Kit(module, layout)
     width = layout.width
 

@@ -27,6 +27,19 @@ FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64
 HALF = ir.IntType(16)
 
 
+class _BFloat16(ir.Type):  # type: ignore[misc]
+    """LLVM's type of bfloat16 numbers, which llvmlite does not have."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
 class Int:
     """A 64-bit signed integer."""
 
@@ -214,8 +227,8 @@ class Carried:
 class Function:
     """A kernel while it is written down."""
 
-    def __init__(self, name: str, lanes: int, function: Any) -> None:
-        self.name, self.lanes, self.function = name, lanes, function
+    def __init__(self, name: str, lanes: int, function: Any, rounds_at_once: bool = False) -> None:
+        self.name, self.lanes, self.function, self.rounds_at_once = name, lanes, function, rounds_at_once
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.vector_type, self.wide_type = ir.VectorType(FLOAT, lanes), ir.VectorType(DOUBLE, lanes)
 
@@ -263,6 +276,8 @@ class Function:
     def rounded(self, floats: Any) -> Any:
         """The 16 bits of bfloat16 numbers nearest to an LLVM float32 number or vector; ties to even, NaN stays NaN."""
         builder, kind = self.builder, _like(floats.type, INDEX)
+        if self.rounds_at_once:
+            return builder.bitcast(builder.fptrunc(floats, _like(kind, _BFloat16())), _like(kind, HALF))
         bits = builder.bitcast(floats, kind)
         odd = builder.and_(builder.lshr(bits, _constant(kind, 16)), _constant(kind, 1))
         nearest = builder.add(bits, builder.add(odd, _constant(kind, 0x7FFF)))
@@ -369,8 +384,9 @@ Body = Callable[..., None]
 class Module:
     """Kernels that are compiled together, for vectors of `lanes` floats."""
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: int, rounds_at_once: bool = False) -> None:
+        """rounds_at_once  the processor has an instruction that rounds to bfloat16 (AVX512_BF16): denormals become 0"""
+        self.lanes, self._rounds_at_once = lanes, rounds_at_once
         self.module = ir.Module()
         self.entries: dict[str, dict[str, type]] = {}
 
@@ -443,7 +459,7 @@ class Module:
     def _begin(self, name: str, types: list[Any]) -> tuple[Function, Any]:
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types), name)
         function.attributes.add("nounwind")
-        return Function(name, self.lanes, function), function
+        return Function(name, self.lanes, function, self._rounds_at_once), function
 
 
 def _parameters(body: Body) -> dict[str, type]:
