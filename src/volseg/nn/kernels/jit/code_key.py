@@ -20,7 +20,14 @@ from llvmlite import binding
 
 import volseg
 
-SOURCES = ("*.py", "networks/description.py", "nn/elementwise.py", "nn/kernels/**/*.py", "partition/*.py")
+SOURCES = (
+    "*.py",
+    "networks/description.py",
+    "nn/anywhere.py",
+    "nn/elementwise.py",
+    "nn/kernels/**/*.py",
+    "partition/*.py",
+)
 """Files of volseg that say what a kernel is: all that builders of kernels import, and some that lie beside."""
 
 
