@@ -24,9 +24,9 @@ _THIN_CHANNELS = 3
 PAIRED_SIDE = 4
 """Planes that two planes of results are computed from, and products of each."""
 
-_PAIRED_CHANNELS = 32, 256
-"""The fewest and the most, on either side, for which pairs of planes are computed together: a third fewer products save
-more than the transforms on D cost, and a third more weights do not fill the caches."""
+_PAIRED_CHANNELS, _PAIRED_FILTERS = 32, 256 * 128
+"""The fewest channels on either side, and the most filters, for which pairs of planes are computed together: a third
+fewer products save more than the transforms on D cost, and a third more weights fill neither caches nor memory."""
 
 FLUSH_TILES = 3072
 """Tiles of four voxels whose weight gradients are added in float32 before they go to float64."""
@@ -69,9 +69,8 @@ class Taps:
     @classmethod
     def of(cls, count: int, step: int, window: int, results: int) -> Taps:
         """Those of a convolution between so many channels: the layer alone decides, so that bits follow from it."""
-        fewest, most = _PAIRED_CHANNELS
-        few_or_many = min(window, results) < fewest or max(window, results) > most
-        return cls(count, step, (count, step) == (3, 1) and not few_or_many)
+        suitable = min(window, results) >= _PAIRED_CHANNELS and window * results <= _PAIRED_FILTERS
+        return cls(count, step, suitable and (count, step) == (3, 1))
 
     @property
     def positions(self) -> int:
