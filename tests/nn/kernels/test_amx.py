@@ -212,7 +212,7 @@ def test_point_and_up_convolutions_equal_those_in_float32(channels: int, outputs
     point_convolution.apply(x, pack(weight, bias, torch.bfloat16), out)
     point_convolution.apply(same, pack(weight, bias, torch.float32), expected)
     assert relative_error(out.buffer.double(), expected.buffer.double()) < 4e-6
-    given = torch.randn(out.buffer.shape).bfloat16()
+    upstream = torch.randn(out.buffer.shape).bfloat16()
     target, plain = Rows.of(torch.full_like(x.rows.buffer, torch.nan)), Rows.of(torch.empty(*sides, channels))
     turned = [
         point_convolution.pack_turned_up(weight, dtype) if up
@@ -220,8 +220,8 @@ def test_point_and_up_convolutions_equal_those_in_float32(channels: int, outputs
         for dtype in (torch.bfloat16, torch.float32)
     ]  # fmt: skip
     workers.scratch(0, 2**16).fill_(torch.nan)
-    gradient = point_convolution.gradients(x, Rows.of(given), turned[0], target, None)
-    exact = point_convolution.gradients(same, Rows.of(given.float()), turned[1], plain, None)
+    gradient = point_convolution.gradients(x, Rows.of(upstream), turned[0], target, None)
+    exact = point_convolution.gradients(same, Rows.of(upstream.float()), turned[1], plain, None)
     assert relative_error(gradient, exact) < 4e-6
     assert relative_error(target.buffer.double(), plain.buffer.double()) < ROUNDED
 

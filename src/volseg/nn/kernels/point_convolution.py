@@ -63,10 +63,10 @@ def pack_turned_up(weight: Tensor, stored: torch.dtype) -> PointWeight:
 
 
 def gradients(
-    x: Activation, given: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None,
+    x: Activation, upstream: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None,
     *, add: bool = False,
 ) -> Tensor:  # fmt: skip
     """Gradients of `apply`: of its input to `target`, of its weight as the result; see `pointwise.gradients`."""
     if isinstance(weight, tiled.PointWeight):
-        return tiled.gradients(x, given, weight, target, sums, planes, add=add)
-    return pointwise.gradients(x, given, weight, target, sums, planes, add=add)
+        return tiled.gradients(x, upstream, weight, target, sums, planes, add=add)
+    return pointwise.gradients(x, upstream, weight, target, sums, planes, add=add)

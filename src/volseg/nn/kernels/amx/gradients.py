@@ -46,7 +46,7 @@ def _library(layout: Registers, columns: int, forms: Forms) -> Library:
 class Windows:
     """What windows of an output's gradient are cut from, and how.
 
-    gradient  whose lines are `breadth` voxels of as many channels as the weight says
+    gradient  of as many channels as the windows of the weight
     stride    voxels of the inputs for each result on D, H, W
     """
 

@@ -160,8 +160,8 @@ def _define_fill_left(module: Module) -> Any:
             first = tile + (z * plane + g * pairing.together * line + j * voxel + m * ROWS)
             rows = []
             for pair in range(ROWS):
-                one, other = (first + (pairing.offsets + (pair * 2 + n) * 2).integer() for n in range(2))
-                rows.append(pairs(f, one, other))
+                near, far = (first + (pairing.offsets + (pair * 2 + n) * 2).integer() for n in range(2))
+                rows.append(pairs(f, near, far))
             target = left + (((z * pairing.steps + j) * groups + g) * pairing.blocks + m) * LEFT
             for number, row in enumerate(transposed(f, rows)):
                 store_pairs(f, row, target + number * ROWS)

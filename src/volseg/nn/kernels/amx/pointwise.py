@@ -141,12 +141,12 @@ def _pack_turned(taps: Tensor, spread: Triple) -> PointWeight:
 
 
 def gradients(
-    x: Activation, given: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None,
+    x: Activation, upstream: Rows, weight: PointWeight, target: Rows, sums: Tensor | None, planes: Range | None = None,
     *, add: bool = False,
 ) -> Tensor:  # fmt: skip
     """Gradients of `apply`: of its input to `target`, of its weight as the result; as `kernels.pointwise.gradients`."""
     own, (deep, high, wide) = weight.weight, weight.spread
-    buffer, (z, y, column), (d, h, w) = given.buffer, given.low, given.sides
+    buffer, (z, y, column), (d, h, w) = upstream.buffer, upstream.low, upstream.sides
     lines = Rows(buffer.view(*buffer.shape[:2], -1, own.voxel), (z, y, column // wide), (d, h, w // wide))
     rows, first_last = x.rows, planes or (0, x.rows.sides[0])
     voxels = (first_last[1] - first_last[0]) * rows.sides[1] * rows.sides[2]
