@@ -2,13 +2,16 @@
 
     python benchmarks/unet_step.py [--shapes 96,128] [--threads 1,2] [--base-channels 16] [--levels 4] [--repeats 5]
                                    [--network plain|residual|anisotropic|nnunet|nnunet-resenc|nnunet-anisotropic]
+                                   [--precision float32|bfloat16]
 
 A shape is the side of a cube, or D x H x W such as 40x320x320.
 
 The plain network is the same module with the same weights, timed in contiguous and in channels-last memory; the better
 of the two counts in each turn. Runs are interleaved and ratios are medians of the turns' ratios. Peak memory is that of
 processes which do nothing else, above what they held before the first step. OpenVINO is compared where it is installed
-(`pip install -c constraints.txt '.[bench]'`). GF/s count the operations of the direct sums.
+(`pip install -c constraints.txt '.[bench]'`), in float32 and in the precision that it chooses by itself, which is
+bfloat16 where the processor has tiles for it. GF/s count the operations of the direct sums. With ``--precision
+bfloat16`` volseg stores tensors in bfloat16, and is compared with itself in float32 too.
 """
 
 from __future__ import annotations
@@ -64,29 +67,33 @@ def main() -> None:
     for name, default in (("base-channels", 16), ("levels", 4), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--network", choices=NETWORKS, default="plain")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--peak", choices=("plain", "volseg"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     network = network_named(given.network, given.base_channels, given.levels)
     shapes = [shape_of(text) for text in given.shapes.split(",")]
     if given.peak:
-        print(training_peak(network, shapes[0], given.peak))
+        print(training_peak(network, shapes[0], given.peak, given.precision))
         return
     print(
         f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, base {given.base_channels}, "
-        f"levels {given.levels}, {given.network}, {given.repeats} repeats\n"
+        f"levels {given.levels}, {given.network}, volseg in {given.precision}, {given.repeats} repeats\n"
     )
     print("| measure | shape | threads | plain torch s | volseg s | value |")
     print("|---|---|---|---|---|---|")
     for count in map(int, given.threads.split(",")):
         torch.set_num_threads(count)
         for shape in shapes:
-            compare(network, shape, count, given.repeats)
-        if given.network == "plain":
+            compare(network, shape, count, given.repeats, given.precision)
+            if given.precision != "float32":
+                beside_float32(network, shape, count, given.repeats, given.precision)
+        if given.network == "plain" and given.precision == "float32":
             small_layers(network, shapes[0][0], count, given.repeats)
             small_blocks(network, shapes[0], count, given.repeats)
-        half_precision(network, shapes[0], count, given.repeats)
+        half_precision(network, shapes[0], count, given.repeats, given.precision)
         if find_spec("openvino") is not None:
-            openvino(network, shapes[0], count, given.repeats)
+            for hint in ("f32", None):
+                openvino(network, shapes[0], count, given.repeats, given.precision, hint)
     for shape in shapes:
         peaks = [peak_of(name, shape, given) for name in ("plain", "volseg")]
         values = " | ".join(f"{peak / MIB:.0f} MiB, {peak / prod(shape):.0f} B/voxel" for peak in peaks)
@@ -94,9 +101,9 @@ def main() -> None:
         print(f"| {name} | {format_triple(shape)} | 1 | {values} | {peaks[1] / peaks[0]:.3f} |")
 
 
-def compare(network: Network, shape: Triple, threads: int, repeats: int) -> None:
+def compare(network: Network, shape: Triple, threads: int, repeats: int, precision: str) -> None:
     """Forward and training step against plain torch, and the forward's rate against SGEMM's."""
-    for name, times in beside_plain(network, shape, repeats, bfloat16=False):
+    for name, times in beside_plain(network, shape, repeats, precision, bfloat16=False):
         plain_row(f"{name}, plain / volseg", shape, threads, times)
         if name == "forward":
             rates = [forward_operations(network, prod(shape)) / t / 1e9 for t in times["volseg"]]
@@ -105,8 +112,19 @@ def compare(network: Network, shape: Triple, threads: int, repeats: int) -> None
             row("forward GF/s / SGEMM GF/s", shape, threads, None, times["volseg"], value)
 
 
+def beside_float32(network: Network, shape: Triple, threads: int, repeats: int, precision: str) -> None:
+    """Forward and training step against volseg's own in float32."""
+    torch.manual_seed(0)
+    model, sample = module_of(network), data(shape)
+    twins = {"float32": fused(model), precision: fused(model, precision=precision)}
+    for name, step in (("forward", our_forward), ("training step", our_step)):
+        times = in_turn({key: partial(step, twin, *sample) for key, twin in twins.items()}, 2 * repeats)
+        value = f"{ratio(times['float32'], times[precision]):.2f}"
+        row(f"{name}, volseg float32 / {precision}", shape, threads, times["float32"], times[precision], value)
+
+
 def beside_plain(
-    network: Network, shape: Triple, repeats: int, *, bfloat16: bool
+    network: Network, shape: Triple, repeats: int, precision: str, *, bfloat16: bool
 ) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Times of forward and training step: plain torch in both memory formats, SGEMM, volseg.
 
@@ -114,7 +132,7 @@ def beside_plain(
     """
     torch.manual_seed(0)
     plain, (x, target) = module_of(network), data(shape)
-    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain)
+    last, ours = copy.deepcopy(plain).to(memory_format=torch.channels_last_3d), fused(plain, precision=precision)
     x_last = x.contiguous(memory_format=torch.channels_last_3d)
     a, b = torch.randn(2, SGEMM, SGEMM)
 
@@ -164,10 +182,10 @@ def small_layers(network: Network, side: int, threads: int, repeats: int) -> Non
         row(name, (side, side, side), threads, None, times["small"], f"{value:.2f}")
 
 
-def half_precision(network: Network, shape: Triple, threads: int, repeats: int) -> None:
-    """torch's bfloat16 against volseg's float32: whether mixed precision would gain anything on this processor."""
-    for name, times in beside_plain(network, shape, repeats, bfloat16=True):
-        plain_row(f"{name}, plain in bfloat16 / volseg in float32", shape, threads, times)
+def half_precision(network: Network, shape: Triple, threads: int, repeats: int, precision: str) -> None:
+    """torch's bfloat16 against volseg."""
+    for name, times in beside_plain(network, shape, repeats, precision, bfloat16=True):
+        plain_row(f"{name}, plain in bfloat16 / volseg in {precision}", shape, threads, times)
 
 
 def small_blocks(network: Network, shape: Triple, threads: int, repeats: int) -> None:
@@ -195,22 +213,27 @@ def small_blocks(network: Network, shape: Triple, threads: int, repeats: int) ->
         )
 
 
-def openvino(network: Network, shape: Triple, threads: int, repeats: int) -> None:
-    """Forward against OpenVINO in float32 on the same weights."""
+def openvino(network: Network, shape: Triple, threads: int, repeats: int, precision: str, hint: str | None) -> None:
+    """Forward against OpenVINO on the same weights.
+
+    hint  OpenVINO's name of the precision in which it computes; None: as it chooses
+    """
     import openvino as ov
 
     torch.manual_seed(0)
     model, (x, target) = module_of(network).eval(), data(shape)
-    core = ov.Core()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    compiled = core.compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
-    array, ours = x.numpy(), fused(model)
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    settings |= {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
+    compiled = ov.Core().compile_model(ov.convert_model(model, example_input=x), "CPU", settings)
+    chosen = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    array, ours = x.numpy(), fused(model, precision=precision)
     theirs = torch.from_numpy(compiled(array)[0])
     with torch.inference_mode():
         difference = float((ours.eval()(x) - theirs).abs().max() / theirs.abs().max())
     times = in_turn({"openvino": lambda: compiled(array), "volseg": partial(our_forward, ours, x, target)}, 2 * repeats)
     value = f"{ratio(times['volseg'], times['openvino']):.2f} (logits differ by {difference:.0e} of the largest)"
-    row("forward, volseg / OpenVINO", shape, threads, times["openvino"], times["volseg"], value)
+    name = f"forward, volseg in {precision} / OpenVINO in {chosen}"
+    row(name, shape, threads, times["openvino"], times["volseg"], value)
 
 
 def row(name: str, shape: Triple, threads: int, theirs: list[float] | None, ours: list[float], value: str) -> None:
@@ -222,16 +245,17 @@ def peak_of(name: str, shape: Triple, given: argparse.Namespace) -> int:
     """Bytes above the process that two training steps need, measured in a process of their own."""
     command = [sys.executable, __file__, "--peak", name, "--shapes", format_triple(shape)]
     command += ["--base-channels", str(given.base_channels), "--levels", str(given.levels), "--network", given.network]
+    command += ["--precision", given.precision]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
-def training_peak(network: Network, shape: Triple, name: str) -> int:
+def training_peak(network: Network, shape: Triple, name: str, precision: str) -> int:
     """Bytes above what this process holds after a step on a tiny volume, model and image included."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = module_of(network)
-    step = partial(plain_step, model) if name == "plain" else partial(our_step, fused(model))
+    step = partial(plain_step, model) if name == "plain" else partial(our_step, fused(model, precision=precision))
     tiny = 2 * max(network.multiple)
     step(*data((tiny, tiny, tiny)))
     before = peak_memory()
