@@ -51,8 +51,8 @@ cache holds its window, and at least 16 for each such piece that is begun."""
 _LARGEST_WINDOW = 2**18
 """Floats of a transformed window of so many tiles: 1 MiB."""
 
-_LARGEST_PAIRED_WINDOW = 2**19
-"""Floats of one whose planes are paired at most, whatever the weights, so that scratch memory stays small: 2 MiB."""
+_LARGEST_PAIRED_WINDOW = 3 * 2**17
+"""Floats of one whose planes are paired at most, whatever the weights, so that scratch memory stays small: 1.5 MiB."""
 
 
 @dataclass(frozen=True)
