@@ -10,7 +10,7 @@ from functools import lru_cache
 from math import ceil, prod
 
 from volseg.geometry import Triple
-from volseg.partition.tiling import Registers
+from volseg.partition.tiling import LANES, Registers
 from volseg.partition.window import Range
 
 FLUSH_VOXELS = 12288
@@ -134,7 +134,8 @@ def plan_forward(
     """
     terms = prod(kernel) * voxel * channels
     reach = forward_reach(kernel, stride)
-    return plan_cut(planes, height, breadth, reach, voxel, 0, terms, layout.columns, multiple, threads)
+    results = layout.width if voxel < LANES else 0  # an image's take more room than it
+    return plan_cut(planes, height, breadth, reach, voxel, results, terms, layout.columns, multiple, threads)
 
 
 def plan_gradients(

@@ -51,6 +51,9 @@ cache holds its window, and at least 16 for each such piece that is begun."""
 _LARGEST_WINDOW = 2**18
 """Floats of a transformed window of so many tiles: 1 MiB."""
 
+_LARGEST_PAIRED_WINDOW = 3 * 2**17
+"""Floats of one whose planes are paired at most, whatever the weights, so that scratch memory stays small: 1.5 MiB."""
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -219,6 +222,8 @@ def plan_blocks(
     depth = _even(count, _PLANES if taps.step == 1 else _STRIDED_PLANES, deep)
     tiles = _even(tiles_there, max(_FEWEST_TILES, _CACHE_FLOATS * taps.planes // tile // taps.layers(depth)), long)
     wanted = _tiles_for_weights(taps.terms * window * results, tile)
+    if taps.paired:
+        wanted = min(wanted, _LARGEST_PAIRED_WINDOW // tile)
     fewest = 1 if taps.step == 1 else rows  # of a plane, whose tiles are then multiplied apart
     layers = depth // taps.planes
     pairs = _even(pairs_there, max(-(-wanted // (layers * tiles)), -(-fewest // tiles)), high)
