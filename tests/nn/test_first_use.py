@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.convert import partition_module
 
 CHANCE = np.random.default_rng()
+WEIGHT = torch.ones(4, 4, 3, 3, 3)
 
 
 class Between(nn.Module):
@@ -54,13 +56,26 @@ def grid_of_places(x: Tensor) -> Tensor:
     return x + torch.ones(x.shape[2]).cumsum(0).view(1, 1, -1, 1, 1)
 
 
-def hooked(*, before: bool) -> nn.Module:
-    model = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1))
-    if before:
-        model[0].register_forward_pre_hook(lambda module, inputs: (F.pad(inputs[0], (1, 1, 1, 1, 1, 1)),))
-    else:
-        model[0].register_forward_hook(lambda module, inputs, output: output - output.mean())
+def hooked(layer: nn.Module, *, before: Any = None, after: Any = None) -> nn.Module:
+    model = nn.Sequential(layer, nn.ReLU(), nn.Conv3d(getattr(layer, "out_channels", 2), 2, 3, padding=1))
+    if before is not None:
+        layer.register_forward_pre_hook(lambda module, inputs: (before(inputs[0]),))
+    if after is not None:
+        layer.register_forward_hook(lambda module, inputs, output: after(output))
     return model
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 1, 1, 1, 1, 1))
+
+
+HOOKED = {
+    "pad": lambda: hooked(nn.Conv3d(2, 4, 3, padding=1), before=padded),
+    "mean": lambda: hooked(nn.Conv3d(2, 4, 3, padding=1), after=lambda y: y - y.mean()),
+    "conv3d": lambda: hooked(nn.Conv3d(2, 4, 3, padding=1), after=lambda y: F.conv3d(y, WEIGHT, padding=1)),
+    "pad of a pad": lambda: hooked(nn.ConstantPad3d(1, 0.0), after=padded),
+}
+"""Modules whose hooks couple voxels, by what they do."""
 
 
 WRONG = {
@@ -110,11 +125,21 @@ def test_what_is_wrong_on_a_block_is_refused_on_all_ranks(name: str, communicato
 
 
 @pytest.mark.parallel([2])
-@pytest.mark.parametrize("before", [True, False])
-def test_hooks_that_couple_voxels_are_refused(before: bool, communicator: Communicator) -> None:
-    message = refused_alike(hooked(before=before), communicator, (16, 8, 8))
-    assert ("pad" if before else "mean") in message
+@pytest.mark.parametrize("what", HOOKED)
+def test_hooks_that_couple_voxels_are_refused(what: str, communicator: Communicator) -> None:
+    message = refused_alike(HOOKED[what](), communicator, (16, 8, 8))
+    assert what.split()[0] in message
     assert "module 0" in message
+
+
+@pytest.mark.parallel([2])
+def test_a_layer_that_is_called_twice_is_taken(communicator: Communicator) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv3d(2, 2, 3, padding=1)
+    model, grid = nn.Sequential(layer, nn.ReLU(), layer), ProcessGrid(communicator, (2, 1, 1))
+    whole = torch.randn((1, 2, 16, 8, 8), generator=torch.Generator().manual_seed(0))
+    y = gather_blocks(partition_module(model, grid)(take_block(whole, grid, grid.layout((16, 8, 8)))), grid)
+    assert relative_error(y, model(whole).detach()) < 1e-5
 
 
 @pytest.mark.parallel([2, 3])

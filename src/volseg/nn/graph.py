@@ -37,6 +37,7 @@ class Call:
     shape      of the result; empty where it is no single tensor
     parts      names of the results, where the graph names each of several
     kind       the class of that module, such as torch.nn.modules.conv.Conv3d; empty where it is not known
+    visit      the same for all operations of one call of the module, and for no others
     """
 
     name: str
@@ -47,6 +48,7 @@ class Call:
     shape: tuple[int, ...]
     parts: tuple[str, ...] = ()
     kind: str = ""
+    visit: str = ""
 
     @property
     def place(self) -> str:
@@ -182,10 +184,10 @@ def _call(node: torch.fx.Node) -> Call:
         op = str(schema.name).replace("::", ".")
         given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
         arguments = with_defaults(schema, {name: _plain(value) for name, value in (given | node.kwargs).items()})
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
+    modules = node.meta.get("nn_module_stack") or {}
+    path, kind = list(modules.values())[-1] if modules else ("", "")
     source = source_line(node.meta.get("stack_trace") or "")
-    return Call(node.name, op, arguments, plain_path(str(path)), source, shape, kind=str(kind))
+    return Call(node.name, op, arguments, plain_path(str(path)), source, shape, kind=str(kind), visit=" ".join(modules))
 
 
 def with_defaults(schema: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,13 +80,17 @@ def _difference(one: Call, other: Call) -> str:
 
 def _check_operations(graph: Graph, label: str) -> None:
     shapes: dict[str, tuple[int, ...] | None] = {graph.image: graph.shape}
+    visited: set[str] = set()
     for call in graph.calls:
         read = [shapes[name] for name in _names(call.arguments.values()) if name in shapes]
         op = call.op.removeprefix("aten.").strip("_")
         if not read:
             allowed = op not in _RANDOM_IN_ATEN
         elif op in _LAYERS:
-            allowed = call.kind in {f"{layer.__module__}.{layer.__qualname__}" for layer in _LAYERS[op]}
+            # A second one in a layer's call is that of a hook.
+            kinds = {f"{layer.__module__}.{layer.__qualname__}" for layer in _LAYERS[op]}
+            allowed = call.kind in kinds and call.visit not in visited
+            visited.add(call.visit)
         else:
             allowed = _works_on_voxels(op, call, read)
         if not allowed:
