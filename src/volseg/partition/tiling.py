@@ -271,7 +271,7 @@ def backward_room(blocks: Blocks, stride: int, tile_stride: int, layout: Registe
     """
     columns, per_plane = 2 * blocks.tiles, blocks.pairs * blocks.tiles
     lines = max((2 * blocks.pairs + 2) * (columns + 2) * stride, 2 * blocks.pairs * columns * tile_stride)
-    window = (taps.layers(blocks.planes) * per_plane + layout.rows) * stride
+    window = (taps.layers(blocks.planes) * per_plane + layout.columns) * stride
     tile = blocks.planes // taps.planes * per_plane * tile_stride
     products = PLANE_POSITIONS * (blocks.chunk + layout.rows) * layout.width
     results = (blocks.planes * per_plane + taps.planes * blocks.chunk) * 4 * layout.width

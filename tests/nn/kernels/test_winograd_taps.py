@@ -251,7 +251,7 @@ def test_rows_behind_the_last_are_computed_from_zeros(channels: int) -> None:
     tiles = blocks.planes // taps.planes * blocks.tiles
     assert tiles % layout.columns, "the last tiles are not whole"
     before = 4 * (2 * blocks.tiles + 2) * taps.lines
-    before += taps.positions * (taps.layers(blocks.planes) * blocks.tiles + layout.rows)
+    before += taps.positions * (taps.layers(blocks.planes) * blocks.tiles + layout.columns)
     products = scratch[before * channels :][: 16 * (blocks.chunk + layout.rows) * layout.width]
     computed = -(-tiles // layout.columns) * layout.columns
     assert not products.view(16, -1, layout.width)[:, :computed].isnan().any()

@@ -147,7 +147,7 @@ class Kit:
         lines = f.larger(
             (tiling.pairs * 2 + 2) * (columns + 2) * window.stride, tiling.pairs * 2 * columns * tile_stride
         ) * (PAIRED_SIDE + 1 if self.paired else 1)  # fmt: skip
-        window_rows = self.layers(tiling.planes, window) * per_plane + rows
+        window_rows = self.layers(tiling.planes, window) * per_plane + self.layout.columns
         position = window_rows * window.stride
         tile_position, product_position = (
             self.tile_layers(tiling.planes) * per_plane * tile_stride, (tiling.chunk + rows) * width
