@@ -126,7 +126,7 @@ def test_whatever_the_header_says_the_mask_says(tmp_path, change, kind, capfd):
 def test_ingested_copies_and_their_labels_have_the_forms_of_the_image(tmp_path):
     path = scan(tmp_path / "in" / "scan.nii", lambda header: header.set_sform(turned(3e-4), 2))
     labels = scan(tmp_path / "in" / "labels.nii", affine=turned(3e-4), q=0)
-    ingest(IngestJob(path, tmp_path / "out.nii.gz", labels), SERIAL)
+    ingest(IngestJob(path, tmp_path / "out.nii.gz", (labels,)), SERIAL)
     same(tmp_path / "out.nii.gz", path)
     same(tmp_path / "out_labels.nii.gz", path)
 
