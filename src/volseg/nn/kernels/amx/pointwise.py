@@ -94,8 +94,7 @@ def _pack(taps: Tensor, bias: Tensor | None, spread: Triple) -> PointWeight:
         bias = _padded(bias.detach(), 0, taps.shape[2]).contiguous()
     groups = [TapGroup((p, q, 0), ([(0, p)], [(0, q)], [(0, 0)])) for p, q in product(range(deep), range(high))]
     layout = layout_for([taps.shape[2]], [taps.shape[3]])
-    by_tap = taps.permute(2, 0, 1, 3).unsqueeze(3)
-    return PointWeight(packed(by_tap, groups, layout, (deep, high, 1), (1, 1, 1)), bias, spread)
+    return PointWeight(packed(taps.unsqueeze(2), groups, layout, (deep, high, 1), (1, 1, 1)), bias, spread)
 
 
 def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = None) -> None:
@@ -136,8 +135,8 @@ def _pack_turned(taps: Tensor, spread: Triple) -> PointWeight:
     taps = _padded(taps, 3, padded_channels(taps.shape[3]))
     deep, high, n, c = taps.shape
     group = TapGroup((0, 0, 0), ([(p, p) for p in range(deep)], [(q, q) for q in range(high)], [(0, 0)]))
-    by_tap = taps.permute(3, 0, 1, 2).unsqueeze(3)
-    return PointWeight(packed(by_tap, [group], layout_for([c], [n]), (deep, high, 1), (1, 1, 1)), None, spread)
+    turned = taps.transpose(2, 3).unsqueeze(2)
+    return PointWeight(packed(turned, [group], layout_for([c], [n]), (deep, high, 1), (1, 1, 1)), None, spread)
 
 
 def gradients(

@@ -15,7 +15,6 @@ from volseg.nn.kernels.direct.weights import (
     TapGroup,
     as_stored,
     backward_groups,
-    chosen,
     forward_groups,
     kernel_of,
     without_padding,
@@ -71,26 +70,29 @@ def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 
     """
     kernel, stored = kernel_of(weight), as_stored(weight.detach(), sources)
     layout = layout_for([stored.shape[0]], [padded_channels(s) for s in sources])
-    return packed(stored.permute(0, 2, 3, 4, 1), forward_groups(kernel), layout, kernel, stride)
+    # Rounded first, then taps apart as a matrix turned: torch turns matrices much faster than it permutes.
+    by_tap = stored.bfloat16().reshape(-1, prod(kernel)).t().contiguous().view(*kernel, *stored.shape[:2])
+    return packed(by_tap, forward_groups(kernel), layout, kernel, stride)
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 1)) -> Weight:
     """The weight of the input gradient, for `backward`: inputs and outputs exchanged, taps by the inputs they reach."""
     kernel, stored = kernel_of(weight), as_stored(weight.detach(), sources)
     layout = layout_for([padded_channels(s) for s in sources], [stored.shape[0]])
-    return packed(stored.permute(1, 2, 3, 4, 0), backward_groups(kernel, stride), layout, kernel, stride)
+    outputs, channels = stored.shape[:2]
+    turned = stored.bfloat16().reshape(outputs, -1).t().contiguous().view(channels, *kernel, outputs)
+    return packed(turned.permute(1, 2, 3, 0, 4), backward_groups(kernel, stride), layout, kernel, stride)
 
 
 def packed(
     by_tap: Tensor, groups: Sequence[TapGroup], layout: Registers, kernel: Triple, stride: Triple
 ) -> Weight:  # fmt: skip
-    """A `Weight` from [results' channels, kd, kh, kw, windows' channels]."""
-    channels, voxel, width = by_tap.shape[0], by_tap.shape[4], layout.width
+    """A `Weight` from [kd, kh, kw, results' channels, windows' channels]."""
+    (channels, voxel), width = by_tap.shape[3:], layout.width
     terms = [_terms(group, voxel) for group in groups]
     memory = workers.take("weight", -(-channels * sum(terms) // 2))
     whole = memory.view(torch.bfloat16)[: channels * sum(terms)].view(channels // width, -1)
-    # Rounded first and taps apart, then pairs: torch copies whole runs much faster than single numbers.
-    taps = by_tap.bfloat16().permute(1, 2, 3, 0, 4).contiguous()
+    taps = by_tap.bfloat16()
     columns, at = min(width, ROWS), 0
     for group, count in zip(groups, terms, strict=True):
         if count:
@@ -104,8 +106,11 @@ def packed(
 
 def _taps_of(group: TapGroup, taps: Tensor) -> Tensor:
     """A group's part of [kd, kh, kw, ..], in its order."""
-    whole = [list(range(side)) for side in taps.shape[:3]]
-    return taps if [group.taps(axis) for axis in range(3)] == whole else chosen(taps, group, 0)
+    places = [group.taps(axis) for axis in range(3)]
+    if places == [list(range(side)) for side in taps.shape[:3]]:
+        return taps.contiguous()
+    matrices = torch.stack([taps[z, y, x] for z, y, x in product(*places)])
+    return matrices.view(*map(len, places), *taps.shape[3:])
 
 
 def _in_pairs(taps: Tensor) -> Tensor:
