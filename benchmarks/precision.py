@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pathlib import Path
 from support.killing import finish, kill_one
 from support.launch import volseg
 from support.real_scan import one_scan
+from support.timing import processor_seconds
 
 PRECISIONS = ("float32", "bfloat16")
 CASES, HELD_OUT = 8, 2
@@ -97,10 +97,10 @@ def measured(folder: Path, task: Task, seeds: list[int]) -> dict[str, list[Outco
     for seed in seeds:
         for precision in PRECISIONS:
             run = folder / f"{task.arguments[0]}-{precision}-{seed}"
-            before = spent()
+            before = processor_seconds()
             options = ("-o", run.name, f"--seed={seed}", f"--precision={precision}")
             volseg(folder, "train", *task.arguments, *options, threads=1)
-            outcome = read(run, spent() - before)
+            outcome = read(run, processor_seconds() - before)
             runs[precision].append(outcome)
             print(
                 f"| {seed} | {precision} | {outcome.best:.4f} | {outcome.last:.4f} | {outcome.seconds:.0f} | "
@@ -108,12 +108,6 @@ def measured(folder: Path, task: Task, seeds: list[int]) -> dict[str, list[Outco
                 flush=True,
             )
     return runs
-
-
-def spent() -> float:
-    """Seconds that processors have spent on this program's children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def read(run: Path, seconds: float) -> Outcome:
