@@ -1,12 +1,13 @@
 """One scan segmented in float32 and in bfloat16 with the weights of one run: how much of the mask is the same?
 
-    python benchmarks/precision_masks.py --model RUN --scan FILE [--labels FILE] [--ranks 1,2] [--small 32]
+    python benchmarks/precision_masks.py --model RUN --scan FILE [--labels FILE] [--ranks 1,2]
+                                         [--schedules in-place,recompute,spill] [--small 32]
 
-In each precision the scan is segmented by every schedule and on every number of ranks by a `volseg segment` of its own,
-each rank with one thread. The table says for each: which share of all voxels, and of those that are not background in
-float32, has the label that it has in float32 on one rank in place; the mean Dice against --labels; processor seconds of
-the command; and the peak of a rank above that of the same command on the scan's middle of --small voxels a side, by the
-voxels that the network sees. Exit status 1 where a precision has two different masks.
+In each precision the scan is segmented by each schedule and on each number of ranks by a `volseg segment` of its own,
+each rank with one thread. The table says for each: the share of all voxels, and of those that are not background in the
+first row, whose label is that of the first row; the mean Dice against --labels; processor seconds of the command; and
+the peak of a rank, above what it is by the first schedule on the scan's middle of --small voxels a side, by the rank's
+share of the voxels that the network sees. Exit status 1 where a precision has two different masks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from support.launch import volseg
 from support.timing import processor_seconds
 
 PRECISIONS = ("float32", "bfloat16")
-SCHEDULES = ("in-place", "recompute", "spill")
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ def main() -> None:
     parser.add_argument("--scan", type=Path, required=True)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--ranks", default="1,2")
+    parser.add_argument("--schedules", default="in-place,recompute,spill")
     parser.add_argument("--small", type=int, default=32)
     asked = parser.parse_args()
     model, scan = asked.model.resolve(), asked.scan.resolve()
+    ranks_asked = [int(ranks) for ranks in asked.ranks.split(",")]
     reference, different = None, False
     print("| precision | schedule | ranks | mask | same | same of foreground | Dice | processor s | bytes a voxel |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -62,13 +64,15 @@ def main() -> None:
         folder = Path(name)
         small = middle_of(scan, asked.small, folder / "small.nii.gz")
         for precision in PRECISIONS:
-            masks = set()
-            for schedule, ranks in itertools.product(SCHEDULES, map(int, asked.ranks.split(","))):
+            masks, before = set(), {}
+            for schedule, ranks in itertools.product(asked.schedules.split(","), ranks_asked):
                 options = ("--model", model, "--precision", precision, "--schedule", schedule)
                 mask = segmented(folder, scan, ranks, options)
                 reference = reference or mask
-                dice = f"{dice_of(folder, asked.labels.resolve()):.4f}" if asked.labels else ""
-                above = (mask.peak - segmented(folder, small, ranks, options).peak) * ranks / mask.seen
+                dice = f"{dice_of(folder / f'mask-{scan.name}', asked.labels):.4f}" if asked.labels else ""
+                if ranks not in before:
+                    before[ranks] = segmented(folder, small, ranks, options).peak
+                above = (mask.peak - before[ranks]) * ranks / mask.seen
                 equal = mask.labels == reference.labels
                 shares = f"{equal.mean():.5%} | {equal[reference.labels > 0].mean():.4%}"
                 row = f"{precision} | {schedule} | {ranks} | {mask.digest} | {shares} | {dice}"
@@ -87,8 +91,8 @@ def middle_of(scan: Path, side: int, path: Path) -> Path:
 
 
 def segmented(folder: Path, scan: Path, ranks: int, options: tuple[object, ...]) -> Mask:
-    """Segment a scan by one command; its mask stays in the folder as `mask.nii.gz`."""
-    mask, report = folder / "mask.nii.gz", folder / "report.json"
+    """Segment a scan by one command; its mask stays in the folder under the scan's name."""
+    mask, report = folder / f"mask-{scan.name}", folder / "report.json"
     command = ("segment", scan, "-o", mask, *options, "--report", report, "--overwrite")
     before = processor_seconds()
     volseg(folder, *command, ranks=ranks, threads=1)
@@ -98,9 +102,9 @@ def segmented(folder: Path, scan: Path, ranks: int, options: tuple[object, ...])
     return Mask(labels, spent, max(facts["peak_bytes_by_rank"]), prod(facts["seen_shape"] or facts["shape"]))
 
 
-def dice_of(folder: Path, labels: Path) -> float:
-    """Mean Dice of the last mask over the labels of a file, by `volseg evaluate`."""
-    command = (sys.executable, "-m", "volseg", "evaluate", folder / "mask.nii.gz", labels, "--json", "-q")
+def dice_of(mask: Path, labels: Path) -> float:
+    """Mean Dice of a mask over the labels of a file, by `volseg evaluate`."""
+    command = (sys.executable, "-m", "volseg", "evaluate", mask, labels, "--json", "-q")
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return statistics.fmean(label["Dice"] for label in json.loads(done.stdout)["mean"].values())
 
