@@ -48,13 +48,16 @@ class Mask:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--scan", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--scan", type=Path)
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--ranks", default="1,2")
     parser.add_argument("--schedules", default="in-place,recompute,spill")
     parser.add_argument("--small", type=int, default=32)
     asked = parser.parse_args()
+    if not (asked.model and asked.scan):
+        print("nothing to measure: --model names a run folder, --scan a scan")
+        return
     model, scan = asked.model.resolve(), asked.scan.resolve()
     ranks_asked = [int(ranks) for ranks in asked.ranks.split(",")]
     reference, different = None, False
