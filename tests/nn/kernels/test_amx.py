@@ -132,6 +132,36 @@ def test_values_and_gradients_equal_torch_on_rounded_numbers(kernel: Triple, str
             assert relative_error(first(target.rows.buffer), value) < ROUNDED
 
 
+@on_tiles
+@pytest.mark.parametrize("channels", [8, 16, 24])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2)])
+def test_ghosts_that_no_result_reads_have_no_influence(channels: int, stride: Triple) -> None:
+    """They never arrive, and products of tiles read up to three voxels further than a result, with weights of zero."""
+    torch.manual_seed(6)
+    weight = random_weight(16, channels, (1, 1, 1))
+    x, upstream = torch.randn(2, 4, 6, channels).bfloat16(), torch.randn(2, 4, 6, 16).bfloat16()
+    upstream = upstream[:: stride[0], :: stride[1], :: stride[2]].contiguous()
+    results = []
+    for ghosts in (False, True):
+        inputs, given = (
+            Rows(F.pad(t, [0, 0, 1, 1, 1, 1, 1, 1], value=torch.nan), (1, 1, 1), t.shape[:3]) if ghosts else Rows.of(t)
+            for t in (x, upstream)
+        )
+        out, target = (Rows.of(torch.zeros_like(t)) for t in (upstream, x))
+        amx.forward([Activation(inputs)], amx.pack_weight(weight, [channels], stride), None, out)
+        into = amx.WeightSums(weight, [channels], 1, stride)
+        turned = amx.pack_turned_weight(weight, [channels], stride)
+        amx.backward([Activation(inputs)], given, turned, [amx.Target(target)], into)
+        results.append((out.buffer, target.buffer, into.finish()))
+    assert all(map(torch.equal, *results))
+    up = random_weight(channels, 8, (2, 2, 2))
+    ups = []
+    for rows in (Rows.of(x), Rows(F.pad(x, [0, 0, 1, 1, 1, 1, 1, 1], value=torch.nan), (1, 1, 1), x.shape[:3])):
+        ups.append(Rows.of(torch.zeros(4, 8, 12, 8).bfloat16()))
+        point_convolution.apply(Activation(rows), point_convolution.pack_up(up, None, torch.bfloat16), ups[-1])
+    assert torch.equal(ups[0].buffer, ups[1].buffer)
+
+
 def with_ghosts(whole: Tensor, origin: Triple, sides: Triple, reach: Triple) -> Rows:
     """A block of a volume with ghosts of `reach` voxels wherever the volume goes on."""
     low = tuple(min(r, o) for r, o in zip(reach, origin, strict=True))

@@ -65,7 +65,7 @@ def forward(
     rows, window = inputs[0].rows, window_of(cut, reach, voxel, weight.columns)
     values = {
         "tiles": tile_configuration(min(layout.width, ROWS)),
-        "view": view_fields(reach, rows, voxel, window),
+        "view": view_fields(reach, rows, voxel, window, (h, w)),
         "groups": group_fields(weight.groups, reach, window.lines, window.line, window.plane, voxel, 1, INNER),
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias,

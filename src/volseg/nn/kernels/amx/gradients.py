@@ -77,7 +77,7 @@ def gradients(
     assert source is not None
     common = {
         "tiles": tile_configuration(min(layout.width, ROWS)), "sum_tiles": tile_configuration(columns),
-        "view": view_fields(reach, windows.gradient, voxel, window),
+        "view": view_fields(reach, windows.gradient, voxel, window, (h, w)),
         "groups": group_fields(weight.groups, reach, window.lines, window.line, window.plane, voxel, 1, INNER),
         "source": source, "weight": weight.packed,
         "tile": {

@@ -111,7 +111,7 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
     assert target is not None
     job = _library(layout, *forms_of([x], 1), element_of(out))["spread"].bind(
         tiles=tile_configuration(min(layout.width, ROWS)), cutting=cutting_fields(cut, order, h, w),
-        view=view_fields(_OWN_VOXEL, rows, voxel, window),
+        view=view_fields(_OWN_VOXEL, rows, voxel, window, (h, w)),
         groups=group_fields(own.groups, _OWN_VOXEL, window.lines, window.line, window.plane, voxel, 1, INNER),
         source=source_fields(x), weight=own.packed, bias=weight.bias,
         target=target | {"channels": own.channels}, factors=axes(weight.spread),

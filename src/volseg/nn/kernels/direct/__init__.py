@@ -97,7 +97,8 @@ def forward(
     window = inputs[0].rows
     groups = _groups(cut, reach, forward_groups(weight.kernel), voxel, layout.columns, 1, 1)
     values = {
-        "view": view_fields(reach, window, voxel, window_of(cut, reach, voxel, layout.columns)), "groups": groups,
+        "view": view_fields(reach, window, voxel, window_of(cut, reach, voxel, layout.columns), (h, w)),
+        "groups": groups,
         "a": source_fields(inputs[0]), "b": source_fields(inputs[1]) if len(inputs) > 1 else None,
         "weight": weight.packed, "bias": bias,
         "target": target_fields(out),
@@ -169,7 +170,7 @@ def _gradients(
     )  # fmt: skip
     sums = [sums_by_thread(target, threads, stride[2]) for target in targets]
     common = {
-        "view": view_fields(reach, window.source.rows, voxel, window_of(cut, reach, voxel, layout.columns)),
+        "view": view_fields(reach, window.source.rows, voxel, window_of(cut, reach, voxel, layout.columns), (h, w)),
         "groups": _groups(cut, reach, window.groups, voxel, layout.columns, together, pairs),
         "source": source_fields(window.source), "tile": _tile_fields(cut, tiles, stride, channels),
         "weight": None if weight is None else weight.packed,
@@ -223,10 +224,22 @@ def cutting_fields(cut: Cut, order: Tensor, height: int, breadth: int) -> dict[s
     }  # fmt: skip
 
 
-def view_fields(reach: Reach, rows: Rows, voxel: int, window: Window) -> dict[str, object]:
-    """The `blocks.View` of windows that are cut from `rows`."""
+def view_fields(
+    reach: Reach, rows: Rows, voxel: int, window: Window, results: tuple[int, int]
+) -> dict[str, object]:  # fmt: skip
+    """The `blocks.View` of windows that are cut from `rows`.
+
+    results  of the whole block on H, W: what none of them reads is zero in a window, since ghosts beyond that may never
+             have arrived, and products read a little further than results do, with weights of zero
+    """
+    depth, *across = rows.valid
+    height, width = (
+        (max(low, reach.first[axis]), min(high, reach.first[axis] + reach.extent(axis, count)))
+        for axis, (low, high), count in zip((1, 2), across, results, strict=True)
+    )
     return {
-        "ranges": range_fields(rows.valid), "voxel": voxel, "step": axes(reach.step), "first": axes(reach.first),
+        "ranges": range_fields((depth, height, width)), "voxel": voxel,
+        "step": axes(reach.step), "first": axes(reach.first),
         "size": axes(reach.size), "phases": reach.phases, "lines": window.lines, "columns": window.columns,
         "line": window.line, "plane": window.plane, "floats": window.size,
     }  # fmt: skip
