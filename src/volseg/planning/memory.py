@@ -25,7 +25,7 @@ from volseg.precision import FLOAT32, Precision
 from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, schedules_of
 
-TRAINING_PROCESS = 440 * 2**20
+TRAINING_PROCESS = 480 * 2**20
 SEGMENTING_PROCESS = 320 * 2**20
 MPI = 19 * 2**20
 """Python, torch and their libraries, and with several ranks MPI: measured by running on small volumes (docs/memory.md).
