@@ -16,13 +16,14 @@ from oracles import relative_error, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.errors import ConfigError
+from volseg.errors import ConfigError, PartitionError
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.nn.blocks import gather_blocks, take_block
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
 from volseg.nn.gradients import sum_gradients
+from volseg.nn.kernels import amx
 from volseg.nn.losses import dice_cross_entropy
 from volseg.partition.agglomeration import parse_agglomeration
 from volseg.precision import BFLOAT16, FLOAT32, Precision
@@ -56,6 +57,16 @@ def test_bits_are_the_same_on_any_grid_by_any_schedule(name: str, communicator: 
             image = TensorImage(block, layout, grid, image_width(model.network, schedule))
             parts = [part.clone() for _, part in network.logit_slabs(image, layout)]
             assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), (dims, schedule)
+
+
+@pytest.mark.parallel([2])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processors_of_two_kinds_are_refused(rank: int, communicator: Communicator, monkeypatch) -> None:
+    monkeypatch.setattr(amx, "available", lambda: communicator.rank == rank)
+    model, grid = make(NETWORKS["strided"]), ProcessGrid(communicator, (2, 1, 1))
+    with pytest.raises(PartitionError, match=f"1 of 2 ranks, the first of them rank {1 - rank}, .*precision float32"):
+        FusedNetwork(model, grid, precision=BFLOAT16)
+    assert FusedNetwork(model, grid, precision=FLOAT32).precision is FLOAT32  # what the message advises
 
 
 @pytest.mark.parallel([2, 4])

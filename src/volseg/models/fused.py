@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.merging import LevelGrids
 from volseg.errors import PartitionError
@@ -31,7 +32,7 @@ from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.operand import Workplace
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import LogitSlabs, State
-from volseg.nn.kernels import block_convolution
+from volseg.nn.kernels import amx, block_convolution
 from volseg.nn.kernels.rows import Rows, dtype_of
 from volseg.nn.losses import DiceOfBatch, LossSums, VolumeLoss, loss_of_logits
 from volseg.nn.region_loss import RegionSums
@@ -40,9 +41,23 @@ from volseg.partition.layout import Layout
 from volseg.partition.slabs import head_slab_planes
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
-from volseg.precision import FLOAT32, Precision
+from volseg.precision import BFLOAT16, FLOAT32, Precision
 from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, Schedule, check_precision
+
+
+def _check_processors(precision: Precision, communicator: Communicator) -> None:
+    """Raise PartitionError, on all ranks, where some compute bfloat16 on tiles and others do not: their bits differ."""
+    if precision is not BFLOAT16:
+        return
+    tiles = communicator.gather_all(amx.available())
+    if any(tiles) and not all(tiles):
+        first = tiles.index(False)
+        raise PartitionError(
+            f"--precision bfloat16: processors of two kinds: {tiles.count(False)} of {len(tiles)} ranks, the first of "
+            f"them rank {first}, lack the bfloat16 tiles (AMX) that the others compute on, and results would depend on "
+            "the ranks; run on nodes of one kind, or give --precision float32"
+        )
 
 
 class FusedNetwork(nn.Module):
@@ -59,7 +74,7 @@ class FusedNetwork(nn.Module):
     kernels            whether all ranks' processors run the program's kernels
 
     To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
-    or processors, ConfigError where the precision does not.
+    or processors, or these are of two kinds and the precision is bfloat16; ConfigError where the precision does not.
 
     What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, other
     devices and types) goes through the layers of `partition_module`; which of the two it is follows from model and
@@ -86,6 +101,7 @@ class FusedNetwork(nn.Module):
                 f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
             )
         check_precision(self.network, precision, self.kernels)
+        _check_processors(precision, grid.communicator)
         self.precision = precision
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
         self.passes = Passes(self.twin, self.grids, checkpoint_levels, dtype_of(precision))
