@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from volseg.nn.kernels.amx.outer import Outer, Pairing, Terms
 from volseg.nn.kernels.amx.products import Kit
-from volseg.nn.kernels.direct.backward import InputGradient, Tile, WeightGradient, hand_on, within
+from volseg.nn.kernels.direct.backward import InputGradient, Tile, WeightGradient, hand_on
 from volseg.nn.kernels.direct.blocks import Block, Cutting, Group, Groups, View
 from volseg.nn.kernels.forms import Forms
 from volseg.nn.kernels.jit.compiler import Library
@@ -60,13 +60,7 @@ def build_backward(layout: Registers, columns: int, forms: Forms) -> Library:
                 channel, group = k * width, Group.of(groups, n)
                 own = weights + (channel * groups.terms + group.term * width)
                 results = kit.multiply(f, block, view, group, window, own, f.nothing(), values)
-                results = within(f, results, block, group, tile)
-                with f.either(channel < tile.a.channels) as (in_a, in_b):
-                    with in_a:
-                        hand_on(f, kit, results, block, group, tile, tile.a, of_tile[0], a, channel)
-                    with in_b:
-                        past = channel - tile.a.channels
-                        hand_on(f, kit, results, block, group, tile, tile.b, of_tile[1], b, past)
+                hand_on(f, kit, results, block, group, tile, of_tile, a, b, channel)
         Tiles(f).release()
         with f.when(into.total.is_given()):
             move_to_total(f, into.gradient, into.total, into.size)

@@ -105,13 +105,7 @@ def build_backward(layout: Registers, together: int, pairs: int, forms: Forms) -
                 results = kit.multiply(
                     f, block, view, group, scratch, weights, f.nothing(), values
                 )  # fmt: skip
-                results = within(f, results, block, group, tile)
-                with f.either(channel < tile.a.channels) as (in_a, in_b):
-                    with in_a:
-                        hand_on(f, kit, results, block, group, tile, tile.a, of_tile[0], a, channel)
-                    with in_b:
-                        past = channel - tile.a.channels
-                        hand_on(f, kit, results, block, group, tile, tile.b, of_tile[1], b, past)
+                hand_on(f, kit, results, block, group, tile, of_tile, a, b, channel)
         with f.when(into.total.is_given()):
             move_to_total(f, into.gradient, into.total, into.size)
 
@@ -132,7 +126,23 @@ def _fill_tile(f: Function, kit: Kit, tile: Tile, forms: Forms, block: Block, cu
             kit.parts.fill_line(forms[1].activation)(f, line + a.channels, *extent, b.at(z, y))
 
 
-def within(f: Function, results: Results, block: Block, group: Group, tile: Tile) -> Results:
+def hand_on(
+    f: Function, kit: Kit, results: Results, block: Block, group: Group, tile: Tile, forms: Forms, a: InputGradient,
+    b: InputGradient, channel: Int,
+) -> None:  # fmt: skip
+    """Write down: the gradient of two inputs' channels side by side, from a channel on, goes to the input it is of.
+
+    forms  of the two
+    """
+    results = _within(f, results, block, group, tile)
+    with f.either(channel < tile.a.channels) as (in_a, in_b):
+        with in_a:
+            _hand_to(f, kit, results, block, group, tile, tile.a, forms[0], a, channel)
+        with in_b:
+            _hand_to(f, kit, results, block, group, tile, tile.b, forms[1], b, channel - tile.a.channels)
+
+
+def _within(f: Function, results: Results, block: Block, group: Group, tile: Tile) -> Results:
     """Those of a group's results that the inputs have: the last of odd sides belong to the first rest alone."""
 
     def there(results: Int, first: Int, stride: Int, rest: Int, side: Int) -> Int:
@@ -147,7 +157,7 @@ def within(f: Function, results: Results, block: Block, group: Group, tile: Tile
     )
 
 
-def hand_on(
+def _hand_to(
     f: Function, kit: Kit, results: Results, block: Block, group: Group, tile: Tile, raw: Source,
     form: Form, into: InputGradient, channel: Int,
 ) -> None:  # fmt: skip
