@@ -122,7 +122,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
     models = (
         [_loaded(job.model, job)] if joined is None else [_loaded(part.run, job, again=True) for part in joined.parts]
     )
-    cards = [card for _, card in models]
+    cards = [card for _, _, card in models]
     precisions = [job.precision or Precision(card.config.training.precision) for card in cards]
     for card, precision in zip(cards, precisions, strict=True):
         check_precision(card.described, precision)
@@ -142,21 +142,21 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
             mirrored=job.view.mirrored_for(card), values=of, multiple=(d, h, w), labels=labels, outputs=outputs,
             channels=channels, precision=precision,
         )
-        for ((load, folds), card), of, precision in zip(models, values, precisions, strict=True)
+        for (load, folds, card), of, precision in zip(models, values, precisions, strict=True)
     )  # fmt: skip
 
 
 def _loaded(
     run: Path, job: SegmentationJob, again: bool = False
-) -> tuple[tuple[Callable[[], tuple[UNet, ...]], int], ModelCard]:
+) -> tuple[Callable[[], tuple[UNet, ...]], int, ModelCard]:
     """What makes the models of a run, how many they are, and their card. They are read here, so that they are whole.
 
     again  whether they are let go of, and read once more when they are wanted
     """
     models, card = load_folds(run, job.view.folds)
     if again:
-        return ((lambda: load_folds(run, job.view.folds)[0]), len(models)), card
-    return ((lambda: models), len(models)), card
+        return (lambda: load_folds(run, job.view.folds)[0]), len(models), card
+    return (lambda: models), len(models), card
 
 
 def lay_out_over_ranks(
