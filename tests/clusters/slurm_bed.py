@@ -95,6 +95,13 @@ class Slurm:
             time.sleep(0.3)
         return facts
 
+    def wait_until_idle(self, seconds: float = 30) -> None:
+        """Wait until no machine has anything left of a job; fails after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.run("sinfo", "--noheader", "-o", "%T %D").stdout.split() != ["idle", str(len(NODES))]:
+            assert time.monotonic() < deadline, self.run("sinfo", "-N").stdout
+            time.sleep(0.2)
+
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
@@ -122,7 +129,9 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     programs = f"{Path(sys.executable).parent}:{_path()}"
-    bed = Slurm(folder, dict(environment) | {"SLURM_CONF": str(configuration), "PATH": programs})
+    # MPICH by libfabric: UCX, its other way, now and then measures a bandwidth of zero here and refuses to start.
+    variables = {"SLURM_CONF": str(configuration), "PATH": programs, "MPIR_CVAR_CH4_NETMOD": "ofi"}
+    bed = Slurm(folder, dict(environment) | variables)
     names = [f"--{name}={folder}/munge.{end}" for name, end in (
         ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"), ("key-file", "key"),
     )]  # fmt: skip
@@ -140,10 +149,7 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
             while number == 0 and not (folder / "munge.socket").exists():
                 assert processes[0].poll() is None, (folder / "daemon0.log").read_text()
                 time.sleep(0.05)
-        deadline = time.monotonic() + 30
-        while bed.run("sinfo", "--noheader", "-o", "%T %D").stdout.split() != ["idle", str(len(NODES))]:
-            assert time.monotonic() < deadline, bed.run("sinfo", "-N").stdout
-            time.sleep(0.2)
+        bed.wait_until_idle()
         yield bed
     finally:
         bed.run("scancel", "--user=root")

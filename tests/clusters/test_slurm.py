@@ -51,7 +51,7 @@ def script(tmp_path):
 
 
 def test_srun_that_speaks_to_no_mpi_is_told_what_to_be_given(bed, tmp_path):
-    command = (*VOLSEG, "generate", "--shape=16x16x16", "--cases=1", "-o", "data")
+    command = (*VOLSEG, "generate", "data", "--shape=16x16x16", "--cases=1")
     run = bed.run("srun", "-n2", *command, cwd=tmp_path)
     assert run.returncode == 2, run.stderr
     said = [line for line in run.stderr.splitlines() if not line.startswith("srun:")]
@@ -85,7 +85,7 @@ def test_a_users_error_has_its_own_exit_code(bed, script):
 
 
 def test_several_commands_in_a_step_of_one_task(bed, tmp_path):
-    words = " ".join([*VOLSEG, "generate", "--shape=16x16x16", "--cases=1", "-o"])
+    words = " ".join([*VOLSEG, "generate", "--shape=16x16x16", "--cases=1"])
     run = bed.run("srun", "--mpi=pmi2", "-n1", "sh", "-c", f"{words} first && {words} second", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert {"first", "second"} <= {path.name for path in tmp_path.iterdir()}
@@ -135,6 +135,7 @@ def test_the_printed_script_saves_and_goes_on_until_the_run_is_done(bed, tmp_pat
         time.sleep(0.2)
     bed.run("scancel", "--signal=USR1", job)  # as Slurm does before the limit
     bed.wait(job, ("PENDING", "COMPLETED", "FAILED"))
+    bed.wait_until_idle()
     bed.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # a job that is queued again waits two minutes
     facts = bed.wait(job, ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
     output = (tmp_path / f"slurm-{job}.out").read_text()

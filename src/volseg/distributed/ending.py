@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0  # seconds for the other ranks to fail too
 READER_LIMIT = 5.0  # seconds for the launcher to take the message before the abort
+ABORT_LIMIT = 10.0  # seconds for MPI to end the job
 FINALIZE_LIMIT = 5.0  # seconds for MPI to shut down after a failure of all ranks
 LAST_RANK = (
     0.3  # seconds that the root, which alone ends with the code of a failure of all ranks, ends after the others
@@ -117,6 +118,8 @@ def _abort(code: int) -> NoReturn:
     _await_reader(2)
     # MPI libraries add a line of their own about the abort; the message above is the one to read.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # Where a rank is gone without a word, MPI may wait for it even here.
+    _leave_within(ABORT_LIMIT, code)
     # The world's, not a duplicate's: on that MPICH's mpiexec often returns 9 (its own SIGKILL) and not the code.
     MPI.COMM_WORLD.Abort(code)
     raise SystemExit(code)
@@ -143,14 +146,20 @@ def _finalize(code: int, heartbeat: Heartbeat | None) -> None:
     from mpi4py import MPI
 
     # Messages that the failure left in flight may keep MPI from shutting down: then leave without it.
-    watchdog = threading.Timer(FINALIZE_LIMIT, os._exit, (code,))
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog = _leave_within(FINALIZE_LIMIT, code)
     if heartbeat is not None:
         atexit.unregister(heartbeat.stop)
         heartbeat.stop()
     MPI.Finalize()
     watchdog.cancel()
+
+
+def _leave_within(seconds: float, code: int) -> threading.Timer:
+    """End this process at once in so many seconds, unless the timer is cancelled."""
+    watchdog = threading.Timer(seconds, os._exit, (code,))
+    watchdog.daemon = True
+    watchdog.start()
+    return watchdog
 
 
 def _say(message: str) -> None:
