@@ -1,7 +1,7 @@
 """A Slurm of two machines on this one, for tests: munged, slurmctld and two slurmd, on loopback and in a folder.
 
-Each slurmd has UTS and mount namespaces of its own, so that it believes in another host name. Needs root, and Debian's
-packages slurmctld, slurmd, slurm-client and munge.
+Each slurmd has UTS and mount namespaces of its own: another host name, and another /dev/shm, in which ranks of a machine
+share memory. Needs root, and Debian's packages slurmctld, slurmd, slurm-client and munge.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 NODES = ("bed1", "bed2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "sinfo", "scancel", "unshare")
+_MACHINE = "hostname {node} && mount -t tmpfs tmpfs /dev/shm && exec slurmd -D -N {node} -f {configuration}"
 _CONFIGURATION = """
 ClusterName=bed
 SlurmctldHost=localhost(127.0.0.1)
@@ -129,8 +130,7 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()
     programs = f"{Path(sys.executable).parent}:{_path()}"
-    # MPICH by libfabric: UCX, its other way, now and then measures a bandwidth of zero here and refuses to start.
-    variables = {"SLURM_CONF": str(configuration), "PATH": programs, "MPIR_CVAR_CH4_NETMOD": "ofi"}
+    variables = {"SLURM_CONF": str(configuration), "PATH": programs}
     bed = Slurm(folder, dict(environment) | variables)
     names = [f"--{name}={folder}/munge.{end}" for name, end in (
         ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"), ("key-file", "key"),
@@ -138,9 +138,11 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
     commands = [
         ["munged", "--foreground", "--force", *names],
         ["slurmctld", "-D", "-f", configuration],
-        *(["unshare", "-u", "-m", "sh", "-c", f"hostname {node} && exec slurmd -D -N {node} -f {configuration}"]
-          for node in NODES),
-    ]  # fmt: skip
+        *(
+            ["unshare", "-u", "-m", "sh", "-c", _MACHINE.format(node=node, configuration=configuration)]
+            for node in NODES
+        ),
+    ]
     processes = []
     try:
         for number, command in enumerate(commands):

@@ -123,7 +123,7 @@ def check_sizes(started_by: Sequence[Launcher], size: int, library: str) -> None
 
 def _remedy(started_by: Sequence[Launcher], library: str) -> str:
     """What to start the job with. No word of installing over what is there: a site's MPI is built for its network."""
-    own = own_launcher()
+    own = own_launcher(library)
     if started_by[0].name == "srun":
         how = mpi_type(library, offered_types())
         if how is not None:
@@ -138,15 +138,13 @@ def _remedy(started_by: Sequence[Launcher], library: str) -> str:
     )
 
 
-def own_launcher() -> Path | None:
+def own_launcher(library: str) -> Path | None:
     """The mpirun that came with the loaded MPI library: beside it, or beside this Python; None where there is none."""
     folders = [path.parent.parent / "bin" for path in _mapped_libraries()]
-    for folder in [*folders, Path(sys.executable).parent]:
-        # Intel's mpirun is a shell script, which does not hand signals on to its ranks.
-        for name in ("mpiexec.hydra", "mpirun"):
-            if (folder / name).is_file() and os.access(folder / name, os.X_OK):
-                return folder / name
-    return None
+    # Intel's mpirun is a shell script, which does not hand signals on to its ranks.
+    names = ("mpiexec.hydra", "mpirun") if "intel" in library.lower() else ("mpirun",)
+    places = [folder / name for folder in [*folders, Path(sys.executable).parent] for name in names]
+    return next((place for place in places if place.is_file() and os.access(place, os.X_OK)), None)
 
 
 def _mapped_libraries() -> list[Path]:
