@@ -1,7 +1,7 @@
 """A Slurm of two machines on this one, for tests: munged, slurmctld and two slurmd, on loopback and in a folder.
 
-Each slurmd has UTS and mount namespaces of its own: another host name, and another /dev/shm, in which ranks of a machine
-share memory. Needs root, and Debian's packages slurmctld, slurmd, slurm-client and munge.
+Each slurmd has UTS and mount namespaces of its own: another host name, and another /dev/shm, in which the ranks of a
+machine share memory. Needs root, and Debian's packages slurmctld, slurmd, slurm-client and munge.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_the_printed_script_saves_and_goes_on_until_the_run_is_done(bed, tmp_pat
     path, dataset = training_script
     text = path.read_text()
     assert "--signal=USR1@120" in text
-    path.write_text(text.replace("$MORE --partition", "$MORE --epochs 40 --validation 0 --partition"))
+    path.write_text(text.replace("$MORE --partition", "$MORE --epochs 12 --validation 0 --partition"))
     run = tmp_path / "run"
     job = bed.submit(path, dataset, run)
     deadline = time.monotonic() + 60
