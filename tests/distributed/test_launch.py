@@ -92,6 +92,9 @@ def test_a_launcher_that_the_library_does_not_understand_is_refused_before_mpi_s
     check_library(launchers(environment), MPICH.replace("--with-pm=hydra", "--with-pmix"), environment)
     check_library(launchers(environment), "Open MPI v5.0.11", environment)
     check_library(launchers(HYDRA), MPICH, HYDRA)
+    check_library(launchers(PMI2), MPICH, PMI2)
+    with pytest.raises(LaunchError, match="started by the mpirun of MPICH or Intel MPI, but MPI is Open MPI"):
+        check_library(launchers(HYDRA), "Open MPI v5.0.11", HYDRA)
 
 
 def test_mpirun_inside_a_slurm_step_counts_before_the_step():

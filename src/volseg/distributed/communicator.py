@@ -163,7 +163,8 @@ def portable(error: BaseException) -> BaseException:
 
 def library_name(description: str) -> str:
     """Name and version from what an MPI library says of itself at length."""
-    return " ".join(description.strip("\0 \n").partition("\n")[0].split())
+    line = description.strip("\0 \n").partition("\n")[0].partition(", package:")[0]  # by whom Open MPI was built
+    return " ".join(line.split())
 
 
 class _Nothing:

@@ -88,14 +88,18 @@ def check_library(
     """
     from volseg.distributed.communicator import library_name
 
-    hydra = any("PMI_RANK" in environment and launcher.size is not None for launcher in started_by)
-    if hydra or "open mpi" in library.lower() or "pmix" in library.lower():
-        return
-    if "OMPI_COMM_WORLD_SIZE" in environment:
+    is_open = "open mpi" in library.lower()
+    if "MPI_LOCALNRANKS" in environment and started_by[0].name == "mpirun":
+        speaker = "the mpirun of MPICH or Intel MPI" if is_open else None
+    elif is_open or "pmix" in library.lower() or "PMI_RANK" in environment:
+        speaker = None
+    elif "OMPI_COMM_WORLD_SIZE" in environment:
         speaker = "Open MPI's mpirun"
     elif "PMIX_RANK" in environment:
         speaker = "srun --mpi=pmix" if any(launcher.name == "srun" for launcher in started_by) else "PMIx"
     else:
+        speaker = None
+    if speaker is None:
         return
     raise LaunchError(
         f"started by {speaker}, but MPI is {library_name(library)}, which does not understand it\n"
