@@ -16,7 +16,6 @@ import SimpleITK as sitk
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes import writing
 from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
@@ -306,7 +305,7 @@ for suffix in (".nii.gz", ".nii", ".zarr"):
     run = python(["-c", script])
     assert run.returncode == 0, run.stderr
     assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
-    for suffix in writing.SUFFIXES:
+    for suffix in (".nii.gz", ".nii", ".zarr"):
         assert not (tmp_path / f"scan{suffix}").exists()
         write(tmp_path / f"scan{suffix}", voxels())
 

@@ -106,15 +106,16 @@ def ingest(
         from volseg.volumes.dicom.options import DicomOptions
         from volseg.volumes.ingest import IngestJob
         from volseg.volumes.ingest import ingest as run
+        from volseg.volumes.open_options import OpenOptions
         from volseg.volumes.overlap import parse_overlap
 
-        dicom = DicomOptions(series, fix_tilt, resample_gaps)
+        options = OpenOptions(DicomOptions(series, fix_tilt, resample_gaps))
         several = [labels] if isinstance(labels, str | Path) else labels or ()
         job = IngestJob(
             source=Path(source),
             output=Path(output),
             labels=tuple(Path(mask) for mask in several),
-            dicom=dicom,
+            options=options,
             spacing=spacing,
             resample_labels=resample_labels,
             overwrite=overwrite,
@@ -140,10 +141,11 @@ def info(
         return run_facts(path)
     from volseg.volumes.dicom.options import DicomOptions
     from volseg.volumes.label_files import label_table_of
+    from volseg.volumes.open_options import OpenOptions
     from volseg.volumes.reading import open_volume
     from volseg.volumes.summary import header_facts, value_facts
 
-    volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
+    volume = open_volume(path, OpenOptions(DicomOptions(series, fix_tilt, resample_gaps)))
     names = label_table_of(path)
     facts = header_facts(volume) | ({} if header_only else value_facts(volume, names is not None))
     if names is not None and names.names:

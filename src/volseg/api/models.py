@@ -213,6 +213,7 @@ def segment(
         from volseg.segmentation.windows.options import WindowOptions
         from volseg.sizes import parse_memory, parse_shape
         from volseg.volumes.dicom.options import DicomOptions
+        from volseg.volumes.open_options import OpenOptions
 
         if isinstance(memory_limit, str):
             memory_limit = parse_memory(memory_limit, "--memory-limit")
@@ -221,7 +222,7 @@ def segment(
             scan=Path(scan), model=Path(model), output=_path(output), partition=partition,
             probabilities=save_probabilities, statistics=statistics, preview=preview, report=_path(report_file),
             trace=_path(trace), overwrite=overwrite, spacing=spacing,
-            dicom=DicomOptions(series, fix_tilt, resample_gaps),
+            options=OpenOptions(DicomOptions(series, fix_tilt, resample_gaps)),
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
             schedule=None if schedule == "auto" else Schedule(schedule),
             precision=None if precision == "auto" else Precision(precision), scratch=_path(scratch), go_on=go_on,

@@ -79,9 +79,10 @@ def series_table(source: Path) -> Any:
     from volseg.volumes.dicom.finding.candidates import candidate_rows
     from volseg.volumes.dicom.finding.series import survey
     from volseg.volumes.dicom.finding.sources import open_source
+    from volseg.volumes.formats.dicom import DICOM
     from volseg.volumes.reading import format_of
 
-    if format_of(source) != "dicom":
+    if format_of(source) is not DICOM:
         raise VolumeError(f"{source}: one volume, no DICOM; --list shows DICOM series: see volseg info {source}")
     found = survey(open_source(source))
     columns, candidates = candidate_rows(found)

@@ -9,27 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from volseg.volumes.formats.dicom import DICOM
+from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.nifti import NIFTI
+from volseg.volumes.formats.registry import SUFFIXES
 from volseg.volumes.signs import HEAD, Form, form_of
 
 ANOTHER = "copy or download it again"
-ENDINGS = (
-    ".gz", ".nii", ".bz2", ".xz", ".zst", ".zip", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr",
-    ".img", ".seg", ".tar", ".tgz", ".gipl",
-)  # fmt: skip
+PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".mgz", ".mgh", ".mnc", ".gipl", ".seg")
+"""Endings, beside those of the formats that are read, that a name loses when the file gets another."""
 
 
 class Kind(NamedTuple):
     """What a file is, in words, and what to do: a command where there is one.
 
-    is_nifti  it is NIfTI after all
-    archive   it is a zip or DICOM, in which a series may be
-    vague     its first bytes say little, and its name may say more
+    read_as  the format as which it can be read under a name that fits; None where volseg reads no such files
+    vague    its first bytes say little, and its name may say more
     """
 
     what: str
     remedy: str
-    is_nifti: bool = False
-    archive: bool = False
+    read_as: Format | None = None
     vague: bool = False
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def kind_of(path: Path) -> Kind | None:
     if form is Form.EMPTY:
         return Kind(f"gzip of {size} bytes without any contents" if len(head) == size else "damaged gzip", ANOTHER)
     kind = _WORDS[form](path, contents) if form is not None else None
-    if kind is None or kind.is_nifti or kind.archive or "nib-convert" in kind.remedy:
+    if kind is None or kind.read_as in (NIFTI, DICOM) or "nib-convert" in kind.remedy:
         return kind
     return Kind(f"gzip of what is {kind.what}", f"unpack it, then: {kind.remedy}")
 
@@ -74,7 +74,7 @@ def _quoted(path: Path) -> str:
 def _other(path: Path, ending: str) -> str:
     """A name beside `path`, another one than its own, quoted."""
     stem = path.name
-    while any(stem.lower().endswith(known) and len(stem) > len(known) for known in ENDINGS):
+    while any(stem.lower().endswith(known) and len(stem) > len(known) for known in (*SUFFIXES, *PACKINGS)):
         stem = stem[: stem.rindex(".")]
     other = path.with_name(stem + ending)
     return _quoted(path.with_name(f"{stem}_1{ending}") if other == path or other.exists() else other)
@@ -111,12 +111,12 @@ def _annex(path: Path, head: bytes) -> Kind:
 
 
 def _archive(path: Path, head: bytes) -> Kind:
-    return Kind("a zip archive", f"unpack it: unzip {_quoted(path)}", archive=True)
+    return Kind("a zip archive", f"unpack it: unzip {_quoted(path)}", DICOM)
 
 
 def _dicom(path: Path, head: bytes) -> Kind:
     return Kind(
-        "a DICOM file", f"give the folder of its series, or a multi-frame file as {_other(path, '.dcm')}", archive=True
+        "a DICOM file", f"give the folder of its series, or a multi-frame file as {_other(path, '.dcm')}", DICOM
     )
 
 
@@ -130,7 +130,7 @@ def _text(path: Path, head: bytes) -> Kind:
 
 
 _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
-    Form.NIFTI: lambda path, head: Kind("NIfTI", "", is_nifti=True),
+    Form.NIFTI: lambda path, head: Kind("NIfTI", "", NIFTI),
     Form.DICOM: _dicom,
     Form.ZIP: _archive,
     Form.LFS_POINTER: _pointer,

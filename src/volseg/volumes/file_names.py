@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
+from volseg.volumes.formats.registry import LISTED
+
+FILE_ENDINGS = LISTED
+DESCRIPTION = "dataset.json"
+IMAGES, LABELS = "imagesTr", "labelsTr"
+"""What a data set's folder holds, in nnU-Net's layout."""
 
 FOREIGN_ENDINGS = (
-    ".mha", ".mhd", ".nrrd", ".nhdr", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.gz.gz", ".hdr", ".img",
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.gz.gz", ".hdr", ".img",
     ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".mnc.gz", ".gipl", ".gipl.gz", ".vti", ".tif", ".tiff", ".dcm",
     ".dicom", ".ima",
 )  # fmt: skip

@@ -13,11 +13,11 @@ from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Progress, ignore
 from volseg.geometry import Box
 from volseg.volumes.checks import check_finite
-from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.ingest_report import IngestedMask, IngestReport, hash_inputs, write_report
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.mask_values import together
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.output import Content, Unit
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume
@@ -42,7 +42,7 @@ class IngestJob:
     output           .nii.gz, .nii or .zarr
     labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
                      of several readers. They go beside the output (`labels_path`)
-    dicom            which series, and what may be mended
+    options          which series, what may be mended, what the file does not say
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
     resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
     overlap          which structure has a voxel of several
@@ -51,7 +51,7 @@ class IngestJob:
     source: Path
     output: Path
     labels: tuple[Path, ...] = ()
-    dicom: DicomOptions = field(default_factory=DicomOptions)
+    options: OpenOptions = field(default_factory=OpenOptions)
     spacing: tuple[float, float, float] | None = None
     resample_labels: bool = False
     overwrite: bool = False
@@ -126,7 +126,7 @@ def _open(job: IngestJob, communicator: Communicator, listen: Listener) -> tuple
     with communicator.together():
         check_output(job.output, job.overwrite)
         check_small_output(report_path(job.output), job.overwrite)
-        volume = open_volume(job.source, job.dicom)
+        volume = open_volume(job.source, job.options)
         for number, source in enumerate(job.labels, start=1):
             place = labels_path(job.output, number if len(job.labels) > 1 else None)
             check_output(place, job.overwrite)

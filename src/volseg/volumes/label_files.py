@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from volseg.errors import VolumeError
+from volseg.volumes.contents import kind_of
+from volseg.volumes.formats.registry import format_at
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, table_of_folder
 
@@ -19,12 +21,11 @@ def label_table_of(path: str | Path) -> LabelTable | None:
     try:
         if is_mask_folder(path):
             return table_of_folder(path)
-        if path.is_dir():
-            from volseg.volumes.zarr.label_image import table_of_store
-
-            return table_of_store(path)
-        from volseg.volumes.nifti.label_names import table_of_nifti
-
-        return table_of_nifti(path)
+        path.stat()  # an error where there is nothing
+        format = format_at(path)
+        if format is None:
+            kind = kind_of(path)
+            format = None if kind is None else kind.read_as
+        return None if format is None or format.label_table is None else format.label_table(path)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error

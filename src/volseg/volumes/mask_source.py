@@ -14,6 +14,7 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
+from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
@@ -50,7 +51,7 @@ def open_labels(
     if is_mask_folder(path):
         fit = partial(_fitted, image=image, resample=resample)
         return open_mask_folder(path, overlap, remark, fit), table_of_folder(path)
-    if format_of(path) == "dicom":
+    if format_of(path) is DICOM:
         return _open_dicom(path, image, resample, overlap)
     return _fitted(WholeNumbers(open_volume(path), remark), image, resample), label_table_of(path)
 

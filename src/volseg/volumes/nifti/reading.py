@@ -21,13 +21,7 @@ from volseg.volumes.nifti.header import NiftiHeader, read_header
 from volseg.volumes.nifti.inflate import DENSEST, DamagedGzip, SeekableGzip
 from volseg.volumes.volume import Volume
 
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 FLOAT32_BITS = 24  # of precision
-
-
-def is_nifti_name(path: Path) -> bool:
-    """Whether the file's name ends like NIfTI's: .nii, .nii.gz, or a .hdr + .img pair."""
-    return path.name.lower().endswith(SUFFIXES)
 
 
 def open_nifti(path: Path, channel: int | None = None) -> Volume:
