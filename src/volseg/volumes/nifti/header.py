@@ -23,8 +23,8 @@ from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import check_affine
 from volseg.volumes.contents import kind_of
 from volseg.volumes.formats.nifti import NIFTI
+from volseg.volumes.inflate import DamagedGzip, SeekableGzip
 from volseg.volumes.nifti.forms import Forms, forms_of
-from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
 from volseg.volumes.nifti.library import nibabel
 from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
