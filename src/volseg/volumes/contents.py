@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.metaimage import METAIMAGE
 from volseg.volumes.formats.nifti import NIFTI
+from volseg.volumes.formats.nrrd import NRRD
 from volseg.volumes.formats.registry import SUFFIXES
 from volseg.volumes.signs import HEAD, Form, form_of
 
@@ -88,16 +90,8 @@ def _unpacked(what: str, program: str) -> Callable[[Path, bytes], Kind]:
     return lambda path, head: Kind(what, f"unpack it: {program} -dc < {_quoted(path)} > {_other(path, '.nii')}")
 
 
-def _through_itk(what: str) -> Callable[[Path, bytes], Kind]:
-    def kind(path: Path, head: bytes) -> Kind:
-        script = f"import SimpleITK as s; s.WriteImage(s.ReadImage({str(path)!r}), {_plain_other(path)!r})"
-        return Kind(what, f"convert it (pip install SimpleITK): python -c {shlex.quote(script)}")
-
-    return kind
-
-
-def _plain_other(path: Path) -> str:
-    return shlex.split(_other(path, ".nii.gz"))[0]
+def _renamed(what: str, ending: str, format: Format) -> Callable[[Path, bytes], Kind]:
+    return lambda path, head: Kind(what, f"give it its name: mv {_quoted(path)} {_other(path, ending)}", format)
 
 
 def _pointer(path: Path, head: bytes) -> Kind:
@@ -139,8 +133,8 @@ _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
                           "download the file again (where it asks for a login, with it)"),
     Form.XML: _fixed("an XML text, perhaps a server's answer", "download the file again"),
     Form.JSON_ERROR: _text,
-    Form.NRRD: _through_itk("a NRRD image"),
-    Form.METAIMAGE: _through_itk("a MetaImage"),
+    Form.NRRD: _renamed("a NRRD image", ".nrrd", NRRD),
+    Form.METAIMAGE: _renamed("a MetaImage", ".mha", METAIMAGE),
     Form.MGH: _mgh,
     Form.BZIP2: _unpacked("bzip2", "bzip2"),
     Form.XZ: _unpacked("xz", "xz"),

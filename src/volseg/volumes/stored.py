@@ -6,6 +6,7 @@ start: `inflate` keeps places to start from, so that reads in any order cost lit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,3 +156,21 @@ class PackedVolume(_StoredVolume):
         except (OSError, DamagedGzip) as error:
             self.close()
             raise VolumeError(f"{file}: damaged ({error}); copy or download it again") from error
+
+
+def stored_as(
+    *, data: Path, shape: Triple, offset: int, raw: np.dtype[Any], channels: int = 1, part: int = 0,
+    beside: bool = False, packed: bool = False, start: int = 0,
+) -> Stored:  # fmt: skip
+    """Channel `part` of `channels` volumes that nothing scales, integers as they are and all else as float32.
+
+    offset  bytes before the first of them; of packed voxels in their contents, which begin after `start` bytes
+    beside  the channels lie beside each other in every voxel, else one volume after the other
+    """
+    volume_bytes = math.prod(shape) * raw.itemsize
+    return Stored(
+        data=data, shape=shape, raw=raw, offset=offset + (0 if beside else part * volume_bytes),
+        end=offset + channels * volume_bytes,
+        dtype=np.dtype(np.float32) if raw.kind == "f" else raw.newbyteorder("="), beside=channels if beside else 1,
+        part=part if beside else 0, packed=packed, start=start,
+    )  # fmt: skip
