@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, FixTilt, NoProgress, OverlapRule, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.options import (
+    Debug,
+    FixTilt,
+    NoProgress,
+    OverlapRule,
+    Overwrite,
+    Quiet,
+    RawShape,
+    RawType,
+    ResampleGaps,
+    Series,
+    VoxelSize,
+)
 from volseg.errors import ConfigError, VolumeError
 from volseg.sizes import parse_spacing
 
@@ -36,6 +48,9 @@ def ingest(
     ] = None,
     fix_tilt: FixTilt = False,
     resample_gaps: ResampleGaps = False,
+    voxel_size: VoxelSize = None,
+    shape: RawShape = None,
+    dtype: RawType = None,
     resample_labels: Annotated[
         bool, typer.Option("--resample-labels", help="Bring a mask that lies on another grid onto the image's.")
     ] = False,
@@ -64,7 +79,8 @@ def ingest(
 
         report = run(
             source, output, labels=labels, series=series, spacing=None if spacing is None else parse_spacing(spacing),
-            fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overlap=overlap,
+            fix_tilt=fix_tilt, resample_gaps=resample_gaps, voxel_size=voxel_size, shape=shape, dtype=dtype,
+            resample_labels=resample_labels, overlap=overlap,
             overwrite=overwrite, communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
         work.tell(table("ingested", ["", "value"], report_rows(report), text_columns=2))

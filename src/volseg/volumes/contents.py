@@ -15,6 +15,7 @@ from volseg.volumes.formats.metaimage import METAIMAGE
 from volseg.volumes.formats.nifti import NIFTI
 from volseg.volumes.formats.nrrd import NRRD
 from volseg.volumes.formats.registry import SUFFIXES
+from volseg.volumes.formats.tiff import TIFF
 from volseg.volumes.signs import HEAD, Form, form_of
 
 ANOTHER = "copy or download it again"
@@ -135,6 +136,7 @@ _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
     Form.JSON_ERROR: _text,
     Form.NRRD: _renamed("a NRRD image", ".nrrd", NRRD),
     Form.METAIMAGE: _renamed("a MetaImage", ".mha", METAIMAGE),
+    Form.TIFF: _renamed("a TIFF image", ".tif", TIFF),
     Form.MGH: _mgh,
     Form.BZIP2: _unpacked("bzip2", "bzip2"),
     Form.XZ: _unpacked("xz", "xz"),

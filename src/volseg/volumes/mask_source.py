@@ -19,6 +19,7 @@ from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
 from volseg.volumes.mask_values import Remark, Tidied, check_bounded, no_remark, tidied
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
@@ -53,7 +54,8 @@ def open_labels(
         return open_mask_folder(path, overlap, remark, fit), table_of_folder(path)
     if format_of(path) is DICOM:
         return _open_dicom(path, image, resample, overlap)
-    return _fitted(WholeNumbers(open_volume(path), remark), image, resample), label_table_of(path)
+    mask = open_volume(path, OpenOptions(size_if_unsaid=image.space.spacing))
+    return _fitted(WholeNumbers(mask, remark), image, resample), label_table_of(path)
 
 
 def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:

@@ -37,7 +37,7 @@ def voxel_size(path: Path, stated: Size | None, options: OpenOptions) -> tuple[S
     Raises VolumeError where nobody says it, or what is said is no size.
     """
     asked = options.voxel_size
-    size = asked or stated
+    size = asked or stated or options.size_if_unsaid
     if size is None:
         raise VolumeError(
             f"{path}: does not say how large its voxels are; give --voxel-size with the sides in mm, such as 0.05 or "

@@ -83,9 +83,7 @@ def format_of(path: Path) -> Format:
 
 def _refuse_options(path: Path, format: Format, options: OpenOptions) -> None:
     if format.own_size and options.voxel_size is not None:
-        raise VolumeError(
-            f"{path}: a {format.noun} says how large its voxels are; --voxel-size is for files that do not"
-        )
+        raise VolumeError(f"{path}: {format.noun}, which says how large its voxels are; --voxel-size is for others")
     if format is not DICOM and options.dicom != DicomOptions():
         raise VolumeError(f"{path}: no DICOM; --series, --fix-tilt and --resample-gaps are for DICOM series")
 

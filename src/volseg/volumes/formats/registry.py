@@ -9,10 +9,11 @@ from volseg.volumes.formats.format import Format
 from volseg.volumes.formats.metaimage import METAIMAGE
 from volseg.volumes.formats.nifti import NIFTI
 from volseg.volumes.formats.nrrd import NRRD
+from volseg.volumes.formats.tiff import TIFF
 from volseg.volumes.formats.zarr import ZARR
 from volseg.volumes.signs import Form
 
-FORMATS = (NIFTI, ZARR, NRRD, METAIMAGE, DICOM)
+FORMATS = (NIFTI, ZARR, NRRD, METAIMAGE, TIFF, DICOM)
 """The first that a path is at counts; of a folder without marks of another, that is DICOM."""
 
 LISTED = tuple(suffix for format in FORMATS for suffix in format.listed)
