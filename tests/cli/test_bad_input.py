@@ -252,7 +252,7 @@ def test_an_output_that_exists(refused, here, capsys):
 
 def test_outputs_that_cannot_be(refused, here, monkeypatch):
     assert "no folder nowhere" in refused("segment", "scan.nii", "-o", "nowhere/m.nii.gz")
-    assert "cannot write that format" in refused("segment", "scan.nii", "-o", "m.mha")
+    assert "cannot write that format" in refused("segment", "scan.nii", "-o", "m.mgz")
     assert "exists and is a folder" in refused("segment", "scan.nii", "-o", make(here / "d.nii"), "--overwrite")
     assert "is no zarr store" in refused("segment", "scan.nii", "-o", filled(here / "d.zarr"), "--overwrite")
     access = os.access  # the root user may write anywhere

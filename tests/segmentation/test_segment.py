@@ -24,6 +24,7 @@ from volseg.segmentation.report import write_report
 from volseg.segmentation.scale import SLICES
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
+from volseg.volumes import planes_output
 from volseg.volumes.image_file import ImageFile
 from volseg.volumes.inflate import SeekableGzip
 from volseg.volumes.label_files import label_table_of
@@ -150,7 +151,7 @@ def test_no_rank_ever_holds_the_whole_mask(shared, communicator, monkeypatch):
     """What a rank is handed to write is one unit at a time, and no two ranks write the same voxels."""
     from volseg.volumes import writing
 
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", SHAPE[1] * SHAPE[2] * 2)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", SHAPE[1] * SHAPE[2] * 2)
     handed, original = [], writing._checked
 
     def checked(unit, voxels):

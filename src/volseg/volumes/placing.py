@@ -73,3 +73,17 @@ def lps_affine(
 
 def _mm(size: Size) -> str:
     return format_triple(tuple(f"{side:.4g}" for side in size))
+
+
+def as_lps(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An affine (4 x 4, to RAS+ mm) as ITK's formats have it: the vectors of i, j, k in LPS as columns, and the origin.
+
+    The vectors have the lengths of a voxel's sides.
+    """
+    lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64) + 0.0  # no negative zeros
+    return lps[:3, :3], lps[:3, 3]
+
+
+def words(numbers: np.ndarray, between: str = " ") -> str:
+    """Numbers as text that is read back as the same float64."""
+    return between.join(repr(float(number)).removesuffix(".0") for number in np.ravel(numbers))

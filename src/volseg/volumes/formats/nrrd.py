@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from volseg.volumes.formats.format import Format, named
+from volseg.volumes.formats.format import Format, Request, named
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.open_options import OpenOptions
+from volseg.volumes.output import Output
 from volseg.volumes.signs import Form
 from volseg.volumes.volume import Volume
 
@@ -31,7 +32,14 @@ def _label_table(path: Path) -> LabelTable | None:
     return table_of_nrrd(path)
 
 
+def _output(request: Request) -> Output:
+    from volseg.volumes.nrrd.output import NrrdOutput
+
+    return NrrdOutput(request.content)
+
+
 NRRD = Format(
     name="nrrd", noun="NRRD file", suffixes=SUFFIXES, is_at=named(SUFFIXES), forms=(Form.NRRD,), open=_open,
-    channels=_channels, label_table=_label_table, listed=SUFFIXES, own_size=False,
+    channels=_channels, label_table=_label_table, listed=SUFFIXES, own_size=False, output=_output,
+    written=(".nrrd",), masks_only=(".seg.nrrd",),
 )  # fmt: skip

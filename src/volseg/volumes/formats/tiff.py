@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.format import Format, Request
 from volseg.volumes.open_options import OpenOptions
+from volseg.volumes.output import Output
 from volseg.volumes.signs import Form
 from volseg.volumes.volume import Volume
 
@@ -38,7 +39,14 @@ def _channels(path: Path) -> int:
     return count_channels(path)
 
 
+def _output(request: Request) -> Output:
+    from volseg.volumes.tiff.output import TiffOutput
+
+    return TiffOutput(request.content)
+
+
 TIFF = Format(
     name="tiff", noun="TIFF file", suffixes=SUFFIXES, is_at=_is_at, forms=(Form.TIFF,), open=_open, channels=_channels,
-    own_size=False,
+    own_size=False, output=_output,
+    written=(".tif", ".tiff"), takes_channels=False,
 )  # fmt: skip
