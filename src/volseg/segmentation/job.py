@@ -20,7 +20,7 @@ from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.windows.options import WindowOptions
 from volseg.volumes.dataset import image_name
 from volseg.volumes.file_names import ending_of, stem_of
-from volseg.volumes.formats.registry import LISTED, MASKS, SUFFIXES, WRITTEN, writer_of
+from volseg.volumes.formats.registry import LISTED, MASKS, SUFFIXES, WRITTEN, file_of, writer_of
 from volseg.volumes.formats.zarr import is_zarr_store
 from volseg.volumes.image_file import ImageFile, channels_of_file, count_channels
 from volseg.volumes.label_table import LabelTable
@@ -107,7 +107,7 @@ def channel_files(path: Path, channels: int) -> list[ImageFile]:
 
 def input_files(channels: Iterable[ImageFile]) -> list[Path]:
     """All that is read of a scan's channels: their files (or folders), and both halves of a .hdr/.img pair."""
-    files = [channel.path for channel in channels]
+    files = [file_of(channel.path) for channel in channels]
     pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
     return list(dict.fromkeys(files + pairs))
 
@@ -118,7 +118,7 @@ def mask_path(job: SegmentationJob) -> Path:
     In a folder it is CASE.nii.gz, as nnU-Net names it and `evaluate` looks for it; SCAN_mask.nii.gz where that is the
     folder of the scan.
     """
-    scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
+    scan = Path(os.path.abspath(file_of(job.scan)))  # "." and ".." have a name too, and links stay where they are
     stem = stem_of(scan.name, SUFFIXES)
     if job.output is None:
         return scan.with_name(f"{stem}_mask.nii.gz")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.hdf5 import HDF5
 from volseg.volumes.formats.metaimage import METAIMAGE
 from volseg.volumes.formats.nifti import NIFTI
 from volseg.volumes.formats.nrrd import NRRD
@@ -119,6 +120,13 @@ def _mgh(path: Path, head: bytes) -> Kind:
     return Kind("a FreeSurfer volume (MGH)", f"convert it: nib-convert {_quoted(path)} {_other(path, '.nii.gz')}")
 
 
+def _hdf5(path: Path, head: bytes) -> Kind:
+    minc = f"convert MINC with: mnc2nii {_quoted(path)}"
+    if head.startswith(b"CDF"):
+        return Kind("netCDF (MINC?)", minc)
+    return Kind("HDF5", f"give it its name: mv {_quoted(path)} {_other(path, '.h5')}; {minc}", HDF5)
+
+
 def _text(path: Path, head: bytes) -> Kind:
     line = head.decode("ascii", "replace").strip().splitlines()[0][:60]
     return Kind(f"text, which begins {line!r}", ANOTHER, vague=True)
@@ -145,7 +153,7 @@ _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
     Form.SEVEN_ZIP: lambda path, head: Kind("a 7z archive", f"unpack it: 7z x {_quoted(path)}"),
     Form.RAR: lambda path, head: Kind("a RAR archive", f"unpack it: unrar x {_quoted(path)}"),
     Form.TAR: lambda path, head: Kind("a tar archive", f"unpack it: tar -xf {_quoted(path)}"),
-    Form.HDF5: lambda path, head: Kind("HDF5 or netCDF (MINC?)", f"convert MINC with: mnc2nii {_quoted(path)}"),
+    Form.HDF5: _hdf5,
     Form.NUMPY: _fixed("a NumPy array, which knows no spacing", "save it as NIfTI, with nibabel"),
     Form.PICTURE: _fixed("a picture or document, no volume in space", "give .nii, .nii.gz or DICOM of what it shows"),
     Form.TEXT: _text,

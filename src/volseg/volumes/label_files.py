@@ -6,7 +6,7 @@ from pathlib import Path
 
 from volseg.errors import VolumeError
 from volseg.volumes.contents import kind_of
-from volseg.volumes.formats.registry import format_at
+from volseg.volumes.formats.registry import file_of, format_at
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, table_of_folder
 
@@ -21,7 +21,7 @@ def label_table_of(path: str | Path) -> LabelTable | None:
     try:
         if is_mask_folder(path):
             return table_of_folder(path)
-        path.stat()  # an error where there is nothing
+        file_of(path).stat()  # an error where there is nothing
         format = format_at(path)
         if format is None:
             kind = kind_of(path)

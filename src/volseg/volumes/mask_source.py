@@ -15,6 +15,7 @@ from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
 from volseg.volumes.formats.dicom import DICOM
+from volseg.volumes.formats.registry import file_of
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
@@ -47,7 +48,7 @@ def open_labels(
     they are read, where they are negative or not whole.
     """
     path = Path(path)
-    if not path.exists():
+    if not file_of(path).exists():
         raise VolumeError(f"{path}: no such file or folder")
     if is_mask_folder(path):
         fit = partial(_fitted, image=image, resample=resample)

@@ -14,7 +14,8 @@ from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import DESCRIPTION, IMAGES, ending_of, names_in, stem_of
 from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.formats.format import Format
-from volseg.volumes.formats.registry import format_at
+from volseg.volumes.formats.raw import RAW
+from volseg.volumes.formats.registry import file_of, format_at
 from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.signs import ANNEX_MARK
 from volseg.volumes.volume import Volume
@@ -35,9 +36,9 @@ def open_volume(
     """
     path = Path(path)
     try:
-        if not path.exists():
+        if not file_of(path).exists():
             raise VolumeError(f"{path}: {missing(path)}")
-        format = format_of(path)
+        format = RAW if options.shape is not None and format_at(path) is None else format_of(path)
         if channel is not None and format.channels is None:
             raise VolumeError(f"{path}: no NIfTI file; of other formats each channel must be a volume of its own")
         _refuse_options(path, format, options)
@@ -82,6 +83,8 @@ def format_of(path: Path) -> Format:
 
 
 def _refuse_options(path: Path, format: Format, options: OpenOptions) -> None:
+    if format is not RAW and (options.shape is not None or options.dtype is not None):
+        raise VolumeError(f"{path}: {format.noun}; --shape and --dtype are for raw voxels, which have no header")
     if format.own_size and options.voxel_size is not None:
         raise VolumeError(f"{path}: {format.noun}, which says how large its voxels are; --voxel-size is for others")
     if format is not DICOM and options.dicom != DicomOptions():

@@ -39,6 +39,7 @@ class Format:
     open         the volume at a path, of the channel asked for; only headers are read
     channels     how many channels a file holds; None: a file holds one
     label_table  names and colours of labels that a mask carries; None: it carries none
+    file_of      the file on disk of a path that may go on inside a file
     listed       the suffixes that are taken from a folder of volumes or of masks
     written      the suffixes that a volume can be written with
     masks_only   the suffixes that only a mask can be written with
@@ -55,6 +56,7 @@ class Format:
     open: Callable[[Path, OpenOptions, int | None], Volume]
     channels: Callable[[Path], int] | None = None
     label_table: Callable[[Path], LabelTable | None] | None = None
+    file_of: Callable[[Path], Path] = lambda path: path
     listed: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
     masks_only: tuple[str, ...] = ()

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.hdf5 import HDF5
 from volseg.volumes.formats.metaimage import METAIMAGE
 from volseg.volumes.formats.nifti import NIFTI
 from volseg.volumes.formats.nrrd import NRRD
+from volseg.volumes.formats.raw import RAW
 from volseg.volumes.formats.tiff import TIFF
 from volseg.volumes.formats.zarr import ZARR
 from volseg.volumes.signs import Form
 
-FORMATS = (NIFTI, ZARR, NRRD, METAIMAGE, TIFF, DICOM)
+FORMATS = (NIFTI, ZARR, NRRD, METAIMAGE, TIFF, HDF5, RAW, DICOM)
 """The first that a path is at counts; of a folder without marks of another, that is DICOM."""
 
 LISTED = tuple(suffix for format in FORMATS for suffix in format.listed)
@@ -34,6 +36,12 @@ _WRITERS = {suffix: format for format in FORMATS for suffix in (*format.written,
 def format_at(path: Path) -> Format | None:
     """The format of what lies at `path`, by its name and by what kind of thing it is; None where these do not tell."""
     return next((format for format in FORMATS if format.is_at(path)), None)
+
+
+def file_of(path: Path) -> Path:
+    """The file or folder on disk of a path, which of HDF5 goes on inside the file."""
+    format = format_at(path)
+    return path if format is None else format.file_of(path)
 
 
 def format_of_form(form: Form) -> Format | None:
