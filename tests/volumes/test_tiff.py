@@ -225,6 +225,20 @@ def test_a_chain_of_pages_that_never_ends(tmp_path):
         open_volume(tmp_path / "a.tif", SIZE)
 
 
+@pytest.mark.parametrize("imagej", [False, True])
+def test_fewer_pages_than_promised(tmp_path, imagej):
+    options = {"imagej": True} if imagej else {"ome": True}
+    tifffile.imwrite(tmp_path / "a.tif", voxels(), metadata={"axes": "ZYX"}, compression="zlib", **options)
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        last = file.pages[2].offset
+    end = last + 2 + 12 * struct.unpack("<H", content[last : last + 2])[0]
+    content[end : end + 4] = bytes(4)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(VolumeError, match=r"truncated: 3 of 5 images|damaged in slice 3|axes|not a readable"):
+        open_volume(tmp_path / "a.tif", SIZE).read(Box.whole(SHAPE))
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_files_cut_short(tmp_path, compression):
     file = io.BytesIO()

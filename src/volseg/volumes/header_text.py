@@ -34,7 +34,8 @@ def header_lines(path: Path, ends: bytes) -> tuple[list[str], int]:
             text = line.strip()
             if not line or (not ends and not text):
                 return lines, size
-            lines.append(text.decode("utf-8", "replace"))
+            letters = text.decode("utf-8", "replace").replace("\t", " ")
+            lines.append("".join(letter if letter.isprintable() else "?" for letter in letters))
             if ends and text.lower().startswith(ends):
                 return lines, size
     raise BadHeader(f"a header of more than {MOST_HEADER_BYTES >> 20} MiB")

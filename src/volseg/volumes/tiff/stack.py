@@ -104,7 +104,10 @@ def pages_of(file: Any, path: Path, channel: int | None) -> Pages:
     if len(file.series) != 1:
         sizes = first_few([format_triple(tuple(series.shape)) for series in file.series])
         raise VolumeError(f"{path}: {len(file.series)} images of different sizes ({sizes}); give a file of one volume")
+    promised = (file.imagej_metadata or {}).get("images", 1) if file.is_imagej else 1
     series = file.series[0]
+    if not isinstance(promised, int) or len(series) < promised:
+        raise VolumeError(f"{path}: truncated: {len(series)} of {promised} images are there; copy it again")
     axes, shape = series.axes, tuple(int(side) for side in series.shape)
     if axes[-2:] != "YX" or len(axes) != len(shape):
         raise VolumeError(
