@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from volseg.api import check
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.canonical import canonical
+from volseg.volumes.dataset import write_dataset_json
 from volseg.volumes.image_file import ImageFile, count_channels
 from volseg.volumes.label_files import label_table_of
+from volseg.volumes.mask_source import open_labels
 from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading import open_volume
 
@@ -260,3 +263,24 @@ def test_files_cut_short_and_of_other_names(tmp_path):
         (tmp_path / "b.nrrd").write_bytes(b"<html>404")
         with pytest.raises(VolumeError, match="not a readable NRRD file but a web page"):
             read(tmp_path / "b.nrrd")
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_a_data_set_of_nnunet_and_a_folder_of_masks(tmp_path, ending):
+    folder = tmp_path / "set"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    labels = (voxels() > 100).astype("u1")
+    for number, case in enumerate(("a", "b")):
+        sitk.WriteImage(oblique(voxels() + np.int16(number)), folder / "imagesTr" / f"{case}_0000{ending}")
+        sitk.WriteImage(oblique(labels), folder / "labelsTr" / f"{case}{ending}", True)
+    write_dataset_json(folder, channel_names=("CT",), labels={"background": 0, "x": 1}, cases=2, file_ending=ending)
+    report = check(folder)
+    assert [fault for fault in report.faults if fault.serious] == []
+    assert len(report.fingerprint.cases) == 2
+    masks = tmp_path / "segmentations"
+    masks.mkdir()
+    sitk.WriteImage(oblique(labels), masks / f"liver{ending}")
+    mask, table = open_labels(masks, open_volume(folder / "imagesTr" / f"a_0000{ending}"))
+    assert table.names == {"liver": 1}
+    np.testing.assert_array_equal(mask.read(BOX), labels[BOX.slices])

@@ -92,9 +92,9 @@ def ingest(
 ) -> IngestReport:  # fmt: skip
     """Bring a scan into one volume file, with its own grid and values (HU), every voxel looked at. Collective.
 
-    source           NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file
-    output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
-    labels           also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
+    source           a volume of any format of docs/formats.md: NIfTI, .zarr, DICOM, TIFF, NRRD, MetaImage, HDF5, raw
+    output           a .nii.gz, .nii, .zarr, .nrrd, .mha or .tif to write; beside it goes OUT_ingest.json
+    labels           also a mask (a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
                      becomes OUT's name + _labels; of several readers one each: OUT's name + _labels_reader1, ...
     series           which DICOM series: its number in the list ("2.1": a part of series 2), its UID, or the end of that
     spacing          mm along D, H, W to resample to; None keeps the scan's own

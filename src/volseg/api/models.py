@@ -186,9 +186,9 @@ def segment(
 ) -> SegmentationReport:  # fmt: skip
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
-    scan          NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file
-    output        mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm; a folder: CASE.nii.gz in it; None:
-                  SCAN_mask.nii.gz beside the scan
+    scan          a volume of any format of docs/formats.md, or one DICOM series: a folder, a zip, a DICOMDIR, a file
+    output        mask: .nii.gz, .nii, .zarr, .seg.nrrd, .nrrd, .mha, .tif, SCAN.zarr/labels/NAME, or .dcm; a folder:
+                  CASE.nii.gz in it; None: SCAN_mask.nii.gz beside the scan
     model         run folder, or a weights file
     spacing       how the network sees the scan: the model's, "native", or mm along the patient's z, y, x
     voxel_size    mm along D, H, W of a file that does not say (TIFF, HDF5, raw); shape, dtype: of a raw file's voxels

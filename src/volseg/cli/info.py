@@ -13,7 +13,8 @@ from volseg.cli.options import Debug, FixTilt, JsonOutput, RawShape, RawType, Re
 
 def info(
     path: Annotated[
-        Path, typer.Argument(help="NIfTI file, .zarr, DICOM (folder, zip, DICOMDIR, file), or a run folder.")
+        Path,
+        typer.Argument(help="NIfTI, .zarr, DICOM, TIFF (file, folder), NRRD, MetaImage, HDF5, raw, or a run folder."),
     ],
     series: Series = None,
     fix_tilt: FixTilt = False,

@@ -29,15 +29,19 @@ from volseg.sizes import parse_spacing
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file."),
+        typer.Argument(
+            metavar="SRC",
+            help="NIfTI, .zarr, DICOM (folder, zip, DICOMDIR, file), TIFF (file, folder), NRRD, MetaImage, HDF5, raw.",
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii or .zarr to write.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii, .zarr, .nrrd, .mha or .tif to write."),
     ] = None,
     labels: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + "
+            help="Also a mask (a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + "
             "_labels; once for each of several readers."
         ),
     ] = None,

@@ -40,14 +40,18 @@ class ScheduleName(StrEnum):
 
 def segment(
     scan: Annotated[
-        Path, typer.Argument(help="NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file.")
+        Path,
+        typer.Argument(
+            help="NIfTI, .zarr, DICOM series (folder, zip, DICOMDIR, file), TIFF, NRRD, MetaImage, HDF5, raw."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, .dcm (DICOM SEG), or a folder.  "
+            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, .dcm (DICOM SEG), .seg.nrrd, .nrrd, .mha, .tif, "
+            "or a folder.  "
             "[default: SCAN_mask.nii.gz]",
         ),
     ] = None,

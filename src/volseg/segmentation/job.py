@@ -40,7 +40,7 @@ OPTIONS = {"report": "--report", "trace": "--trace"}
 class SegmentationJob:
     """What to segment, with which model, and what to write.
 
-    output         the mask: .nii.gz, .nii, .zarr, a label in a store (SCAN.zarr/labels/NAME), or a DICOM SEG (.dcm);
+    output         the mask: an ending of `formats.registry.MASKS`, or a label in a store (SCAN.zarr/labels/NAME);
                    a folder: CASE.nii.gz in it, by the scan's name; None: SCAN_mask.nii.gz beside the scan
     spacing        at which the network sees the scan: the model's, the scan's own, or mm along canonical D, H, W (the
                    patient's z, y, x, whatever the order of the scan's voxels)

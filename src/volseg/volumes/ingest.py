@@ -1,4 +1,4 @@
-"""Bring a scan into one volume file: NIfTI, zarr or a DICOM series in, NIfTI or OME-Zarr out, every voxel looked at."""
+"""Bring a scan of any format into one volume file, every voxel looked at."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from volseg.volumes.writing import (
 class IngestJob:
     """What to bring in, and what may be done to it on the way.
 
-    output           .nii.gz, .nii or .zarr
-    labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
+    output           a name that ends in one of `formats.registry.WRITTEN`
+    labels           also a mask: a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
                      of several readers. They go beside the output (`labels_path`)
     options          which series, what may be mended, what the file does not say
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid

@@ -14,7 +14,7 @@ from volseg.volumes.mask_folder import is_mask_folder, table_of_folder
 def label_table_of(path: str | Path) -> LabelTable | None:
     """The names and colours that the mask file at `path` carries, None where it carries none or cannot say.
 
-    NIfTI (.nii, .nii.gz), OME-Zarr, and a folder of one mask a structure; only headers are read. Raises VolumeError
+    NIfTI, OME-Zarr, NRRD, and a folder of one mask a structure carry them; only headers are read. Raises VolumeError
     where the file cannot be read at all.
     """
     path = Path(path)

@@ -35,8 +35,8 @@ def open_labels(
 ) -> tuple[Volume, LabelTable | None]:  # fmt: skip
     """The labels at `path` on the grid and in the voxel order of `image`, and their names where the file has them.
 
-    path      a mask (NIfTI, .zarr), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder
-              with one such file
+    path      a mask (a volume), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder with
+              one such file
     resample  bring a mask that lies on another grid onto the image's, by the nearest voxel; ``audit.fixes`` says so
     overlap   which structure has a voxel of several
     remark    takes what only reading brings up: that labels were rounded, NaN taken as background, masks overlap

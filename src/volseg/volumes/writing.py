@@ -94,7 +94,7 @@ def prepare_volume(
     fixes: Sequence[str] = (),
     produce_communicates: bool = False,
 ) -> Unpublished:
-    """Write a volume on `space` for `path`: .nii, .nii.gz or .zarr, a mask also for STORE.zarr/labels/NAME or .dcm.
+    """Write a volume on `space` for `path`, of an ending in `formats.registry`; a mask also for STORE.zarr/labels/NAME.
 
     Collective.
 
