@@ -39,7 +39,8 @@ def open_pair(
     dicom = [format_of(path) is DICOM for path in (prediction, reference)]
     if not any(dicom):
         true = open_mask(reference, _about(reference, remark))
-        return in_order_of(open_mask(prediction, _about(prediction, remark)), true.space), true, ()
+        mask = open_mask(prediction, _about(prediction, remark), true.space.spacing)
+        return in_order_of(mask, true.space), true, ()
     if all(dicom):
         return _both_dicom(prediction, reference, names, remark)
     plain, labelled = (reference, prediction) if dicom[0] else (prediction, reference)

@@ -22,6 +22,7 @@ from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_o
 from volseg.volumes.mask_values import Remark, Tidied, check_bounded, no_remark, tidied
 from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.overlap import Overlap
+from volseg.volumes.placing import Size
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
 
@@ -35,8 +36,8 @@ def open_labels(
 ) -> tuple[Volume, LabelTable | None]:  # fmt: skip
     """The labels at `path` on the grid and in the voxel order of `image`, and their names where the file has them.
 
-    path      a mask (a volume), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder with
-              one such file
+    path      a mask (a volume), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder
+              with one such file
     resample  bring a mask that lies on another grid onto the image's, by the nearest voxel; ``audit.fixes`` says so
     overlap   which structure has a voxel of several
     remark    takes what only reading brings up: that labels were rounded, NaN taken as background, masks overlap
@@ -59,14 +60,16 @@ def open_labels(
     return _fitted(WholeNumbers(mask, remark), image, resample), label_table_of(path)
 
 
-def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
+def open_mask(path: str | Path, remark: Remark = no_remark, size: Size | None = None) -> Volume:
     """The mask, or folder of one mask a structure, at `path` on its own grid, its values as `mask_values` has them.
+
+    size  sides of a voxel, mm along D, H, W, of a file that does not say
 
     What is no label is left in it, for a reader that lists all that is wrong. Raises VolumeError as `open_volume` does.
     """
     path = Path(path)
     if not is_mask_folder(path):
-        mask = open_volume(path)
+        mask = open_volume(path, OpenOptions(size_if_unsaid=size))
         return mask if mask.dtype.kind in "iu" else Tidied(mask, remark)
     masks = open_mask_folder(path, remark=remark)
     for warning in masks.audit.warnings:

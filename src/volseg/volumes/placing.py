@@ -41,7 +41,7 @@ def voxel_size(path: Path, stated: Size | None, options: OpenOptions) -> tuple[S
     if size is None:
         raise VolumeError(
             f"{path}: does not say how large its voxels are; give --voxel-size with the sides in mm, such as 0.05 or "
-            "along D x H x W 0.1x0.05x0.05"
+            "along D x H x W 0.1x0.05x0.05 (where a command has no --voxel-size, ingest it first)"
         )
     if not (np.isfinite(size).all() and min(size) > 0):
         raise VolumeError(f"{path}: voxels of {_mm(size)} mm have no size; give the true sides with --voxel-size")
