@@ -16,8 +16,9 @@ from volseg.events import Caution, Progress, ignore
 from volseg.geometry import Box
 from volseg.volumes import ingest as ingesting
 from volseg.volumes import planes_output
-from volseg.volumes.ingest import IngestJob, SliceKeeper, labels_path
+from volseg.volumes.ingest import IngestJob, labels_path
 from volseg.volumes.ingest_report import report_rows
+from volseg.volumes.kept_slices import SliceKeeper
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.reading import open_volume

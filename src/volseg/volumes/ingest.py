@@ -11,9 +11,9 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Progress, ignore
-from volseg.geometry import Box
 from volseg.volumes.checks import check_finite
 from volseg.volumes.ingest_report import IngestedMask, IngestReport, hash_inputs, write_report
+from volseg.volumes.kept_slices import SliceKeeper
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.mask_values import together
@@ -172,29 +172,6 @@ def report_path(output: Path) -> Path:
     return output.with_name(output.name[: -len(volume_suffix(output))] + "_ingest.json")
 
 
-class SliceKeeper:
-    """Reads boxes of a volume, keeping the last slices of a compressed one for the boxes beside.
-
-    Boxes that share slices then cost one inflation or decoding of these slices, for the memory they take.
-    """
-
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
-        self._box: Box | None = None
-        self._slices = np.empty(0)
-
-    def read(self, box: Box) -> np.ndarray:
-        """The voxels of `box`."""
-        _, h, w = self._volume.shape
-        slices = Box((box.start[0], 0, 0), (box.stop[0], h, w))
-        if not self._volume.whole_slices or box == slices:
-            return self._volume.read(box)
-        if self._box != slices:
-            self._slices = self._volume.read(slices)
-            self._box = slices
-        return self._slices[box.relative_to(slices).slices]
-
-
 def _copy(
     volume: Volume,
     image: Volume,
@@ -218,7 +195,7 @@ def _copy(
         done += sum(unit.box.size for unit in units if unit is not None)
         mine, voxels = units[communicator.rank], None
         if mine is not None:
-            voxels = keeper.read(mine.box)
+            voxels = keeper.read(mine.box, keep=mine.box.shape[1:] != volume.shape[1:])
             check_finite(voxels, mine.box, volume.path)
             np.maximum(extremes, [-float(voxels.min()), float(voxels.max())], out=extremes)
         listen(Progress(f"writing {output.name}", round(done / 1e6, 2), round(total / 1e6, 2), "Mvoxels"))
