@@ -159,8 +159,33 @@ def test_segments_of_slicer(tmp_path):
         tmp_path / "layers.seg.nrrd", *keys, "dimension: 4", "sizes: 2 6 7 5",
         "space directions: none (0.5,0,0) (0,0.7,0) (0,0,2.5)", array=voxels(lead=(2,)),
     )  # fmt: skip
-    with pytest.raises(VolumeError, match=r"2 segments that overlap, in 2 layers.*Export to labelmap"):
-        open_volume(layers)
+    assert open_volume(layers).shape == SIDES
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_segments_that_overlap(tmp_path, encoding):
+    body, organ, other = (np.zeros(SIDES, "i2") for _ in range(3))
+    body[1:], organ[2:4, 1:4, 1:4], other[0] = 1, 1, 2
+    keys = [
+        f"Segment{n}_{field}:={text}"
+        for n, row in enumerate((("organ", 1, 1), ("other", 2, 1), ("body", 1, 0)))
+        for field, text in zip(("Name", "LabelValue", "Layer"), row, strict=True)
+    ]
+    array = np.stack([body, organ + other], axis=-1)  # layers lie beside each other
+    path = nrrd(
+        tmp_path / "scan.seg.nrrd", *keys, "dimension: 4", "sizes: 2 6 7 5", f"encoding: {encoding}",
+        "space directions: none (0.5,0,0) (0,0.7,0) (0,0,2.5)",
+        data=array.tobytes() if encoding == "raw" else gzip.compress(array.tobytes()),
+    )  # fmt: skip
+    assert label_table_of(path).names == {"organ": 1, "other": 2, "body": 3}
+    image, said = open_volume(nrrd(tmp_path / "scan.nrrd")), []
+    outside = other + 3 * body
+    for overlap, expected in (("smallest", np.where(organ > 0, 1, outside)), ("last", outside)):
+        mask, _ = open_labels(path, image, overlap=overlap, remark=said.append)
+        np.testing.assert_array_equal(mask.read(Box.whole(SIDES)), expected)
+    assert said[0] == "segments overlap, and a voxel of several goes to the smallest: organ in body"
+    with pytest.raises(VolumeError, match=r"segments overlap, .*body and organ|segments overlap, .*organ and body"):
+        open_labels(path, image, overlap="error")[0].read(Box.whole(SIDES))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def open_labels(
         return open_mask_folder(path, overlap, remark, fit), table_of_folder(path)
     if format_of(path) is DICOM:
         return _open_dicom(path, image, resample, overlap)
-    mask = open_volume(path, OpenOptions(size_if_unsaid=image.space.spacing))
+    options = OpenOptions(size_if_unsaid=image.space.spacing, overlap=overlap, remark=remark)
+    mask = open_volume(path, options)
     return _fitted(WholeNumbers(mask, remark), image, resample), label_table_of(path)
 
 
@@ -69,7 +70,7 @@ def open_mask(path: str | Path, remark: Remark = no_remark, size: Size | None = 
     """
     path = Path(path)
     if not is_mask_folder(path):
-        mask = open_volume(path, OpenOptions(size_if_unsaid=size))
+        mask = open_volume(path, OpenOptions(size_if_unsaid=size, remark=remark))
         return mask if mask.dtype.kind in "iu" else Tidied(mask, remark)
     masks = open_mask_folder(path, remark=remark)
     for warning in masks.audit.warnings:
