@@ -28,7 +28,11 @@ def tifffile() -> Any:
 def opened(path: Path) -> Iterator[Any]:
     """A TIFF file, open. tifffile reports damage by a dozen types; all of them become a VolumeError."""
     try:
-        with tifffile().TiffFile(path) as file:
+        library = tifffile()
+    except ImportError:
+        raise VolumeError(f"{path}: TIFF needs tifffile, which is not installed: pip install tifffile") from None
+    try:
+        with library.TiffFile(path) as file:
             check_chain(path)
             yield file
     except (VolumeError, OSError, AssertionError):
