@@ -9,7 +9,7 @@ from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.signs import Form
 from volseg.volumes.volume import Volume
 
-SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5", ".ilp")
+SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 
 
 def split(path: Path) -> tuple[Path, str]:
