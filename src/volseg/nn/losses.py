@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
+from volseg.nn.kernels import softmax_loss
 from volseg.program.kinds import Kind
 
 IGNORE = 255
@@ -136,6 +137,9 @@ class LossSums(VolumeLoss):
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in some voxels."""
         k = self.outputs
+        if self._by_kernel(logits, target):
+            self._sums += softmax_loss.add(*_in_order(logits, target), self._weights_of_classes, IGNORE)
+            return
         for piece, labels, _ in pieces(logits, target, logits):
             largest = piece.amax(0)
             powers = (piece - largest).exp_()
@@ -166,6 +170,12 @@ class LossSums(VolumeLoss):
         """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
         hit, everywhere = self._dice_slopes(factor)
         share = factor / self._total
+        if self._by_kernel(logits, target) and out.dtype == logits.dtype:
+            rows, labels = _in_order(logits, target)
+            softmax_loss.gradient(
+                rows, labels, self._weights_of_classes, IGNORE, share, (hit, everywhere), _as_list(out)
+            )
+            return
         for piece, labels, place in pieces(logits, target, out):
             p = (piece - piece.amax(0)).exp_()
             p /= p.sum(0)
@@ -182,9 +192,22 @@ class LossSums(VolumeLoss):
             slopes *= labels != IGNORE
             place.copy_(slopes)
 
+    def _by_kernel(self, logits: Tensor, target: Tensor) -> bool:
+        """Whether voxels go to `softmax_loss`, which knows of no class that nobody has annotated."""
+        return not self._unknown and target.dtype == torch.uint8 and softmax_loss.applies(logits)
+
+    @property
+    def _weights_of_classes(self) -> Tensor | None:
+        return None if self._weights is None else self._weights[: self.outputs]
+
     def _counts(self, labels: Tensor, like: Tensor) -> Tensor:
         """How much each voxel counts in the cross-entropy."""
         return labels != IGNORE if self._weights is None else self._weights.to(like)[labels.long()]
+
+
+def _in_order(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, K], where they lie if strides allow it, and labels [n] one after another."""
+    return logits.detach().reshape(-1, logits.shape[-1]), target.reshape(-1).contiguous()
 
 
 def pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

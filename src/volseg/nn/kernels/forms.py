@@ -11,7 +11,8 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.kernels.jit.language import Element
 from volseg.nn.kernels.rows import Activation, Rows
 
-_ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT16}
+ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT16}
+"""What the numbers of a tensor are that kernels read."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ Forms = tuple[Form, ...]
 
 def element_of(rows: Rows) -> Element:
     """What the numbers of a tensor are. Raises KeyError for a type that no kernel reads."""
-    return _ELEMENTS[rows.buffer.dtype]
+    return ELEMENTS[rows.buffer.dtype]
 
 
 def forms_of(tensors: Sequence[Activation], count: int) -> Forms:
