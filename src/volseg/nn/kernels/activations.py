@@ -88,8 +88,8 @@ def logarithm(f: Function, x: Vector) -> Vector:
     """Write down ln x of normal numbers above zero, 1 ulp from the true value or 1e-7 where that is near zero.
 
     Moshier's logf of the Cephes library: with x = 2^n * (1 + r), r from sqrt(1/2) - 1 to sqrt(2) - 1, ln(1 + r) is
-    r - r^2 / 2 + r^3 times a polynomial of degree 8, and n ln 2 is added in two parts. Of 1 it is exactly zero; not a number stays
-    that.
+    r - r^2 / 2 + r^3 times a polynomial of degree 8, and n ln 2 is added in two parts. Of 1 it is exactly zero;
+    not a number stays that.
     """
     unit, border = f.constant(1), f.constant(sqrt(2))
     n, fraction = f.split_power(x)

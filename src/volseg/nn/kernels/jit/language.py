@@ -346,7 +346,9 @@ class Function:
 
     def take_where_equal(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
         """Lane by lane `new` where ``a == b``, else `old`."""
-        return Vector(self, self.builder.select(self.builder.fcmp_ordered("==", a.value, b.value), new.value, old.value))
+        return Vector(
+            self, self.builder.select(self.builder.fcmp_ordered("==", a.value, b.value), new.value, old.value)
+        )
 
     def _above(self, a: Vector, b: Vector) -> Any:
         return self.builder.fcmp_ordered(">", a.value, b.value)
