@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
-from volseg.nn.kernels import softmax_loss
+from volseg.nn.kernels import forms, softmax_loss
 from volseg.program.kinds import Kind
 
 IGNORE = 255
@@ -194,7 +194,7 @@ class LossSums(VolumeLoss):
 
     def _by_kernel(self, logits: Tensor, target: Tensor) -> bool:
         """Whether voxels go to `softmax_loss`, which knows of no class that nobody has annotated."""
-        return not self._unknown and target.dtype == torch.uint8 and softmax_loss.applies(logits)
+        return not self._unknown and target.dtype == torch.uint8 and forms.readable(logits)
 
     @property
     def _weights_of_classes(self) -> Tensor | None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.jit.compiler import widest_vector
 from volseg.nn.kernels.jit.language import Element
 from volseg.nn.kernels.rows import Activation, Rows
 
@@ -25,6 +27,11 @@ class Form:
 
 Forms = tuple[Form, ...]
 """Of a kernel's tensors, in their order."""
+
+
+def readable(values: Tensor) -> bool:
+    """Whether kernels read such numbers: float32 or bfloat16 in the memory of a processor that has kernels."""
+    return values.device.type == "cpu" and values.dtype in ELEMENTS and widest_vector() > 0
 
 
 def element_of(rows: Rows) -> Element:

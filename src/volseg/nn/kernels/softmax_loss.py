@@ -20,7 +20,7 @@ from volseg.nn.kernels import lines
 from volseg.nn.kernels.activations import exponential, logarithm
 from volseg.nn.kernels.forms import ELEMENTS
 from volseg.nn.kernels.jit import workers
-from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
+from volseg.nn.kernels.jit.compiler import Library, compiled_once
 from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer, Vector
 from volseg.partition.tiling import LANES
 
@@ -236,11 +236,6 @@ def _define_gradient(module: Module, element: Element) -> None:
                     (voxels.values + c * LANES).store(voxels.counted(slope))
                     state.values = (number_of_class + unit,)
             portion.write(out, voxel, channel)
-
-
-def applies(logits: Tensor) -> bool:
-    """Whether the kernel reads such logits: in the processor's memory, not float64."""
-    return logits.device.type == "cpu" and logits.dtype in ELEMENTS and widest_vector() > 0
 
 
 def add(logits: Tensor, labels: Tensor, weights: Tensor | None, ignored: int) -> Tensor:
