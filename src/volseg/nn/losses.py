@@ -138,7 +138,10 @@ class LossSums(VolumeLoss):
         """Take in some voxels."""
         k = self.outputs
         if self._by_kernel(logits, target):
-            self._sums += softmax_loss.add(*_in_order(logits, target), self._weights_of_classes, IGNORE)
+            new = softmax_loss.add(*_in_order(logits, target), self._classes)
+            if self._unknown:
+                new[2:].view(softmax_loss.SUMS, k)[:, self._unlabelled] = 0
+            self._sums += new
             return
         for piece, labels, _ in pieces(logits, target, logits):
             largest = piece.amax(0)
@@ -172,9 +175,7 @@ class LossSums(VolumeLoss):
         share = factor / self._total
         if self._by_kernel(logits, target) and out.dtype == logits.dtype:
             rows, labels = _in_order(logits, target)
-            softmax_loss.gradient(
-                rows, labels, self._weights_of_classes, IGNORE, share, (hit, everywhere), _as_list(out)
-            )
+            softmax_loss.gradient(rows, labels, self._classes, share, (hit, everywhere), _as_list(out))
             return
         for piece, labels, place in pieces(logits, target, out):
             p = (piece - piece.amax(0)).exp_()
@@ -193,12 +194,13 @@ class LossSums(VolumeLoss):
             place.copy_(slopes)
 
     def _by_kernel(self, logits: Tensor, target: Tensor) -> bool:
-        """Whether voxels go to `softmax_loss`, which knows of no class that nobody has annotated."""
-        return not self._unknown and target.dtype == torch.uint8 and forms.readable(logits)
+        """Whether voxels go to `softmax_loss`; other devices, and float64, to torch's operators."""
+        return target.dtype == torch.uint8 and forms.readable(logits)
 
     @property
-    def _weights_of_classes(self) -> Tensor | None:
-        return None if self._weights is None else self._weights[: self.outputs]
+    def _classes(self) -> softmax_loss.Classes:
+        weights = None if self._weights is None else self._weights[: self.outputs]
+        return softmax_loss.Classes(weights, self._unknown, IGNORE)
 
     def _counts(self, labels: Tensor, like: Tensor) -> Tensor:
         """How much each voxel counts in the cross-entropy."""

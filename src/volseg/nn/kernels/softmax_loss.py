@@ -39,6 +39,7 @@ class Logits:
     data             of the first voxel: `voxel` numbers from one to the next, `channel` from a class to the next
     labels           bytes, one after another
     weights          [classes] how much a voxel of each counts in the entropy
+    joined           [classes] 1 for those that a voxel of class 0 may be of, else 0
     ignored          the label of voxels that do not count
     otherwise        how much a voxel counts whose label is none of the classes
     """
@@ -46,6 +47,7 @@ class Logits:
     data: Pointer
     labels: Pointer
     weights: Pointer
+    joined: Pointer
     voxel: Int
     channel: Int
     voxels: Int
@@ -107,8 +109,8 @@ class _Voxels:
     largest  their largest logits
     """
 
-    def __init__(self, f: Function, logits: Logits, portion: _Portion, first: Int) -> None:
-        self._f, self._logits, self._classes = f, logits, portion.classes
+    def __init__(self, f: Function, logits: Logits, portion: _Portion, first: Int, marginal: bool) -> None:
+        self._f, self._logits, self._classes, self._marginal = f, logits, portion.classes, marginal
         self.values, self.powers = portion.values + first * portion.classes, portion.powers + first * portion.classes
         self.label = (portion.labels + first).load()
         with f.loop(portion.classes, start=1, carried=[self.values.load()]) as (c, state):
@@ -119,18 +121,15 @@ class _Voxels:
         """Write down: `value` of voxels that count, zero of the others."""
         return self._f.take_where_equal(self.label, self._logits.ignored, self._f.constant(0), value)
 
-    def raised(self, slopes: Sequence[Pointer]) -> tuple[Vector, Vector, Vector, Vector]:
+    def raised(self, slopes: Sequence[Pointer] = ()) -> _Raised:
         """Write down: the logits less the largest become powers of e.
 
         slopes  none, or two numbers of each class: to take of voxels of it, and of all
-
-        The sum of the powers; that of the voxels' own class, as logarithm; what the voxels count; the sum of the
-        powers times the slopes.
         """
         f, zero = self._f, self._f.constant(0)
-        begin = [zero, zero, zero, self.counted(self._logits.otherwise), zero]
+        begin = [zero, zero, zero, self.counted(self._logits.otherwise), zero, zero]
         with f.loop(self._classes, carried=begin) as (c, state):
-            number, total, own, counts, sloped = state.values
+            number, total, own, counts, sloped, joined = state.values
             less = (self.values + c * LANES).load() - self.largest
             power = exponential(f, less)
             (self.powers + c * LANES).store(power)
@@ -138,9 +137,22 @@ class _Voxels:
             counts = f.take_where_equal(self.label, number, (self._logits.weights + c).splat(), counts)
             if slopes:
                 sloped = f.fma(power, self.slope(number, slopes, c), sloped)
-            state.values = number + f.constant(1), total + power, own, counts, sloped
-        _, total, own, counts, sloped = state.values
-        return total, own, counts, sloped
+            if self._marginal:
+                joined = f.fma(power, (self._logits.joined + c).splat(), joined)
+            state.values = number + f.constant(1), total + power, own, counts, sloped, joined
+        _, total, own, counts, sloped, joined = state.values
+        if self._marginal:
+            own = f.take_where_equal(self.label, zero, logarithm(f, joined), own)
+        return _Raised(total, own, counts, sloped, joined)
+
+    def own_share(self, raised: _Raised, number: Vector, c: Int) -> Vector:
+        """Write down: a class's share of what the voxels count: 1 of their own, of joined ones by their powers."""
+        f, zero, unit = self._f, self._f.constant(0), self._f.constant(1)
+        own = f.take_where_equal(self.label, number, unit, zero)
+        if self._marginal:
+            part = (self.powers + c * LANES).load() * (self._logits.joined + c).splat() / raised.joined
+            own = f.take_where_equal(self.label, zero, part, own)
+        return own
 
     def slope(self, number: Vector, slopes: Sequence[Pointer], c: Int) -> Vector:
         """Write down: the slopes of a class, added up."""
@@ -148,15 +160,34 @@ class _Voxels:
         return self._f.take_where_equal(self.label, number, (slopes[0] + c).splat() + everywhere, everywhere)
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """Sums over the classes of the voxels of a vector.
+
+    total   of the powers
+    own     logarithm of the power of their class, or of the sum of those that are joined
+    counts  what the voxels count
+    sloped  of the powers times the slopes
+    joined  of the powers of the joined classes
+    """
+
+    total: Vector
+    own: Vector
+    counts: Vector
+    sloped: Vector
+    joined: Vector
+
+
 @compiled_once
-def _library(element: Element) -> Library:
+def _library(element: Element, marginal: bool) -> Library:
+    """marginal  a voxel of class 0 may be of others, too"""
     module = Module(LANES)
-    _define_add(module, element)
-    _define_gradient(module, element)
+    _define_add(module, element, marginal)
+    _define_gradient(module, element, marginal)
     return Library(module)
 
 
-def _define_add(module: Module, element: Element) -> None:
+def _define_add(module: Module, element: Element, marginal: bool) -> None:
     @module.entry
     def add(f: Function, first: Int, last: Int, scratch: Pointer, *, logits: Logits, sums: Pointer) -> None:
         """Portions first ... last: add to sums [2 + SUMS * classes, lanes] float64."""
@@ -165,12 +196,12 @@ def _define_add(module: Module, element: Element) -> None:
             portion = _Portion(f, logits, element, number, scratch)
             portion.fill()
             with f.loop(_PORTION, step=LANES, carried=[zero, zero]) as (i, state):
-                voxels = _Voxels(f, logits, portion, i)
-                total, own, counts, _ = voxels.raised(())
-                (portion.rests + i).store(unit / total)
+                voxels = _Voxels(f, logits, portion, i, marginal)
+                raised = voxels.raised()
+                (portion.rests + i).store(unit / raised.total)
                 (portion.largest + i).store(voxels.largest)
-                entropy = voxels.counted(counts * (logarithm(f, total) - own))
-                state.values = state.values[0] + entropy, state.values[1] + counts
+                entropy = voxels.counted(raised.counts * (logarithm(f, raised.total) - raised.own))
+                state.values = state.values[0] + entropy, state.values[1] + raised.counts
             for row, total in enumerate(state.values):
                 _put(sums, f.number(row), total)
             with f.loop(classes, carried=[zero]) as (c, names):
@@ -207,7 +238,7 @@ def _sums_of_class(f: Function, logits: Logits, portion: _Portion, c: Int, numbe
     return totals
 
 
-def _define_gradient(module: Module, element: Element) -> None:
+def _define_gradient(module: Module, element: Element, marginal: bool) -> None:
     @module.entry
     def gradient(
         f: Function, first: Int, last: Int, scratch: Pointer, *,
@@ -224,60 +255,73 @@ def _define_gradient(module: Module, element: Element) -> None:
             portion = _Portion(f, logits, element, number, scratch)
             portion.fill()
             with f.loop(_PORTION, step=LANES) as (i, _):
-                voxels = _Voxels(f, logits, portion, i)
-                total, _, counts, sloped = voxels.raised(slopes)
-                inverse = unit / total
-                rest = counts - sloped * inverse
+                voxels = _Voxels(f, logits, portion, i, marginal)
+                raised = voxels.raised(slopes)
+                inverse = unit / raised.total
+                rest = raised.counts - raised.sloped * inverse
                 with f.loop(logits.classes, carried=[zero]) as (c, state):
                     number_of_class = state.values[0]
                     share = (voxels.powers + c * LANES).load() * inverse
-                    pull = f.take_where_equal(voxels.label, number_of_class, counts, zero)
+                    pull = raised.counts * voxels.own_share(raised, number_of_class, c)
                     slope = share * (voxels.slope(number_of_class, slopes, c) + rest) - pull
                     (voxels.values + c * LANES).store(voxels.counted(slope))
                     state.values = (number_of_class + unit,)
             portion.write(out, voxel, channel)
 
 
-def add(logits: Tensor, labels: Tensor, weights: Tensor | None, ignored: int) -> Tensor:
+@dataclass(frozen=True)
+class Classes:
+    """What the entropy makes of the classes.
+
+    weights  [K] how much a voxel of each counts, float64; None: all 1
+    joined   classes that a voxel of class 0 may be of, besides
+    ignored  the label of voxels that do not count
+    """
+
+    weights: Tensor | None
+    joined: Sequence[int]
+    ignored: int
+
+
+def add(logits: Tensor, labels: Tensor, classes: Classes) -> Tensor:
     """The sums over some voxels: the entropy, what voxels count in it, and SUMS numbers of all classes each.
 
-    logits   [n, K] float32 or bfloat16, of any strides
-    labels   [n] uint8
-    weights  [K] of the classes in the entropy, none: all 1
-    ignored  the label of voxels that do not count
-    out      [2 + SUMS * K] float64
+    logits  [n, K] float32 or bfloat16, of any strides
+    labels  [n] uint8
+    out     [2 + SUMS * K] float64
     """
-    voxels, classes = logits.shape
-    sums = torch.zeros(2 + SUMS * classes, LANES, dtype=torch.float64)
-    values: dict[str, object] = {"logits": _fields(logits, labels, weights, 1.0, ignored)}
-    entry = _library(ELEMENTS[logits.dtype])["add"]
-    lines.run_summed(entry, values, {"sums": sums}, -(-voxels // _PORTION), _Portion.floats(classes))
+    voxels, count = logits.shape
+    sums = torch.zeros(2 + SUMS * count, LANES, dtype=torch.float64)
+    values: dict[str, object] = {"logits": _fields(logits, labels, classes, 1.0)}
+    entry = _library(ELEMENTS[logits.dtype], bool(classes.joined))["add"]
+    lines.run_summed(entry, values, {"sums": sums}, -(-voxels // _PORTION), _Portion.floats(count))
     return sums.sum(1)
 
 
 def gradient(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, ignored: int, share: float,
-    slopes: tuple[Sequence[float], Sequence[float]], out: Tensor,
+    logits: Tensor, labels: Tensor, classes: Classes, share: float, slopes: tuple[Sequence[float], Sequence[float]],
+    out: Tensor,
 ) -> None:  # fmt: skip
     """The loss's gradient in the logits of some voxels, to `out` [n, K], which may be the logits themselves.
 
     share   the gradient of the loss in the sum of the entropies
     slopes  [K] and [K]: the gradient of the loss in a class's probability in voxels of it besides, and in all voxels
     """
-    fields = _fields(logits, labels, weights, share, ignored)
+    fields = _fields(logits, labels, classes, share)
     inside, everywhere = (torch.tensor(values, dtype=torch.float32) for values in slopes)
-    job = _library(ELEMENTS[logits.dtype])["gradient"].bind(
+    job = _library(ELEMENTS[logits.dtype], bool(classes.joined))["gradient"].bind(
         logits=fields, inside=inside, everywhere=everywhere, out=out, voxel=out.stride(0), channel=out.stride(1)
     )
     workers.run(job, -(-logits.shape[0] // _PORTION), _Portion.floats(logits.shape[1]))
 
 
-def _fields(logits: Tensor, labels: Tensor, weights: Tensor | None, factor: float, ignored: int) -> dict[str, object]:
+def _fields(logits: Tensor, labels: Tensor, classes: Classes, factor: float) -> dict[str, object]:
     """The `Logits` of a kernel, whose weights are `factor` times those of the classes."""
-    voxels, classes = logits.shape
-    factors = torch.full((classes,), factor) if weights is None else (weights * factor).float()
+    (voxels, count), weights, joined = logits.shape, classes.weights, torch.zeros(logits.shape[1])
+    joined[[0, *classes.joined]] = 1
     return {
-        "data": logits, "labels": labels.data_ptr(), "weights": factors, "voxel": logits.stride(0),
-        "channel": logits.stride(1), "voxels": voxels, "classes": classes, "ignored": float(ignored),
-        "otherwise": factor if weights is None else 0.0,
+        "data": logits, "labels": labels.data_ptr(),
+        "weights": torch.full((count,), factor) if weights is None else (weights * factor).float(), "joined": joined,
+        "voxel": logits.stride(0), "channel": logits.stride(1), "voxels": voxels, "classes": count,
+        "ignored": float(classes.ignored), "otherwise": factor if weights is None else 0.0,
     }  # fmt: skip
