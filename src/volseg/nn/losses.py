@@ -20,8 +20,9 @@ IGNORE = 255
 _SMOOTH = 1e-5
 
 
-_PIECE = 2**16
-"""Voxels taken at a time, so that their probabilities stay in the cache and are never held for the volume."""
+_PIECE, _PIECE_ELSEWHERE = 2**14, 2**16
+"""Voxels taken at a time by torch's operators, so that their probabilities stay in the cache and take next to no
+memory; on other devices more, as it takes long there to begin."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,9 @@ def pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor
     """Logits [K, n], labels [n] and the place [K, n] of `out`, of some voxels after the others."""
     classes = logits.shape[-1]
     flat, there, labels = logits.reshape(-1, classes), _as_list(out), target.reshape(-1)
-    for start in range(0, labels.numel(), _PIECE):
-        part = slice(start, start + _PIECE)
+    step = _PIECE if logits.device.type == "cpu" else _PIECE_ELSEWHERE
+    for start in range(0, labels.numel(), step):
+        part = slice(start, start + step)
         yield flat[part].t().contiguous(), labels[part], there[part].t()
 
 
