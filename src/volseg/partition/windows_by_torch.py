@@ -16,7 +16,7 @@ from volseg.partition.window import Range
 Box = tuple[Range, Range, Range]
 """Voxels on D, H, W, counted from a block's own first one."""
 
-WINDOW_BYTES = {"cpu": 2**24, "cuda": 2**28}
+WINDOW_BYTES = {"cpu": 2**20, "cuda": 2**28}
 """Bytes of a window, about, by the type of the device: few for a processor's cache, many to fill a GPU."""
 
 

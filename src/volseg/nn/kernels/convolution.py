@@ -282,16 +282,23 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
         return _weight_gradient(x, grad, weight, stride, dilation, groups)
     if _own(x, weight, stride, dilation, groups) and tuple(weight.shape[2:]) != (1, 1, 1):
         return _own_weight_gradient(x, grad, weight, stride)
+    return onednn_weight_gradient(x, grad, weight, stride, dilation, groups)
+
+
+def onednn_weight_gradient(
+    x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int
+) -> Tensor:
+    """The same by oneDNN, of float32 tensors of a processor."""
     x, grad = _last(x), _last(grad)
     planes = max(1, _EXACT_VOXELS // (grad.shape[0] * grad.shape[3] * grad.shape[4]))
     if planes >= grad.shape[2]:
-        return onednn_weight_gradient(x, grad, weight, stride, dilation, groups)
+        return _onednn_weight_gradient(x, grad, weight, stride, dilation, groups)
     total = torch.zeros_like(weight, dtype=torch.float64)
     for start in range(0, grad.shape[2], planes):
         part = grad[:, :, start : start + planes]
         first = start * stride[0]
         last = first + (part.shape[2] - 1) * stride[0] + dilation[0] * (weight.shape[2] - 1) + 1
-        total += onednn_weight_gradient(x[:, :, first:last], part, weight, stride, dilation, groups)
+        total += _onednn_weight_gradient(x[:, :, first:last], part, weight, stride, dilation, groups)
     return total.to(weight.dtype)
 
 
@@ -308,10 +315,9 @@ def _own_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple
     return sums.finish()[:, : x.shape[1]].contiguous()
 
 
-def onednn_weight_gradient(
+def _onednn_weight_gradient(
     x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int
 ) -> Tensor:
-    """The same by oneDNN, of float32 tensors of a processor."""
     if tuple(weight.shape[2:]) == (1, 1, 1) and groups == 1:
         x = x[:, :, :: stride[0], :: stride[1], :: stride[2]]
         rows = _last(x).permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
