@@ -73,14 +73,14 @@ def _with_neighbours(box: Box, valid: Box, factors: Triple, mode: str) -> Box:
 
 def _at(values: Tensor, axis: int, places: Tensor, there: Range) -> Tensor:
     """Planes of an axis at places that are counted as `there`, its planes, is; at the edge those beyond it."""
-    return values.index_select(axis, (places.clamp(there[0], there[1] - 1) - there[0]).to(values.device))
+    return values.index_select(axis, places.clamp(there[0], there[1] - 1) - there[0])
 
 
 def _longer(values: Tensor, axis: int, made: Range, there: Range, factor: int, mode: str) -> Tensor:
     """An axis whose planes are `there`, from which those `made` become `factor` times as many."""
     if factor == 1:
-        return _at(values, axis, torch.arange(*made), there)
-    new = torch.arange(made[0] * factor, made[1] * factor)
+        return _at(values, axis, torch.arange(*made, device=values.device), there)
+    new = torch.arange(made[0] * factor, made[1] * factor, device=values.device)
     own = _at(values, axis, new // factor, there)
     if mode != "trilinear":
         return own
@@ -90,7 +90,7 @@ def _longer(values: Tensor, axis: int, made: Range, there: Range, factor: int, m
 
 def _shorter(values: Tensor, axis: int, wanted: Range, there: Range, factor: int, mode: str) -> Tensor:
     """The transpose: of a gradient whose planes are `there`, that of the planes `wanted`."""
-    old = torch.arange(*wanted)
+    old = torch.arange(*wanted, device=values.device)
     if factor == 1:
         return _at(values, axis, old, there)
     total = _at(values, axis, old * factor, there).add_(_at(values, axis, old * factor + 1, there))
