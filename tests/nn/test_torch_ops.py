@@ -160,7 +160,7 @@ def test_pooling_of_ties(kind: str, through: bool) -> None:
 
 
 @compiled
-@pytest.mark.parametrize(("kind", "add"), product(["leaky_relu", "gelu_tanh", "sigmoid"], [False, True]))
+@pytest.mark.parametrize(("kind", "add"), list(product(["leaky_relu", "gelu_tanh", "sigmoid"], [False, True])))
 def test_means_sums_and_their_gradients(kind: str, add: bool) -> None:
     window, small, results = (2, 1, 2), (4, 12, 8), []
     for backend in BOTH:
@@ -185,7 +185,7 @@ def test_means_sums_and_their_gradients(kind: str, add: bool) -> None:
 
 
 @compiled
-@pytest.mark.parametrize(("mode", "factors"), product(["trilinear", "nearest"], [(2, 2, 2), (2, 1, 2)]))
+@pytest.mark.parametrize(("mode", "factors"), list(product(["trilinear", "nearest"], [(2, 2, 2), (2, 1, 2)])))
 def test_interpolation(mode: str, factors: Triple) -> None:
     finer = tuple(n * f for n, f in zip(WHOLE, factors, strict=True))
     results = []
