@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.test_described_networks import NETWORKS, STAGES, make, targets, volume
 from models.test_described_networks import grids as grids_of
-from oracles import relative_error, serial_grid
+from oracles import BY_TORCH, relative_error, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
@@ -118,6 +118,7 @@ class _Rounded(torch.autograd.Function):
         return grad.bfloat16().to(grad.dtype), None
 
 
+@pytest.mark.skipif(BY_TORCH, reason="rounds what convolutions read, too: see test_torch_backend.py")
 def test_gradients_are_those_of_torch_with_the_same_roundings() -> None:
     """In float64, but for what is stored: raw outputs, their gradients, and gradients before an activation."""
     name = "strided"

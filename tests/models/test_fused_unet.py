@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.test_unet import config, holds, make, padded
-from oracles import GRIDS, relative_error, serial_grid
+from oracles import ANOTHER_SIDE, GRIDS, alike, relative_error, serial_grid
 from volseg.config import ModelConfig
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
@@ -20,6 +20,7 @@ from volseg.nn.convert import partition_module
 from volseg.nn.fused import runner
 from volseg.nn.gradients import sum_gradients
 from volseg.nn.losses import IGNORE, dice_cross_entropy
+from volseg.nn.torch_ops import TorchBackend
 from volseg.program.ops import Normalize
 
 VARIANTS = {
@@ -55,11 +56,11 @@ def test_logits_have_the_bits_of_the_partitioned_network_on_any_grid(name: str, 
             block = take_block(whole, grid, grid.layout(tuple(whole.shape[2:]), settings.multiple))
             fused = FusedNetwork(model, grid).eval()
             assert fused.covers(block)
-            assert torch.equal(gather_blocks(fused(block), grid), alone), dims
+            assert alike(gather_blocks(fused(block), grid), alone), dims
             slabs = torch.cat([part.clone() for _, part in fused.logit_slabs(block)], 2)
-            assert torch.equal(gather_blocks(slabs, grid), alone), dims
+            assert alike(gather_blocks(slabs, grid), alone), dims
             features = fused(block, features_only=True)
-            assert torch.equal(fused.twin.head(features), fused(block)), dims
+            assert alike(fused.twin.head(features), fused(block)), dims
 
 
 def targets(whole: Tensor, classes: int) -> Tensor:
@@ -111,12 +112,12 @@ def test_loss_and_gradients_are_those_of_the_partitioned_network(name: str, comm
             assert abs(float(loss.detach()) / expected_loss - 1) < 1e-6
             assert torch.allclose(dice, expected_dice, rtol=1e-6)
             for key, p in own.named_parameters():
-                assert relative_error(p.grad, expected[key], floor=1e-2) <= 1e-5, (key, dims, levels)
+                assert relative_error(p.grad, expected[key], floor=1e-2) <= ANOTHER_SIDE, (key, dims, levels)
             for key, b in own.named_buffers():
                 assert relative_error(b.float(), running[key].float()) <= 1e-6, key
 
 
-def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_kernels_trains_by_torch_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config()
     model = make(settings).train()
     whole = volume(settings, (16, 16, 24))
@@ -126,7 +127,8 @@ def test_a_processor_without_kernels_trains_by_other_ways_to_the_same(monkeypatc
     expected = gradients_of(model, loss)
     monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
     fused = FusedNetwork(model, serial_grid())
-    assert not fused.covers(whole)
+    assert fused.covers(whole)
+    assert isinstance(fused.backend, TorchBackend)
     other, _ = fused.loss(whole, target)
     assert abs(float(other.detach()) / float(loss.detach()) - 1) < 1e-6
     for name, value in gradients_of(model, other).items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.test_fused_unet import VARIANTS, volume
 from models.test_unet import config, holds, make
-from oracles import GRIDS, serial_grid
+from oracles import GRIDS, alike, serial_grid
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
 from volseg.models.fused import FusedNetwork
@@ -93,7 +93,7 @@ def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Pa
         streamed = FusedNetwork(model, grid).eval().streamed(schedule, store, told.append)
         image = TensorImage(block, layout, grid, image_width(model.network, schedule))
         parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
-        assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone), dims
+        assert alike(gather_blocks(torch.cat(parts, 2), grid), alone), dims
         assert told == sorted(told)
         assert told[-1] == 1
         box = layout.block(grid.coords)
@@ -103,7 +103,7 @@ def check(schedule: Schedule, name: str, communicator: Communicator, scratch: Pa
             d, h, w = (min(stop + 1, n) for stop, n in zip(box.stop, shape, strict=True))
             d = min(d, box.start[0] + last + 1)
             expected = features[:, :, box.start[0] + first : d, box.start[1] : h, box.start[2] : w]
-            assert torch.equal(part, expected), dims
+            assert alike(part, expected), dims
             assert first == reached
             reached = last
         assert reached == box.shape[0]
@@ -131,7 +131,7 @@ def test_statistics_that_cancel_are_taken_again(
     streamed = FusedNetwork(model, grid).eval().streamed(schedule)
     image = TensorImage(take_block(whole, grid, layout), layout, grid, image_width(model.network, schedule))
     parts = [part.clone() for _, part in streamed.logit_slabs(image, layout)]
-    assert torch.equal(gather_blocks(torch.cat(parts, 2), grid), alone)
+    assert alike(gather_blocks(torch.cat(parts, 2), grid), alone, bound=1e-3)
 
 
 @pytest.mark.parallel([1, 2])

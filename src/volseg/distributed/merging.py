@@ -86,7 +86,7 @@ class Merge:
         if not tensors:
             return
         if self.group.is_root:
-            self.group.broadcast([tensor.numpy() for tensor in tensors])
+            self.group.broadcast([tensor.cpu().numpy() for tensor in tensors])
             return
         for tensor, value in zip(tensors, self.group.broadcast(None), strict=True):
             tensor.copy_(torch.from_numpy(np.asarray(value)))

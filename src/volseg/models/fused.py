@@ -8,6 +8,7 @@ from one operation to the next.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from volseg.models.unet import UNet
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.deep_supervision import loss_weights
 from volseg.nn.convert import partition_module
+from volseg.nn.fused.backend import Backend, CompiledBackend, backend_for
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.operand import Workplace
 from volseg.nn.fused.scratch import Store
@@ -46,9 +48,19 @@ from volseg.program.kinds import Kind
 from volseg.program.schedule import IN_PLACE, Schedule, check_precision
 
 
-def _check_processors(precision: Precision, communicator: Communicator) -> None:
+def backend_of(model: nn.Module, communicator: Communicator) -> Backend:
+    """The backend of the device that a model's parameters lie on; the same kind on all ranks. Collective.
+
+    Raises as `backend_for` does.
+    """
+    device = next(model.parameters()).device
+    compiled = np.array([float(block_convolution.available())])
+    return backend_for(device, os.environ, bool(communicator.reduce_all(compiled, "min")[0]))
+
+
+def _check_processors(precision: Precision, backend: Backend, communicator: Communicator) -> None:
     """Raise PartitionError, on all ranks, where some compute bfloat16 on tiles and others do not: their bits differ."""
-    if precision is not BFLOAT16:
+    if precision is not BFLOAT16 or not isinstance(backend, CompiledBackend):
         return
     tiles = communicator.gather_all(amx.available())
     if any(tiles) and not all(tiles):
@@ -71,7 +83,7 @@ class FusedNetwork(nn.Module):
     agglomeration      which stages only some of the ranks take part in; the bits of the logits do not change
     regions            values of the labels in each region, where the logits are of overlapping ones; none: of classes
     precision          in which tensors are stored; sums, coefficients, logits and gradients of weights are float32
-    kernels            whether all ranks' processors run the program's kernels
+    backend            who computes; by default `backend_of` the model, which lies on its device already
 
     To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
     or processors, or these are of two kinds and the precision is bfloat16; ConfigError where the precision does not.
@@ -84,7 +96,7 @@ class FusedNetwork(nn.Module):
     def __init__(
         self, model: UNet, grid: ProcessGrid, checkpoint_levels: Collection[int] = (),
         agglomeration: Agglomeration = NONE, class_weights: Sequence[float] = (),
-        regions: Sequence[Sequence[int]] = (), precision: Precision = FLOAT32,
+        regions: Sequence[Sequence[int]] = (), precision: Precision = FLOAT32, backend: Backend | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network, self.grid = model.network, grid
@@ -92,19 +104,18 @@ class FusedNetwork(nn.Module):
         self.class_weights, self.regions = tuple(class_weights), tuple(regions)
         self.supervised = {head.stage: head.name for head in sorted(self.network.heads, key=lambda head: head.stage)}
         self.shares = loss_weights(len(self.supervised) - 1)
-        kernels = np.array([float(block_convolution.available())])
-        self.kernels = bool(grid.communicator.reduce_all(kernels, "min")[0])  # the same way on all ranks
-        reason = why_not_covered(self.network) or ("" if self.kernels else "a rank's processor lacks AVX2")
+        self.backend = backend or backend_of(model, grid.communicator)
+        reason = why_not_covered(self.network)
         self.covered = not reason
         if agglomeration.stages and reason:
             raise PartitionError(
                 f"--agglomerate {agglomeration}: this network is not agglomerated, as {reason}; use --agglomerate none"
             )
-        check_precision(self.network, precision, self.kernels)
-        _check_processors(precision, grid.communicator)
+        check_precision(self.network, precision)
+        _check_processors(precision, self.backend, grid.communicator)
         self.precision = precision
         self.grids = LevelGrids(grid, self.network.deepest, agglomeration)
-        self.passes = Passes(self.twin, self.grids, checkpoint_levels, dtype_of(precision))
+        self.passes = Passes(self.twin, self.grids, checkpoint_levels, self.backend, dtype_of(precision))
 
     @property
     def work(self) -> Workplace:
@@ -243,7 +254,7 @@ class FusedNetwork(nn.Module):
     ) -> StreamedNetwork:  # fmt: skip
         """The same network, forward only and at the floor of memory. What training keeps in memory goes back first."""
         self.rest()
-        return StreamedNetwork(self.twin, self.grids, schedule, store, tell, journal, self.precision)
+        return StreamedNetwork(self.twin, self.grids, schedule, store, tell, journal, self.precision, self.backend)
 
     def rest(self) -> None:
         """Give back the memory that passes keep for each other."""
@@ -256,10 +267,11 @@ class FusedNetwork(nn.Module):
 
     def covers(self, x: Tensor) -> bool:
         """Whether the program takes an input of this kind."""
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[0] == 1
+        device = self.backend.device.type
+        plain = x.device.type == device and x.dtype == torch.float32 and x.shape[0] == 1
         wanted = torch.is_grad_enabled() and x.requires_grad
         weight = next(self.twin.parameters())
-        ours = self.covered and weight.device.type == "cpu" and weight.dtype == torch.float32
+        ours = self.covered and weight.device.type == device and weight.dtype == torch.float32
         return plain and not wanted and ours
 
 
@@ -271,7 +283,7 @@ def coarse(target: Tensor, factor: Triple) -> Tensor:
 
 def _as_rows(x: Tensor, stored: int) -> Rows:
     """[1, C, d, h, w] as rows of `stored` channels, the further ones zero."""
-    rows = torch.zeros(*x.shape[2:], stored)
+    rows = torch.zeros(*x.shape[2:], stored, device=x.device)
     rows[..., : x.shape[1]] = x[0].permute(1, 2, 3, 0)
     return Rows.of(rows)
 
@@ -317,7 +329,7 @@ class _Loss(torch.autograd.Function):
         loss = sum(share * value for share, value in zip(network.shares, losses, strict=True))
         ctx.network, ctx.parameters = network, parameters
         ctx.mark_non_differentiable(scores[0])
-        return loss.float(), scores[0]
+        return loss.float().to(x.device), scores[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from volseg.models.described import DescribedModule
 from volseg.networks.description import IMAGE
 from volseg.nn.convert import context_of
 from volseg.nn.fused.arena_memory import ArenaMemory
+from volseg.nn.fused.backend import Backend
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.forward import logits as logits_of
 from volseg.nn.fused.operand import Workplace
@@ -35,15 +36,17 @@ class Passes:
     twin         the network as `partition_module` made it
     grids        of its stages
     checkpoints  stages of which less is kept, and made again in backward
+    backend      who computes
     dtype        in which tensors are stored
     work         where tensors lie
     """
 
     def __init__(
-        self, twin: DescribedModule, grids: LevelGrids, checkpoints: Collection[int], dtype: torch.dtype = torch.float32
+        self, twin: DescribedModule, grids: LevelGrids, checkpoints: Collection[int], backend: Backend,
+        dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         self.twin, self.network, self.grids, self.grid = twin, twin.network, grids, grids.grids[0]
-        self.checkpoints, self.dtype = frozenset(checkpoints), dtype
+        self.checkpoints, self.backend, self.dtype = frozenset(checkpoints), backend, dtype
         self.rest()
         self._shape: tuple[int, ...] = ()
         self._state: weakref.ref[State] | None = None
@@ -55,7 +58,7 @@ class Passes:
 
     def rest(self) -> None:
         """Give back the memory that passes keep for each other."""
-        self.work = Workplace(self.grid, Buffers(self.dtype))
+        self.work = Workplace(self.grid, Buffers(self.dtype, self.backend.device), self.backend)
 
     @contextmanager
     def layouts(self, x: Tensor) -> Iterator[list[Layout]]:
@@ -80,7 +83,7 @@ class Passes:
         """
         with self.layouts(x) as layouts:
             work = self._begin(x)
-            works = [Workplace(grid, work.buffers) for grid in self.grids.grids]
+            works = [Workplace(grid, work.buffers, self.backend) for grid in self.grids.grids]
             bricks = [context_of(self.twin).brick(layout)[0] for layout in layouts]
             memory = ArenaMemory(self.network, works, layouts, bricks)
             state = State(self.twin, self.grids, works, layouts, bricks, memory, consume=consume, targets=targets or {})
@@ -119,6 +122,6 @@ class Passes:
             return
         block = state.layouts[0].block(self.grid.coords).shape
         shape = (*(n + a + b for n, a, b in zip(block, low, high, strict=True)), x.shape[1])
-        state.rows[image] = Rows(torch.empty(shape), low, block)
+        state.rows[image] = Rows(torch.empty(shape, device=x.device), low, block)
         state.rows[image].own.copy_(rows)
         state.start_exchange(image)

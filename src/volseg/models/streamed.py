@@ -21,6 +21,7 @@ from volseg.models.journal import Journal
 from volseg.models.unet import UNet
 from volseg.networks.description import IMAGE
 from volseg.nn.convert import context_of
+from volseg.nn.fused.backend import CPU, Backend, CompiledBackend
 from volseg.nn.fused.basin_memory import BasinMemory
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.fused.image import Image, reach
@@ -30,7 +31,6 @@ from volseg.nn.fused.progress import Progress
 from volseg.nn.fused.runner import run_step
 from volseg.nn.fused.scratch import Store
 from volseg.nn.fused.state import State
-from volseg.nn.kernels import passes, point_convolution
 from volseg.nn.kernels.lines import affine_of
 from volseg.nn.kernels.rows import Activation, Affine, Rows, dtype_of
 from volseg.partition.ghosts import check_blocks
@@ -59,6 +59,7 @@ class StreamedNetwork:
     tell      is called with the share of the work that is done, 0 to 1, after each slab
     journal   keeps what the next run need not compute again, and knows what the last one kept
     precision  in which tensors are stored; logits are float32
+    backend   who computes, the compiled kernels by default; parameters and results lie on its device
     seconds   of each layer, in RECOMPUTE of each pass; what the caller does with a slab counts with the head
 
     A run must be gone through to its end, on all ranks.
@@ -67,13 +68,15 @@ class StreamedNetwork:
     def __init__(
         self, twin: UNet, grids: LevelGrids, schedule: Schedule = IN_PLACE, store: Store | None = None,
         tell: Callable[[float], None] | None = None, journal: Journal | None = None, precision: Precision = FLOAT32,
+        backend: Backend | None = None,
     ) -> None:  # fmt: skip
         self.twin, self.grids, self.network, self.schedule = twin, grids, twin.network, schedule
         self.grid = grids.grids[0]
-        self.store = store or Store()
+        self.backend = backend or CompiledBackend()
+        self.store = store or Store(self.backend.device)
         self.tell = tell
         self.journal = journal if self.network.deepest else None
-        self.work = Workplace(self.grid, Buffers(dtype_of(precision)))
+        self.work = Workplace(self.grid, Buffers(dtype_of(precision), self.backend.device), self.backend)
         self.seconds: dict[str, float] = {}
         self.progress: Progress | None = None
         self._affines: dict[str, Affine] = {}
@@ -83,16 +86,15 @@ class StreamedNetwork:
     def logit_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[int, Tensor]]:
         """First plane and logits [1, K, planes, h, w] of one slab of this rank's block after another. Collective."""
         head, classes = self.twin.logits_layer, self.network.classes
-        weight = point_convolution.pack_point(head.weight, head.bias, self.work.buffers.dtype)
+        points, device = self.backend.points, self.backend.device
+        weight = points.pack_point(head.weight, head.bias, self.work.buffers.dtype)
         for planes, x in _without_gradients(self.run(image, layout)):
             _, h, w = x.rows.sides
             step = head_slab_planes(x.rows.sides, classes)
             for first, last in ((a + planes[0], b + planes[0]) for a, b in ranges(planes[1] - planes[0], step)):
                 with torch.no_grad(), self.work.meter.doing(Kind.HEAD):
-                    logits = Rows.of(torch.empty(last - first, h, w, weight.channels))
-                    point_convolution.apply(
-                        x.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last)
-                    )
+                    logits = Rows.of(torch.empty(last - first, h, w, weight.channels, device=device))
+                    points.apply(x.activation, weight, logits.seen_from((-first, 0, 0), logits.sides), (first, last))
                 yield first, _as_batch(logits.own[..., :classes])
 
     def feature_slabs(self, image: Image, layout: Layout) -> Iterator[tuple[Range, Tensor]]:
@@ -106,7 +108,7 @@ class StreamedNetwork:
             last = min(planes[1] + 1, x.rows.sides[0] + high[0])
             with torch.no_grad(), self.work.meter.doing(Kind.HEAD):
                 fresh = part_of(x.rows, (max(activated, planes[0]), last), high)
-                passes.activate(Activation(fresh, x.affine), fresh)
+                self.backend.passes.activate(Activation(fresh, x.affine), fresh)
             activated = last
             yield planes, _as_batch(part_of(x.rows, (planes[0], last), high).own[..., : x.channels].float())
 
@@ -137,7 +139,8 @@ class StreamedNetwork:
     # the steps
 
     def _program(self, layout: Layout, beyond: int) -> Program:
-        self._affines = {} if self.journal is None else self.journal.affines()
+        known = {} if self.journal is None else self.journal.affines()
+        self._affines = {label: affine.on(self.backend.device) for label, affine in known.items()}
         ways = [RECOMPUTE, IN_PLACE] if self.schedule is RECOMPUTE and self.network.deepest else [IN_PLACE]
         programs = [
             segment_program(
@@ -160,7 +163,7 @@ class StreamedNetwork:
         context.end_pass()
         layouts = self.grids.agglomeration.layouts(layout, self.network.factors)
         check_blocks(layouts, self.network.halo)
-        works = [Workplace(grid, self.work.buffers) for grid in self.grids.grids]
+        works = [Workplace(grid, self.work.buffers, self.backend) for grid in self.grids.grids]
         bricks = [context.brick(layout)[0] for layout in layouts]
 
         def sides(tensor: Named) -> Triple:
@@ -213,9 +216,11 @@ class StreamedNetwork:
         with self.work.meter.doing(Kind.FILES):
             if op.view is not None:
                 planes = state.rows[op.view.tensor].own
-                self.journal.keep_coarse(self._coarse_box(state), (plane.float() for plane in self._relaxed(planes)))
+                self.journal.keep_coarse(
+                    self._coarse_box(state), (plane.float().cpu() for plane in self._relaxed(planes))
+                )
                 self._affines[COARSE] = affine_of(state.operand(op.view).activation)
-            self.journal.keep(self._affines)
+            self.journal.keep({label: affine.on(CPU) for label, affine in self._affines.items()})
 
     def _fetch(self, state: State, op: Fetch) -> None:
         assert self.journal is not None
@@ -224,7 +229,7 @@ class StreamedNetwork:
         box = self._coarse_box(state)
         with self.work.meter.doing(Kind.FILES):
             for z, plane in enumerate(self._relaxed(state.rows[op.view.tensor].own), start=box.start[0]):
-                values = plane.float()  # of float32 the plane itself
+                values = plane.float().cpu()  # of float32 the plane itself, where it lies in the processor's memory
                 self.journal.fill_coarse(Box((z, *box.start[1:]), (z + 1, *box.stop[1:])), values.unsqueeze(0))
                 plane.copy_(values)
 

@@ -41,7 +41,7 @@ class BlockNetwork(Logits):
     ) -> None:  # fmt: skip
         self.scan, self.grid = scan, grid
         self.twin = FusedNetwork(model, grid, agglomeration=agglomeration, precision=precision).eval()
-        if LAYERS in schedules_of(model.network, self.twin.kernels):
+        if LAYERS in schedules_of(model.network):
             schedule = LAYERS
         beyond = int(scan.back is not None)
         with grid.communicator.meter.doing(Kind.FILES):

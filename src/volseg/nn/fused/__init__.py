@@ -1,4 +1,4 @@
-"""Programs executed on float32 tensors of the processor: `runner.py` is the loop, the rest is what steps do and share.
+"""Programs executed: `runner.py` is the loop, `backend.py` says who computes, the rest is what steps do and share.
 
 Of each convolution its raw output is in memory and nothing else. The normalised, activated tensor is an `Activation`
 (`kernels.rows`), the raw tensor and two coefficients per channel, and the next kernel computes it as it reads. Backward

@@ -1,4 +1,4 @@
-"""The backward steps on the processor, with arithmetic in float32."""
+"""The backward steps: each operation of a program, executed by the functions of a backend."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from volseg.networks.description import Convolution, Interpolation, Normalization
 from volseg.nn.fused import merging
+from volseg.nn.fused.backend import GradientSums, Packed
 from volseg.nn.fused.forward import lifted, shifted
 from volseg.nn.fused.normalization import Statistics, normalization_gradient
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
 from volseg.nn.fused.up import UpGradient, bias_sums
-from volseg.nn.kernels import addition, averaging, interpolation, passes, point_convolution, pooling
-from volseg.nn.kernels import block_convolution as kernels
+from volseg.nn.kernels.block_convolution import Target as GradientTarget
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import padded_channels
 from volseg.partition.window import Range
@@ -45,18 +45,18 @@ def classify_backward(state: State, op: ClassifyBackward) -> None:
     head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
     gradient, sums = state.rows[op.target.tensor], _target(state, op.target).sums
     stored = padded_channels(op.node.channels)
-    turned = point_convolution.pack_turned_point(head.weight, stored, gradient.buffer.dtype)
-    weight = torch.zeros(stored, x.rows.channels, dtype=torch.float64)
-    bias = torch.zeros(stored, dtype=torch.float64)
+    points, device = state.backend.points, state.backend.device
+    turned = points.pack_turned_point(head.weight, stored, gradient.buffer.dtype)
+    weight = torch.zeros(stored, x.rows.channels, dtype=torch.float64, device=device)
+    bias = torch.zeros(stored, dtype=torch.float64, device=device)
     for planes, given in state.logit_gradients[op.node.name]:
         with state.works[0].meter.doing(Kind.HEAD):
             bias += bias_sums(given)
             part = gradient
             if op.target.add:
                 part = shifted(Rows.of(gradient.buffer.new_empty(*given.sides, x.rows.channels)), planes[0])
-            weight += point_convolution.gradients(x.activation, shifted(given, planes[0]), turned, part, sums, planes)[
-                0
-            ]
+            upstream = shifted(given, planes[0])
+            weight += points.gradients(x.activation, upstream, turned, part, sums, planes)[0]
             if op.target.add:
                 gradient.own[planes[0] : planes[1]] += part.buffer
     k, c = head.weight.shape[:2]
@@ -73,7 +73,7 @@ def unpool(state: State, op: Unpool) -> None:
     with state.work(tensor).meter.doing(Kind.POOLING):
         x = state.operand(op.source).activation
         sums = None if op.target.through is None else state.zero_sums(tensor)
-        pooling.unpool(gradient, x, signs, state.rows[op.given], sums, op.node.window)
+        state.backend.pooling.unpool(gradient, x, signs, state.rows[op.given], sums, op.node.window)
 
 
 def normalize_backward(state: State, op: NormalizeBackward) -> None:
@@ -82,11 +82,12 @@ def normalize_backward(state: State, op: NormalizeBackward) -> None:
     gradient = state.rows[op.gradient if op.total is None or op.add else op.total]
     assert node is not None
     norm = state.layer(node.module) if node.module else nn.Identity()
-    sums, statistics = state.sums.pop(op.gradient), state.statistics.pop(node.name)
+    sums, statistics = state.sums.pop(op.gradient).cpu(), state.statistics.pop(node.name)
     with state.work(tensor).meter.doing(Kind.NORM):
         result = normalization_gradient(norm, statistics, sums, state.work(tensor).grid.communicator)
         if result.combination is not None:
-            passes.combine(gradient, state.rows[tensor], *result.combination)
+            coefficients = (values.to(state.backend.device) for values in result.combination)
+            state.backend.passes.combine(gradient, state.rows[tensor], *coefficients)
         if op.total is not None and op.add:
             state.rows[op.total].own.add_(gradient.own)
     state.enter(norm, result.weight, result.bias)
@@ -117,20 +118,20 @@ def _bias_gradient(
 def convolve_backward(state: State, op: ConvolveBackward) -> None:
     """The gradient of the weight, and of the sources to their targets."""
     conv, gradient = cast(nn.Conv3d, state.layer(op.node.module)), state.rows[op.gradient]
-    work, voxels = state.work(op.gradient), prod(gradient.sides)
+    blocks, work, voxels = state.backend.blocks, state.work(op.gradient), prod(gradient.sides)
     pending, stored = state.pending([op.gradient]), gradient.buffer.dtype
-    sums: kernels.WeightSums | None = None
-    turned: kernels.Weight | None = None
+    sums: GradientSums | None = None
+    turned: Packed | None = None
     for planes, inputs, targets in _slabs(state, op):
         sizes = [x.channels for x in inputs]
-        sums = sums or kernels.weight_sums(conv.weight, sizes, voxels, op.node.stride, not targets, stored)
+        sums = sums or blocks.weight_sums(conv.weight, sizes, voxels, op.node.stride, not targets, stored)
         with work.meter.doing(Kind.CONVOLUTION):
             activations = [x.activation for x in inputs]
             if not targets:
-                kernels.add_for_image(activations[0], gradient, sums)
+                blocks.add_for_image(activations[0], gradient, sums)
                 continue
-            turned = turned or kernels.pack_turned_weight(conv.weight, sizes, op.node.stride, stored)
-            kernels.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
+            turned = turned or blocks.pack_turned_weight(conv.weight, sizes, op.node.stride, stored)
+            blocks.backward(activations, gradient, turned, targets, sums, planes=planes, ghosts=pending)
     for exchange in pending:
         exchange.wait()
     assert sums is not None
@@ -141,7 +142,7 @@ def convolve_backward(state: State, op: ConvolveBackward) -> None:
         state.enter(conv, sums.finish(), bias)
 
 
-_Slab = tuple[Range, list[Operand], Sequence[kernels.Target]]
+_Slab = tuple[Range, list[Operand], Sequence[GradientTarget]]
 
 
 def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
@@ -160,7 +161,7 @@ def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
     slots = [_target(state, target) for target in op.targets]
     up, target = lifted(state, op, source), slots.pop(place)
 
-    def with_slab(planes: Range, slab: Operand, slot: kernels.Target) -> _Slab:
+    def with_slab(planes: Range, slab: Operand, slot: GradientTarget) -> _Slab:
         return planes, [*inputs[:place], slab, *inputs[place:]], [*slots[:place], slot, *slots[place:]]
 
     slabs = up.slabs(state.work(op.gradient), _UP_MULTIPLE)
@@ -169,10 +170,10 @@ def _slabs(state: State, op: ConvolveBackward) -> Iterator[_Slab]:
             yield with_slab(planes, slab, target)
         return
     module = cast(nn.ConvTranspose3d, state.layer(source.node.module))
-    through = UpGradient(module, up.below.activation, target)
+    through = UpGradient(module, up.below.activation, target, state.backend.points)
     for planes, slab in slabs:
         slot = _slab_gradient(state, op, planes, slab)
-        yield with_slab(planes, slab, kernels.Target(slot))
+        yield with_slab(planes, slab, GradientTarget(slot))
         with state.work(op.gradient).meter.doing(Kind.UP):
             through.add(planes, slot)
     state.enter(module, *through.finished())
@@ -184,15 +185,15 @@ def _slab_gradient(state: State, op: ConvolveBackward, planes: Range, slab: Oper
     return shifted(state.work(op.gradient).buffers.slab("its gradient", sides, slab.rows.channels), planes[0])
 
 
-def _target(state: State, target: Target) -> kernels.Target:
+def _target(state: State, target: Target) -> GradientTarget:
     sums = None if target.through is None else state.zero_sums(target.tensor)
-    return kernels.Target(state.rows[target.tensor], sums, target.add)
+    return GradientTarget(state.rows[target.tensor], sums, target.add)
 
 
 def up_convolve_backward(state: State, op: UpConvolveBackward) -> None:
     """The gradients of an up-convolution's weight and bias, and of its input."""
     module, gradient = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.rows[op.gradient]
-    through = UpGradient(module, state.operand(op.source).activation, _target(state, op.target))
+    through = UpGradient(module, state.operand(op.source).activation, _target(state, op.target), state.backend.points)
     with state.work(op.gradient).meter.doing(Kind.UP):
         through.add((0, gradient.sides[0]), gradient)
         state.enter(module, *through.finished())
@@ -204,7 +205,7 @@ def interpolate_backward(state: State, op: InterpolateBackward) -> None:
     target = _target(state, op.target)
     with state.work(op.gradient).meter.doing(Kind.UP):
         x = None if target.sums is None else state.operand(op.source).activation
-        interpolation.gradient(
+        state.backend.interpolation.gradient(
             state.rows[op.gradient], x, op.node.factors, op.node.mode, target.rows, target.sums, add=target.add
         )
 
@@ -214,7 +215,9 @@ def average_backward(state: State, op: AverageBackward) -> None:
     target = _target(state, op.target)
     with state.work(op.target.tensor).meter.doing(Kind.POOLING):
         x = None if target.sums is None else state.operand(op.source).activation
-        averaging.gradient(state.rows[op.gradient], x, op.node.window, target.rows, target.sums, add=target.add)
+        state.backend.averaging.gradient(
+            state.rows[op.gradient], x, op.node.window, target.rows, target.sums, add=target.add
+        )
 
 
 def add_backward(state: State, op: AddBackward) -> None:
@@ -227,7 +230,7 @@ def add_backward(state: State, op: AddBackward) -> None:
     )
     x_sums, other_sums = (_target(state, target).sums for target in op.targets)
     with state.work(first.tensor).meter.doing(Kind.NORM):
-        addition.divide(
+        state.backend.addition.divide(
             gradient, gradient, 1.0, x, other, x_sums=x_sums, other_sums=other_sums, copy=state.rows[second.tensor],
             adding=second.add,
         )  # fmt: skip
@@ -251,9 +254,9 @@ def scatter_backward(state: State, op: ScatterBackward) -> None:
     merging.gather(merge, state.layout(op.source), own, whole, state.works[0].buffers)
     if not op.through:
         return
-    sums = torch.from_numpy(merge.group.reduce_all(state.sums.pop(op.source).numpy()))
+    sums = torch.from_numpy(merge.group.reduce_all(state.sums.pop(op.source).cpu().numpy()))
     if op.target is not None:
-        state.sums[op.target] = sums
+        state.sums[op.target] = sums.to(state.backend.device)
 
 
 BACKWARD: dict[type, Any] = {

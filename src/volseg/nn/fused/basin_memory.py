@@ -119,7 +119,7 @@ class BasinMemory:
             return None
         reach = self.network.image_reach
         with self.works[0].meter.doing(Kind.FILES):
-            return read_planes(self.image, self.layouts[0], self.works[0].grid.coords, planes, reach, reach)
+            return read_planes(self.image, self.layouts[0], self.works[0], planes, reach, reach)
 
     def computed(self, names: Sequence[str], planes: Range) -> None:
         """As `Memory.computed`."""

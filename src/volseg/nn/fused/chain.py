@@ -14,11 +14,12 @@ from typing import TypeVar
 from torch import nn
 
 from volseg.geometry import Triple
+from volseg.nn.fused.backend import Packed
 from volseg.nn.fused.forward import stored_bias
 from volseg.nn.fused.image import Image, reach, read_planes
 from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.fused.up import Up
-from volseg.nn.kernels import block_convolution as kernels
+from volseg.nn.kernels.block_convolution import BrickSums, Pooled
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
 from volseg.partition.slabs import chain_widths, ranges, window_planes
@@ -111,9 +112,7 @@ class Chain:
         self.widths = chain_widths([stage.reach for stage in stages], beyond)
         self.read_on_d = [*(stage.reach[0] for stage in stages[1:]), beyond[0]]
 
-    def run(
-        self, sums: kernels.BrickSums | None = None, pooled: kernels.Pooled | None = None
-    ) -> Iterator[tuple[Range, Operand]]:
+    def run(self, sums: BrickSums | None = None, pooled: Pooled | None = None) -> Iterator[tuple[Range, Operand]]:
         """Ranges of this rank's planes, and the last stage's output there, good until the next are asked for. Local.
 
         sums, pooled  of the last stage
@@ -122,9 +121,9 @@ class Chain:
             _Window(self.work, f"window {n}", stage, self.layout, width, read, self.step)
             for n, (stage, width, read) in enumerate(zip(self.stages, self.widths, self.read_on_d, strict=True))
         ]
-        stored = self.work.buffers.dtype
+        stored, blocks = self.work.buffers.dtype, self.work.backend.blocks
         weights = [
-            kernels.pack_weight(s.conv.weight, self._sources(n), stored=stored) for n, s in enumerate(self.stages)
+            blocks.pack_weight(s.conv.weight, self._sources(n), stored=stored) for n, s in enumerate(self.stages)
         ]
         depth = self.layout.block(self.work.grid.coords).shape[0]
         last_stage = len(windows) - 1
@@ -145,15 +144,15 @@ class Chain:
         return stage.side_by_side([before], [] if stage.up is None else [stage.up.channels])
 
     def _compute(
-        self, windows: Sequence[_Window], number: int, planes: Range, weight: kernels.Weight,
-        sums: kernels.BrickSums | None, pooled: kernels.Pooled | None,
+        self, windows: Sequence[_Window], number: int, planes: Range, weight: Packed,
+        sums: BrickSums | None, pooled: Pooled | None,
     ) -> None:  # fmt: skip
         window, stage = windows[number], self.stages[number]
         low, high = window.low, window.high
         if number == 0:
             with self.work.meter.doing(Kind.FILES):
                 around = max(n + more for n, more in zip(self.widths[0][1:], stage.reach[1:], strict=True))
-                read = read_planes(self.image, self.layout, self.work.grid.coords, planes, around, stage.reach[0])
+                read = read_planes(self.image, self.layout, self.work, planes, around, stage.reach[0])
                 inputs = [read]
         else:
             inputs = [windows[number - 1].operand]
@@ -163,7 +162,7 @@ class Chain:
         origin, sides = (0, -low[1], -low[2]), tuple(n + a + b for n, a, b in zip(window.sides, low, high, strict=True))
         start = self.layout.block(self.work.grid.coords).start
         with self.work.meter.doing(Kind.CONVOLUTION):
-            kernels.forward(
+            self.work.backend.blocks.forward(
                 [Activation(x.rows.seen_from(origin, x.rows.sides), x.affine) for x in inputs], weight,
                 stored_bias(stage.conv, window.buffer.shape[3]),
                 window.operand.rows.seen_from(origin, (window.sides[0], sides[1], sides[2])), planes=planes,

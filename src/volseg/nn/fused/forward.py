@@ -1,4 +1,4 @@
-"""The forward steps on the processor: each operation of a program, executed, with arithmetic in float32."""
+"""The forward steps: each operation of a program, executed by the functions of a backend."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from volseg.geometry import Triple
 from volseg.networks.description import Interpolation, Normalization
 from volseg.nn.dropout import PartitionedDropout3d
 from volseg.nn.fused import merging
+from volseg.nn.fused.backend import Packed
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import LogitSlabs, State
 from volseg.nn.fused.up import Filling, InterpolatedFilling, Up, UpFilling
-from volseg.nn.kernels import addition, averaging, interpolation, point_convolution, pooling
-from volseg.nn.kernels import block_convolution as kernels
+from volseg.nn.kernels.block_convolution import BrickSums, Pooled
 from volseg.nn.kernels.reproducible import LARGEST_BRICK, brick_moments
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import deep_slab_planes, head_slab_planes, ranges, rolling_planes
@@ -55,21 +55,21 @@ def convolve_slabs(state: State, op: Convolve, slabs: Iterable[tuple[Range, list
     work, layout, rows = state.work(op.output), state.layout(op.output), state.rows[op.output]
     conv = cast(nn.Conv3d, state.layer(op.node.module))
     norm = None if op.statistics is None else state.layer(op.statistics.module)
-    sums, pooled = None, None
+    blocks, sums, pooled = state.backend.blocks, None, None
     if op.statistics is not None and op.statistics.name not in state.known and needs_statistics(norm):
-        sums = brick_sums(rows.sides, rows.channels, state.bricks[op.output.stage])
+        sums = brick_sums(rows.sides, rows.channels, state.bricks[op.output.stage], state.backend.device)
     if not op.again:
         state.bricks_of[op.output] = sums
     if op.pooled is not None:
-        state.signs[op.output.name] = channel_signs(norm, rows.channels)
+        state.signs[op.output.name] = channel_signs(norm, rows.channels, state.backend.device)
         assert op.pooling is not None
-        pooled = kernels.Pooled(state.rows[op.pooled], state.signs[op.output.name], op.pooling.window)
-    weight: kernels.Weight | None = None
+        pooled = Pooled(state.rows[op.pooled], state.signs[op.output.name], op.pooling.window)
+    weight: Packed | None = None
     for planes, inputs in slabs:
         with work.meter.doing(Kind.CONVOLUTION):
             sources = [x.channels for x in inputs]
-            weight = weight or kernels.pack_weight(conv.weight, sources, op.node.stride, rows.buffer.dtype)
-            kernels.forward(
+            weight = weight or blocks.pack_weight(conv.weight, sources, op.node.stride, rows.buffer.dtype)
+            blocks.forward(
                 [x.activation for x in inputs], weight, stored_bias(conv, rows.channels), rows, planes=planes,
                 origin=work.origin(layout), sums=sums, pooled=pooled,
                 ghosts=state.pending(source.tensor for source in op.sources),
@@ -101,19 +101,21 @@ def lifted(state: State, op: Convolve | ConvolveBackward, source: Lifted) -> Up:
     node, below = source.node, state.operand(source.view)
     filling: Filling
     if isinstance(node, Interpolation):
-        filling = InterpolatedFilling(node)
+        filling = InterpolatedFilling(node, state.backend.interpolation)
     else:
-        filling = UpFilling(cast(nn.ConvTranspose3d, state.layer(node.module)), below.rows.buffer.dtype)
+        module = cast(nn.ConvTranspose3d, state.layer(node.module))
+        filling = UpFilling(module, below.rows.buffer.dtype, state.backend.points)
     return Up(filling, below, source.lift(op.node))
 
 
 def up_convolve(state: State, op: UpConvolve) -> None:
     """An up-convolution's whole output, some planes at a time."""
     layer, x = cast(nn.ConvTranspose3d, state.layer(op.node.module)), state.operand(op.source)
-    weight = point_convolution.pack_up(layer.weight, layer.bias, x.rows.buffer.dtype)
+    points = state.backend.points
+    weight = points.pack_up(layer.weight, layer.bias, x.rows.buffer.dtype)
     for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
         with state.work(op.output).meter.doing(Kind.UP):
-            point_convolution.apply(x.activation, weight, state.rows[op.output], planes)
+            points.apply(x.activation, weight, state.rows[op.output], planes)
         state.memory.computed([], planes)
 
 
@@ -123,7 +125,9 @@ def interpolate(state: State, op: Interpolate) -> None:
     x = state.operand(op.source)
     for planes in ranges(x.rows.sides[0], rolling_planes(x.rows.sides, x.rows.channels)):
         with state.work(op.output).meter.doing(Kind.UP):
-            interpolation.interpolate(x.activation, op.node.factors, op.node.mode, state.rows[op.output], planes)
+            state.backend.interpolation.interpolate(
+                x.activation, op.node.factors, op.node.mode, state.rows[op.output], planes
+            )
         state.memory.computed([], planes)
 
 
@@ -137,16 +141,18 @@ def pool_slabs(state: State, op: Pool, slabs: Iterable[tuple[Range, list[Operand
     """The same of what is there for some planes of the output at a time."""
     tensor, view = op.source.tensor, op.source.node
     norm = state.layer(view.module) if view is not None and view.module else None
-    state.signs[tensor.name] = channel_signs(norm, tensor.stored)
+    state.signs[tensor.name] = channel_signs(norm, tensor.stored, state.backend.device)
     for planes, (x,) in slabs:
         with state.work(tensor).meter.doing(Kind.POOLING):
-            pooling.pool(x.activation, op.node.window, state.rows[op.output], state.signs[tensor.name], planes)
+            state.backend.pooling.pool(
+                x.activation, op.node.window, state.rows[op.output], state.signs[tensor.name], planes
+            )
 
 
 def average(state: State, op: Average) -> None:
     """The mean of each window of a tensor that is there already."""
     with state.work(op.source.tensor).meter.doing(Kind.POOLING):
-        averaging.average(state.operand(op.source).activation, op.node.window, state.rows[op.output])
+        state.backend.averaging.average(state.operand(op.source).activation, op.node.window, state.rows[op.output])
 
 
 def add(state: State, op: Add) -> None:
@@ -156,7 +162,7 @@ def add(state: State, op: Add) -> None:
         rows = state.rows[op.output]
         x = Operand(rows, first.tensor.channels, state.affine(first)) if first.tensor not in state.rows else None
         x = x or state.operand(first)
-        addition.add(x.activation, state.operand(second).activation, rows, 1.0)
+        state.backend.addition.add(x.activation, state.operand(second).activation, rows, 1.0)
 
 
 def exchange(state: State, op: Exchange) -> None:
@@ -178,11 +184,11 @@ def normalize_view(state: State, op: Normalize) -> None:
             sums = sums_of_bricks(rows, state.bricks[tensor.stage])
         state.affines[node.name], state.statistics[node.name] = normalize(
             node, norm, rows.channels, lambda: raw_slabs(rows, sums), sums, state.layout(tensor).shape,
-            kept_channels(state, node), state.work(tensor).grid.communicator,
+            kept_channels(state, node), state.work(tensor).grid.communicator, state.backend.device,
         )  # fmt: skip
 
 
-def raw_slabs(rows: Rows, sums: kernels.BrickSums | None) -> Iterator[TorchTensor]:
+def raw_slabs(rows: Rows, sums: BrickSums | None) -> Iterator[TorchTensor]:
     """The block in float32, some bricks thick at a time; whole where bricks are single voxels."""
     planes = rows.sides[0] if sums is None else LARGEST_BRICK[0]
     for first, last in ranges(rows.sides[0], planes):
@@ -205,7 +211,7 @@ def scatter(state: State, op: Scatter) -> None:
     merging.scatter(merge, state.layout(target), None if whole is None else whole.rows, rows, state.works[0].buffers)
     affine = None if whole is None else whole.affine
     if node is not None:
-        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node)
+        state.affines[node.name] = merging.share_affine(merge, affine, rows.channels, node, state.backend.device)
     merge.share(running_statistics(state.twin, op.stage))
 
 
@@ -217,7 +223,7 @@ def gather_target(state: State, op: GatherTarget) -> None:
     whole = None
     if op.target is not None:
         sides = state.layout(op.target).block(state.work(op.target).grid.coords).shape
-        whole = state.targets[op.node.name] = torch.empty(sides, dtype=own.dtype)
+        whole = state.targets[op.node.name] = torch.empty(sides, dtype=own.dtype, device=own.device)
     merging.gather_classes(state.grids.merges[op.stage], state.layout(op.source), own, whole)
 
 
@@ -236,15 +242,16 @@ def classify(state: State, op: Classify) -> None:
 def logits(state: State, op: Classify) -> LogitSlabs:
     """Logits of some planes after the others."""
     head, x = cast(nn.Conv3d, state.layer(op.node.module)), state.operand(op.source)
-    weight = point_convolution.pack_point(head.weight, head.bias, x.rows.buffer.dtype)
+    points, device = state.backend.points, state.backend.device
+    weight = points.pack_point(head.weight, head.bias, x.rows.buffer.dtype)
     d, h, w = x.rows.sides
     step = head_slab_planes((d, h, w), op.node.channels)
     if op.node.stage:
         step = deep_slab_planes((d, h, w), op.node.channels, x.rows.channels)
     for planes in ranges(d, step):
         with state.works[0].meter.doing(Kind.HEAD):
-            slab = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels))
-            point_convolution.apply(x.activation, weight, shifted(slab, planes[0]), planes)
+            slab = Rows.of(torch.empty(planes[1] - planes[0], h, w, weight.channels, device=device))
+            points.apply(x.activation, weight, shifted(slab, planes[0]), planes)
         yield planes, slab
 
 
@@ -260,17 +267,17 @@ def needs_statistics(norm: nn.Module | None) -> bool:
     return norm.training or not isinstance(norm, nn.BatchNorm3d) or norm.running_mean is None
 
 
-def brick_sums(sides: Triple, channels: int, brick: Triple) -> kernels.BrickSums | None:
+def brick_sums(sides: Triple, channels: int, brick: Triple, device: torch.device) -> BrickSums | None:
     """Room for the sums of a block's bricks; None where these are single voxels."""
     if brick == _NO_BRICK:
         return None
     counts = [n // b for n, b in zip(sides, brick, strict=True)]
-    return kernels.BrickSums(torch.empty(*counts, 2, channels), brick)
+    return BrickSums(torch.empty(*counts, 2, channels, device=device), brick)
 
 
-def sums_of_bricks(rows: Rows, brick: Triple) -> kernels.BrickSums | None:
+def sums_of_bricks(rows: Rows, brick: Triple) -> BrickSums | None:
     """The sums of a block's bricks; None where these are single voxels."""
-    sums = brick_sums(rows.sides, rows.channels, brick)
+    sums = brick_sums(rows.sides, rows.channels, brick, rows.buffer.device)
     if sums is not None:
         for number, slab in enumerate(raw_slabs(rows, sums)):
             layers = slab.shape[0] // brick[0]
@@ -279,9 +286,9 @@ def sums_of_bricks(rows: Rows, brick: Triple) -> kernels.BrickSums | None:
     return sums
 
 
-def channel_signs(norm: nn.Module | None, stored: int) -> TorchTensor:
+def channel_signs(norm: nn.Module | None, stored: int, device: torch.device) -> TorchTensor:
     """-1 for channels whose activation falls as the raw value rises, else 1."""
-    signs = torch.ones(stored)
+    signs = torch.ones(stored, device=device)
     weight = getattr(norm, "weight", None)
     if isinstance(weight, TorchTensor):
         signs[: weight.shape[0]][weight.detach() < 0] = -1

@@ -10,7 +10,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import exchange_window
 from volseg.geometry import PerAxis, Triple, per_axis
 from volseg.networks.description import Convolution, Network
-from volseg.nn.fused.operand import Operand
+from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.layout import Layout
 from volseg.partition.window import Range, plan_window
@@ -47,16 +47,18 @@ def reach(layout: Layout, coords: Triple, width: PerAxis) -> tuple[Triple, Tripl
 
 
 def read_planes(
-    image: Image, layout: Layout, coords: Triple, planes: Range, width: int = 1, beside: int = 1
+    image: Image, layout: Layout, work: Workplace, planes: Range, width: int = 1, beside: int = 1
 ) -> Operand:
-    """The image where a convolution of `planes` reads it, and `beside` planes before and after them.
+    """The image where a convolution of `planes` reads it, and `beside` planes before and after them, on the device.
 
     width  voxels around the block on H and W
     """
+    coords = work.grid.coords
     low, high = reach(layout, coords, (layout.shape[0], width, width))
     sides = layout.block(coords).shape
     wanted = max(planes[0] - beside, -low[0]), min(planes[1] + beside, sides[0] + high[0])
-    return Operand(Rows(image.planes(wanted, width), (-wanted[0], low[1], low[2]), sides), image.channels)
+    there = image.planes(wanted, width).to(work.backend.device)
+    return Operand(Rows(there, (-wanted[0], low[1], low[2]), sides), image.channels)
 
 
 class TensorImage:

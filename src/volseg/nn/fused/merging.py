@@ -13,6 +13,9 @@ from volseg.nn.kernels.rows import Affine, Rows
 from volseg.partition.agglomeration import message_floats
 from volseg.partition.layout import Layout
 
+_HOST = torch.device("cpu")
+"""Messages leave from the processor's memory, wherever tensors lie."""
+
 
 def gather(merge: Merge, layout: Layout, own: Rows, whole: Rows | None, buffers: Buffers) -> None:
     """Fill the leader's block from the blocks of its group; not the ghosts. Collective over the group.
@@ -38,11 +41,12 @@ def scatter(merge: Merge, layout: Layout, whole: Rows | None, own: Rows, buffers
     merge.scatter(layout, None if whole is None else whole.own, own.own, _room(layout, own.channels, buffers))
 
 
-def share_affine(merge: Merge, affine: Affine | None, stored: int, node: Normalization) -> Affine:
+def share_affine(merge: Merge, affine: Affine | None, stored: int, node: Normalization, device: torch.device) -> Affine:
     """The leader's coefficients of `stored` channels, on each rank of its group. Collective over the group."""
     if affine is None:
-        gain = None if node.activation == "leaky_relu" else torch.empty(stored)
-        affine = Affine(torch.empty(stored), torch.empty(stored), node.slope, node.activation, gain)
+        scale, shift = torch.empty(2, stored, device=device)
+        gain = None if node.activation == "leaky_relu" else torch.empty_like(scale)
+        affine = Affine(scale, shift, node.slope, node.activation, gain)
     merge.share([affine.scale, affine.shift, *([] if affine.gain is None else [affine.gain])])
     return affine
 
@@ -51,6 +55,6 @@ def _room(layout: Layout, channels: int, buffers: Buffers) -> Room:
     largest = message_floats(layout, channels)
 
     def room(sides: Triple, channels: int) -> Tensor:
-        return buffers.slab("message", sides, channels, largest).buffer
+        return buffers.slab("message", sides, channels, largest, _HOST).buffer
 
     return room

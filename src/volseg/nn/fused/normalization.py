@@ -1,7 +1,8 @@
 """The normalisation behind a fused convolution: coefficients from the whole volume's sums, and its gradient.
 
 Instance, group or batch norm, or none. The convolution leaves the sums of bricks, taken while its output is in the
-cache; they have the same bits on every grid (`kernels.reproducible`).
+cache; they have the same bits on every grid (`kernels.reproducible`). What is computed of a few numbers a channel is
+computed on the processor, wherever tensors lie: sums over all ranks go there anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RawSlabs = Callable[[], Iterable[Tensor]]
 
 def normalize(
     node: Normalization, norm: nn.Module, stored: int, raw: RawSlabs, sums: BrickSums | None, shape: Triple,
-    keep: Tensor | None, communicator: Communicator,
+    keep: Tensor | None, communicator: Communicator, device: torch.device,
 ) -> tuple[Affine, Statistics | None]:  # fmt: skip
     """The coefficients of a norm and the activation behind it for a convolution's output. Collective.
 
@@ -53,6 +54,7 @@ def normalize(
     sums      of the bricks of this rank's block; None where bricks are single voxels: then `raw` gives one slab
     shape     (D, H, W) of the whole volume
     keep      [channels] factors of channel dropout, or None
+    device    on which the coefficients are to lie
 
     Raises PartitionError where the volume is one voxel in training.
     """
@@ -60,11 +62,11 @@ def normalize(
     if not isinstance(norm, PartitionedNorm):
         one = torch.ones(channels, dtype=torch.float64)
         fixed = None if fold is None else Statistics(torch.zeros_like(one), one, None, 1, fold)
-        return _affine(node, one, torch.zeros_like(one), keep, stored), fixed
+        return _affine(node, one, torch.zeros_like(one), keep, stored).on(device), fixed
     weight, bias = _parameters(norm)
     if isinstance(norm, PartitionedBatchNorm3d) and not norm.training and norm.running_mean is not None:
         assert norm.running_var is not None
-        mean, rstd = norm.running_mean.double(), (norm.running_var.double() + _eps(norm)).rsqrt()
+        mean, rstd = norm.running_mean.double().cpu(), (norm.running_var.double().cpu() + _eps(norm)).rsqrt()
         statistics = Statistics(mean, rstd, None, 1, fold)
     else:
         pooling = norm.pooling(channels)
@@ -73,19 +75,20 @@ def normalize(
             raise norm.refuse("one voxel has no statistics to train with; the volume is too small for this depth")
         mean_, var = _moments(raw, channels, sums, shape, pooling, count, communicator)
         if isinstance(norm, PartitionedBatchNorm3d):
-            norm.update(torch.from_numpy(mean_), torch.from_numpy(var), count)
+            norm.update(torch.from_numpy(mean_).to(device), torch.from_numpy(var).to(device), count)
         rstd_ = 1 / np.sqrt(var + _eps(norm))
         statistics = Statistics(torch.from_numpy(mean_), torch.from_numpy(rstd_), pooling, count, fold)
-    gain = statistics.rstd if weight is None else statistics.rstd * weight.detach().double()
+    gain = statistics.rstd if weight is None else statistics.rstd * weight.double()
     offset = -statistics.mean * gain
     if bias is not None:
-        offset = bias.detach().double() + offset
-    return _affine(node, gain, offset, keep, stored), statistics
+        offset = bias.double() + offset
+    return _affine(node, gain, offset, keep, stored).on(device), statistics
 
 
 def _parameters(norm: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias, which torch's norms have or have not."""
-    return getattr(norm, "weight", None), getattr(norm, "bias", None)
+    """Weight and bias, which torch's norms have or have not, in the processor's memory."""
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    return None if weight is None else weight.detach().cpu(), None if bias is None else bias.detach().cpu()
 
 
 def _eps(norm: Any) -> float:
@@ -123,9 +126,11 @@ def _moments(
         centre = torch.from_numpy(mean).float()
         if sums is None:
             (whole,) = raw()
-            total = moments(_channels_first(whole[..., :channels] - centre), brick, bricks, communicator)
+            total = moments(
+                _channels_first(whole[..., :channels] - centre.to(whole.device)), brick, bricks, communicator
+            )
         else:
-            parts = [brick_moments(slab[..., :channels] - centre, brick) for slab in raw()]
+            parts = [brick_moments(slab[..., :channels] - centre.to(slab.device), brick) for slab in raw()]
             total = order_free_sum(torch.cat(parts).unsqueeze(0), bricks, communicator)
         rest, var = _mean_and_variance(pooling.spread(total)[0] / count)
         mean = centre.double().numpy() + rest
@@ -159,7 +164,8 @@ def normalization_gradient(
 ) -> NormGradient:
     """The gradient of `normalize`, from that before the activation. Collective.
 
-    sums  [2, C as stored] float64: of the gradient g before the activation, and of g times raw
+    sums  [2, C as stored] float64, in the processor's memory: of the gradient g before the activation, and of g times
+          raw
     """
     if statistics is None:
         return NormGradient(None, None, None)
@@ -169,7 +175,7 @@ def normalization_gradient(
     if keep is not None:
         own = own * keep
     normalized = rstd * (own[1] - mean * own[0])
-    share = torch.ones_like(rstd) if weight is None else weight.detach().double()
+    share = torch.ones_like(rstd) if weight is None else weight.double()
     factor = rstd * share if keep is None else rstd * share * keep
     grad_w = None if weight is None else normalized.float()
     grad_b = None if bias is None else own[0].float()

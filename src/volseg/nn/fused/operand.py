@@ -8,6 +8,7 @@ from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.halo import ghost_widths
 from volseg.distributed.meter import Meter
 from volseg.geometry import Triple
+from volseg.nn.fused.backend import Backend
 from volseg.nn.fused.buffers import Buffers
 from volseg.nn.kernels.rows import Activation, Affine, Rows
 from volseg.partition.layout import Layout
@@ -33,10 +34,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class Workplace:
-    """What the layers of a stage share: its process grid, and memory that is used again."""
+    """What the layers of a stage share: its process grid, memory that is used again, and who computes."""
 
     grid: ProcessGrid
     buffers: Buffers
+    backend: Backend
 
     @property
     def meter(self) -> Meter:

@@ -23,7 +23,7 @@ from volseg.nn.fused.image import Image
 from volseg.nn.fused.normalization import normalize
 from volseg.nn.fused.operand import Operand
 from volseg.nn.fused.state import State
-from volseg.nn.kernels import block_convolution as kernels
+from volseg.nn.kernels.block_convolution import Pooled
 from volseg.nn.kernels.rows import Rows
 from volseg.partition.slabs import rolling_planes
 from volseg.partition.window import Range
@@ -39,12 +39,12 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
     assert node is not None
     norm = state.layer(node.module) if node.module else nn.Identity()
     sides = state.layout(tensor).block(work.grid.coords).shape
-    sums = brick_sums(sides, tensor.stored, state.bricks[0]) if needs_statistics(norm) else None
+    sums = brick_sums(sides, tensor.stored, state.bricks[0], work.backend.device) if needs_statistics(norm) else None
     pooled = None
     if op.pooled is not None:
         pooling = op.chain[-1].pooling
         assert pooling is not None
-        pooled = kernels.Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored), pooling.window)
+        pooled = Pooled(state.rows[op.pooled], channel_signs(norm, tensor.stored, work.backend.device), pooling.window)
     if sums is not None or pooled is not None:
         for planes, _ in chain.run(sums, pooled):
             state.memory.computed([convolution.node.name for convolution in op.chain], planes)
@@ -57,7 +57,7 @@ def find_coefficients(state: State, op: Pass, image: Image) -> None:
     with work.meter.doing(Kind.NORM):
         state.affines[node.name], _ = normalize(
             node, norm, tensor.stored, raw, sums, state.layout(tensor).shape, kept_channels(state, node),
-            work.grid.communicator,
+            work.grid.communicator, work.backend.device,
         )  # fmt: skip
     if op.clears:
         work.buffers.clear()

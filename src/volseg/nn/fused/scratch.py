@@ -16,11 +16,17 @@ from volseg.nn.kernels.memory import lasting
 
 
 class Store:
-    """Memory, and nothing else."""
+    """Memory, and nothing else.
+
+    device  on which it lies
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
 
     def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory [values], which goes back when nobody holds it any more."""
-        return lasting(values, dtype)
+        return lasting(values, dtype, self.device)
 
     def relax(self) -> None:
         """What lies in files need not be in memory now."""
@@ -33,6 +39,7 @@ class ScratchStore(Store):
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         self._maps: WeakSet[mmap.mmap] = WeakSet()
 

@@ -14,6 +14,7 @@ from volseg.distributed.halo import GhostExchange
 from volseg.distributed.merging import LevelGrids
 from volseg.geometry import Triple
 from volseg.networks.description import Network
+from volseg.nn.fused.backend import Backend
 from volseg.nn.fused.normalization import Statistics
 from volseg.nn.fused.operand import Operand, Workplace
 from volseg.nn.kernels.block_convolution import BrickSums
@@ -102,6 +103,11 @@ class State:
     sums: dict[Tensor, TorchTensor] = field(default_factory=dict)
     gradients: Gradients = field(default_factory=dict)
 
+    @property
+    def backend(self) -> Backend:
+        """Whose functions compute, for all stages."""
+        return self.works[0].backend
+
     def layer(self, path: str) -> nn.Module:
         """The torch layer under a path."""
         return self.twin.get_submodule(path)
@@ -142,7 +148,7 @@ class State:
     def zero_sums(self, gradient: Tensor) -> TorchTensor:
         """Sums of a gradient before an activation, zero where none are there yet."""
         if gradient not in self.sums:
-            self.sums[gradient] = torch.zeros(2, gradient.stored, dtype=torch.float64)
+            self.sums[gradient] = torch.zeros(2, gradient.stored, dtype=torch.float64, device=self.backend.device)
         return self.sums[gradient]
 
     def enter(self, module: nn.Module, weight: TorchTensor | None, bias: TorchTensor | None) -> None:
@@ -150,5 +156,5 @@ class State:
         for name, value in (("weight", weight), ("bias", bias)):
             parameter = getattr(module, name, None)
             if isinstance(parameter, nn.Parameter) and value is not None:
-                before = self.gradients.get(parameter)
+                before, value = self.gradients.get(parameter), value.to(parameter.device)
                 self.gradients[parameter] = value if before is None else before + value

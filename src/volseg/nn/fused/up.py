@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from volseg.networks.description import Interpolation
+from volseg.nn.fused.backend import Interpolation as Interpolating
+from volseg.nn.fused.backend import PackedPoint, PointConvolutions
 from volseg.nn.fused.operand import Operand, Workplace
-from volseg.nn.kernels import interpolation, passes, point_convolution
+from volseg.nn.kernels import passes
 from volseg.nn.kernels.block_convolution import Target
 from volseg.nn.kernels.forms import readable
 from volseg.nn.kernels.rows import Activation, Rows
@@ -44,10 +46,12 @@ class UpFilling:
     """A transposed convolution whose kernel is its stride.
 
     stored  the type in which the network's tensors are stored
+    points  of the backend
     """
 
     module: nn.ConvTranspose3d
     stored: torch.dtype
+    points: PointConvolutions
 
     @property
     def channels(self) -> int:
@@ -55,21 +59,25 @@ class UpFilling:
         return int(self.module.weight.shape[1])
 
     @cached_property
-    def _weight(self) -> point_convolution.PointWeight:
-        return point_convolution.pack_up(self.module.weight, self.module.bias, self.stored)
+    def _weight(self) -> PackedPoint:
+        return self.points.pack_up(self.module.weight, self.module.bias, self.stored)
 
     def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
         """As `Filling.fill`."""
         start, stop = (n + below.rows.low[0] for n in planes)
         source = Rows.of(below.rows.buffer[start:stop])  # the ghosts on H and W as part of the block
-        point_convolution.apply(Activation(source, below.affine), self._weight, Rows.of(slab.buffer))
+        self.points.apply(Activation(source, below.affine), self._weight, Rows.of(slab.buffer))
 
 
 @dataclass(frozen=True)
 class InterpolatedFilling:
-    """An interpolation."""
+    """An interpolation.
+
+    backend  its functions
+    """
 
     node: Interpolation
+    backend: Interpolating
 
     @property
     def channels(self) -> int:
@@ -78,7 +86,7 @@ class InterpolatedFilling:
 
     def fill(self, below: Operand, planes: Range, slab: Rows) -> None:
         """As `Filling.fill`."""
-        interpolation.interpolate(below.activation, self.node.factors, self.node.mode, slab, planes, beside=True)
+        self.backend.interpolate(below.activation, self.node.factors, self.node.mode, slab, planes, beside=True)
 
 
 @dataclass(frozen=True)
@@ -132,23 +140,25 @@ class UpGradient:
     """The gradients of an up-convolution; those of weight and bias are the sums over slabs.
 
     target  where that of its input goes
+    points  of the backend
     """
 
     module: nn.ConvTranspose3d
     below: Activation
     target: Target
+    points: PointConvolutions
     weight: Tensor | None = None
     bias: Tensor | None = None
 
     @cached_property
-    def _turned(self) -> point_convolution.PointWeight:
-        return point_convolution.pack_turned_up(self.module.weight, self.below.rows.buffer.dtype)
+    def _turned(self) -> PackedPoint:
+        return self.points.pack_turned_up(self.module.weight, self.below.rows.buffer.dtype)
 
     def add(self, planes: Range, gradient: Rows) -> None:
         """Take in the output's gradient in some planes."""
         factor = self.module.stride[0]
         source, target = (planes[0] // factor, planes[1] // factor), self.target
-        weight = point_convolution.gradients(
+        weight = self.points.gradients(
             self.below, gradient, self._turned, target.rows, target.sums, source, add=target.add
         )
         bias = bias_sums(gradient, planes)
@@ -160,7 +170,7 @@ class UpGradient:
         assert self.weight is not None
         assert self.bias is not None
         shape = self.module.weight.shape
-        return point_convolution.up_weight_gradient(self.weight, shape), self.bias[: shape[1]].float()
+        return self.points.up_weight_gradient(self.weight, shape), self.bias[: shape[1]].float()
 
 
 def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
@@ -172,7 +182,7 @@ def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
     own = rows.own
     if own.dtype == torch.float32:
         return own.sum((0, 1)).double().sum(0)
-    lines = torch.zeros(own.shape[2:], dtype=torch.float64)
+    lines = torch.zeros(own.shape[2:], dtype=torch.float64, device=own.device)
     for plane in own:  # a copy in float32 of one plane at a time
         lines += plane.float().sum(0)
     return lines.sum(0)

@@ -282,6 +282,13 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dil
         return _weight_gradient(x, grad, weight, stride, dilation, groups)
     if _own(x, weight, stride, dilation, groups) and tuple(weight.shape[2:]) != (1, 1, 1):
         return _own_weight_gradient(x, grad, weight, stride)
+    return onednn_weight_gradient(x, grad, weight, stride, dilation, groups)
+
+
+def onednn_weight_gradient(
+    x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, dilation: Triple, groups: int
+) -> Tensor:
+    """The same by oneDNN, of float32 tensors of a processor."""
     x, grad = _last(x), _last(grad)
     planes = max(1, _EXACT_VOXELS // (grad.shape[0] * grad.shape[3] * grad.shape[4]))
     if planes >= grad.shape[2]:

@@ -8,7 +8,7 @@ ill-conditioned for small weights and impossible for ReLU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -103,6 +103,11 @@ class Affine:
     slope: float
     kind: ActivationKind = "leaky_relu"
     gain: Tensor | None = None
+
+    def on(self, device: torch.device) -> Affine:
+        """The same on another device; itself where it lies there."""
+        gain = None if self.gain is None else self.gain.to(device)
+        return replace(self, scale=self.scale.to(device), shift=self.shift.to(device), gain=gain)
 
     @property
     def activates(self) -> bool:
