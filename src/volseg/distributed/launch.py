@@ -144,14 +144,14 @@ def _remedy(started_by: Sequence[Launcher], library: str) -> str:
 
 def own_launcher(library: str) -> Path | None:
     """The mpirun that came with the loaded MPI library: beside it, or beside this Python; None where there is none."""
-    folders = [path.parent.parent / "bin" for path in _mapped_libraries()]
+    folders = [path.parent.parent / "bin" for path in mapped_libraries()]
     # Intel's mpirun is a shell script, which does not hand signals on to its ranks.
     names = ("mpiexec.hydra", "mpirun") if "intel" in library.lower() else ("mpirun",)
     places = [folder / name for folder in [*folders, Path(sys.executable).parent] for name in names]
     return next((place for place in places if place.is_file() and os.access(place, os.X_OK)), None)
 
 
-def _mapped_libraries() -> list[Path]:
+def mapped_libraries() -> list[Path]:
     """The files of libmpi in this process's memory (Linux; elsewhere none)."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
