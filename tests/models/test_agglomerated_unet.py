@@ -206,13 +206,19 @@ def test_a_training_network_runs_forward_without_gradients_too(activation: str, 
 
 
 @pytest.mark.parallel(2)
-def test_networks_of_other_layers_are_refused(communicator: Communicator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_of_other_layers_are_refused(communicator: Communicator) -> None:
     grid, stages = ProcessGrid(communicator, (2, 1, 1)), Agglomeration(((1, (1, 1, 1)),))
     with pytest.raises(PartitionError, match=r"--agglomerate 1:1x1x1: this network .* use --agglomerate none"):
         FusedNetwork(UNet(config(kernel_size=9)), grid, agglomeration=stages)
     with pytest.raises(PartitionError, match="4:1x1x1: the network has levels 1 to 2"):
         FusedNetwork(UNet(config()), grid, agglomeration=Agglomeration(((4, (1, 1, 1)),)))
+
+
+@pytest.mark.parallel(2)
+def test_where_a_rank_lacks_the_kernels_all_go_by_torch(
+    communicator: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if communicator.rank == 1:
         monkeypatch.setattr("volseg.nn.kernels.winograd.widest_vector", lambda: 0)
-    with pytest.raises(PartitionError, match="not agglomerated, as a rank's processor lacks AVX2"):
-        FusedNetwork(UNet(config()), grid, agglomeration=stages)
+    fused = FusedNetwork(UNet(config()), ProcessGrid(communicator, (2, 1, 1)))
+    assert communicator.gather_all(fused.backend.name) == ["torch's operators"] * 2

@@ -41,6 +41,23 @@ def affine(channels: int, kind: str = "leaky_relu") -> Affine:
     return Affine(1 + 0.2 * values(channels, seed=7), values(channels, seed=8), 0.1, kind, gain)
 
 
+META = torch.device("meta")
+
+
+def there(sides: Triple, channels: int, ghosts: int, stored: torch.dtype) -> Rows:
+    """Rows without numbers."""
+    buffer = torch.empty(*(n + 2 * ghosts for n in sides), channels, dtype=stored, device=META)
+    return Rows(buffer, (ghosts, ghosts, ghosts), sides)
+
+
+def on_meta(channels: int, kind: str = "leaky_relu") -> Affine:
+    return affine(channels, kind).on(META)
+
+
+def no_sums(channels: int) -> Tensor:
+    return torch.zeros(2, channels, dtype=torch.float64, device=META)
+
+
 class Late:
     """Ghosts that arrive when somebody waits for them; until then there is nothing but NaN."""
 
@@ -215,3 +232,55 @@ def test_a_sum_of_terms_with_different_gradients_needs_room_for_both() -> None:
     x, gradient = Activation(rows(WHOLE, 8), affine(8)), rows(WHOLE, 8, seed=1)
     with pytest.raises(AssertionError, match="give `copy` rows of its own"):
         BOTH[1].addition.divide(gradient, gradient, 1.0, x, x, x_sums=torch.zeros(2, 8).double())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "stride"), KERNELS)
+def test_convolutions_leave_nothing_on_the_processor(kernel: Triple, stride: Triple, stored: torch.dtype) -> None:
+    """On a device without numbers, on which torch refuses what mixes it with the processor."""
+    backend, out_sides = TorchBackend(META, SMALL), tuple(n // s for n, s in zip(WHOLE, stride, strict=True))
+    half: Triple = tuple(n // 2 for n in out_sides)
+    weight = torch.empty(12, 24, *kernel, device=META)
+    inputs = [Activation(there(WHOLE, 8, 4, stored), on_meta(8)), Activation(there(WHOLE, 16, 4, stored))]
+    sums = BrickSums(torch.empty(*half, 2, 16, device=META), (2, 2, 2))
+    pooled = Pooled(there(half, 16, 0, stored), torch.empty(16, device=META))
+    packed, bias = backend.blocks.pack_weight(weight, [8, 16], stride, stored), torch.empty(16, device=META)
+    backend.blocks.forward(inputs, packed, bias, there(out_sides, 16, 0, stored), sums=sums, pooled=pooled)
+    into = backend.blocks.weight_sums(weight, [8, 16], 1536, stride, stored=stored)
+    targets = [Target(there(WHOLE, 8, 0, stored), no_sums(8), True), Target(there(WHOLE, 16, 0, stored))]
+    turned = backend.blocks.pack_turned_weight(weight, [8, 16], stride, stored)
+    backend.blocks.backward(inputs, there(out_sides, 16, 3, stored), turned, targets, into)
+    assert into.finish().device == META
+    points, x, fine = backend.points, inputs[0], there((16, 24, 32), 8, 0, stored)
+    up = torch.empty(8, 5, 2, 2, 2, device=META)
+    points.apply(x, points.pack_up(up, None, stored), fine)
+    total = points.gradients(x, fine, points.pack_turned_up(up, stored), targets[0].rows, no_sums(8), add=True)
+    assert points.up_weight_gradient(total, up.shape).device == META
+    assert (packed.weight.dtype, total.dtype) == (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["leaky_relu", "gelu", "gelu_tanh", "silu", "sigmoid"])
+def test_passes_leave_nothing_on_the_processor(kind: str, stored: torch.dtype) -> None:
+    backend, small, signs = TorchBackend(META, SMALL), (4, 6, 8), torch.empty(8, device=META)
+    x, gradient, total = (
+        Activation(there(WHOLE, 8, 1, stored), on_meta(8, kind)),
+        there(WHOLE, 8, 0, stored),
+        no_sums(8),
+    )
+    coarse, fine = there(small, 8, 0, stored), there((16, 24, 32), 8, 2, stored)
+    backend.pooling.pool(x, (2, 2, 2), coarse, signs)
+    backend.pooling.unpool(gradient, x, signs, coarse, total)
+    backend.averaging.average(x, (2, 2, 2), coarse)
+    backend.averaging.gradient(coarse, x, (2, 2, 2), gradient, total, add=True)
+    backend.addition.add(x, x, gradient, 0.1)
+    backend.addition.divide(
+        gradient, gradient, 1.0, x, x, x_sums=total, other_sums=no_sums(8), copy=there(WHOLE, 8, 0, stored), adding=True
+    )
+    backend.passes.combine(gradient, x.rows, signs, signs, signs)
+    backend.passes.activate(x, x.rows)
+    backend.interpolation.interpolate(x, (2, 2, 2), "trilinear", fine, beside=True)
+    backend.interpolation.gradient(fine, x, (2, 2, 2), "trilinear", gradient, total, add=True)
+    assert total.device == gradient.buffer.device == META
+    with pytest.raises(RuntimeError, match=r"device"):  # so it would be noticed
+        backend.passes.combine(gradient, x.rows, torch.ones(8), signs, signs)

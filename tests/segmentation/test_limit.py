@@ -90,14 +90,6 @@ def test_a_limit_too_low_is_refused_before_any_work(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_processor_without_the_kernels_is_planned_for(tmp_path: Path) -> None:
-    choice = chosen(2**40, kernels=False)
-    assert choice.schedule is LAYERS
-    assert choice.plan.peak > 3 * PLANS[IN_PLACE].peak
-    with pytest.raises(PartitionError, match="lacks the instructions"):
-        chosen(2**40, kernels=False, schedule=IN_PLACE)
-
-
 def test_the_remedy_counts_what_lies_beside_the_network() -> None:
     beside = BesideVoxels(image=2, mask=1 + 4 * 50)  # probabilities of 50 classes
     with pytest.raises(PartitionError, match=r"spill needs .*; 2 ranks of 16\.0 GiB would do"):

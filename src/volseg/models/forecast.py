@@ -15,6 +15,7 @@ from volseg.distributed.placement import ranks_on_this_machine
 from volseg.machine import processor_name
 from volseg.networks.coverage import why_not_covered
 from volseg.networks.description import Network
+from volseg.nn.fused.backend import CPU, CompiledBackend, backend_for
 from volseg.nn.kernels import winograd
 from volseg.nn.kernels.speed import SIDE, reference_seconds
 from volseg.partition.agglomeration import Agglomeration
@@ -52,8 +53,8 @@ def this_machine(network: Network, communicator: Communicator) -> Machine | None
 
     network  its channels are those of the convolution, so that no kernel is compiled for this alone
 
-    None where the program does not cover the network, or a processor lacks the kernels' instructions: then no profile
-    tells anything.
+    None where the program does not cover the network, or is not run by the compiled kernels on all ranks: no profile
+    tells of others.
 
     Raises ConfigError, on all ranks, where a profile is named that cannot be read.
     """
@@ -68,7 +69,8 @@ def this_machine(network: Network, communicator: Communicator) -> Machine | None
 
     profile, measured_here, threads = communicator.on_root(read)
     placing = Placing(communicator.broadcast(ranks_on_this_machine(communicator)), threads)
-    if not all(communicator.gather_all(winograd.available())):
+    compiled = isinstance(backend_for(CPU, os.environ, winograd.available()), CompiledBackend)
+    if not all(communicator.gather_all(compiled)):
         return None
     if measured_here:
         return Machine(profile, profile, placing, profile.source)

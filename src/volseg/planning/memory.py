@@ -201,7 +201,7 @@ def surely_fits(plan: MemoryPlan, limit: int) -> bool:
 
 
 def segmenting_memories(
-    network: Network, layout: Layout, *, threads: int = 1, beside: Beside | None = None, kernels: bool = True,
+    network: Network, layout: Layout, *, threads: int = 1, beside: Beside | None = None,
     agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> dict[Schedule, MemoryPlan]:  # fmt: skip
     """Every schedule that the network can be run by, fastest first."""
@@ -209,7 +209,7 @@ def segmenting_memories(
         schedule: segmenting_memory(
             network, layout, schedule, threads=threads, beside=beside, agglomeration=agglomeration, precision=precision
         )
-        for schedule in schedules_of(network, kernels)
+        for schedule in schedules_of(network)
     }
 
 

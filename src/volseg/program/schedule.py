@@ -33,22 +33,16 @@ class Schedule(StrEnum):
 IN_PLACE, RECOMPUTE, SPILL, LAYERS = Schedule.IN_PLACE, Schedule.RECOMPUTE, Schedule.SPILL, Schedule.LAYERS
 
 
-def schedules_of(network: Network, kernels: bool = True) -> list[Schedule]:
-    """The schedules that a network can be run by, fastest first.
-
-    kernels  the processors run those of the program
-    """
-    if why_not_covered(network) or not kernels:
+def schedules_of(network: Network) -> list[Schedule]:
+    """The schedules that a network can be run by, fastest first."""
+    if why_not_covered(network):
         return [LAYERS]
     return [IN_PLACE, RECOMPUTE, SPILL] if can_recompute(network) else [IN_PLACE, SPILL]
 
 
-def check_precision(network: Network, precision: Precision, kernels: bool = True) -> None:
-    """Raise ConfigError where a network runs layer by layer, in float32, and is to be stored otherwise.
-
-    kernels  the processors run those of the program
-    """
-    reason = why_not_covered(network) or ("" if kernels else "a rank's processor lacks AVX2")
+def check_precision(network: Network, precision: Precision) -> None:
+    """Raise ConfigError where a network runs layer by layer, in float32, and is to be stored otherwise."""
+    reason = why_not_covered(network)
     if precision is not FLOAT32 and reason:
         raise ConfigError(
             f"--precision {precision}: this network runs layer by layer, in float32, as {reason}; use --precision "

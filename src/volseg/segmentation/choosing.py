@@ -10,7 +10,6 @@ import torch
 
 from volseg.distributed.communicator import Communicator
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
-from volseg.nn.kernels.winograd import available
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.program.kinds import Kind
 from volseg.segmentation.averaging import passes_bytes
@@ -88,7 +87,7 @@ def _choose(
     if opened.windows is not None:
         choice = choose_windows(
             network, scan.layout, opened.windows, opened.folds, beside, threads, communicator, str(job.scan),
-            kernels=available(), limit=job.memory_limit, precision=opened.precision,
+            limit=job.memory_limit, precision=opened.precision,
         )  # fmt: skip
         return None, NONE, choice
     machine = this_machine(network, communicator)
@@ -97,7 +96,7 @@ def _choose(
     )
     choice = choose(
         network, scan.layout, beside, threads, communicator, str(job.scan),
-        kernels=available(), limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
+        limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
         precision=opened.precision,
     )  # fmt: skip
     return machine, stages, choice

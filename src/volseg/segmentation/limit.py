@@ -91,13 +91,12 @@ def memory_limit(communicator: Communicator) -> int:
 
 def choose(
     network: Network, layout: Layout, beside: BesideVoxels, threads: int, communicator: Communicator, name: str, *,
-    kernels: bool = True, limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
+    limit: int | None = None, schedule: Schedule | None = None, scratch: Path | None = None,
     agglomeration: Agglomeration = NONE, precision: Precision = FLOAT32,
 ) -> Choice:  # fmt: skip
-    """Choose a schedule, before any work. Collective; all arguments but `threads` and `kernels` the same on all ranks.
+    """Choose a schedule, before any work. Collective; all arguments but `threads` the same on all ranks.
 
     beside    what is held beside the network
-    kernels   whether this rank's processor runs those of the program
     name      of the scan, for messages
     limit     bytes a rank may use; None: what is free
     schedule  the only one allowed
@@ -107,17 +106,15 @@ def choose(
 
     Raises PartitionError, on all ranks, where nothing fits; it says what would.
     """
-    threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
-    plan_of = _Planner(network, layout.shape, beside, threads, kernels=not lacking, precision=precision)
+    threads = int(communicator.reduce_all(np.array([threads]), "max")[0])
+    plan_of = _Planner(network, layout.shape, beside, threads, precision)
     plans = plan_of(layout, agglomeration)
     given, limit = limit is not None, limit or memory_limit(communicator)
     files = scratch_bytes(network, layout, agglomeration, precision)
     room = _has_room(scratch, files, communicator)
     allowed = {s: plan for s, plan in plans.items() if schedule in (None, s)}
     if not allowed:
-        raise PartitionError(
-            f"--schedule {schedule}: this network runs as {', '.join(plans)}, {_why(network, lacking)}"
-        )
+        raise PartitionError(f"--schedule {schedule}: this network runs as {', '.join(plans)}, {_why(network)}")
     refused = {}
     for candidate, plan in allowed.items():
         if not surely_fits(plan, limit):
@@ -151,9 +148,7 @@ def choose(
     )
 
 
-def _why(network: Network, lacking: int) -> str:
-    if lacking:
-        return "for the processor lacks the instructions of the fast kernels"
+def _why(network: Network) -> str:
     if network.deepest == 0:
         return "for it has but one level"
     reason = why_not_covered(network)
@@ -164,16 +159,16 @@ class _Planner:
     """Plans of one job for any layout."""
 
     def __init__(
-        self, network: Network, shape: Triple, beside: BesideVoxels, threads: int, kernels: bool, precision: Precision
+        self, network: Network, shape: Triple, beside: BesideVoxels, threads: int, precision: Precision
     ) -> None:  # fmt: skip
         self._network, self._shape, self._beside, self._precision = network, shape, beside, precision
-        self._threads, self._kernels = threads, kernels
+        self._threads = threads
 
     def __call__(self, layout: Layout, agglomeration: Agglomeration = NONE) -> dict[Schedule, MemoryPlan]:
         """By schedule."""
         voxels = prod(layout.largest_block)
         plans = segmenting_memories(
-            self._network, layout, threads=self._threads, beside=self._beside.of(voxels), kernels=self._kernels,
+            self._network, layout, threads=self._threads, beside=self._beside.of(voxels),
             agglomeration=agglomeration, precision=self._precision,
         )  # fmt: skip
         return {schedule: self._beside.added_to(plan, voxels) for schedule, plan in plans.items()}

@@ -21,8 +21,10 @@ class Store:
     device  on which it lies
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device or torch.device("cpu")
+    device = torch.device("cpu")
+
+    def __init__(self, device: torch.device = device) -> None:
+        self.device = device
 
     def take(self, values: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory [values], which goes back when nobody holds it any more."""
@@ -39,7 +41,6 @@ class ScratchStore(Store):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
         self.folder = folder
         self._maps: WeakSet[mmap.mmap] = WeakSet()
 

@@ -53,25 +53,24 @@ def grid_of_columns(partition: str, shape: Triple, ranks: int) -> Triple:
 
 def choose_windows(
     network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int,
-    communicator: Communicator, name: str, *, kernels: bool = True, limit: int | None = None,
+    communicator: Communicator, name: str, *, limit: int | None = None,
     precision: Precision = FLOAT32,
 ) -> Choice:  # fmt: skip
     """Check, before any work, that windows fit the memory. Collective.
 
     models   how many take turns
     beside   what is held beside the network
-    kernels  whether this rank's processor runs the fast ones
     name     of the scan, for messages
     limit    bytes a rank may use; None: what is free
     precision  in which the networks' tensors are stored
 
     Raises PartitionError, on all ranks, where they do not; it says what would.
     """
-    threads, lacking = (int(n) for n in communicator.reduce_all(np.array([threads, int(not kernels)]), "max"))
+    threads = int(communicator.reduce_all(np.array([threads]), "max")[0])
 
     def plan_of(size: Triple, dims: Triple) -> MemoryPlan:
         there = Layout.even(layout.shape, dims)
-        return _plan(network, there, replace(windows, size=size), models, beside, threads, not lacking, precision)
+        return _plan(network, there, replace(windows, size=size), models, beside, threads, precision)
 
     plan = plan_of(windows.size, layout.dims)
     given, limit = limit is not None, limit or memory_limit(communicator)
@@ -90,19 +89,16 @@ def choose_windows(
         )
     count = len(windows.boxes(layout.shape))
     reason = f"{count} windows of {format_triple(windows.size)}, fits {gibibytes(limit)} a rank"
-    schedule = LAYERS if lacking else IN_PLACE
-    return Choice(schedule=schedule, plan=plan, limit=limit, given=given, reason=reason, planned={schedule: plan.peak})
+    return Choice(schedule=IN_PLACE, plan=plan, limit=limit, given=given, reason=reason, planned={IN_PLACE: plan.peak})
 
 
 def _plan(
-    network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int, kernels: bool,
+    network: Network, layout: Layout, windows: Windows, models: int, beside: BesideVoxels, threads: int,
     precision: Precision,
 ) -> MemoryPlan:  # fmt: skip
     """Memory of the rank with the largest part of the planes."""
     window = Layout.even(windows.size, (1, 1, 1), network.multiple)
-    plans = segmenting_memories(
-        network, window, threads=threads, beside=BesideVoxels().of(0), kernels=kernels, precision=precision
-    )
+    plans = segmenting_memories(network, window, threads=threads, beside=BesideVoxels().of(0), precision=precision)
     plan = plans.get(IN_PLACE) or plans[LAYERS]
     depth, area, ranks = min(windows.size[0], layout.shape[0]), prod(layout.largest_block[1:]), prod(layout.dims)
     apart = max(1, round(windows.size[0] * windows.step))
