@@ -1,6 +1,8 @@
 """NRRD, MetaImage and TIFF as they are written: independent readers have the same voxels at the same places."""
 
+import gzip
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes import planes_output
 from volseg.volumes.canonical import canonical
+from volseg.volumes.gzip_pieces import joined_crc
 from volseg.volumes.image_file import ImageFile
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
@@ -113,6 +116,10 @@ def test_channels(tmp_path, ending):
 def test_names_of_labels_for_slicer(tmp_path):
     path = write(tmp_path / "scan.seg.nrrd", voxels("u1") % 4, labels=LABELS)
     image = sitk.ReadImage(path)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), voxels("u1") % 4)
+    content = path.read_bytes()  # one stream with a checksum over all, which gzip checks
+    assert gzip.decompress(content[content.index(b"\n\n") + 2 :]) == (voxels("u1") % 4).tobytes()
+    np.testing.assert_array_equal(open_volume(path).read(Box.whole(SHAPE)), voxels("u1") % 4)
     assert image.GetMetaData("Segment0_Name") == "left kidney"
     assert image.GetMetaData("Segment0_Color") == "1 0 0.2"
     assert image.GetMetaData("Segment1_LabelValue") == "3"
@@ -144,6 +151,13 @@ def test_pixels_of_any_size_fit_the_tags(spacing):
     with tifffile.TiffFile(io.BytesIO(header + bytes(24))) as file:
         value = file.pages[0].tags["XResolution"].value
         assert value[1] / value[0] == pytest.approx(spacing, rel=1e-5)
+
+
+def test_checksums_are_joined_as_zlib_joins_them():
+    raw = np.random.default_rng(0).bytes(5000)
+    for cut in (0, 1, 7, 2500, 4999, 5000):
+        first, second = raw[:cut], raw[cut:]
+        assert joined_crc(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(raw)
 
 
 @pytest.mark.parallel([2, 4])

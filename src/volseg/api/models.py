@@ -187,8 +187,7 @@ def segment(
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
     scan          a volume of any format of docs/formats.md, or one DICOM series: a folder, a zip, a DICOMDIR, a file
-    output        mask: .nii.gz, .nii, .zarr, .seg.nrrd, .nrrd, .mha, .tif, SCAN.zarr/labels/NAME, or .dcm; a folder:
-                  CASE.nii.gz in it; None: SCAN_mask.nii.gz beside the scan
+    output        the mask's file, also SCAN.zarr/labels/NAME; a folder: CASE.nii.gz in it; None: SCAN_mask.nii.gz
     model         run folder, or a weights file
     spacing       how the network sees the scan: the model's, "native", or mm along the patient's z, y, x
     voxel_size    mm along D, H, W of a file that does not say (TIFF, HDF5, raw); shape, dtype: of a raw file's voxels
@@ -196,8 +195,7 @@ def segment(
     connectivity  6, 18 or 26 neighbours
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
-    schedule      how the network is run; "auto": the fastest that fits the memory
-    precision     how its tensors are stored; "auto": as it was trained
+    schedule      how the network is run; "auto": the fastest that fits; precision: how tensors are stored
     window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
                   model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
     whole         the whole volume at once with an imported model too

@@ -29,10 +29,7 @@ from volseg.sizes import parse_spacing
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="SRC",
-            help="NIfTI, .zarr, DICOM (folder, zip, DICOMDIR, file), TIFF (file, folder), NRRD, MetaImage, HDF5, raw.",
-        ),
+        typer.Argument(metavar="SRC", help="NIfTI, .zarr, DICOM, TIFF, NRRD, MetaImage, HDF5, raw; a file or folder."),
     ],
     output: Annotated[
         Path | None,

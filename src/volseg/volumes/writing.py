@@ -309,11 +309,12 @@ def _round(
             piece = output.encode(mine, _checked(mine, voxels))
     except Exception as raised:
         error = error or raised
-    outcomes = communicator.gather_all((None if error is None else portable(error), len(piece)))
-    first = next((rank for rank, (e, _) in enumerate(outcomes) if e is not None), None)
+    outcomes = communicator.gather_all((None if error is None else portable(error), len(piece), output.note(piece)))
+    first = next((rank for rank, (e, _, _) in enumerate(outcomes) if e is not None), None)
     if first is not None:
         raise error if error is not None and first == communicator.rank else outcomes[first][0]
-    sizes = [size for _, size in outcomes]
+    sizes = [size for _, size, _ in outcomes]
+    output.hear([note for _, _, note in outcomes if note is not None])
     return _attempt(path, lambda: output.store(mine, piece, sum(sizes[: communicator.rank]), sum(sizes)))
 
 

@@ -1,12 +1,18 @@
-"""Writing NRRD, not packed, from many ranks. The header names the labels of a mask as 3D Slicer's segments."""
+"""Writing NRRD from many ranks. The header names the labels of a mask as 3D Slicer's segments."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+
+from volseg.files import flush_to_disk
 from volseg.geometry import Triple
+from volseg.volumes.gzip_pieces import HEAD, Piece, joined_crc, packed, tail
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.output import Content
+from volseg.volumes.output import Content, Unit, shrinks_to
 from volseg.volumes.placing import as_lps, words
 from volseg.volumes.planes_output import PlanesOutput, type_name
 
@@ -16,11 +22,42 @@ TYPES = {
 }  # fmt: skip
 
 
+COMPRESSION_LEVEL = 4
+
+
 class NrrdOutput(PlanesOutput):
-    """A ``.nrrd`` or ``.seg.nrrd``; channels are its last axis."""
+    """A ``.nrrd`` or ``.seg.nrrd``; channels are its last axis. Masks are packed, as one gzip stream of all ranks'
+    pieces; volumes are not, so that a box of them can be read by itself.
+    """
 
     def __init__(self, content: Content) -> None:
-        super().__init__(content, header_bytes(content))
+        self._packed = content.labels is not None
+        super().__init__(content, header_bytes(content) + (HEAD if self._packed else b""))
+        self._crc = self._contents = 0
+
+    @property
+    def least_bytes(self) -> int:
+        return (
+            super().least_bytes if not self._packed else len(self.header) + self.voxel_bytes // shrinks_to(self.content)
+        )
+
+    def encode(self, unit: Unit, voxels: np.ndarray) -> bytes | memoryview:
+        raw = super().encode(unit, voxels)
+        return packed(raw, COMPRESSION_LEVEL) if self._packed else raw
+
+    def note(self, piece: bytes | memoryview) -> tuple[int, int] | None:
+        return (piece.crc, piece.contents) if isinstance(piece, Piece) else None
+
+    def hear(self, notes: Sequence[tuple[int, int]]) -> None:
+        for crc, length in notes:
+            self._crc, self._contents = joined_crc(self._crc, crc, length), self._contents + length
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        if self._packed:
+            with temporary.open("ab") as file:
+                file.write(tail(self._crc, self._contents))
+            flush_to_disk(temporary)
+        super().publish(temporary, path)
 
 
 def header_bytes(content: Content) -> bytes:
@@ -34,7 +71,8 @@ def header_bytes(content: Content) -> bytes:
     lines = [
         "NRRD0005", f"type: {type_name(TYPES, content.dtype, 'NRRD file')}", f"dimension: {len(sizes)}",
         "space: left-posterior-superior", f"sizes: {' '.join(map(str, sizes))}",
-        f"space directions: {' '.join(directions)}", f"kinds: {' '.join(kinds)}", "endian: little", "encoding: raw",
+        f"space directions: {' '.join(directions)}", f"kinds: {' '.join(kinds)}", "endian: little",
+        f"encoding: {'raw' if content.labels is None else 'gzip'}",
         f"space origin: ({words(origin, ',')})", 'space units: "mm" "mm" "mm"',
     ]  # fmt: skip
     for name, texts in (("channels", content.names), ("fixes", content.fixes)):
