@@ -24,7 +24,7 @@ _THIN_CHANNELS = 3
 PAIRED_SIDE = 4
 """Planes that two planes of results are computed from, and products of each."""
 
-_PAIRED_CHANNELS, _PAIRED_FILTERS = 32, 256 * 128
+_PAIRED_CHANNELS, _PAIRED_FILTERS = 24, 256 * 128
 """The fewest channels on either side, and the most filters, for which pairs of planes are computed together: a third
 fewer products save more than the transforms on D cost, and a third more weights fill neither caches nor memory."""
 

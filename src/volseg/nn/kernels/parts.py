@@ -107,12 +107,15 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
                     (target + (x * stride + c)).copy_one(first + (x * channels + c))
             with aligned, f.loop(channels, step=lanes) as (c, _), f.either(source.scale.is_given()) as (scaled, bare):
                 with bare, f.loop(end, start=begin) as (x, _):
-                    (target + (x * stride + c)).store((first + (x * channels + c)).load())
+                    place = first + (x * channels + c)
+                    (place + source.line).prefetch(to_write=False)
+                    (target + (x * stride + c)).store(place.load())
                 with scaled:
                     reading = source.reading(f, kind, c)
                     with f.loop(end, start=begin) as (x, _):
-                        value = reading.activated((first + (x * channels + c)).load())
-                        (target + (x * stride + c)).store(value)
+                        place = first + (x * channels + c)
+                        (place + source.line).prefetch(to_write=False)
+                        (target + (x * stride + c)).store(reading.activated(place.load()))
 
     return fill_line
 

@@ -167,12 +167,12 @@ class Pointer:
         value = self.f.rounded(numbers.value) if self.element is Element.BFLOAT16 else numbers.value
         self.f.builder.store(value, self._typed(value.type), align=self.element.value)
 
-    def prefetch(self) -> None:
-        """Bring the cache line of this address near, to be written; the address may lie beyond all memory."""
-        to_write, to_keep, data = (ir.Constant(INDEX, n) for n in (1, 3, 1))
+    def prefetch(self, to_write: bool = True) -> None:
+        """Bring the cache line of this address near, to be written or read; it may lie beyond all memory."""
+        how, to_keep, data = (ir.Constant(INDEX, n) for n in (int(to_write), 3, 1))
         kinds = [self.value.type, INDEX, INDEX, INDEX]
         function = self.f.known("llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), kinds))
-        self.f.builder.call(function, [self.value, to_write, to_keep, data])
+        self.f.builder.call(function, [self.value, how, to_keep, data])
 
     def splat(self) -> Vector:
         """The one number here in all lanes."""
