@@ -217,6 +217,8 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int, in_vectors:
             starts = [out + ((channels * tap + a) * width_y + b) for tap in range(taps)]
             targets = [start + width_y * n for start in starts for n in range(pairs)]
             sums = [f.constant(0)] * (taps * pairs * vectors)
+            for place in (target + m * lanes for target in targets for m in range(vectors)):
+                place.prefetch()  # sums are short, and what they are added to lies far away
             with f.loop(count, carried=sums) as (r, state):
                 factors = [(y + (r * width_y + b + m * lanes)).load() for m in range(vectors)]
                 new = []
