@@ -172,6 +172,13 @@ class Pointer:
         value = self.f.rounded(numbers.value) if self.element is Element.BFLOAT16 else numbers.value
         self.f.builder.store(value, self._typed(value.type), align=self.element.value)
 
+    def prefetch(self, to_write: bool = True) -> None:
+        """Bring the cache line of this address near, to be written or read; it may lie beyond all memory."""
+        how, to_keep, data = (ir.Constant(INDEX, n) for n in (int(to_write), 3, 1))
+        kinds = [self.value.type, INDEX, INDEX, INDEX]
+        function = self.f.known("llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), kinds))
+        self.f.builder.call(function, [self.value, how, to_keep, data])
+
     def splat(self) -> Vector:
         """The one number here in all lanes."""
         return self.f.splat(self._single())
@@ -260,12 +267,15 @@ class Function:
 
     def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
         """``a * b + c``, rounded once."""
-        name = f"llvm.fma.v{self.lanes}f32"
-        module = self.function.module
-        known = module.globals.get(name)
         kind = self.vector_type
-        fma = known if known is not None else ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        fma = self.known(f"llvm.fma.v{self.lanes}f32", ir.FunctionType(kind, [kind] * 3))
         return Vector(self, self.builder.call(fma, [a.value, b.value, c.value]))
+
+    def known(self, name: str, kind: Any) -> Any:
+        """LLVM's own function of this name and type."""
+        module = self.function.module
+        function = module.globals.get(name)
+        return ir.Function(module, kind, name) if function is None else function
 
     def power_of_two(self, shifted: Vector) -> Vector:
         """2^n of whole numbers n from -126 to 127, made from ``n + 1.5 * 2^23``, whose last bits are those of n."""
