@@ -38,7 +38,7 @@ def train(
     begin_from: str | Path | None = None, network: str | None = None, network_args: str | None = None,
     plans: str | Path | None = None, configuration: str | None = None,
     communicator: Communicator | None = None, listen: Listener = ignore,
-    command: str | None = None, **settings: Unpack[Settings],
+    command: str | None = None, device: str = "auto", **settings: Unpack[Settings],
 ) -> TrainingReport:  # fmt: skip
     """Train a 3D U-Net on whole volumes, each split over the ranks. Collective.
 
@@ -68,6 +68,7 @@ def train(
     trace        also a trace of `trace_steps` steps here
     overwrite    replace what the run folder holds
     command      how the program was started, for the report
+    device       where the network runs: "cpu", "cuda", "cuda:1"; "auto": cuda where every rank sees a GPU
     settings     by name, such as ``epochs=10``: `volseg.api.settings.Settings` lists them
 
     Raises VolsegError where data set, configuration, grid or run folder cannot be used; nothing is written then.
@@ -90,7 +91,7 @@ def train(
             proceed=proceed, overwrite=overwrite, trace=_path(trace), trace_steps=trace_steps, replicas=replicas,
             agglomerate=agglomerate, max_time=_seconds(max_time), labels=None if labels is None else str(labels),
             label_names=_path(label_names), channel_names=channels, previews=previews, tensorboard=tensorboard,
-            command=command, begins=begins, flip_asked=settings.get("flip") is not None,
+            command=command, begins=begins, flip_asked=settings.get("flip") is not None, device=device,
         )  # fmt: skip
         return run_training(job, every, heard)
 
@@ -179,7 +180,8 @@ def segment(
     min_volume: float = 0.0, connectivity: int = 26, split: bool = False, save_probabilities: bool = False,
     statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
     schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto", scratch: str | Path | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", device: str = "auto",
+    scratch: str | Path | None = None,
     go_on: bool = False, report_file: str | Path | None = None, trace: str | Path | None = None,
     window: Triple | str | None = None, step: float | None = None, whole: bool = False, mirror: bool = False,
     folds: str = "first", overwrite: bool = False, communicator: Communicator | None = None, listen: Listener = ignore,
@@ -196,6 +198,7 @@ def segment(
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
     schedule      how the network is run; "auto": the fastest that fits; precision: how tensors are stored
+    device        where it runs: "cpu", "cuda", "cuda:1"; "auto": cuda where every rank sees a GPU
     window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
                   model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
     whole         the whole volume at once with an imported model too
@@ -225,7 +228,8 @@ def segment(
             options=open_options(series, fix_tilt, resample_gaps, voxel_size, shape, dtype),
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
             schedule=None if schedule == "auto" else Schedule(schedule),
-            precision=None if precision == "auto" else Precision(precision), scratch=_path(scratch), go_on=go_on,
+            precision=None if precision == "auto" else Precision(precision), device=device, scratch=_path(scratch),
+            go_on=go_on,
             agglomerate=agglomerate,
             view=WindowOptions(window=size, step=step, whole=whole, mirror=mirror, folds=folds),
         )  # fmt: skip
@@ -266,11 +270,13 @@ def evaluate(
 
 def verify_partition(
     scan: str | Path, *, model: str | Path = "volseg-run", partition: str = "auto", agglomerate: str = "none",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto", communicator: Communicator | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto", device: str = "auto",
+    communicator: Communicator | None = None,
 ) -> Verification:  # fmt: skip
     """Compare all logits and labels of this job's ranks with those of one rank. Collective.
 
     precision  in which tensors are stored; "auto": as the model was trained
+    device     where the network runs: "cpu", "cuda", "cuda:1"; "auto": cuda where every rank sees a GPU
 
     The root holds the whole volume for its part. Raises VolsegError where scan, model or grid cannot be used.
     """
@@ -279,7 +285,7 @@ def verify_partition(
         from volseg.segmentation.verification import verify_partition as verify
 
         stored = None if precision == "auto" else Precision(precision)
-        return verify(Path(model), Path(scan), partition, every, agglomerate, stored)
+        return verify(Path(model), Path(scan), partition, every, agglomerate, stored, device)
 
 
 def _path(given: str | Path | None) -> Path | None:

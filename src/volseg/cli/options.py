@@ -39,6 +39,13 @@ Precision = Annotated[
         "else float32."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where the network runs: cpu; cuda, the GPUs of each machine in turn; cuda:1, that one; auto: cuda where "
+        "every rank sees a GPU, else cpu."
+    ),
+]
 JsonOutput = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Series = Annotated[
     str | None,

@@ -12,6 +12,7 @@ from volseg.cli.job import job
 from volseg.cli.options import (
     Agglomerate,
     Debug,
+    Device,
     FixTilt,
     NoProgress,
     Overwrite,
@@ -118,6 +119,7 @@ def segment(
         ScheduleName, typer.Option(help="How the network is run; auto: the fastest that fits the memory.")
     ] = ScheduleName.auto,
     precision: Precision = PrecisionName.auto,
+    device: Device = "auto",
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for what does not fit the memory.  [default: the mask's]")
     ] = None,
@@ -163,6 +165,7 @@ def segment(
             window=window, step=step, whole=whole, mirror=mirror, folds=folds,
             statistics=statistics, preview=preview, memory_limit=memory_limit, schedule=schedule.value,
             precision=precision.value,
+            device=device,
             scratch=scratch, go_on=go_on, report_file=report_file, trace=trace, overwrite=overwrite,
             communicator=work.communicator, listen=work.listen,
         )  # fmt: skip

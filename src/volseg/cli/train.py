@@ -13,6 +13,7 @@ from volseg.cli.options import (
     Agglomerate,
     Channels,
     Debug,
+    Device,
     LabelMap,
     LabelNames,
     Labels,
@@ -105,6 +106,7 @@ def train(
         str | None, typer.Option(help="Levels that compute tensors again in backward to keep fewer, such as 0,1.")
     ] = None,
     precision: Precision = PrecisionName.auto,
+    device: Device = "auto",
     augment: Annotated[
         str | None, typer.Option(help="How volumes are changed, anew each step: none, light or full.  [default: none]")
     ] = None,
@@ -196,8 +198,8 @@ def train(
             warmup=warmup, optimizer=optimizer, momentum=momentum, weight_decay=weight_decay, clip=clip, ema=ema,
             deep_supervision=deep_supervision, batch_dice=batch_dice, base_channels=base_channels, levels=levels,
             anisotropy=anisotropy, norm=norm, checkpoint_levels=checkpoint_levels,
-            precision=precision.value, augment=augment, flip=flip,
-            crop=crop, validation=validation, validate_every=validate_every, patience=patience,
+            precision=precision.value, device=device, augment=augment, flip=flip, crop=crop,
+            validation=validation, validate_every=validate_every, patience=patience,
             folds=folds, fold=fold, spacing=spacing, readers=readers,
             seed=seed, proceed=proceed, keep=keep, checkpoint_seconds=checkpoint_seconds, max_time=limit,
             previews=previews, tensorboard=tensorboard, trace=trace, trace_steps=trace_steps, overwrite=overwrite,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Agglomerate, Debug, JsonOutput, NoProgress, Precision, PrecisionName, Quiet
+from volseg.cli.options import Agglomerate, Debug, Device, JsonOutput, NoProgress, Precision, PrecisionName, Quiet
 
 
 def verify_partition(
@@ -17,6 +17,7 @@ def verify_partition(
     partition: Annotated[str, typer.Option(help="Process grid Pz x Py x Px, such as 1x2x2, or auto.")] = "auto",
     agglomerate: Agglomerate = "none",
     precision: Precision = PrecisionName.auto,
+    device: Device = "auto",
     json: JsonOutput = False,
     quiet: Quiet = False,
     no_progress: NoProgress = False,
@@ -34,7 +35,7 @@ def verify_partition(
         from volseg.geometry import format_triple
 
         found = verify(
-            scan, model=model, partition=partition, agglomerate=agglomerate, precision=precision.value,
+            scan, model=model, partition=partition, agglomerate=agglomerate, precision=precision.value, device=device,
             communicator=work.communicator,
         )  # fmt: skip
         if json:

@@ -118,6 +118,11 @@ class FusedNetwork(nn.Module):
         self.passes = Passes(self.twin, self.grids, checkpoint_levels, self.backend, dtype_of(precision))
 
     @property
+    def device(self) -> torch.device:
+        """On which inputs are taken, and outputs come."""
+        return self.backend.device
+
+    @property
     def work(self) -> Workplace:
         """Where the tensors of a training step lie."""
         return self.passes.work

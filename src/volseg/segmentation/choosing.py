@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import free_memory
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
 from volseg.partition.agglomeration import NONE, Agglomeration
 from volseg.program.kinds import Kind
@@ -84,10 +85,11 @@ def _choose(
 ) -> tuple[Machine | None, Agglomeration, Choice]:
     """The machine, which levels run on fewer ranks, and the schedule. Collective."""
     network, beside, threads = opened.network, _beside(job, opened, scan), torch.get_num_threads()
+    limit = job.memory_limit or free_memory(opened.device, communicator)
     if opened.windows is not None:
         choice = choose_windows(
             network, scan.layout, opened.windows, opened.folds, beside, threads, communicator, str(job.scan),
-            limit=job.memory_limit, precision=opened.precision,
+            limit=limit, precision=opened.precision,
         )  # fmt: skip
         return None, NONE, choice
     machine = this_machine(network, communicator)
@@ -96,7 +98,7 @@ def _choose(
     )
     choice = choose(
         network, scan.layout, beside, threads, communicator, str(job.scan),
-        limit=job.memory_limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
+        limit=limit, schedule=job.schedule, scratch=scratch, agglomeration=stages,
         precision=opened.precision,
     )  # fmt: skip
     return machine, stages, choice

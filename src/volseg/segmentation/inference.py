@@ -53,25 +53,28 @@ class BlockNetwork(Logits):
             self.streamed = self.twin.streamed(schedule, store, tell, journal)
 
     def logit_slabs(self) -> Iterator[tuple[int, Tensor]]:
-        """First plane and logits [1, K, planes, h, w] of one slab after another, padding included. Collective."""
+        """First plane and logits [1, K, planes, h, w] of one slab after another, padded, on the host. Collective."""
         if self.streamed is not None:
-            yield from self.streamed.logit_slabs(self.image, self.scan.layout)
+            slabs = self.streamed.logit_slabs(self.image, self.scan.layout)
         else:
-            yield from self.twin.logit_slabs(self._whole_image())
+            slabs = self.twin.logit_slabs(self._whole_image())
+        yield from ((start, slab.cpu()) for start, slab in slabs)
 
     def feature_slabs(self) -> Iterator[tuple[Range, Tensor]]:
         """What the head reads, for ranges of planes in turn, with a voxel more where the volume goes on. Collective."""
         if self.streamed is not None:
-            yield from self.streamed.feature_slabs(self.image, self.scan.layout)
+            slabs = self.streamed.feature_slabs(self.image, self.scan.layout)
+            yield from ((planes, slab.cpu()) for planes, slab in slabs)
         else:
-            features = with_far_ghosts(self.twin(self._whole_image(), features_only=True), self.scan.layout, self.grid)
+            features = self.twin(self._whole_image(), features_only=True).cpu()
+            features = with_far_ghosts(features, self.scan.layout, self.grid)
             yield (0, self.scan.block.shape[0]), features
 
     @property
     def head(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias."""
         head = self.twin.twin.logits_layer
-        return head.weight, head.bias
+        return head.weight.cpu(), None if head.bias is None else head.bias.cpu()
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -92,7 +95,8 @@ class BlockNetwork(Logits):
             rows = self.image.planes((0, self.scan.block.shape[0]), 0)
         self.image.settled()
         self.image.close()
-        return rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d)
+        x = rows.permute(3, 0, 1, 2).unsqueeze(0).contiguous(memory_format=torch.channels_last_3d)
+        return x.to(self.twin.device)
 
 
 @torch.inference_mode()

@@ -55,6 +55,7 @@ class SegmentationJob:
     memory_limit   bytes a rank may use; None: what its machine has free, shared among its ranks
     schedule       how the network is run; None: the fastest that fits
     precision      in which the network's tensors are stored; None: as the model was trained
+    device         where the network runs (`distributed.devices`)
     scratch        folder for what does not fit into memory; None: that of the mask
     agglomerate    which levels run on fewer ranks (`models.forecast.agglomeration_of_run`)
     view           by windows or the whole volume at once, and with which weights
@@ -78,6 +79,7 @@ class SegmentationJob:
     memory_limit: int | None = None
     schedule: Schedule | None = None
     precision: Precision | None = None
+    device: str = "auto"
     scratch: Path | None = None
     go_on: bool = False
     agglomerate: str = "auto"

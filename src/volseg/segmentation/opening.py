@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import CPU, Device, choose_device
 from volseg.distributed.grid import ProcessGrid
 from volseg.errors import ConfigError
 from volseg.geometry import PerAxis, Triple, per_axis
@@ -57,6 +58,7 @@ class Opened:
     outputs    the paths that will be written, by kind (`job.plan_outputs`)
     channels   of the scan, as the files have them
     precision  in which the network's tensors are stored
+    device     where it runs, on this rank
     """
 
     card: ModelCard
@@ -70,6 +72,7 @@ class Opened:
     outputs: dict[str, Path]
     channels: tuple[Volume, ...]
     precision: Precision = FLOAT32
+    device: Device = CPU
 
     @property
     def network(self) -> Network:
@@ -113,6 +116,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
 
     Raises VolsegError, on all ranks, where a model or the scan cannot be read, or an output cannot be written.
     """
+    device = choose_device(job.device, communicator)
     joined = read_joined(job.model)
     if joined is not None and job.probabilities:
         raise ConfigError(
@@ -120,7 +124,9 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
             f"leave it out, or name one of them: --model {joined.parts[0].run}"
         )
     models = (
-        [_loaded(job.model, job)] if joined is None else [_loaded(part.run, job, again=True) for part in joined.parts]
+        [_loaded(job.model, job, device)]
+        if joined is None
+        else [_loaded(part.run, job, device, again=True) for part in joined.parts]
     )
     cards = [card for _, _, card in models]
     precisions = [job.precision or Precision(card.config.training.precision) for card in cards]
@@ -140,23 +146,28 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
         Opened(
             card=card, load=load, folds=folds, windows=job.view.windows_for(card),
             mirrored=job.view.mirrored_for(card), values=of, multiple=(d, h, w), labels=labels, outputs=outputs,
-            channels=channels, precision=precision,
+            channels=channels, precision=precision, device=device,
         )
         for (load, folds, card), of, precision in zip(models, values, precisions, strict=True)
     )  # fmt: skip
 
 
 def _loaded(
-    run: Path, job: SegmentationJob, again: bool = False
+    run: Path, job: SegmentationJob, device: Device, again: bool = False
 ) -> tuple[Callable[[], tuple[UNet, ...]], int, ModelCard]:
     """What makes the models of a run, how many they are, and their card. They are read here, so that they are whole.
 
-    again  whether they are let go of, and read once more when they are wanted
+    device  that they are moved to when they are wanted
+    again   whether they are let go of, and read once more when they are wanted
     """
     models, card = load_folds(run, job.view.folds)
+
+    def moved(networks: tuple[UNet, ...]) -> tuple[UNet, ...]:
+        return tuple(network.to(device.name) for network in networks)
+
     if again:
-        return (lambda: load_folds(run, job.view.folds)[0]), len(models), card
-    return (lambda: models), len(models), card
+        return (lambda: moved(load_folds(run, job.view.folds)[0])), len(models), card
+    return (lambda: moved(models)), len(models), card
 
 
 def lay_out_over_ranks(

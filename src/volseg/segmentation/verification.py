@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from volseg.distributed.communicator import Communicator, SerialCommunicator
+from volseg.distributed.devices import choose_device
 from volseg.distributed.grid import ProcessGrid
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
@@ -44,15 +45,18 @@ class Verification:
 
 def verify_partition(
     model_path: Path, scan_path: Path, partition: str, communicator: Communicator, agglomerate: str = "none",
-    precision: Precision | None = None,
+    precision: Precision | None = None, device: str = "auto",
 ) -> Verification:  # fmt: skip
     """Compute a scan's logits on this job's grid and on the root rank alone, and compare. Collective.
 
     The root rank holds the whole volume for its part, as one rank does.
 
     precision  in which tensors are stored; None: as the model was trained
+    device     where the network runs (`distributed.devices`)
     """
+    where = choose_device(device, communicator)
     model, card = load_model(model_path)
+    model = model.to(where.name)
     stored = precision or Precision(card.config.training.precision)
     scan, grid = open_scan(scan_path, card, partition, communicator)
     stages = agglomeration_for(agglomerate, model.network, scan.layout)

@@ -72,6 +72,7 @@ class TrainingJob:
     command: str | None = None
     begins: NetworkSource | None = None
     flip_asked: bool = False
+    device: str = "auto"
 
     @property
     def source(self) -> DataSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,7 +56,11 @@ def counts_on_own_grid(
     labels  on the grid of that mask, in the network's order
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, regions, meter = twin.twin.logits_layer, blocks.dataset.regions, blocks.grid.communicator.meter
+    head, regions, meter = (
+        copy.deepcopy(twin.twin.logits_layer).cpu(),
+        blocks.dataset.regions,
+        blocks.grid.communicator.meter,
+    )
     assert scan.back is not None
     box, shape = scan.seen_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
@@ -67,8 +72,9 @@ def counts_on_own_grid(
     if labels.whole_slices and not labels.rising_slices:  # each run of planes would cost as much as the file
         with blocks.grid.communicator.together():
             whole = labels.read(box)
-    for (first, last), features in twin.feature_slabs(sample.image, scan.layout):
+    for (first, last), made in twin.feature_slabs(sample.image.to(twin.device), scan.layout):
         with meter.doing(Kind.HEAD):
+            features = made.cpu()
             inside = features[:, :, : last - first, : shape[1], : shape[2]]
             labels_of(head(inside)[0].numpy(), regions, mask[0, first:last].numpy())
         start, stop = (int(n) for n in np.searchsorted(on_d.low, (first, last)))

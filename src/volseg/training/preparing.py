@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import choose_device
 from volseg.events import Caution, Listener
 from volseg.models.forecast import this_machine
 from volseg.models.stored import ModelCard
@@ -64,7 +65,8 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
     """The run as it is before its first step. Collective."""
     config, dataset = opened.config, opened.dataset
     torch.manual_seed(config.training.seed)
-    model = opened.begun.module()
+    device = choose_device(job.device, communicator)
+    model = opened.begun.module().to(device.name)
     machine = this_machine(model.network, communicator)
     hierarchy = Hierarchy(
         job=job, config=config, dataset=dataset, cases=opened.cases,
@@ -84,7 +86,7 @@ def _built(job: TrainingJob, opened: Opened, communicator: Communicator, listen:
         config=config, dataset=dataset, split=opened.split, fingerprint=fingerprint, resolutions=tuple(resolutions),
         model=model, optimizer=make_optimizer(model, config.training),
         averaged=AveragedWeights(model, config.training.ema), card=card, machine=machine,
-        why_network=opened.why_network,
+        why_network=opened.why_network, device=device,
     )  # fmt: skip
 
 
@@ -106,4 +108,4 @@ def _going_on(job: TrainingJob, setup: Setup, path: Path) -> tuple[Setup, list[s
 def _same_weights(model: nn.Module, communicator: Communicator) -> None:
     """Every rank starts from the root's weights, bit for bit."""
     for tensor in model.state_dict().values():
-        tensor.copy_(torch.from_numpy(communicator.broadcast(tensor.numpy())))
+        tensor.copy_(torch.from_numpy(communicator.broadcast(tensor.cpu().numpy())))

@@ -9,6 +9,7 @@ import torch
 
 from volseg.config import Config
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import CPU, Device
 from volseg.models.forecast import Machine
 from volseg.models.stored import ModelCard
 from volseg.models.unet import UNet
@@ -30,6 +31,7 @@ class Setup:
     averaged     their moving average
     machine      to foretell times from; None where nothing is known of it
     why_network  why kernels and strides are what they are; empty where nothing was chosen
+    device       where the network of this rank runs
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Setup:
     card: ModelCard
     machine: Machine | None
     why_network: str = ""
+    device: Device = CPU
 
     @property
     def cases(self) -> tuple[Case, ...]:

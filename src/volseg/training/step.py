@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from volseg.models.fused import FusedNetwork
 from volseg.nn.gradients import clip_gradients, sum_gradients
 from volseg.nn.losses import DiceOfBatch
 from volseg.program.kinds import Kind
+from volseg.training.data import Sample
 from volseg.training.setup import Setup
 from volseg.volumes.dataset import Case
 
@@ -48,7 +50,7 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
         with meter.doing(Kind.FILES):
             sample = resolution.samples.load(case, step, place)
         with running.of_one_case(), random_state(settings.seed, step, place):
-            loss, soft = twin.loss(sample.image, sample.target, batch, setup.dataset.unknown_in(case))
+            loss, soft = twin.loss(*on_device(twin, sample), batch, setup.dataset.unknown_in(case))
         (loss / len(cases)).backward()
         soft = soft if twin.regions else soft[1:]
         there = soft[~soft.isnan()]
@@ -72,6 +74,11 @@ def training_step(setup: Setup, cases: Sequence[Case], step: int) -> StepFigures
     return StepFigures(mean_loss, mean_dice, int(scores[:, 3].sum()))
 
 
+def on_device(twin: FusedNetwork, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and target of a sample, where the network's tensors lie."""
+    return sample.image.to(twin.device), sample.target.to(twin.device)
+
+
 def _dice_of_batch(
     setup: Setup, cases: Sequence[Case], step: int, running: RunningStatistics
 ) -> list[DiceOfBatch]:  # fmt: skip
@@ -89,7 +96,7 @@ def _dice_of_batch(
             sample = resolution.samples.load(case, step, place)
         unknown = setup.dataset.unknown_in(case)
         with running.undone(), random_state(settings.seed, step, place):
-            overlaps[place] = torch.stack(twin.overlaps(sample.image, sample.target, unknown)).numpy()
+            overlaps[place] = torch.stack(twin.overlaps(*on_device(twin, sample), unknown)).numpy()
     total = torch.from_numpy(replicas.across.reduce_all(overlaps).sum(0))
     return [DiceOfBatch(some, len(cases)) for some in total]
 
@@ -113,7 +120,7 @@ class RunningStatistics:
         """The forward of a case."""
         yield
         if self._buffers:
-            self.total += torch.cat([buffer.double().reshape(-1) for buffer in self._buffers]).numpy()
+            self.total += torch.cat([buffer.double().reshape(-1).cpu() for buffer in self._buffers]).numpy()
         self._put(self._before)
 
     @contextmanager

@@ -78,9 +78,9 @@ def validate(
             own = blocks.on_own_grid(case)
         mask = torch.empty(sample.target.shape, dtype=torch.uint8)
         if own is None:
-            for start, logits in twin.logit_slabs(sample.image):
+            for start, logits in twin.logit_slabs(sample.image.to(twin.device)):
                 with meter.doing(Kind.HEAD):
-                    labels_of(logits[0].numpy(), regions, mask[0, start : start + logits.shape[2]].numpy())
+                    labels_of(logits[0].cpu().numpy(), regions, mask[0, start : start + logits.shape[2]].numpy())
             valid = sample.target != IGNORE
             with meter.doing(Kind.LABELS):
                 counts = count(mask[valid].numpy(), sample.target[valid].numpy())

@@ -53,6 +53,6 @@ class WindowRunner:
 
 def _logits(twin: FusedNetwork, x: Tensor) -> Tensor:
     out = torch.empty(1, twin.network.classes, *x.shape[2:])
-    for start, slab in twin.logit_slabs(x):
+    for start, slab in twin.logit_slabs(x.to(twin.device)):
         out[:, :, start : start + slab.shape[2]] = slab
     return out
