@@ -25,6 +25,7 @@ from volseg.nn.kernels.jit.structures import assemble, disassemble, numbers_of
 
 FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 HALF = ir.IntType(16)
+_PREFETCH = "llvm.prefetch.p0"
 
 
 class _BFloat16(ir.Type):  # type: ignore[misc]
@@ -192,6 +193,15 @@ class Pointer:
         number = source._single()
         value = self.f.rounded(number) if self.element is Element.BFLOAT16 else number
         self.f.builder.store(value, self._typed(value.type))
+
+    def prefetch(self) -> None:
+        """Begin to bring what lies here into the second cache; the address need not be one of the process's memory."""
+        module, kinds = self.f.function.module, [FLOAT.as_pointer(), INDEX, INDEX, INDEX]
+        known = module.globals.get(_PREFETCH)
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        prefetch = known if known is not None else ir.Function(module, kind, _PREFETCH)
+        read, second_cache, data = INDEX(0), INDEX(2), INDEX(1)
+        self.f.builder.call(prefetch, [self.value, read, second_cache, data])
 
     def wide(self) -> Pointer:
         """The same address, of float64 numbers."""
