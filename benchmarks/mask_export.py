@@ -30,7 +30,7 @@ from support.launch import mpirun
 from support.timing import seconds
 
 from volseg.distributed.communicator import Communicator, MpiCommunicator, SerialCommunicator
-from volseg.distributed.launch import under_launcher
+from volseg.distributed.launchers import under_launcher
 from volseg.distributed.redistribute import redistribute
 from volseg.geometry import Box, Triple
 from volseg.volumes.nifti.output import COMPRESSION_LEVEL

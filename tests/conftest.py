@@ -109,7 +109,7 @@ def communicator(monkeypatch):
     of so many ranks run in one job.
     """
     from volseg.distributed.communicator import MpiCommunicator, SerialCommunicator
-    from volseg.distributed.launch import under_launcher
+    from volseg.distributed.launchers import under_launcher
 
     if not under_launcher():
         yield SerialCommunicator()

@@ -7,6 +7,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -36,6 +37,15 @@ def processor_name() -> str:
         if line.lower().startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether the processor has bfloat16 tiles (AMX), as the system says; whether they work the kernels find out."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        if line.startswith("flags"):
+            return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(line.split())
+    return False
 
 
 def resident_memory() -> int:

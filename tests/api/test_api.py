@@ -19,7 +19,8 @@ from volseg.events import Progress
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "python-api.md"
 COMMANDS = [name for name in volseg.__all__ if name not in ("all_ranks", "run_study")]
 DRAWING = {"quiet", "no_progress", "debug", "json", "json_output"}
-OF_THE_COMMAND = {"ingest": {"list_series"}, "plan_partition": {"slurm", "plot", "program"}}
+SCRIPT = {"batch", "slurm", "account", "queue", "time", "setup", "launch_options"}
+OF_THE_COMMAND = {"ingest": {"list_series"}, "plan_partition": {"plot", "program", *SCRIPT}}
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 OF_THE_FUNCTION = {"communicator", "listen", "command"}
 

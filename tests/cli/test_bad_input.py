@@ -252,7 +252,7 @@ def test_an_output_that_exists(refused, here, capsys):
 
 def test_outputs_that_cannot_be(refused, here, monkeypatch):
     assert "no folder nowhere" in refused("segment", "scan.nii", "-o", "nowhere/m.nii.gz")
-    assert "cannot write that format" in refused("segment", "scan.nii", "-o", "m.mha")
+    assert "cannot write that format" in refused("segment", "scan.nii", "-o", "m.mgz")
     assert "exists and is a folder" in refused("segment", "scan.nii", "-o", make(here / "d.nii"), "--overwrite")
     assert "is no zarr store" in refused("segment", "scan.nii", "-o", filled(here / "d.zarr"), "--overwrite")
     access = os.access  # the root user may write anywhere
@@ -378,3 +378,16 @@ def test_what_one_rank_alone_can_see_ends_the_job_of_all(here, mpirun, ranks, ar
 def test_the_plan_names_the_largest_grid(refused):
     err = refused("plan-partition", "--shape=13x18x15", "--ranks=500")
     assert "the largest grid is 2x3x2; 12 ranks would work" in err
+
+
+def test_files_of_other_formats_that_cannot_be_read(refused, here):
+    (here / "cut.nrrd").write_bytes(
+        b"NRRD0004\ntype: short\ndimension: 3\nsizes: 9 9 9\nencoding: raw\nendian: little\n\n"
+    )
+    assert "give --voxel-size" in refused("info", "cut.nrrd")
+    assert "truncated" in refused("segment", "cut.nrrd", "--voxel-size", "1")
+    (here / "a.raw").write_bytes(bytes(10))
+    assert "10 bytes, but 1x2x3 voxels of uint8 are 6" in refused(
+        "ingest", "a.raw", "-o", "b.nii", "--shape", "1x2x3", "--dtype", "uint8", "--voxel-size", "1"
+    )
+    assert "--voxel-size is for others" in refused("info", "scan.nii", "--voxel-size", "1")

@@ -1,5 +1,6 @@
 """One message, one exit code, soon: however many ranks fail, and whatever the others are doing."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -160,8 +161,9 @@ def test_a_launcher_of_another_mpi_is_refused(python, tmp_path):
     assert first.stdout == ""
     lines = first.stderr.splitlines()
     assert len(lines) == 2
-    assert "started 2 ranks" in lines[0]
-    assert "sees 1" in lines[0]
+    assert re.fullmatch(
+        r"error: started by Open MPI's mpirun, but MPI is MPICH Version: \S+, which does not understand it", lines[0]
+    )
     assert str(Path(sys.executable).parent) in lines[1]
 
     second = python([script], env={"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"})

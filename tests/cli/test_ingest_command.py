@@ -35,7 +35,7 @@ def test_ranks_write_the_same_file(folder, python, mpirun):
     [
         (["nothing.nii", "-o", "out.nii"], "nothing.nii: no such file"),
         (["empty", "-o", "out.nii"], "empty: no DICOM images"),
-        (["series", "-o", "out.mha"], "let the name end in"),
+        (["series", "-o", "out.mgz"], "let the name end in"),
         (["series", "-o", "missing/out.nii"], "no folder missing"),
         (["series", "-o", "old.nii"], "give --overwrite"),
         (["broken.nii", "-o", "out.nii"], "truncated"),

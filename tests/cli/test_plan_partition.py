@@ -312,11 +312,12 @@ def test_machines_that_hold_no_run_say_why(plan, arguments, why):
 
 
 def slurm(plan, *arguments):
-    """The script's options by name, its last line in words, and all of it."""
+    """The script's options by name, the line that starts the ranks in words, and all of it."""
     code, out, err = plan(*arguments, "--slurm")
     assert (code, err) == (0, "")
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", out, re.MULTILINE))
-    return asked, shlex.split(out.splitlines()[-1]), out
+    (command,) = [line for line in out.splitlines() if line.startswith("srun ")]
+    return asked, shlex.split(command), out
 
 
 @pytest.mark.parametrize("task", ["train", "segment"])
@@ -332,10 +333,45 @@ def test_the_script_asks_for_the_machines_of_the_plan(plan, task, more):
     assert int(asked["cpus-per-task"]) == planned["nodes"]["threads_per_rank"]
     assert each * int(asked["cpus-per-task"]) <= 8
     assert planned["peak_bytes_per_rank"] * each <= int(asked["mem"][:-1]) * 2**20 <= 64 * 2**30
-    assert command[:3] == ["srun", "--cpus-per-task=$SLURM_CPUS_PER_TASK", "--cpu-bind=cores"]
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=$SLURM_CPUS_PER_TASK", "--cpu-bind=cores"} <= set(command)
     assert command[command.index("--partition") + 1] == "x".join(map(str, planned["grid"]))
     assert command[command.index("--agglomerate") + 1] == planned["agglomeration"]
     assert ("--schedule" in command) == (task == "segment")
+
+
+SITE = ("--account=lab", "--queue=long", "--time=4h", "--setup=module load mpich", "--launch-options=--bind-to core")
+HEADS = {
+    "slurm": {"SBATCH --account=lab", "SBATCH --partition=long", "SBATCH --time=04:00:00", "SBATCH --ntasks=4"},
+    "pbs": {"PBS -A lab", "PBS -q long", "PBS -l walltime=04:00:00"},
+    "lsf": {"BSUB -P lab", "BSUB -q long", "BSUB -W 04:00", "BSUB -n 4"},
+}
+
+
+@pytest.mark.parametrize("system", HEADS)
+@pytest.mark.parametrize("task", ["train", "segment"])
+def test_each_batch_system_has_a_script_that_a_shell_runs(plan, tmp_path, system, task):
+    options = ("--shape=64x64x64", "--ranks=4", f"--for={task}", f"--batch={system}", *SITE)
+    code, script, err = plan(*options)
+    assert (code, err) == (0, "")
+    assert HEADS[system] <= {line.removeprefix("#") for line in script.splitlines()}
+    # The programs that it calls, as a cluster would have them.
+    inputs = {"DATASET": "my data", "RUN": "run"} if task == "train" else {"SCAN": "a scan.nii", "MASK": "mask.nii"}
+    for name in ("srun", "mpirun", "module", "scontrol", "qsub", "brequeue"):
+        program = tmp_path / name
+        program.write_text('#!/bin/bash\necho "$(basename "$0")" "$@" >> "$LOG"\n[ -z "$STOP" ] || eval "$STOP"\n')
+        program.chmod(0o755)
+    stop = 'mkdir -p run; echo \'{"stopped": "signal"}\' > run/report.json'
+    jobs = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "LSB_JOBID": "7", "PBS_O_WORKDIR": str(tmp_path)}
+    environment = {"LOG": str(tmp_path / "log"), "STOP": stop, "PATH": f"{tmp_path}:/usr/bin:/bin"} | inputs | jobs
+    arguments = list(inputs.values()) if system == "slurm" else []
+    (tmp_path / "job.sh").write_text(script)
+    subprocess.run(["bash", "job.sh", *arguments], cwd=tmp_path, env=environment, check=True, timeout=30)
+    called = (tmp_path / "log").read_text().splitlines()
+    assert called[0] == "module load mpich"
+    assert f"volseg {task} {next(iter(inputs.values()))}" in called[1]
+    assert "--bind-to core" in called[1]
+    again = {"slurm": "scontrol requeue 7", "pbs": "qsub -v DATASET=my data,RUN=run job.sh", "lsf": "brequeue 7"}
+    assert called[2:] == ([again[system]] if task == "train" else [])
 
 
 def test_without_machines_the_script_asks_for_memory_a_core(plan):

@@ -13,6 +13,8 @@ from damage.dicom import dicom_bytes, dicom_lengths, dicom_values
 from damage.flips import Random
 from damage.labels import labels_bytes, labels_values
 from damage.nifti import gzip_stream, nifti_bytes, nifti_values
+from damage.text_headers import text_header
+from damage.tiff import tiff_bytes
 from damage.zarr_stores import zarr_metadata
 
 FAMILIES: dict[str, Callable[[Random, Path], Path]] = {
@@ -25,6 +27,8 @@ FAMILIES: dict[str, Callable[[Random, Path], Path]] = {
     "nifti_values": nifti_values,
     "gzip_stream": gzip_stream,
     "zarr_metadata": zarr_metadata,
+    "text_header": text_header,
+    "tiff_bytes": tiff_bytes,
 }
 LABELS: dict[str, Callable[[Random, Path], Path]] = {  # to be read as the labels of an undamaged series
     "labels_bytes": labels_bytes,

@@ -33,6 +33,7 @@ from volseg.errors import VolsegError
 from volseg.geometry import Box
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.mask_source import open_labels
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Volume
 
@@ -99,8 +100,8 @@ def run_case(family: str, seed: int, number: int) -> str:
         if family in LABELS:
             volume, _ = open_labels(path, sound_image(folder), resample=bool(rng.random() < 0.2))
         else:
-            dicom = path.suffix in ("", ".zip")
-            volume = open_volume(path, OPTIONS[int(rng.choice([0, 0, 1, 2])) if dicom else 0])
+            dicom = path.suffix in ("", ".zip") and family != "tiff_bytes"
+            volume = open_volume(path, OpenOptions(OPTIONS[int(rng.choice([0, 0, 1, 2])) if dicom else 0]))
         read(volume)
     except VolsegError as error:
         check_message(str(error))

@@ -8,7 +8,7 @@ import torch
 from oracles import GRIDS, assert_adjoint
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.halo import GhostExchange, exchange_window, exchange_window_adjoint, ghost_widths
+from volseg.distributed.halo import exchange_window, exchange_window_adjoint
 from volseg.errors import PartitionError
 from volseg.partition.layout import Layout
 from volseg.partition.window import plan_halo, plan_window
@@ -41,33 +41,6 @@ def test_every_ghost_is_its_voxel(width, memory, communicator: Communicator) -> 
             expected = padded[(..., *(slice(a, b + 2 * n) for a, b, n in zip(box.start, box.stop, width, strict=True)))]
             assert torch.equal(window, expected)
             assert torch.equal(block, before), "the block was written to"
-
-
-@pytest.mark.parallel(RANKS)
-@pytest.mark.parametrize("steps", [0, 1, 5])
-def test_an_exchange_in_place_fills_every_ghost_and_leaves_the_block_alone(steps, communicator: Communicator) -> None:
-    """Axis by axis, however many of them are finished before the wait; two exchanges under way do not mix."""
-    for dims in GRIDS[communicator.size]:
-        grid = ProcessGrid(communicator, dims)
-        low, high = ghost_widths(grid, 1)
-        for shape in SHAPES:
-            box = grid.block(Layout.even(shape, dims))
-            whole = numbered(shape)[0].permute(1, 2, 3, 0).float()
-            inner = tuple(slice(a, a + n) for a, n in zip(low, box.shape, strict=True))
-            sides = [n + a + b for n, a, b in zip(box.shape, low, high, strict=True)]
-            buffers = [torch.full((*sides, 2), torch.nan) for _ in range(2)]
-            for number, buffer in enumerate(buffers):
-                buffer[inner] = whole[box.slices] + 0.5 * number
-            exchanges = [GhostExchange(buffer, low, high, grid) for buffer in buffers]
-            for _ in range(steps):
-                for exchange in exchanges:
-                    exchange.advance()
-            for exchange in exchanges:
-                exchange.wait()
-                assert exchange.done
-            around = tuple(slice(a - m, b + n) for a, b, m, n in zip(box.start, box.stop, low, high, strict=True))
-            for number, buffer in enumerate(buffers):
-                assert torch.equal(buffer, whole[around] + 0.5 * number)
 
 
 @pytest.mark.parallel(RANKS)

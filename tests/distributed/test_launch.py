@@ -2,12 +2,13 @@
 
 import pytest
 
+from volseg.distributed import slurm
 from volseg.distributed.communicator import SerialCommunicator
-from volseg.distributed.launch import (
+from volseg.distributed.launch import check_library, check_sizes, connect
+from volseg.distributed.launchers import (
     Launcher,
-    check_sizes,
-    connect,
     cores_per_rank,
+    launch_words,
     launched_rank,
     launchers,
     under_launcher,
@@ -34,6 +35,66 @@ def test_launcher_is_recognised(environment, rank, size):
 def test_ordinary_process_is_not_under_a_launcher(environment):
     assert not under_launcher(environment)
     assert launched_rank(environment) == 0
+
+
+PMI2 = SRUN | {"PMI_RANK": "3", "PMI_SIZE": "6", "SLURM_MPI_TYPE": "pmi2"}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "1"},
+        INTERACTIVE | {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        INTERACTIVE | {"PMIX_RANK": "0"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+    ],
+)
+def test_a_job_of_one_rank_is_an_ordinary_process(environment):
+    assert not under_launcher(environment)
+
+
+def test_what_goes_on_is_started_as_this_was():
+    assert launch_words(HYDRA) == ["mpirun"]
+    assert launch_words(SRUN | HYDRA) == ["mpirun"]
+    assert launch_words({}) == ["mpirun"]
+    assert launch_words(SRUN) == ["srun", "--kill-on-bad-exit=1"]
+    assert launch_words(PMI2) == ["srun", "--mpi=pmi2", "--kill-on-bad-exit=1"]
+
+
+@pytest.mark.parametrize(
+    ("library", "offered", "told"),
+    [
+        ("MPICH Version: 5.0.2", ["none", "pmi2", "pmix"], "pmi2"),
+        ("MPICH Version: 5.0.2", [], "pmi2"),
+        ("MPICH Version: 5.0.2", ["none"], None),
+        ("Open MPI v5.0.11, package: ...", ["none", "pmi2", "pmix"], "pmix"),
+        ("Intel(R) MPI Library 2021.18 for Linux* OS", ["pmi2"], "pmi2"),
+        ("Another MPI 1.0", ["none", "pmi2"], None),
+    ],
+)
+def test_srun_is_told_what_the_library_understands(library, offered, told):
+    assert slurm.mpi_type(library, offered) == told
+
+
+MPICH = "MPICH Version:\t5.0.2\nMPICH configure:\t--with-pm=hydra"
+
+
+@pytest.mark.parametrize(
+    ("environment", "speaker"), [(OPEN_MPI, "Open MPI's mpirun"), (SRUN | {"PMIX_RANK": "3"}, "srun --mpi=pmix")]
+)
+def test_a_launcher_that_the_library_does_not_understand_is_refused_before_mpi_starts(
+    environment, speaker, monkeypatch
+):
+    monkeypatch.setattr("volseg.distributed.launch.offered_types", lambda: ["none", "pmi2"])
+    with pytest.raises(LaunchError, match=speaker) as caught:
+        check_library(launchers(environment), MPICH, environment)
+    assert ("srun --mpi=pmi2" in str(caught.value)) == ("srun" in speaker)
+    check_library(launchers(environment), MPICH.replace("--with-pm=hydra", "--with-pmix"), environment)
+    check_library(launchers(environment), "Open MPI v5.0.11", environment)
+    check_library(launchers(HYDRA), MPICH, HYDRA)
+    check_library(launchers(PMI2), MPICH, PMI2)
+    with pytest.raises(LaunchError, match="started by the mpirun of MPICH or Intel MPI, but MPI is Open MPI"):
+        check_library(launchers(HYDRA), "Open MPI v5.0.11", HYDRA)
 
 
 def test_mpirun_inside_a_slurm_step_counts_before_the_step():
@@ -87,7 +148,7 @@ def test_cores_are_shared_among_a_machine_s_ranks(monkeypatch):
 def test_ranks_are_connected(mpirun, tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(
-        "from volseg.distributed.launch import connect, launched_rank\n"
+        "from volseg.distributed.launch import connect\nfrom volseg.distributed.launchers import launched_rank\n"
         "c = connect()\n"
         "ranks = c.gather_all((c.rank, launched_rank(), c.size))\n"
         "if c.is_root: print(ranks)\n"

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from volseg.distributed.communicator import Communicator
-from volseg.distributed.placement import Placement, available_cores, bind, own_cores, place
+from volseg.distributed.placement import Placement, available_cores, bind, binding_advice, own_cores, place
 
 
 @pytest.fixture
@@ -31,6 +31,17 @@ def test_cores_are_shared_out_evenly_and_never_twice():
 )
 def test_no_core_has_two_threads(size, mine, sharing, threads):
     assert Placement("here", size, tuple(range(mine)), sharing, bound=False).threads == threads
+
+
+def test_open_mpi_that_leaves_cores_to_nobody_is_named_with_the_option(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    placed = Placement("here", 2, (0,), sharing=1, bound=False)
+    advice = binding_advice(placed, {"OMPI_COMM_WORLD_SIZE": "2"})
+    assert "each of the 2 ranks on here to 1 of its 8 cores" in advice
+    assert "--bind-to none, or --map-by slot:PE=4" in advice
+    assert binding_advice(placed, {"PMI_SIZE": "2"}) is None
+    whole = Placement("here", 2, (0, 1, 2, 3), sharing=1, bound=False)
+    assert binding_advice(whole, {"OMPI_COMM_WORLD_SIZE": "2"}) is None
 
 
 @pytest.mark.parallel([2, 4])

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from oracles import serial_grid
 from planning.test_streamed_memory import CountingStore, config
 from volseg.config import TrainingConfig
 from volseg.errors import ConfigError
+from volseg.geometry import Triple
 from volseg.models.fused import FusedNetwork
 from volseg.models.unet import UNet
 from volseg.networks.unet import unet
 from volseg.nn.fused.image import TensorImage, image_width
 from volseg.nn.fused.scratch import ScratchStore
+from volseg.nn.kernels import amx
+from volseg.nn.kernels.jit import workers
+from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.layout import Layout
 from volseg.partition.share import busy_shares
-from volseg.planning.memory import Beside, segmenting_memory, training_memory
+from volseg.planning.memory import SEGMENTING_PROCESS, Beside, segmenting_memory, training_memory
 from volseg.planning.planner import make_plan
+from volseg.planning.scratch import FLOAT, convolving_backward
 from volseg.planning.segmenting_pass import SegmentingPass, scratch_bytes
 from volseg.planning.training_pass import TrainingPass
 from volseg.planning.work import segmenting_work, training_work
 from volseg.precision import BFLOAT16, FLOAT32
 from volseg.program.build import train_program
+from volseg.program.ops import ConvolveBackward
 from volseg.program.schedule import IN_PLACE, RECOMPUTE
 
 SHAPE = (48, 24, 32)
@@ -40,6 +52,63 @@ def test_a_step_holds_what_is_planned_half_of_float32() -> None:
     assert half.arena.chunks == list(fused.work.buffers.arena.chunks)
     assert half.tensors == 2 * fused.work.buffers.total == whole.tensors // 2
     assert sum(half.by_level.values()) * 2 == sum(whole.by_level.values())
+
+
+def peak_of(run: Callable[[], object]) -> int:
+    """The most bytes that torch had allocated at once while this ran, above those before; kernels begin with none."""
+    gc.collect()  # else what went before may be given back while this runs
+    workers.release()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        run()
+    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(accumulate(sizes))
+
+
+DEEP, CUBE = config(levels=3, base_channels=32), (32, 32, 32)
+
+
+def test_segmenting_takes_what_is_planned_kernels_and_all() -> None:
+    layout = Layout.even(CUBE, (1, 1, 1), DEEP.multiple)
+    twin = FusedNetwork(UNet(DEEP), serial_grid(), precision=BFLOAT16).eval()
+    image = TensorImage(torch.randn(1, 1, *CUBE), layout, serial_grid(), image_width(twin.network, IN_PLACE))
+    measured = peak_of(lambda: list(twin.streamed(IN_PLACE).logit_slabs(image, layout)))
+    plan = segmenting_memory(unet(DEEP), layout, beside=Beside(), precision=BFLOAT16)
+    planned = plan.activations + plan.work
+    assert measured <= planned <= measured + 0.02 * (SEGMENTING_PROCESS + measured)
+
+
+@pytest.mark.skipif(not amx.available(), reason=str(amx.refusal()))
+def test_gradients_on_tiles_work_in_what_is_planned() -> None:
+    """Each convolution's backward: scratch memory, its weight turned, the sums that become the weight's gradient."""
+    settings = config(levels=1, base_channels=24, down="stride")
+    ops = [step.op for step in train_program(unet(settings)).backward if isinstance(step.op, ConvolveBackward)]
+    for op in ops:
+        if op.targets:
+            work = convolving_backward(op, SIDES[op.gradient.stage], 1, 1, BFLOAT16)
+            measured = peak_of(partial(go_back, op, SIDES[op.gradient.stage]))
+            assert (work.weights + work.scratch) * FLOAT == pytest.approx(measured, rel=0.1), op.node.name
+
+
+SIDES = [(8, 24, 40), (4, 12, 20)]
+
+
+def go_back(op: ConvolveBackward, sides: Triple) -> None:
+    """The gradients of a convolution of so many results, on tiles; of zeros, which need no memory of their own."""
+    node, channels = op.node, [getattr(source, "whole", source.tensor).channels for source in op.sources]
+    shape = [side * step for side, step in zip(sides, node.stride, strict=True)]
+    inputs = [Activation(Rows.of(ZEROS[: prod(shape) * c].view(*shape, c))) for c in channels]
+    targets = [amx.Target(x.rows) for x in inputs]
+    gradient = Rows.of(ZEROS[: prod(sides) * node.channels].view(*sides, node.channels))
+    weight = LAYER[: node.channels * sum(channels) * prod(node.kernel)].view(node.channels, -1, *node.kernel)
+    into = amx.WeightSums(weight, channels, prod(sides), node.stride)
+    turned = amx.pack_turned_weight(weight, channels, node.stride)
+    amx.backward(inputs, gradient, turned, targets, into)
+    turned.release()
+    into.finish()
+
+
+ZEROS, LAYER = torch.zeros(48 * 2 * prod(SIDES[0]), dtype=torch.bfloat16), torch.zeros(48 * 48 * 27)
 
 
 @pytest.mark.parametrize("schedule", [IN_PLACE, RECOMPUTE])

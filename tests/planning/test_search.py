@@ -283,7 +283,7 @@ def test_a_batch_script_asks_for_what_was_planned():
     assert {"#SBATCH --cpus-per-task=4", "export OMP_NUM_THREADS=4"} <= set(lines)
     (memory,) = [int(line[14:-1]) for line in lines if line.startswith("#SBATCH --mem=")]
     assert 1.0 < memory * 2**20 / (8 * run.plan.memory.peak) < 1.2
-    command = lines[-1]
+    (command,) = [line for line in lines if line.startswith("srun ")]
     assert command.startswith("srun --cpus-per-task=$SLURM_CPUS_PER_TASK --cpu-bind=cores volseg train ")
     for option in ("--partition 2x2x2", "--replicas 2", "--agglomerate 2:1x1x1", "--config unet.toml"):
         assert option in command

@@ -79,6 +79,6 @@ def test_masks_beside_their_scans_and_labels_beside_their_images(tmp_path):
 
 def test_what_is_not_compared_is_said(tmp_path):
     folder = nnunet_folder(tmp_path / "set", cases=1)
-    (folder / "labelsTr" / "case_9.mha").touch()
-    assert "case_9.mha" in passed_over(folder)[0]
+    (folder / "labelsTr" / "case_9.mnc").touch()
+    assert "case_9.mnc" in passed_over(folder)[0]
     assert passed_over(folder / "imagesTr") == []

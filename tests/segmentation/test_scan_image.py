@@ -86,7 +86,7 @@ AXIAL, SAGITTAL = np.eye(4), np.array([[0, 0, 1.0, 0], [1, 0, 0, 0], [0, 1, 0, 0
 @pytest.mark.parametrize("affine", [AXIAL, SAGITTAL], ids=["axial", "sagittal"])
 def test_a_compressed_file_is_inflated_once_by_the_network(affine, schedule, channel, tmp_path, monkeypatch) -> None:
     """And of CT once before it, for slices that lie all over the file: are its values Hounsfield units?"""
-    from volseg.volumes.nifti import inflate
+    from volseg.volumes import inflate
 
     monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
     counted = []

@@ -24,12 +24,13 @@ from volseg.segmentation.report import write_report
 from volseg.segmentation.scale import SLICES
 from volseg.segmentation.segment import segment
 from volseg.segmentation.verification import verify_partition
+from volseg.volumes import planes_output
 from volseg.volumes.image_file import ImageFile
+from volseg.volumes.inflate import SeekableGzip
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.nifti import reading
-from volseg.volumes.nifti.inflate import SeekableGzip
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
 from volseg.volumes.writing import write_volume
@@ -117,19 +118,19 @@ def both_ways_of_grids(shared, communicator, partition):
 
 @pytest.mark.parallel([1, 2, 4])
 def test_each_rank_reads_its_block_and_a_voxel_around_it_slab_by_slab(shared, communicator, monkeypatch):
-    from volseg.volumes.nifti import reading as nifti
+    from volseg.volumes import stored
 
     monkeypatch.setattr("volseg.partition.slabs._ROLLING_FLOATS", 1)
     with communicator.together():
         if communicator.is_root:
             save_nifti(shared / "scan.nii", ct_like())
-    boxes, original = [], nifti._PlainNifti.read
+    boxes, original = [], stored.PlainVolume.read
 
     def read(self, box):
         boxes.append(box)
         return original(self, box)
 
-    monkeypatch.setattr(nifti._PlainNifti, "read", read)
+    monkeypatch.setattr(stored.PlainVolume, "read", read)
     segment(SegmentationJob(shared / "scan.nii", shared / "run", partition=f"1x{communicator.size}x1"), communicator)
     sampled, boxes = boxes[:-2], boxes[-2:]  # before the network, whether values are Hounsfield units
     assert {box.shape[0] for box in sampled} <= {1}
@@ -150,7 +151,7 @@ def test_no_rank_ever_holds_the_whole_mask(shared, communicator, monkeypatch):
     """What a rank is handed to write is one unit at a time, and no two ranks write the same voxels."""
     from volseg.volumes import writing
 
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", SHAPE[1] * SHAPE[2] * 2)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", SHAPE[1] * SHAPE[2] * 2)
     handed, original = [], writing._checked
 
     def checked(unit, voxels):

@@ -197,7 +197,7 @@ def test_what_is_not_ours_in_the_folder_stays(tmp_path):
 
 
 def test_a_read_error_of_a_run_that_goes_on_is_raised(tmp_path, monkeypatch):
-    from volseg.volumes.nifti import reading as nifti
+    from volseg.volumes import stored
 
     scan, run = save_nifti(tmp_path / "scan.nii", ct_like()), untrained_run(tmp_path / "run")
     interrupted(SegmentationJob(scan, run, go_on=True), SERIAL, monkeypatch, "head")
@@ -205,7 +205,7 @@ def test_a_read_error_of_a_run_that_goes_on_is_raised(tmp_path, monkeypatch):
     def read(self, box):
         raise OSError("no such sector")
 
-    monkeypatch.setattr(nifti._PlainNifti, "read", read)
+    monkeypatch.setattr(stored.PlainVolume, "read", read)
     for schedule in (IN_PLACE, RECOMPUTE):
         with pytest.raises(OSError, match="no such sector"):
             segment(SegmentationJob(scan, run, schedule=schedule, go_on=True), SERIAL)

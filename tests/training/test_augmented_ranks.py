@@ -21,9 +21,9 @@ from volseg.training.data import CaseBlocks
 from volseg.training.job import TrainingJob
 from volseg.training.loop import train
 from volseg.training.sampling import Samples
+from volseg.volumes import inflate
 from volseg.volumes.dataset import read_dataset
 from volseg.volumes.intensity import ChannelScheme
-from volseg.volumes.nifti import inflate
 
 EVERYTHING = AugmentationConfig(
     flip=(0.5, 0.5, 0.5), rotate=1, scale=1, elastic=1, noise=1, blur=1, brightness=1, contrast=1, low_resolution=1,

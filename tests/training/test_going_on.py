@@ -168,6 +168,6 @@ def test_what_goes_on_is_printed_for_a_single_scan_too(tmp_path, python):
 
 def test_what_goes_on_has_ranks_and_all_that_no_run_folder_keeps():
     options = {"--labels": None, "--replicas": 2, "--partition": "1x1x2", "--tensorboard": True, "--channels": ""}
-    assert go_on_command(Path("my data"), Path("run"), 4, "srun", options) == (
-        "srun -n 4 volseg train 'my data' -o run --continue --replicas 2 --partition 1x1x2 --tensorboard"
+    assert go_on_command(Path("my data"), Path("run"), 4, ["srun", "--mpi=pmi2"], options) == (
+        "srun --mpi=pmi2 -n 4 volseg train 'my data' -o run --continue --replicas 2 --partition 1x1x2 --tensorboard"
     )

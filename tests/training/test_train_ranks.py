@@ -186,7 +186,7 @@ def test_each_rank_reads_only_its_block(shared, communicator, monkeypatch):
 
 def spy_on_reads(monkeypatch, boxes):
     """Note the box of every read of a NIfTI file."""
-    for kind in nifti_kinds():
+    for kind in stored_kinds():
         original = kind.read
 
         def read(self, box, original=original):
@@ -196,7 +196,7 @@ def spy_on_reads(monkeypatch, boxes):
         monkeypatch.setattr(kind, "read", read)
 
 
-def nifti_kinds() -> list[type[Volume]]:
-    from volseg.volumes.nifti import reading as nifti
+def stored_kinds() -> list[type[Volume]]:
+    from volseg.volumes import stored
 
-    return [nifti._CompressedNifti, nifti._PlainNifti]
+    return [stored.PackedVolume, stored.PlainVolume]

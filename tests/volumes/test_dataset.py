@@ -107,7 +107,7 @@ def test_decathlon_layout(tmp_path):
         ({"channel_names": {"1": "CT"}}, "channel_names"),
         ({"channel_names": {"0": "CT"}}, "belongs to no case"),
         ({"channel_names": {"0": "CT", "1": "PET", "2": "MR"}}, "a_0002.nii.gz is missing"),
-        ({"file_ending": ".mha"}, "file_ending"),
+        ({"file_ending": ".mnc"}, "file_ending"),
         ({"numTraining": 3}, "numTraining 3"),
     ],
 )

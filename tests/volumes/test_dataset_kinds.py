@@ -272,11 +272,11 @@ def test_a_folder_of_volumes_in_capitals_and_of_other_formats(tmp_path):
         save(tmp_path / f"{name}_labels.nii.gz", labels(1))
     for end in ("", "_labels"):
         (tmp_path / f"b{end}.nii.gz").rename(tmp_path / f"b{end}.NII.GZ")
-    (tmp_path / "c.mha").touch()
+    (tmp_path / "c.mnc").touch()
     dataset, faults = survey_dataset(DataSource(tmp_path))
     assert [case.name for case in dataset.cases] == ["a", "b"]
     assert [(fault.kind, fault.serious) for fault in faults] == [("ignored", False)]
-    assert "c.mha" in faults[0].message
+    assert "c.mnc" in faults[0].message
     assert read_dataset(tmp_path).warnings == (faults[0].message,)  # which train says too
 
 

@@ -11,7 +11,7 @@ def test_endings_count_in_any_case():
 
 
 def test_a_folder_s_volumes_by_name(tmp_path):
-    for name in ("a.nii.gz", "a.NII.GZ", "a.nii", "b.NII", "c.ZARR", "._b.nii", "d.mha"):
+    for name in ("a.nii.gz", "a.NII.GZ", "a.nii", "b.NII", "c.ZARR", "._b.nii", "d.mnc"):
         (tmp_path / name).touch()
     assert {name: len(paths) for name, paths in volumes_in(tmp_path).items()} == {"a": 3, "b": 1, "c": 1}
     assert names_in(tmp_path)["a"].name == "a.nii.gz"
@@ -20,12 +20,12 @@ def test_a_folder_s_volumes_by_name(tmp_path):
 
 
 def test_what_volseg_does_not_read_there_is_found(tmp_path):
-    for name in ("a.nii.gz", "b.MHA", "c.nii.bz2", "d.img", "e.nrrd", "plans.json", "p.npz", ".x.mha", "note.txt"):
+    for name in ("a.nii.gz", "b.MNC", "c.nii.bz2", "d.img", "e.mgz", "plans.json", "p.npz", ".x.mnc", "note.txt"):
         (tmp_path / name).touch()
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "1.dcm").touch()
     (tmp_path / "other").mkdir()
     foreign = foreign_in(tmp_path)
-    assert [path.name for path in foreign] == ["b.MHA", "c.nii.bz2", "d.img", "e.nrrd", "scan"]
-    assert "b.MHA, c.nii.bz2, d.img and 2 more; convert them to .nii.gz" in foreign_text(tmp_path, foreign)
+    assert [path.name for path in foreign] == ["b.MNC", "c.nii.bz2", "d.img", "e.mgz", "scan"]
+    assert "b.MNC, c.nii.bz2, d.img and 2 more; convert them to .nii.gz" in foreign_text(tmp_path, foreign)
     assert "volseg ingest scan -o CASE.nii.gz" in foreign_text(tmp_path, foreign[-1:])

@@ -15,11 +15,12 @@ from volseg.errors import VolumeError
 from volseg.events import Caution, Progress, ignore
 from volseg.geometry import Box
 from volseg.volumes import ingest as ingesting
-from volseg.volumes.ingest import IngestJob, SliceKeeper, labels_path
+from volseg.volumes import planes_output
+from volseg.volumes.ingest import IngestJob, labels_path
 from volseg.volumes.ingest_report import report_rows
+from volseg.volumes.kept_slices import SliceKeeper
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.writing import write_volume
 
@@ -193,7 +194,7 @@ def test_shards_share_one_inflation_of_their_slices(tmp_path, monkeypatch):
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".zarr"])
 def test_on_any_number_of_ranks(tmp_path, communicator, suffix, monkeypatch):
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 50_000)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 50_000)
     folder = Path(communicator.broadcast(str(tmp_path)))
     if communicator.is_root:
         nifti(folder, scan())
@@ -206,7 +207,7 @@ def test_on_any_number_of_ranks(tmp_path, communicator, suffix, monkeypatch):
 
 @pytest.mark.parallel([2, 4])
 def test_the_first_bad_voxel_is_named_whatever_the_ranks(tmp_path, communicator, monkeypatch):
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 4 * 30 * 80 * 10)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 4 * 30 * 80 * 10)
     folder = Path(communicator.broadcast(str(tmp_path)))
     array = scan(dtype="f4")
     array[25, 1, 2] = array[35, 1, 2] = np.nan

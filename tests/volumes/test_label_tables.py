@@ -345,4 +345,4 @@ def test_what_goes_with_a_mask_lies_beside_it(store):
     assert beside(store / "labels" / "organs", "_preview.png") == store.parent / "scan_organs_preview.png"
     assert split_paths(store / "labels" / "o", LabelTable({"a": 3})) == {3: store / "labels" / "o_a"}
     with pytest.raises(VolumeError, match="cannot write"):
-        beside(Path("a/m.mha"), "_x.csv")
+        beside(Path("a/m.mgz"), "_x.csv")

@@ -131,17 +131,15 @@ def test_what_is_no_mask_of_one_structure(tmp_path, value, words):
 
 def test_what_else_lies_in_the_folder(tmp_path):
     folder = folder_of(tmp_path, organs())
-    for name in ("._liver.nii.gz", ".DS_Store", "statistics.json", "tumour.nrrd"):
+    for name in ("._liver.nii.gz", ".DS_Store", "statistics.json", "tumour.mnc"):
         (folder / name).write_bytes(b"x")
     saved(folder / "background.nii.gz", (organs() == 0).astype("u1"))
     volume, table = open_labels(folder, image())
     assert dict(table.names) == NAMES
     assert [item.name for item in volume.audit.dropped] == [
-        ".DS_Store", "._liver.nii.gz", "background.nii.gz", "statistics.json", "tumour.nrrd",
+        ".DS_Store", "._liver.nii.gz", "background.nii.gz", "statistics.json", "tumour.mnc",
     ]  # fmt: skip
-    assert volume.audit.warnings == (
-        "left out, for they are no masks: background.nii.gz, statistics.json, tumour.nrrd",
-    )
+    assert volume.audit.warnings == ("left out, for they are no masks: background.nii.gz, statistics.json, tumour.mnc",)
     saved(folder / "liver.nii", (organs() == 3).astype("u1"))
     with pytest.raises(VolumeError, match=r"liver\.nii and liver\.nii\.gz are both mask liver; keep one of them"):
         open_labels(folder, image())

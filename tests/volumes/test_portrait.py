@@ -12,6 +12,7 @@ from volseg.volumes.dataset import read_dataset
 from volseg.volumes.dataset.examination import examine
 from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.intensity import ChannelScheme, Normalization, expected_of
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.portrait import Portrait, difference, typical
 from volseg.volumes.reading import open_volume
 from volseg.volumes.tally import Tally
@@ -78,7 +79,7 @@ def test_what_scans_differ_in_is_no_other_scale(name):
 @pytest.mark.parametrize("name", ["abdomen_ct/ct.nii.gz", "abdomen_dicom/series", "head_ct_tilted"])
 def test_real_scans_look_like_what_they_are(data, name):
     tilted = name.startswith("head")
-    volume = open_volume(Path(data) / name, dicom=DicomOptions(fix_tilt=tilted, resample_gaps=tilted))
+    volume = open_volume(Path(data) / name, OpenOptions(DicomOptions(fix_tilt=tilted, resample_gaps=tilted)))
     slices = [values[:, ::4, ::2] for _, values in volume.slabs(4)][::3]
     assert difference(portrait(np.concatenate(slices)), LEARNED) is None
     moved = np.concatenate(slices).astype(np.int32) + 1024

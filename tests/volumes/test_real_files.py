@@ -21,6 +21,7 @@ import pytest
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading import open_volume
 
 BOTH = DicomOptions(fix_tilt=True, resample_gaps=True)
@@ -101,7 +102,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", READ)
 def test_is_read(name, request, tmp_path):
     options, shape, spacing, digest = READ[name]
-    volume = open_volume(located(name, request, tmp_path), options or DicomOptions())
+    volume = open_volume(located(name, request, tmp_path), OpenOptions(options or DicomOptions()))
     assert volume.shape == shape
     np.testing.assert_allclose(volume.space.spacing, spacing, atol=2e-6)
     assert bool(volume.audit.fixes) == (options is not None)
@@ -157,4 +158,4 @@ def test_is_refused_in_words(name, request, tmp_path):
 
 def test_a_gap_of_a_hand_s_breadth_is_not_bridged(request, tmp_path):
     with pytest.raises(VolumeError, match=r"202\.5 mm .* too wide to interpolate across, limit 5\.25 mm"):
-        open_volume(located(f"{DISCS}/77654033/CT2", request, tmp_path), DicomOptions(resample_gaps=True))
+        open_volume(located(f"{DISCS}/77654033/CT2", request, tmp_path), OpenOptions(DicomOptions(resample_gaps=True)))

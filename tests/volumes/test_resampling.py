@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tiny import ct_like, save_nifti
 from volseg.errors import VolumeError
 from volseg.geometry import Box
+from volseg.volumes import planes_output
 from volseg.volumes.canonical import canonical
-from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.resampling import kept_where_close, resampled, resampled_space
 from volseg.volumes.volume import Space, Volume
@@ -263,7 +263,7 @@ def test_nan_in_the_source_is_named_where_it_lies():
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".zarr"])
 def test_written_by_any_number_of_ranks_it_is_the_whole(tmp_path, communicator, suffix, monkeypatch):
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 2000)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 2000)
     folder = Path(communicator.broadcast(str(tmp_path)))
     with communicator.together():
         if communicator.is_root:

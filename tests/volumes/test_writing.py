@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from volseg.distributed.communicator import SerialCommunicator
 from volseg.errors import VolumeError
 from volseg.geometry import Box
-from volseg.volumes import writing
+from volseg.volumes import planes_output
 from volseg.volumes.nifti import output as nifti_output
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Space
@@ -139,11 +139,11 @@ def test_a_long_side_makes_nifti2(tmp_path):
 
 
 def test_units_tile_the_volume_in_file_order():
-    units = nifti_output.plane_units((100, 300, 200), np.dtype("i2"), 2)
+    units = planes_output.plane_units((100, 300, 200), np.dtype("i2"), 2)
     assert {unit.channel for unit in units} == {0, 1}
     covered = [(u.channel, d) for u in units for d in range(u.box.start[0], u.box.stop[0])]
     assert covered == [(c, d) for c in (0, 1) for d in range(100)]
-    assert max(u.box.size * 2 for u in units) <= nifti_output.UNIT_BYTES
+    assert max(u.box.size * 2 for u in units) <= planes_output.UNIT_BYTES
 
 
 def test_booleans_become_bytes_and_floats_are_never_cut_to_integers(tmp_path):
@@ -170,7 +170,7 @@ def test_an_existing_output_stays_unless_overwritten(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("name", "word"),
     [
-        ("scan.mha", "cannot write that format"),
+        ("scan.mgz", "cannot write that format"),
         (".nii", "cannot write that format"),
         ("missing/scan.nii", "no folder"),
         ("file/scan.nii", "no folder"),
@@ -233,7 +233,7 @@ def test_bytes_are_the_same_on_any_number_of_ranks(shared, communicator, suffix,
 @pytest.mark.parallel([1, 2, 4])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".zarr"])
 def test_an_error_on_one_rank_is_raised_on_all_and_leaves_nothing(shared, communicator, suffix, monkeypatch):
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 100_000)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 100_000)
     calls = []
 
     def produce(units):
@@ -276,7 +276,7 @@ def test_an_error_of_writing_on_one_rank_is_raised_on_all(shared, communicator, 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 100_000)
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 100_000)
     if communicator.rank == failing:
         monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match="No space left"):
@@ -306,7 +306,7 @@ for suffix in (".nii.gz", ".nii", ".zarr"):
     run = python(["-c", script])
     assert run.returncode == 0, run.stderr
     assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
-    for suffix in writing.SUFFIXES:
+    for suffix in (".nii.gz", ".nii", ".zarr"):
         assert not (tmp_path / f"scan{suffix}").exists()
         write(tmp_path / f"scan{suffix}", voxels())
 

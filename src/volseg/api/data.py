@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from volseg.api.opening import Sides, open_options
 from volseg.api.ranks import ranks
 from volseg.events import Listener, ignore
 from volseg.geometry import Triple
@@ -86,35 +87,37 @@ def ingest(
     series: str | None = None,
     spacing: tuple[float, float, float] | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
     resample_labels: bool = False, overlap: str = "smallest", overwrite: bool = False,
+    voxel_size: Sides | str | None = None, shape: Triple | str | None = None, dtype: str | None = None,
     communicator: Communicator | None = None, listen: Listener = ignore,
 ) -> IngestReport:  # fmt: skip
     """Bring a scan into one volume file, with its own grid and values (HU), every voxel looked at. Collective.
 
-    source           NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file
-    output           a .nii.gz, .nii or .zarr to write; beside it goes OUT_ingest.json
-    labels           also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
+    source           a volume of any format of docs/formats.md: NIfTI, .zarr, DICOM, TIFF, NRRD, MetaImage, HDF5, raw
+    output           a .nii.gz, .nii, .zarr, .nrrd, .mha or .tif to write; beside it goes OUT_ingest.json
+    labels           also a mask (a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT); it
                      becomes OUT's name + _labels; of several readers one each: OUT's name + _labels_reader1, ...
     series           which DICOM series: its number in the list ("2.1": a part of series 2), its UID, or the end of that
     spacing          mm along D, H, W to resample to; None keeps the scan's own
     fix_tilt         shear the slices of a tilted gantry back; `resample_gaps` interpolates missing slices
+    voxel_size       mm along D, H, W of a file that does not say (TIFF, HDF5, raw)
+    shape, dtype     of the voxels of a raw file
     resample_labels  bring a mask that lies on another grid onto the image's
     overlap          who has a voxel of several structures: "smallest", "last" of the list, or "error"
 
     Raises VolumeError where what is read is not faithful and no option says how to mend it; nothing is written then.
     """
     with ranks(communicator, listen) as (every, heard):
-        from volseg.volumes.dicom.options import DicomOptions
         from volseg.volumes.ingest import IngestJob
         from volseg.volumes.ingest import ingest as run
         from volseg.volumes.overlap import parse_overlap
 
-        dicom = DicomOptions(series, fix_tilt, resample_gaps)
+        options = open_options(series, fix_tilt, resample_gaps, voxel_size, shape, dtype)
         several = [labels] if isinstance(labels, str | Path) else labels or ()
         job = IngestJob(
             source=Path(source),
             output=Path(output),
             labels=tuple(Path(mask) for mask in several),
-            dicom=dicom,
+            options=options,
             spacing=spacing,
             resample_labels=resample_labels,
             overwrite=overwrite,
@@ -125,11 +128,13 @@ def ingest(
 
 def info(
     path: str | Path, *, series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
-    header_only: bool = False,
+    header_only: bool = False, voxel_size: Sides | str | None = None,
+    shape: Triple | str | None = None, dtype: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a volume is: shape, spacing, orientation, type, range, labels; of a run folder its configuration and report.
 
     The keys are those of ``volseg info --json``. `header_only` reads no voxels: no range, no labels. Starts no MPI.
+    The other options are those of `ingest`.
 
     Raises VolumeError where the volume cannot be read, ConfigError where a run folder is damaged.
     """
@@ -138,12 +143,11 @@ def info(
     path = Path(path)
     if is_run_folder(path):
         return run_facts(path)
-    from volseg.volumes.dicom.options import DicomOptions
     from volseg.volumes.label_files import label_table_of
     from volseg.volumes.reading import open_volume
     from volseg.volumes.summary import header_facts, value_facts
 
-    volume = open_volume(path, DicomOptions(series, fix_tilt, resample_gaps))
+    volume = open_volume(path, open_options(series, fix_tilt, resample_gaps, voxel_size, shape, dtype))
     names = label_table_of(path)
     facts = header_facts(volume) | ({} if header_only else value_facts(volume, names is not None))
     if names is not None and names.names:

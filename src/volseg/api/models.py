@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
+from volseg.api.opening import Sides, open_options
 from volseg.api.ranks import ranks
 from volseg.api.settings import OF_THE_NETWORK, Settings, overridden, parsed
 from volseg.errors import ConfigError
@@ -172,7 +173,9 @@ def _settings(config: Config | str | Path | None, recipe: str | None, run: Path,
 def segment(
     scan: str | Path, output: str | Path | None = None, *, model: str | Path = "volseg-run", partition: str = "auto",
     agglomerate: str = "auto", spacing: tuple[float, float, float] | Literal["model", "native"] = "model",
-    series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False, keep_largest: bool = False,
+    series: str | None = None, fix_tilt: bool = False, resample_gaps: bool = False,
+    voxel_size: Sides | str | None = None, shape: Triple | str | None = None, dtype: str | None = None,
+    keep_largest: bool = False,
     min_volume: float = 0.0, connectivity: int = 26, split: bool = False, save_probabilities: bool = False,
     statistics: bool = False, preview: bool = False, memory_limit: int | str | None = None,
     schedule: Literal["auto", "in-place", "recompute", "spill"] = "auto",
@@ -183,17 +186,16 @@ def segment(
 ) -> SegmentationReport:  # fmt: skip
     """Segment a scan; the mask lies on the scan's own grid, byte for byte the same on any number of ranks. Collective.
 
-    scan          NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file
-    output        mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, or .dcm; a folder: CASE.nii.gz in it; None:
-                  SCAN_mask.nii.gz beside the scan
+    scan          a volume of any format of docs/formats.md, or one DICOM series: a folder, a zip, a DICOMDIR, a file
+    output        the mask's file, also SCAN.zarr/labels/NAME; a folder: CASE.nii.gz in it; None: SCAN_mask.nii.gz
     model         run folder, or a weights file
     spacing       how the network sees the scan: the model's, "native", or mm along the patient's z, y, x
+    voxel_size    mm along D, H, W of a file that does not say (TIFF, HDF5, raw); shape, dtype: of a raw file's voxels
     keep_largest  of each label only the largest connected component; min_volume: mm³ of those that stay
     connectivity  6, 18 or 26 neighbours
     split         also a mask for each label; save_probabilities, statistics, preview: also those files
     memory_limit  bytes a rank may use, or a text such as "4GiB"; None: what the machine has free
-    schedule      how the network is run; "auto": the fastest that fits the memory
-    precision     how its tensors are stored; "auto": as it was trained
+    schedule      how the network is run; "auto": the fastest that fits; precision: how tensors are stored
     window        voxels of a sliding window on the network's axes, (96, 96, 96) or "96x96x96"; None: an imported
                   model's own, else the whole volume at once; step: how far windows lie apart, as a share of the window
     whole         the whole volume at once with an imported model too
@@ -212,7 +214,6 @@ def segment(
         from volseg.segmentation.segment import segment as run
         from volseg.segmentation.windows.options import WindowOptions
         from volseg.sizes import parse_memory, parse_shape
-        from volseg.volumes.dicom.options import DicomOptions
 
         if isinstance(memory_limit, str):
             memory_limit = parse_memory(memory_limit, "--memory-limit")
@@ -221,7 +222,7 @@ def segment(
             scan=Path(scan), model=Path(model), output=_path(output), partition=partition,
             probabilities=save_probabilities, statistics=statistics, preview=preview, report=_path(report_file),
             trace=_path(trace), overwrite=overwrite, spacing=spacing,
-            dicom=DicomOptions(series, fix_tilt, resample_gaps),
+            options=open_options(series, fix_tilt, resample_gaps, voxel_size, shape, dtype),
             cleaning=Cleaning(keep_largest, min_volume, connectivity), split=split, memory_limit=memory_limit,
             schedule=None if schedule == "auto" else Schedule(schedule),
             precision=None if precision == "auto" else Precision(precision), scratch=_path(scratch), go_on=go_on,

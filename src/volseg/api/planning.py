@@ -182,7 +182,7 @@ def run_study(
 
     Raises ConfigError under mpirun, and where the wishes cannot be met.
     """
-    from volseg.distributed.launch import under_launcher
+    from volseg.distributed.launchers import under_launcher
 
     if under_launcher():
         raise ConfigError("volseg study starts its own ranks: run it as an ordinary process, without mpirun")

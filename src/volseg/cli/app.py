@@ -20,7 +20,7 @@ from volseg import __version__
 from volseg.cli.failure import FAILED, describe
 from volseg.cli.streams import lost_result, secure_streams
 from volseg.deferred import own_this_process
-from volseg.distributed.launch import launched_rank
+from volseg.distributed.launchers import launched_rank
 
 # In the order in which they are used; what each does, as `volseg --help` shows it.
 COMMANDS = {

@@ -8,16 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from volseg.cli.options import Debug, FixTilt, JsonOutput, ResampleGaps, Series
+from volseg.cli.options import Debug, FixTilt, JsonOutput, RawShape, RawType, ResampleGaps, Series, VoxelSize
 
 
 def info(
     path: Annotated[
-        Path, typer.Argument(help="NIfTI file, .zarr, DICOM (folder, zip, DICOMDIR, file), or a run folder.")
+        Path,
+        typer.Argument(help="NIfTI, .zarr, DICOM, TIFF (file, folder), NRRD, MetaImage, HDF5, raw, or a run folder."),
     ],
     series: Series = None,
     fix_tilt: FixTilt = False,
     resample_gaps: ResampleGaps = False,
+    voxel_size: VoxelSize = None,
+    shape: RawShape = None,
+    dtype: RawType = None,
     header_only: Annotated[
         bool, typer.Option("--header-only", help="Read no voxels: no value range, no labels.")
     ] = False,
@@ -30,7 +34,16 @@ def info(
     """
     from volseg.api import info as facts_of
 
-    facts = facts_of(path, series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, header_only=header_only)
+    facts = facts_of(
+        path,
+        series=series,
+        fix_tilt=fix_tilt,
+        resample_gaps=resample_gaps,
+        voxel_size=voxel_size,
+        shape=shape,
+        dtype=dtype,
+        header_only=header_only,
+    )
     if json_output:
         _print(json.dumps(facts, indent=2))
         return

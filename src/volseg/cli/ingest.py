@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from volseg.cli.job import job
-from volseg.cli.options import Debug, FixTilt, NoProgress, OverlapRule, Overwrite, Quiet, ResampleGaps, Series
+from volseg.cli.options import (
+    Debug,
+    FixTilt,
+    NoProgress,
+    OverlapRule,
+    Overwrite,
+    Quiet,
+    RawShape,
+    RawType,
+    ResampleGaps,
+    Series,
+    VoxelSize,
+)
 from volseg.errors import ConfigError, VolumeError
 from volseg.sizes import parse_spacing
 
@@ -17,15 +29,16 @@ from volseg.sizes import parse_spacing
 def ingest(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SRC", help="NIfTI file, .zarr, or DICOM: a folder, a zip, a DICOMDIR, a file."),
+        typer.Argument(metavar="SRC", help="NIfTI, .zarr, DICOM, TIFF, NRRD, MetaImage, HDF5, raw; a file or folder."),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii or .zarr to write.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="A .nii.gz, .nii, .zarr, .nrrd, .mha or .tif to write."),
     ] = None,
     labels: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Also a mask (NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + "
+            help="Also a mask (a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT), as OUT + "
             "_labels; once for each of several readers."
         ),
     ] = None,
@@ -36,6 +49,9 @@ def ingest(
     ] = None,
     fix_tilt: FixTilt = False,
     resample_gaps: ResampleGaps = False,
+    voxel_size: VoxelSize = None,
+    shape: RawShape = None,
+    dtype: RawType = None,
     resample_labels: Annotated[
         bool, typer.Option("--resample-labels", help="Bring a mask that lies on another grid onto the image's.")
     ] = False,
@@ -64,7 +80,8 @@ def ingest(
 
         report = run(
             source, output, labels=labels, series=series, spacing=None if spacing is None else parse_spacing(spacing),
-            fix_tilt=fix_tilt, resample_gaps=resample_gaps, resample_labels=resample_labels, overlap=overlap,
+            fix_tilt=fix_tilt, resample_gaps=resample_gaps, voxel_size=voxel_size, shape=shape, dtype=dtype,
+            resample_labels=resample_labels, overlap=overlap,
             overwrite=overwrite, communicator=work.communicator, listen=work.listen,
         )  # fmt: skip
         work.tell(table("ingested", ["", "value"], report_rows(report), text_columns=2))
@@ -79,9 +96,10 @@ def series_table(source: Path) -> Any:
     from volseg.volumes.dicom.finding.candidates import candidate_rows
     from volseg.volumes.dicom.finding.series import survey
     from volseg.volumes.dicom.finding.sources import open_source
+    from volseg.volumes.formats.dicom import DICOM
     from volseg.volumes.reading import format_of
 
-    if format_of(source) != "dicom":
+    if format_of(source) is not DICOM:
         raise VolumeError(f"{source}: one volume, no DICOM; --list shows DICOM series: see volseg info {source}")
     found = survey(open_source(source))
     columns, candidates = candidate_rows(found)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from volseg.cli.failure import describe
-from volseg.distributed.placement import Placement
+from volseg.distributed.placement import Placement, binding_advice
 from volseg.distributed.start import start
-from volseg.events import Listener, ignore
+from volseg.events import Caution, Listener, ignore
 from volseg.messages import MESSAGES, MessageLog
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def job(quiet: bool = False, no_progress: bool = False, debug: bool = False) -> 
 
         screen = Screen(quiet=quiet, progress=not (quiet or no_progress))
     work = Job(communicator, placement, screen)
+    advice = binding_advice(placement)
+    if advice is not None:
+        work.listen(Caution(advice))
     try:
         yield work
     except typer.Exit:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.distributed.launch import under_launcher
+from volseg.distributed.launchers import under_launcher
 
 _LAUNCHERS = ("mpiexec", "mpirun", "orterun", "prterun", "prte", "hydra", "orted")
 _SHAPING = ("prepend", "outfile", "errfile", "output", "tag-", "timestamp", "xml")

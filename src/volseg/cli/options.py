@@ -51,6 +51,23 @@ FixTilt = Annotated[bool, typer.Option("--fix-tilt", help="Shear the slices of a
 ResampleGaps = Annotated[
     bool, typer.Option("--resample-gaps", help="Interpolate missing or uneven slices onto an even grid (DICOM).")
 ]
+VoxelSize = Annotated[
+    str | None,
+    typer.Option(
+        "--voxel-size", metavar="MM", show_default=False,
+        help="Sides of a voxel in a file that does not say (TIFF, HDF5, raw): 0.05, or along D x H x W 0.1x0.05x0.05.",
+    ),
+]  # fmt: skip
+RawShape = Annotated[
+    str | None,
+    typer.Option("--shape", metavar="DxHxW", show_default=False, help="The file is raw voxels, of this shape."),
+]
+RawType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", show_default=False, help="Type of raw voxels: uint8, int16, uint16, float32; big-endian: >u2."
+    ),
+]
 OverlapRule = Annotated[
     str,
     typer.Option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,8 @@ import typer
 from volseg.cli.options import Agglomerate, Debug, JsonOutput, Precision, PrecisionName
 from volseg.cli.rank_counts import parse_ranks
 from volseg.errors import ConfigError
-from volseg.sizes import parse_levels, parse_shape, parse_spacing
+from volseg.planning.batch_system import Site, System
+from volseg.sizes import parse_duration, parse_levels, parse_shape, parse_spacing
 
 if TYPE_CHECKING:
     from volseg.planning.answer import Answer, Asked
@@ -88,7 +91,23 @@ def plan_partition(
         Path | None,
         typer.Option(help="Machine, of volseg calibrate.  [default: volseg-profile.json, or a built-in one]"),
     ] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Print a batch script for Slurm, and nothing else.")] = False,
+    batch: Annotated[
+        System | None, typer.Option(help="Print a batch script for this system, and nothing else.")
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Short for --batch slurm.")] = False,
+    account: Annotated[str | None, typer.Option(help="Of a batch script: who pays.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Of a batch script: where it waits (Slurm's partition).")] = None,
+    time: Annotated[
+        str, typer.Option(help="Of a batch script: how long it may run, such as 4h or 1-12:00:00.")
+    ] = "24h",
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a batch script: a line before it, such as 'module load mpich'."),
+    ] = None,
+    launch_options: Annotated[
+        str | None,
+        typer.Option(help="Of a batch script: options of srun or mpirun.  [default: what this machine's MPI needs]"),
+    ] = None,
     program: Annotated[
         bool, typer.Option("--program", help="Print the steps of the busiest rank too, a line each.")
     ] = False,
@@ -104,12 +123,16 @@ def plan_partition(
     from volseg.api.planning import question
     from volseg.planning.answer import answer
 
-    if slurm and json_output:
-        raise ConfigError("--slurm and --json: give one of them; each prints nothing else")
-    if slurm and program:
-        raise ConfigError("--slurm and --program: give one of them; a batch script is printed alone")
-    if slurm and task is None:
-        raise ConfigError("--slurm: say what for, with --for train or --for segment")
+    script = "--batch" if batch is not None else "--slurm"
+    site = None
+    if slurm or batch is not None:
+        if json_output:
+            raise ConfigError(f"{script} and --json: give one of them; each prints nothing else")
+        if program:
+            raise ConfigError(f"{script} and --program: give one of them; a batch script is printed alone")
+        if task is None:
+            raise ConfigError(f"{script}: say what for, with --for train or --for segment")
+        site = _site(batch, slurm, account, queue, time, setup or [], launch_options)
     asked = question(
         volume, None if shape is None else parse_shape(shape), [] if ranks is None else parse_ranks(ranks), memory,
         None if task is None else task.value, partition, replicas, threads, node_memory, cores_per_node, nodes,
@@ -123,8 +146,8 @@ def plan_partition(
     found = answer(asked)
     if plot is not None:
         _plot(found, plot)
-    if slurm:
-        _print_script(asked, found)
+    if site is not None:
+        _print_script(asked, found, site, script)
     elif json_output:
         import json
 
@@ -166,7 +189,33 @@ def _plot(found: Answer, path: Path) -> None:
         scaling_figure(curves).savefig(temporary, format="png")
 
 
-def _print_script(asked: Asked, found: Answer) -> None:
+def _site(
+    batch: System | None, slurm: bool, account: str | None, queue: str | None, time: str, setup: list[str],
+    launch_options: str | None,
+) -> Site:  # fmt: skip
+    if slurm and batch not in (None, System.SLURM):
+        raise ConfigError(f"--slurm and --batch {batch}: give one of them")
+    system = batch or System.SLURM
+    if launch_options is not None:
+        launch: tuple[str, ...] = tuple(shlex.split(launch_options))
+    elif system is System.SLURM:
+        from volseg.distributed.launch import mpi_library
+        from volseg.distributed.slurm import KILL, srun_options
+
+        launch = srun_options(mpi_library()) or (KILL,)
+    else:
+        launch = ()
+    return Site(
+        system=system,
+        account=account,
+        queue=queue,
+        seconds=ceil(parse_duration(time, "--time")),
+        setup=setup,
+        launch=launch,
+    )
+
+
+def _print_script(asked: Asked, found: Answer, site: Site, option: str) -> None:
     """The script, or on standard error why there is none."""
     from volseg.planning.batch_script import Place, batch_script
     from volseg.planning.explanation import why_too_large
@@ -174,10 +223,10 @@ def _print_script(asked: Asked, found: Answer) -> None:
     if not found.fits:
         too_large = (why_too_large(one.question, one.run, one.whole) for one in found.tasks.values())
         reasons = [*found.no_machines.values(), *too_large]
-        print(f"error: --slurm: {reasons[0]}", file=sys.stderr)
+        print(f"error: {option}: {reasons[0]}", file=sys.stderr)
         return
     ((task, one),) = found.tasks.items()
     place = Place(one.placing.threads)
     if one.nodes is not None and asked.node is not None:
         place = Place(one.nodes.threads, one.nodes.nodes, one.placing.per_machine, asked.node.memory)
-    print(batch_script(task, one.run, place, asked.origin, one.memory.peak), end="")
+    print(batch_script(task, one.run, place, asked.origin, one.memory.peak, site), end="")

@@ -18,10 +18,13 @@ from volseg.cli.options import (
     Precision,
     PrecisionName,
     Quiet,
+    RawShape,
+    RawType,
     ResampleGaps,
     Series,
     Trace,
-)  # fmt: skip
+    VoxelSize,
+)
 from volseg.deferred import put_off
 from volseg.sizes import parse_spacing
 
@@ -37,14 +40,18 @@ class ScheduleName(StrEnum):
 
 def segment(
     scan: Annotated[
-        Path, typer.Argument(help="NIfTI file, .zarr, or one DICOM series: a folder, a zip, a DICOMDIR, a file.")
+        Path,
+        typer.Argument(
+            help="NIfTI, .zarr, DICOM series (folder, zip, DICOMDIR, file), TIFF, NRRD, MetaImage, HDF5, raw."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, .dcm (DICOM SEG), or a folder.  "
+            help="Mask: .nii.gz, .nii, .zarr, SCAN.zarr/labels/NAME, .dcm (DICOM SEG), .seg.nrrd, .nrrd, .mha, .tif, "
+            "or a folder.  "
             "[default: SCAN_mask.nii.gz]",
         ),
     ] = None,
@@ -81,6 +88,9 @@ def segment(
     series: Series = None,
     fix_tilt: FixTilt = False,
     resample_gaps: ResampleGaps = False,
+    voxel_size: VoxelSize = None,
+    shape: RawShape = None,
+    dtype: RawType = None,
     keep_largest: Annotated[
         bool, typer.Option("--keep-largest", help="Of each label only the largest connected component.")
     ] = False,
@@ -147,8 +157,9 @@ def segment(
 
         report = segment_scan(
             scan, output, model=model, partition=partition, agglomerate=agglomerate, spacing=_spacing(spacing),
-            series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, keep_largest=keep_largest,
-            min_volume=min_volume, connectivity=connectivity, split=split, save_probabilities=save_probabilities,
+            series=series, fix_tilt=fix_tilt, resample_gaps=resample_gaps, voxel_size=voxel_size, shape=shape,
+            dtype=dtype, keep_largest=keep_largest, min_volume=min_volume, connectivity=connectivity, split=split,
+            save_probabilities=save_probabilities,
             window=window, step=step, whole=whole, mirror=mirror, folds=folds,
             statistics=statistics, preview=preview, memory_limit=memory_limit, schedule=schedule.value,
             precision=precision.value,

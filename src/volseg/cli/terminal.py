@@ -7,7 +7,7 @@ import shutil
 import sys
 
 from volseg.cli.launcher import ancestors
-from volseg.distributed.launch import under_launcher
+from volseg.distributed.launchers import under_launcher
 
 
 def terminal_columns() -> int | None:

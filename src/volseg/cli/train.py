@@ -177,7 +177,7 @@ def train(
             warn_of_plan,
             warn_of_time,
         )  # fmt: skip
-        from volseg.distributed.launch import launchers
+        from volseg.distributed.launchers import launch_words
         from volseg.messages import MessageLog, duration
         from volseg.models.stored import BEST
         from volseg.sizes import parse_duration, parse_names
@@ -225,8 +225,7 @@ def train(
                 f"ended at step {report.steps} of {report.all_steps}: nothing improves; best weights: {run / BEST}"
             )
         elif report.stopped is not None:
-            started_by = next((one.name for one in launchers() if one.name == "srun"), "mpirun")
-            again = go_on_command(dataset, run, work.communicator.size, started_by, {
+            again = go_on_command(dataset, run, work.communicator.size, launch_words(), {
                 "--labels": labels, "--label-names": label_names, "--channels": channels,
                 "--partition": partition if partition != "auto" else None,
                 "--replicas": replicas if replicas != 1 else None,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 import numpy as np
 
 from volseg.distributed.meter import Meter
+from volseg.distributed.ordered_sum import sum_in_place
 from volseg.program.kinds import Kind
 
 if TYPE_CHECKING:
@@ -66,7 +67,10 @@ class Communicator(ABC):
 
     @abstractmethod
     def reduce_all(self, values: np.ndarray, how: Reduction = "sum") -> np.ndarray:
-        """Element-wise reduction of equal-shaped arrays; a new array, the same on every rank."""
+        """Element-wise reduction of equal-shaped arrays; a new array, the same on every rank.
+
+        The order of a sum follows from the number of ranks alone (`ordered_sum`).
+        """
 
     @abstractmethod
     def reduce_all_in_place(self, values: np.ndarray, how: Reduction = "sum") -> None:
@@ -159,7 +163,8 @@ def portable(error: BaseException) -> BaseException:
 
 def library_name(description: str) -> str:
     """Name and version from what an MPI library says of itself at length."""
-    return " ".join(description.strip("\0 \n").partition("\n")[0].split())
+    line = description.strip("\0 \n").partition("\n")[0].partition(", package:")[0]  # by whom Open MPI was built
+    return " ".join(line.split())
 
 
 class _Nothing:
@@ -256,7 +261,10 @@ class MpiCommunicator(Communicator):
     def reduce_all_in_place(self, values: np.ndarray, how: Reduction = "sum") -> None:
         self.meter.sent(1, values.nbytes)
         with self.meter.doing(Kind.REDUCTION), self.meter.waiting():
-            self.comm.Allreduce(self._in_place, values, op=self._operations[how])
+            if how == "sum" and values.dtype.kind == "f":
+                sum_in_place(self.comm, values)
+            else:  # in whatever order: the result is the same
+                self.comm.Allreduce(self._in_place, values, op=self._operations[how])
 
     def start_send_receive(
         self, sends: Sequence[tuple[int, np.ndarray]], receives: Sequence[tuple[int, np.ndarray]]

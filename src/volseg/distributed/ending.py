@@ -7,8 +7,10 @@ failed rank speaks for itself and aborts the job, which frees the others from wh
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
+import socket
 import stat
 import sys
 import termios
@@ -18,21 +20,37 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from volseg.distributed.communicator import Communicator, MpiCommunicator
+from volseg.distributed.heartbeat import VARIABLE, Heartbeat, allowed_silence, watch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 PATIENCE = 2.0  # seconds for the other ranks to fail too
 READER_LIMIT = 5.0  # seconds for the launcher to take the message before the abort
+ABORT_LIMIT = 10.0  # seconds for MPI to end the job
 FINALIZE_LIMIT = 5.0  # seconds for MPI to shut down after a failure of all ranks
+LAST_RANK = (
+    0.3  # seconds that the root, which alone ends with the code of a failure of all ranks, ends after the others
+)
 
 
 class JobCommunicator(MpiCommunicator):
-    """The whole job's ranks, with a second communicator on which failed ranks meet."""
+    """The whole job's ranks, with a second communicator on which failed ranks meet, and their heartbeat."""
 
     def __init__(self, comm: MPI.Comm, farewell: MPI.Comm) -> None:
         super().__init__(comm)
         self.farewell = farewell
+        self._nodes: list[str] = comm.allgather(socket.gethostname())
+        self.heartbeat = watch(comm.Dup(), self._end_without)
+
+    def _end_without(self, rank: int) -> None:
+        seconds = allowed_silence()
+        _say(
+            f"rank {self.rank}: error: nothing was heard of rank {rank} on {self._nodes[rank]} for {seconds:.0f} "
+            "seconds: it was killed (out of memory?) or stopped, or its machine is gone; the job ends\n"
+            f"Where ranks are silent for so long at work, give more seconds: {VARIABLE}={2 * seconds:.0f}"
+        )
+        _abort(1)
 
 
 def end_failed_job(
@@ -57,8 +75,11 @@ def end_failed_job(
     if communicator.is_root:
         for text in dict.fromkeys(text for _, text in endings):
             _say(text)
-    _finalize(code)
-    raise SystemExit(code)
+    _finalize(code, communicator.heartbeat)
+    if communicator.is_root:  # after the others: a launcher may kill those that are still there once one fails
+        time.sleep(LAST_RANK)
+        raise SystemExit(code)
+    raise SystemExit(0)
 
 
 def abort_unless_all_failed(
@@ -97,6 +118,8 @@ def _abort(code: int) -> NoReturn:
     _await_reader(2)
     # MPI libraries add a line of their own about the abort; the message above is the one to read.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # Where a rank is gone without a word, MPI may wait for it even here.
+    _leave_within(ABORT_LIMIT, code)
     # The world's, not a duplicate's: on that MPICH's mpiexec often returns 9 (its own SIGKILL) and not the code.
     MPI.COMM_WORLD.Abort(code)
     raise SystemExit(code)
@@ -119,15 +142,24 @@ def _unread(descriptor: int) -> int:
     return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-def _finalize(code: int) -> None:
+def _finalize(code: int, heartbeat: Heartbeat | None) -> None:
     from mpi4py import MPI
 
     # Messages that the failure left in flight may keep MPI from shutting down: then leave without it.
-    watchdog = threading.Timer(FINALIZE_LIMIT, os._exit, (code,))
-    watchdog.daemon = True
-    watchdog.start()
+    watchdog = _leave_within(FINALIZE_LIMIT, code)
+    if heartbeat is not None:
+        atexit.unregister(heartbeat.stop)
+        heartbeat.stop()
     MPI.Finalize()
     watchdog.cancel()
+
+
+def _leave_within(seconds: float, code: int) -> threading.Timer:
+    """End this process at once in so many seconds, unless the timer is cancelled."""
+    watchdog = threading.Timer(seconds, os._exit, (code,))
+    watchdog.daemon = True
+    watchdog.start()
+    return watchdog
 
 
 def _say(message: str) -> None:

@@ -13,11 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from volseg.distributed.arrays import as_array
-from volseg.distributed.communicator import Pending
 from volseg.distributed.grid import ProcessGrid
-from volseg.geometry import PerAxis, Triple
-from volseg.partition.ghosts import ghosts
 from volseg.partition.window import Range, WindowPlan
 from volseg.program.kinds import Kind
 
@@ -133,79 +129,3 @@ def _unpack(packed: Tensor, section: Tensor, *, add: bool = False) -> None:
         target += packed.to(section.device)
     else:
         target.copy_(packed)
-
-
-def ghost_widths(grid: ProcessGrid, width: PerAxis) -> tuple[Triple, Triple]:
-    """Ghosts of `width` before and after this rank's block on each axis: none where the volume ends."""
-    return ghosts(grid.coords, grid.dims, width)
-
-
-class GhostExchange:
-    """Fills the ghosts of a buffer from the neighbours' blocks, in place, while other work goes on.
-
-    The first axis is under way when the constructor returns; `advance` finishes an axis and starts the next, `wait`
-    finishes all. All ranks call them in the same order.
-
-    buffer  [low + d + high, .., .., C], contiguous, the block filled; blocks are at least as thick as the ghosts
-    """
-
-    def __init__(self, buffer: Tensor, low: Triple, high: Triple, grid: ProcessGrid) -> None:
-        self._buffer, self._low, self._high, self._grid = buffer, low, high, grid
-        self._axis = 0
-        self._pending: tuple[Pending, list[tuple[Tensor, Tensor]]] | None = None
-        self._start()
-
-    @property
-    def done(self) -> bool:
-        """Whether all ghosts are there."""
-        return self._axis == 3
-
-    def advance(self) -> None:
-        """Wait for the axis that is under way, if any, and start the next one."""
-        if self._pending is not None:
-            message, places = self._pending
-            with self._grid.communicator.meter.doing(Kind.HALO):
-                message.wait()
-                for packed, place in places:
-                    place.copy_(packed)
-            self._pending = None
-            self._axis += 1
-            self._start()
-
-    def wait(self) -> None:
-        """Wait for all axes."""
-        while not self.done:
-            self.advance()
-
-    def _start(self) -> None:
-        while self._axis < 3 and self._low[self._axis] == self._high[self._axis] == 0:
-            self._axis += 1
-        if self._axis < 3:
-            with self._grid.communicator.meter.doing(Kind.HALO):
-                self._start_axis()
-
-    def _start_axis(self) -> None:
-        axis, place = self._axis, self._grid.coords[self._axis]
-        low, high, length = self._low[axis], self._high[axis], int(self._buffer.shape[axis])
-        sends, receives, places = [], [], []
-        # (neighbour, ghosts at home, what the neighbour's ghosts are filled with)
-        for neighbour, width, ghost, inner in (
-            (place - 1, low, 0, low),
-            (place + 1, high, length - high, length - 2 * high),
-        ):
-            if width == 0:
-                continue
-            packed = self._face(inner, width).contiguous()
-            received = torch.empty_like(packed)
-            sends.append((neighbour, as_array(packed)))
-            receives.append((neighbour, as_array(received)))
-            places.append((received, self._face(ghost, width)))
-        self._pending = self._grid.lines[axis].start_send_receive(sends, receives), places
-
-    def _face(self, start: int, width: int) -> Tensor:
-        """A layer on the current axis: with the ghosts of the axes before, without those of the axes after."""
-        face = self._buffer.narrow(self._axis, start, width)
-        for later in range(self._axis + 1, 3):
-            low, high = self._low[later], self._high[later]
-            face = face.narrow(later, low, int(self._buffer.shape[later]) - low - high)
-        return face

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,20 @@ def bind(cores: tuple[int, ...]) -> bool:
     except (AttributeError, OSError):  # a system that binds no processes, or did not want to
         return False
     return True
+
+
+def binding_advice(placement: Placement, environment: Mapping[str, str] = os.environ) -> str | None:
+    """What to say where Open MPI's mpirun left most of the machine's cores to nobody; None where there is nothing.
+
+    By default it binds each of one or two ranks to a single core, so that each has a single thread on any machine.
+    """
+    used, there = placement.local_size * len(placement.cores), os.cpu_count() or 1
+    if "OMPI_COMM_WORLD_SIZE" not in environment or placement.bound or placement.sharing > 1 or used >= there:
+        return None
+    return (
+        f"mpirun bound each of the {placement.local_size} ranks on {placement.node} to {len(placement.cores)} of its "
+        f"{there} cores: give mpirun --bind-to none, or --map-by slot:PE={there // placement.local_size}"
+    )
 
 
 def placement_facts(communicator: Communicator, threads: int) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from volseg.distributed.communicator import Communicator
-from volseg.distributed.launch import connect, cores_per_rank
+from volseg.distributed.launch import connect
+from volseg.distributed.launchers import cores_per_rank
 from volseg.distributed.placement import Placement, place
 from volseg.machine import prepare_for_torch
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from volseg.distributed.halo import ghost_widths
+from volseg.distributed.ghost_exchange import ghost_widths
 from volseg.distributed.merging import LevelGrids
 from volseg.models.described import DescribedModule
 from volseg.networks.description import IMAGE

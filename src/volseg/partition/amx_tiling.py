@@ -100,6 +100,29 @@ def tile_products(counts: Sequence[Triple], voxel: int, channels: int) -> int:
     return sum(d * h * -(-w * voxel // INNER) for d, h, w in counts) * -(-channels // ROWS)
 
 
+def plan_tile_gradients(
+    planes: Range, height: int, breadth: int, reach: Reach, stride: Triple, counts: Sequence[Triple], voxel: int,
+    channels: int, width: int, kernel: Triple | None, threads: int,
+) -> Cut:  # fmt: skip
+    """The blocks of a convolution's gradients, whose output has these planes, height and breadth.
+
+    A product of tiles adds up over 32 channels for the inputs' gradients, over 32 voxels for the weight's.
+
+    reach     of the windows, which are cut from the output's gradient
+    stride    voxels of the inputs for each result
+    counts    taps on D, H, W of each kind of results
+    voxel     numbers of a window's voxel
+    channels  of the inputs together
+    width     results computed together
+    kernel    of the weight; None where it gets no gradient
+    """
+    products, beside = tile_products(counts, voxel, channels), 4 * width
+    if kernel is not None:
+        products += prod(kernel) * -(-voxel // ROWS) * -(-channels // ROWS) // 2
+        beside += 2 * channels * (prod(stride) + 1) + 3 * voxel * prod(reach.step)
+    return plan_tiles(planes, height, breadth, reach, voxel, beside, products, (1, 1, 1), threads)
+
+
 @dataclass(frozen=True)
 class Pairing:
     """How a block's voxels make pairs for the weight's gradient: voxels of a line, `steps` apart; see `amx.outer`.
@@ -124,13 +147,22 @@ class Pairing:
         """Results of a line, up to whole factors."""
         return 2 * self.pairs * self.steps
 
+    def line_numbers(self, stride: int, channels: int) -> int:
+        """Numbers of a line of a block's inputs, of which a result has `stride` voxels on a line."""
+        return self.columns * stride * channels
+
+    def tile_floats(self, planes: int, stride: Triple, channels: int) -> int:
+        """Floats of a block's inputs, in bfloat16, up to whole factors; the last channels are read beyond their end."""
+        plane = self.tile_lines * stride[1] * self.line_numbers(stride[2], channels)
+        return (planes * stride[0] * plane // 2 + 2 * ROWS) // ROWS * ROWS
+
     def left_floats(self, planes: int, channels: int) -> int:
         """Floats of the inputs' factors, of which a pair is as large as a float."""
         return planes * self.tile_lines * self.columns // 2 * _whole(channels, ROWS)
 
     def right_floats(self, planes: int, voxel: int) -> int:
         """Floats of the factors of a window of so many planes, those of each phase counted."""
-        return planes * self.shifts * self.lines * self.pairs * voxel
+        return _whole(planes * self.shifts * self.lines * self.pairs * voxel, ROWS)
 
 
 @lru_cache(maxsize=1024)
@@ -148,3 +180,45 @@ def pairing_of(cut: Cut, reach: Reach) -> Pairing:
         return taps * pairing.columns * pairing.tile_lines + 8 * pairing.shifts * 2 * pairing.pairs * pairing.lines
 
     return min((pairing(pairs) for pairs in (16, 8, 4, 2, 1)), key=cost)
+
+
+@dataclass(frozen=True)
+class GradientRoom:
+    """The scratch memory of a block's gradients, in floats; the weight's are 0 where it gets none.
+
+    window, results  of the block
+    tile             its inputs, in bfloat16
+    left, right      the factors of the weight's gradient
+    """
+
+    window: Window
+    results: int
+    tile: int = 0
+    left: int = 0
+    right: int = 0
+
+    @property
+    def floats(self) -> int:
+        """Everything."""
+        return self.window.size + self.results + self.tile + self.left + self.right
+
+
+def gradient_room(
+    cut: Cut, reach: Reach, stride: Triple, voxel: int, columns: int, channels: int, width: int, *, weight: bool
+) -> GradientRoom:
+    """What `plan_tile_gradients`'s blocks work in.
+
+    columns  as those of `window_of`
+    weight   whether the weight gets a gradient
+    """
+    pairing = pairing_of(cut, reach)
+    more = (pairing.lines, pairing.columns + pairing.shifts - pairing.steps) if weight else (0, 0)
+    window = window_of(cut, reach, voxel, columns, more)
+    results = results_floats(cut, window, 1, width)
+    if not weight:
+        return GradientRoom(window, results)
+    planes_read = reach.extent(0, cut.planes) * reach.phases
+    return GradientRoom(
+        window, results, pairing.tile_floats(cut.planes, stride, channels),
+        pairing.left_floats(cut.planes, channels), pairing.right_floats(planes_read, voxel),
+    )  # fmt: skip

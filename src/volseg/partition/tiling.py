@@ -24,7 +24,7 @@ _THIN_CHANNELS = 3
 PAIRED_SIDE = 4
 """Planes that two planes of results are computed from, and products of each."""
 
-_PAIRED_CHANNELS, _PAIRED_FILTERS = 32, 256 * 128
+_PAIRED_CHANNELS, _PAIRED_FILTERS = 24, 256 * 128
 """The fewest channels on either side, and the most filters, for which pairs of planes are computed together: a third
 fewer products save more than the transforms on D cost, and a third more weights fill neither caches nor memory."""
 
@@ -34,6 +34,10 @@ FLUSH_TILES = 3072
 _CACHE_FLOATS = 2**16
 """Of a block's transformed window: 256 KiB, half of a small second-level cache. Twice as many where planes are paired,
 whose weights are met by half as many tiles for each voxel."""
+
+_PAIRED_TILES = 32
+"""Of a block whose planes are paired, at most, unless large weights want more: its window is written once and read
+once where 32 outputs are computed together, and the smaller it is the less that costs."""
 
 _PLANES, _FEWEST_TILES = 8, 3
 """Of a block: with eight planes the two beside it cost a quarter of the transforms, which are a tenth of the whole."""
@@ -97,8 +101,8 @@ class Taps:
 
     @property
     def lines(self) -> int:
-        """Planes of lines that are in memory before they are transformed: four of a pair, and one made of two."""
-        return PAIRED_SIDE + 1 if self.paired else 1
+        """Planes of lines that are in memory before they are transformed: four of a pair."""
+        return PAIRED_SIDE if self.paired else 1
 
     def layers(self, planes: int) -> int:
         """Layers of a transformed window for so many planes of results, a multiple of a tile's."""
@@ -220,7 +224,8 @@ def plan_blocks(
     tile = taps.positions * padded_channels(window)
     deep, high, long = lcm(multiple[0], taps.planes), lcm(multiple[1], 2) // 2, lcm(multiple[2], 2) // 2
     depth = _even(count, _PLANES if taps.step == 1 else _STRIDED_PLANES, deep)
-    tiles = _even(tiles_there, max(_FEWEST_TILES, _CACHE_FLOATS * taps.planes // tile // taps.layers(depth)), long)
+    fitting = min(_CACHE_FLOATS * 2 // tile, _PAIRED_TILES) if taps.paired else _CACHE_FLOATS // tile
+    tiles = _even(tiles_there, max(_FEWEST_TILES, fitting // taps.layers(depth)), long)
     wanted = _tiles_for_weights(taps.terms * window * results, tile)
     if taps.paired:
         wanted = min(wanted, _LARGEST_PAIRED_WINDOW // tile)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 from volseg.geometry import Triple
+from volseg.machine import has_tiles
 from volseg.networks.description import IMAGE
+from volseg.partition.amx_tiling import (
+    INNER,
+    ROWS,
+    gradient_room,
+    plan_tile_gradients,
+    plan_tiles,
+    results_floats,
+    tile_products,
+    window_of,
+)
 from volseg.partition.direct_tiling import (
     FLUSH_VOXELS,
+    axis_taps,
     backward_reach,
     direct_room,
     forward_reach,
@@ -28,12 +41,12 @@ from volseg.partition.tiling import (
     registers_for,
     weight_room,
 )
+from volseg.precision import BFLOAT16, Precision
 from volseg.program.ops import Convolve, ConvolveBackward
 from volseg.program.tensors import Lifted, Source
 
 FLOAT = 4
-_LOSS_PIECE = 2**16
-_LOSS_TENSORS = 5
+_LOSS_PORTION = 128
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,32 @@ def _stored(source: Source, image: int) -> int:
     return padded_channels(source.node.channels) if isinstance(source, Lifted) else source.tensor.stored
 
 
-def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
-    """A convolution's forward. sides: of the output's block."""
+def on_tiles(sources: Sequence[Source], image: int, precision: Precision) -> bool:
+    """Whether a convolution of these is computed on AMX tiles here, as `kernels.block_convolution` has it.
+
+    The processor is that of the machine which plans.
+
+    image      channels of the image
+    precision  in which tensors are stored
+    """
+    return precision is BFLOAT16 and min(_channels(source, image) for source in sources) >= LANES and has_tiles()
+
+
+def _channels(source: Source, image: int) -> int:
+    if source.tensor.name == IMAGE:
+        return image
+    return source.node.channels if isinstance(source, Lifted) else source.tensor.channels
+
+
+def convolving(op: Convolve, sides: Triple, image: int, threads: int, precision: Precision) -> Work:
+    """A convolution's forward.
+
+    sides      of the output's block
+    image      channels of the image
+    precision  in which tensors are stored
+    """
+    if on_tiles(op.sources, image, precision):
+        return _on_tiles(op, sides, image, threads)
     (d, h, w), inputs, width, kernel = sides, stored_inputs(op.sources, image), op.output.stored, op.node.kernel
     inner, layout = sum(inputs), registers_for([width], [], LANES)
     weight = prod(kernel) * inner * width
@@ -75,8 +112,12 @@ def convolving(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
     return Work(2 * weight, direct_room(cut, reach, inner, 0, op.node.stride, layout))
 
 
-def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads: int) -> Work:
-    """A convolution's backward. sides: of the output's block."""
+def convolving_backward(
+    op: ConvolveBackward, sides: Triple, image: int, threads: int, precision: Precision
+) -> Work:  # fmt: skip
+    """A convolution's backward; as `convolving`."""
+    if op.targets and on_tiles(op.sources, image, precision):
+        return _backward_on_tiles(op, sides, image, threads)
     inputs, given = stored_inputs(op.sources, image) if op.targets else [], op.gradient.stored
     tile = sum(inputs) or given
     window, voxel = (given, given) if inputs else (padded_channels(image), image)
@@ -99,6 +140,47 @@ def convolving_backward(op: ConvolveBackward, sides: Triple, image: int, threads
     return Work(threads * sums + (weight if inputs else 0) + 2 * weight, room)
 
 
+def _on_tiles(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
+    (d, h, w), width, kernel, stride = sides, op.output.stored, op.node.kernel, op.node.stride
+    inner, layout, counts = sum(stored_inputs(op.sources, image)), registers_for([width], [], ROWS), [kernel]
+    reach, products = forward_reach(kernel, stride), tile_products(counts, inner, width)
+    cut = plan_tiles((0, d), h, w, reach, inner, 4 * layout.width, products, (1, 1, 1), threads)
+    window = window_of(cut, reach, inner, kernel[2])
+    room = window.size + results_floats(cut, window, reach.step[2], layout.width)
+    return Work(_packing(counts, inner, width), room)
+
+
+def _backward_on_tiles(op: ConvolveBackward, sides: Triple, image: int, threads: int) -> Work:
+    (d, h, w), width, kernel, stride = sides, op.gradient.stored, op.node.kernel, op.node.stride
+    inputs = stored_inputs(op.sources, image)
+    inner, layout, reach = sum(inputs), registers_for(inputs, [], ROWS), backward_reach(kernel, stride)
+    by_axis = [[len(axis_taps(k, s, rest)) for rest in range(s)] for k, s in zip(kernel, stride, strict=True)]
+    counts = [(d, h, w) for d, h, w in product(*by_axis)]
+    cut = plan_tile_gradients((0, d), h, w, reach, stride, counts, width, inner, layout.width, kernel, threads)
+    columns = max(count[2] for count in counts)
+    room = gradient_room(cut, reach, stride, width, columns, inner, layout.width, weight=True)
+    sums = prod(kernel) * width * -(-inner // ROWS) * ROWS
+    copies = threads * (3 if prod(sides) > 4 * FLUSH_VOXELS * threads else 1)
+    # The sums are made into the gradient when the turned weight has been given back, whose memory stays.
+    made = max(_packing(counts, width, inner), _packed(counts, width, inner) + 2 * sums)
+    return Work(copies * sums + made, room.floats)
+
+
+def _packed(counts: Sequence[Triple], voxel: int, channels: int) -> int:
+    """Floats of a weight in bfloat16 whose products fill whole tiles."""
+    terms = sum(d * h * -(-w * voxel // INNER) * INNER for d, h, w in counts)
+    return channels * terms // 2
+
+
+def _packing(counts: Sequence[Triple], voxel: int, channels: int) -> int:
+    """Floats of a weight in bfloat16 while it is made ready: as it is, by taps, at last in tiles.
+
+    Where it is not yet in tiles, the memory that an earlier weight gave back is still there, about as large.
+    """
+    taps, packed = sum(map(prod, counts)) * voxel * channels // 2, _packed(counts, voxel, channels)
+    return packed + max(2 * taps, taps if voxel % INNER == 0 else 2 * taps + packed)
+
+
 def is_minimal(kernel: Triple, stride: Triple) -> bool:
     """Whether a convolution is computed by Winograd's minimal filtering, unless it reads a thin image.
 
@@ -107,10 +189,9 @@ def is_minimal(kernel: Triple, stride: Triple) -> bool:
     return kernel[1:] == (3, 3) and stride == (1, 1, 1)
 
 
-def loss_floats(voxels: int, classes: int) -> int:
-    """Values that `losses.LossSums` holds of a slab of so many voxels: a piece of it, several times.
+def loss_floats(classes: int) -> int:
+    """Scratch memory of a thread of `kernels.softmax_loss`: of some voxels all classes twice, and three numbers.
 
-    Where the slab has several pieces, one tensor of the last is still there when those of the next are made.
+    The loss of regions holds pieces of a slab, which are small.
     """
-    tensors = _LOSS_TENSORS + (voxels > _LOSS_PIECE)
-    return tensors * min(voxels, _LOSS_PIECE) * classes
+    return (2 * classes + 3) * _LOSS_PORTION

@@ -167,7 +167,8 @@ class SegmentingPass:
 
     def _worked(self, op: Convolve) -> None:
         """The threads' scratch memory stays; so does that of the largest weight."""
-        work = convolving(op, self.places.sides(op.output), self.network.in_channels, self.threads)
+        sides, image = self.places.sides(op.output), self.network.in_channels
+        work = convolving(op, sides, image, self.threads, self.precision)
         self._work = max(self._work, (work.weights + self.threads * work.scratch) * FLOAT)
 
 

@@ -47,7 +47,7 @@ class TrainingPass:
     def __init__(
         self, network: Network, program: Program, share: Share, threads: int = 1, precision: Precision = FLOAT32
     ) -> None:  # fmt: skip
-        self.network, self.share, self.threads, self._size = network, share, threads, precision.size
+        self.network, self.share, self.threads, self.precision = network, share, threads, precision
         self.arena = Arena()
         self.peak_at = ""
         self.by_level: dict[int, int] = {}
@@ -65,7 +65,7 @@ class TrainingPass:
     @property
     def tensors(self) -> int:
         """Bytes of all tensors, and of what is free between them when most is held."""
-        return (self.arena.total + self._slabs) * self._size
+        return (self.arena.total + self._slabs) * self.precision.size
 
     @property
     def _slabs(self) -> int:
@@ -76,7 +76,7 @@ class TrainingPass:
         """Bytes of `tensors`, when most is held, by what they are for."""
         free = self.arena.total - self._most
         parts = {**self._at_most, SLABS: self._slabs, "free between tensors": free}
-        return {name: n * self._size for name, n in parts.items()}
+        return {name: n * self.precision.size for name, n in parts.items()}
 
     @property
     def total(self) -> int:
@@ -95,16 +95,16 @@ class TrainingPass:
             self._take(tensor, step.label)
         for before, after in step.renames:
             self._pieces[after] = self._pieces.pop(before)
-        self.held.append(sum(piece.size for piece in self._pieces.values()) * self._size)
+        self.held.append(sum(piece.size for piece in self._pieces.values()) * self.precision.size)
         match step.op:
             case Convolve() as op:
                 self._up_slab(op, op.output, self._brick_depth(op.output.stage))
                 sides = self._sides(op.output)
-                self._worked(convolving(op, sides, self.network.in_channels, self.threads))
+                self._worked(convolving(op, sides, self.network.in_channels, self.threads, self.precision))
             case ConvolveBackward() as op:
                 self._up_slab(op, op.gradient, _UP_MULTIPLE, with_gradient=True)
                 sides = self._sides(op.gradient)
-                self._worked(convolving_backward(op, sides, self.network.in_channels, self.threads))
+                self._worked(convolving_backward(op, sides, self.network.in_channels, self.threads, self.precision))
             case Classify() as op:
                 self._worked(self._loss(op))
                 if any(merge <= op.node.stage for merge in self.share.merges):
@@ -133,13 +133,13 @@ class TrainingPass:
         sides = self._with_ghosts(tensor)
         self._pieces[tensor] = self.arena.take(prod(sides) * tensor.stored)
         total = sum(piece.size for piece in self._pieces.values())
-        self.by_operation[label] = max(self.by_operation.get(label, 0), total * self._size)
+        self.by_operation[label] = max(self.by_operation.get(label, 0), total * self.precision.size)
         if total > self._most:
             self._most, self.peak_at = total, label
             self.by_level, self._at_most = {}, {"activations kept": 0, "their gradients": 0, HALOS: 0}
             for other, piece in self._pieces.items():
                 values = prod(self._sides(other)) * other.stored
-                self.by_level[other.stage] = self.by_level.get(other.stage, 0) + piece.size * self._size
+                self.by_level[other.stage] = self.by_level.get(other.stage, 0) + piece.size * self.precision.size
                 self._at_most["their gradients" if other.is_gradient else "activations kept"] += values
                 self._at_most[HALOS] += piece.size - values
 
@@ -171,13 +171,13 @@ class TrainingPass:
         self._largest_message = max(self._largest_message, self.share.message(stage, tensor.stored))
 
     def _loss(self, op: Classify) -> Work:
-        """A slab of logits, its gradient, and what the loss holds of it; deeper, the input's gradient, too."""
+        """A slab of logits, its gradient, and what the loss works in; deeper, the input's gradient, too."""
         sides, classes, width = self.share.sides[op.node.stage], op.node.channels, op.source.tensor.stored
         deep = op.node.stage > 0
         planes = deep_slab_planes(sides, classes, width) if deep else head_slab_planes(sides, classes)
         voxels = planes * sides[1] * sides[2]
         logits = voxels * (2 * padded_channels(classes) + width * deep)
-        return Work(logits + loss_floats(voxels, classes), 0)
+        return Work(logits, loss_floats(classes))
 
     def _worked(self, work: Work) -> None:
         """The threads' scratch memory stays from layer to layer."""

@@ -19,8 +19,8 @@ from volseg.segmentation.opening import LaidOut, Opened
 from volseg.segmentation.scale import strange_values
 from volseg.segmentation.windows.options import warning_of
 from volseg.segmentation.windows.planning import choose_windows
+from volseg.volumes.formats.dicom import SEGMENTATION_SUFFIX
 from volseg.volumes.scan import Scan
-from volseg.volumes.writing import SEGMENTATION_SUFFIX
 from volseg.volumes.zarr.label_image import store_of
 
 SEG_LIBRARIES = 120 * 2**20

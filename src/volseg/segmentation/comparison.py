@@ -23,6 +23,7 @@ from volseg.segmentation.evaluation import (
 from volseg.segmentation.mask_pair import open_pair
 from volseg.segmentation.pairing import pair_masks, passed_over
 from volseg.volumes.dataset import description_near, read_ignored_value, read_label_names, read_regions
+from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_map import LabelMap, MappedLabels, label_map
 from volseg.volumes.mask_folder import is_mask_folder
@@ -143,7 +144,7 @@ def _named(path: Path, gaps: bool) -> Named:
 
 def _label_map(job: EvaluationJob, names: Mapping[str, int] | None, ignore: int | None) -> LabelMap:
     """What becomes of the references' labels; where nothing names them, they have the values that the map names."""
-    if format_of(job.reference) == "dicom":
+    if format_of(job.reference) is DICOM:
         raise VolumeError(
             f"{job.reference}: labels of DICOM files go by their names, not by a map of values; bring them in first: "
             f"volseg ingest SCAN --labels {job.reference} -o NEW.nii.gz"

@@ -19,32 +19,32 @@ from volseg.program.schedule import Schedule
 from volseg.segmentation.postprocessing import Cleaning
 from volseg.segmentation.windows.options import WindowOptions
 from volseg.volumes.dataset import image_name
-from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.file_names import ending_of, stem_of
+from volseg.volumes.formats.registry import LISTED, MASKS, SUFFIXES, WRITTEN, file_of, writer_of
+from volseg.volumes.formats.zarr import is_zarr_store
 from volseg.volumes.image_file import ImageFile, channels_of_file, count_channels
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_names import alone, beside, split_paths
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.output import Content
-from volseg.volumes.reading import is_zarr_store
 from volseg.volumes.resampling import Spacing
 from volseg.volumes.scan import Scan
-from volseg.volumes.writing import SUFFIXES, Intended, check_output, check_small_output, rehearse, volume_suffix
+from volseg.volumes.writing import Intended, check_output, check_small_output, rehearse, volume_suffix
 from volseg.volumes.zarr.label_image import store_of
 
 VOLUMES = ("mask", "probabilities")
 OPTIONS = {"report": "--report", "trace": "--trace"}
-OTHER_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz", ".zip", ".dcm")
 
 
 @dataclass(frozen=True)
 class SegmentationJob:
     """What to segment, with which model, and what to write.
 
-    output         the mask: .nii.gz, .nii, .zarr, a label in a store (SCAN.zarr/labels/NAME), or a DICOM SEG (.dcm);
+    output         the mask: an ending of `formats.registry.MASKS`, or a label in a store (SCAN.zarr/labels/NAME);
                    a folder: CASE.nii.gz in it, by the scan's name; None: SCAN_mask.nii.gz beside the scan
     spacing        at which the network sees the scan: the model's, the scan's own, or mm along canonical D, H, W (the
                    patient's z, y, x, whatever the order of the scan's voxels)
-    dicom          which series, and what may be mended
+    options        which series, what may be mended, what the file does not say
     cleaning       which components to remove from the mask
     split          also a mask a label, 1 inside (`mask_names.split_paths`)
     probabilities  also MASK_probabilities, float32, classes last (first in .zarr); .nii.gz beside .dcm and labels
@@ -72,7 +72,7 @@ class SegmentationJob:
     trace: Path | None = None
     overwrite: bool = False
     spacing: Spacing | Literal["model", "native"] = "model"
-    dicom: DicomOptions = field(default_factory=DicomOptions)
+    options: OpenOptions = field(default_factory=OpenOptions)
     cleaning: Cleaning = field(default_factory=Cleaning)
     split: bool = False
     memory_limit: int | None = None
@@ -94,7 +94,7 @@ def channel_files(path: Path, channels: int) -> list[ImageFile]:
 
     Raises VolumeError where the header of a file that may be 4-D cannot be read.
     """
-    ending = ending_of(path.name, SUFFIXES)
+    ending = ending_of(path.name, LISTED)
     if channels > 1 and ending and path.name.endswith(f"_0000{ending}"):
         case = path.name.removesuffix(f"_0000{ending}")
         files = [path.with_name(image_name(case, channel, ending)) for channel in range(channels)]
@@ -107,7 +107,7 @@ def channel_files(path: Path, channels: int) -> list[ImageFile]:
 
 def input_files(channels: Iterable[ImageFile]) -> list[Path]:
     """All that is read of a scan's channels: their files (or folders), and both halves of a .hdr/.img pair."""
-    files = [channel.path for channel in channels]
+    files = [file_of(channel.path) for channel in channels]
     pairs = [file.with_suffix(half) for file in files for half in (".hdr", ".img") if file.suffix in (".hdr", ".img")]
     return list(dict.fromkeys(files + pairs))
 
@@ -118,8 +118,8 @@ def mask_path(job: SegmentationJob) -> Path:
     In a folder it is CASE.nii.gz, as nnU-Net names it and `evaluate` looks for it; SCAN_mask.nii.gz where that is the
     folder of the scan.
     """
-    scan = Path(os.path.abspath(job.scan))  # "." and ".." have a name too, and links stay where they are
-    stem = stem_of(scan.name, (*SUFFIXES, *OTHER_SUFFIXES))
+    scan = Path(os.path.abspath(file_of(job.scan)))  # "." and ".." have a name too, and links stay where they are
+    stem = stem_of(scan.name, SUFFIXES)
     if job.output is None:
         return scan.with_name(f"{stem}_mask.nii.gz")
     if not _is_plain_folder(job.output):
@@ -131,7 +131,7 @@ def mask_path(job: SegmentationJob) -> Path:
 
 def _is_plain_folder(path: Path) -> bool:
     """Whether it is a folder, and neither a store nor named like a volume or a label in a store."""
-    named = path.name.lower().endswith((*SUFFIXES, ".dcm"))
+    named = path.name.lower().endswith(MASKS)
     return path.is_dir() and not named and not is_zarr_store(path) and store_of(path) is None
 
 
@@ -147,7 +147,8 @@ def plan_outputs(job: SegmentationJob, labels: LabelTable) -> dict[str, Path]:
         outputs |= {f"mask of {names[value]}": path for value, path in split_paths(mask, labels).items()}
     if job.probabilities:
         suffix = volume_suffix(mask, mask=True)
-        outputs["probabilities"] = beside(mask, "_probabilities" + (suffix if suffix in SUFFIXES else ".nii.gz"))
+        fits = suffix in WRITTEN and writer_of(suffix).takes_channels
+        outputs["probabilities"] = beside(mask, "_probabilities" + (suffix if fits else ".nii.gz"))
     if job.statistics:
         outputs["statistics"] = beside(mask, "_statistics.csv")
     if job.preview:

@@ -14,6 +14,7 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.geometry import Box
 from volseg.volumes.canonical import in_order_of
+from volseg.volumes.formats.dicom import DICOM
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels, open_mask
@@ -35,10 +36,11 @@ def open_pair(
 
     Raises VolumeError where one of them cannot be read, or a DICOM file does not fit the other's grid.
     """
-    dicom = [format_of(path) == "dicom" for path in (prediction, reference)]
+    dicom = [format_of(path) is DICOM for path in (prediction, reference)]
     if not any(dicom):
         true = open_mask(reference, _about(reference, remark))
-        return in_order_of(open_mask(prediction, _about(prediction, remark)), true.space), true, ()
+        mask = open_mask(prediction, _about(prediction, remark), true.space.spacing)
+        return in_order_of(mask, true.space), true, ()
     if all(dicom):
         return _both_dicom(prediction, reference, names, remark)
     plain, labelled = (reference, prediction) if dicom[0] else (prediction, reference)

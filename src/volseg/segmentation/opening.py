@@ -28,10 +28,10 @@ from volseg.segmentation.job import SegmentationJob, channel_files, check_output
 from volseg.segmentation.windows.options import load_folds
 from volseg.segmentation.windows.planning import grid_of_columns
 from volseg.segmentation.windows.sweep import Windows
-from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
 from volseg.volumes.imported_scan import ImportedView, Manner, along, lay_out_imported, view_as_imported
 from volseg.volumes.label_table import LabelTable
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading_order import from_canonical_order, order_of
 from volseg.volumes.regions import mask_type
 from volseg.volumes.resampling import Spacing
@@ -132,7 +132,7 @@ def open_job(job: SegmentationJob, communicator: Communicator) -> tuple[Opened, 
         files = channel_files(job.scan, cards[0].described.in_channels)
     communicator.on_root(lambda: check_outputs(outputs, input_files(files), job.overwrite))
     with communicator.meter.doing(Kind.FILES):
-        channels = _open(files, job.dicom, communicator)
+        channels = _open(files, job.options, communicator)
     multiples = zip(*(per_axis(card.described.multiple) for card in cards), strict=True)
     d, h, w = (math.lcm(*axis) for axis in multiples)
     values = [None] if joined is None else [part.values for part in joined.parts]
@@ -215,7 +215,7 @@ def open_scan(
     partition: str,
     communicator: Communicator,
     spacing: SpacingChoice = "model",
-    dicom: DicomOptions = DicomOptions(),  # noqa: B008  (frozen)
+    options: OpenOptions = OpenOptions(),  # noqa: B008  (frozen)
 ) -> tuple[Scan, ProcessGrid]:
     """The scan at `path` laid over a grid of all ranks, for a model. Collective.
 
@@ -223,10 +223,10 @@ def open_scan(
     """
     with communicator.together():
         files = channel_files(path, card.described.in_channels)
-    laid = lay_out_over_ranks(_open(files, dicom, communicator), card, partition, spacing, communicator)
+    laid = lay_out_over_ranks(_open(files, options, communicator), card, partition, spacing, communicator)
     return laid.scan, laid.grid
 
 
-def _open(files: Sequence[ImageFile], dicom: DicomOptions, communicator: Communicator) -> tuple[Volume, ...]:
+def _open(files: Sequence[ImageFile], options: OpenOptions, communicator: Communicator) -> tuple[Volume, ...]:
     with communicator.together():
-        return open_channels(files, dicom)
+        return open_channels(files, options)

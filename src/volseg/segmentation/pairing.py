@@ -10,6 +10,7 @@ from volseg.errors import VolumeError
 from volseg.volumes.dataset import LABELS, reference_labels
 from volseg.volumes.dataset.undescribed import INGESTED, LABEL_ENDS, MASK, labels_beside
 from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, foreign_text, stem_of
+from volseg.volumes.formats.registry import file_of
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.mask_folder import is_mask_folder
 
@@ -35,7 +36,7 @@ def pair_masks(
     """
     prediction, reference = Path(prediction), Path(reference)
     for path in (prediction, reference):
-        if not path.exists():
+        if not file_of(path).exists():
             raise VolumeError(f"{path}: no such file or folder")
     folders = [path for path in (prediction, reference) if _is_folder(path)]
     one_of_cases = len(folders) == 1 and _is_folder_of_masks(folders[0])

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from volseg.distributed.launch import mpi_library
+from volseg.distributed.slurm import srun_options
 from volseg.errors import ConfigError, LaunchError
 
 MINUTES = 60.0
@@ -31,7 +33,9 @@ class Launcher:
 
 
 def find_launcher(given: str | None = None, environment: Mapping[str, str] = os.environ) -> Launcher | None:
-    """srun in a Slurm job, else the mpirun beside this Python, else that on PATH; None where there is none.
+    """srun in a Slurm job, where it starts ranks of this MPI; else the mpirun beside this Python, or that on PATH.
+
+    None where there is none.
 
     given  a command instead, such as ``srun --mpi=pmi2 -n {ranks}``
 
@@ -42,7 +46,9 @@ def find_launcher(given: str | None = None, environment: Mapping[str, str] = os.
             raise ConfigError(f"--launcher {given}: write {{ranks}} where their number goes, as in mpirun -n {{ranks}}")
         return Launcher(tuple(shlex.split(given)))
     if environment.get("SLURM_JOB_ID") and shutil.which("srun"):
-        return Launcher(("srun", "-n", "{ranks}"))
+        how = srun_options(mpi_library())
+        if how is not None:
+            return Launcher(("srun", *how, "-n", "{ranks}"))
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     return None if found is None else Launcher((found, "-n", "{ranks}"))

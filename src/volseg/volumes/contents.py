@@ -9,27 +9,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from volseg.volumes.formats.dicom import DICOM
+from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.hdf5 import HDF5
+from volseg.volumes.formats.metaimage import METAIMAGE
+from volseg.volumes.formats.nifti import NIFTI
+from volseg.volumes.formats.nrrd import NRRD
+from volseg.volumes.formats.registry import SUFFIXES
+from volseg.volumes.formats.tiff import TIFF
 from volseg.volumes.signs import HEAD, Form, form_of
 
 ANOTHER = "copy or download it again"
-ENDINGS = (
-    ".gz", ".nii", ".bz2", ".xz", ".zst", ".zip", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".hdr",
-    ".img", ".seg", ".tar", ".tgz", ".gipl",
-)  # fmt: skip
+PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".mgz", ".mgh", ".mnc", ".gipl", ".seg")
+"""Endings, beside those of the formats that are read, that a name loses when the file gets another."""
 
 
 class Kind(NamedTuple):
     """What a file is, in words, and what to do: a command where there is one.
 
-    is_nifti  it is NIfTI after all
-    archive   it is a zip or DICOM, in which a series may be
-    vague     its first bytes say little, and its name may say more
+    read_as  the format as which it can be read under a name that fits; None where volseg reads no such files
+    vague    its first bytes say little, and its name may say more
     """
 
     what: str
     remedy: str
-    is_nifti: bool = False
-    archive: bool = False
+    read_as: Format | None = None
     vague: bool = False
 
     def __str__(self) -> str:
@@ -54,7 +58,7 @@ def kind_of(path: Path) -> Kind | None:
     if form is Form.EMPTY:
         return Kind(f"gzip of {size} bytes without any contents" if len(head) == size else "damaged gzip", ANOTHER)
     kind = _WORDS[form](path, contents) if form is not None else None
-    if kind is None or kind.is_nifti or kind.archive or "nib-convert" in kind.remedy:
+    if kind is None or kind.read_as in (NIFTI, DICOM) or "nib-convert" in kind.remedy:
         return kind
     return Kind(f"gzip of what is {kind.what}", f"unpack it, then: {kind.remedy}")
 
@@ -74,7 +78,7 @@ def _quoted(path: Path) -> str:
 def _other(path: Path, ending: str) -> str:
     """A name beside `path`, another one than its own, quoted."""
     stem = path.name
-    while any(stem.lower().endswith(known) and len(stem) > len(known) for known in ENDINGS):
+    while any(stem.lower().endswith(known) and len(stem) > len(known) for known in (*SUFFIXES, *PACKINGS)):
         stem = stem[: stem.rindex(".")]
     other = path.with_name(stem + ending)
     return _quoted(path.with_name(f"{stem}_1{ending}") if other == path or other.exists() else other)
@@ -88,16 +92,8 @@ def _unpacked(what: str, program: str) -> Callable[[Path, bytes], Kind]:
     return lambda path, head: Kind(what, f"unpack it: {program} -dc < {_quoted(path)} > {_other(path, '.nii')}")
 
 
-def _through_itk(what: str) -> Callable[[Path, bytes], Kind]:
-    def kind(path: Path, head: bytes) -> Kind:
-        script = f"import SimpleITK as s; s.WriteImage(s.ReadImage({str(path)!r}), {_plain_other(path)!r})"
-        return Kind(what, f"convert it (pip install SimpleITK): python -c {shlex.quote(script)}")
-
-    return kind
-
-
-def _plain_other(path: Path) -> str:
-    return shlex.split(_other(path, ".nii.gz"))[0]
+def _renamed(what: str, ending: str, format: Format) -> Callable[[Path, bytes], Kind]:
+    return lambda path, head: Kind(what, f"give it its name: mv {_quoted(path)} {_other(path, ending)}", format)
 
 
 def _pointer(path: Path, head: bytes) -> Kind:
@@ -111,17 +107,24 @@ def _annex(path: Path, head: bytes) -> Kind:
 
 
 def _archive(path: Path, head: bytes) -> Kind:
-    return Kind("a zip archive", f"unpack it: unzip {_quoted(path)}", archive=True)
+    return Kind("a zip archive", f"unpack it: unzip {_quoted(path)}", DICOM)
 
 
 def _dicom(path: Path, head: bytes) -> Kind:
     return Kind(
-        "a DICOM file", f"give the folder of its series, or a multi-frame file as {_other(path, '.dcm')}", archive=True
+        "a DICOM file", f"give the folder of its series, or a multi-frame file as {_other(path, '.dcm')}", DICOM
     )
 
 
 def _mgh(path: Path, head: bytes) -> Kind:
     return Kind("a FreeSurfer volume (MGH)", f"convert it: nib-convert {_quoted(path)} {_other(path, '.nii.gz')}")
+
+
+def _hdf5(path: Path, head: bytes) -> Kind:
+    minc = f"convert MINC with: mnc2nii {_quoted(path)}"
+    if head.startswith(b"CDF"):
+        return Kind("netCDF (MINC?)", minc)
+    return Kind("HDF5", f"give it its name: mv {_quoted(path)} {_other(path, '.h5')}; {minc}", HDF5)
 
 
 def _text(path: Path, head: bytes) -> Kind:
@@ -130,7 +133,7 @@ def _text(path: Path, head: bytes) -> Kind:
 
 
 _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
-    Form.NIFTI: lambda path, head: Kind("NIfTI", "", is_nifti=True),
+    Form.NIFTI: lambda path, head: Kind("NIfTI", "", NIFTI),
     Form.DICOM: _dicom,
     Form.ZIP: _archive,
     Form.LFS_POINTER: _pointer,
@@ -139,8 +142,9 @@ _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
                           "download the file again (where it asks for a login, with it)"),
     Form.XML: _fixed("an XML text, perhaps a server's answer", "download the file again"),
     Form.JSON_ERROR: _text,
-    Form.NRRD: _through_itk("a NRRD image"),
-    Form.METAIMAGE: _through_itk("a MetaImage"),
+    Form.NRRD: _renamed("a NRRD image", ".nrrd", NRRD),
+    Form.METAIMAGE: _renamed("a MetaImage", ".mha", METAIMAGE),
+    Form.TIFF: _renamed("a TIFF image", ".tif", TIFF),
     Form.MGH: _mgh,
     Form.BZIP2: _unpacked("bzip2", "bzip2"),
     Form.XZ: _unpacked("xz", "xz"),
@@ -149,7 +153,7 @@ _WORDS: dict[Form, Callable[[Path, bytes], Kind]] = {
     Form.SEVEN_ZIP: lambda path, head: Kind("a 7z archive", f"unpack it: 7z x {_quoted(path)}"),
     Form.RAR: lambda path, head: Kind("a RAR archive", f"unpack it: unrar x {_quoted(path)}"),
     Form.TAR: lambda path, head: Kind("a tar archive", f"unpack it: tar -xf {_quoted(path)}"),
-    Form.HDF5: lambda path, head: Kind("HDF5 or netCDF (MINC?)", f"convert MINC with: mnc2nii {_quoted(path)}"),
+    Form.HDF5: _hdf5,
     Form.NUMPY: _fixed("a NumPy array, which knows no spacing", "save it as NIfTI, with nibabel"),
     Form.PICTURE: _fixed("a picture or document, no volume in space", "give .nii, .nii.gz or DICOM of what it shows"),
     Form.TEXT: _text,

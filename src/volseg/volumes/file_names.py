@@ -7,16 +7,30 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-FILE_ENDINGS = (".nii.gz", ".nii", ".zarr")
+from volseg.volumes.formats.raw import RAW
+from volseg.volumes.formats.registry import FORMATS, LISTED
 
-FOREIGN_ENDINGS = (
-    ".mha", ".mhd", ".nrrd", ".nhdr", ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.gz.gz", ".hdr", ".img",
-    ".hdr.gz", ".img.gz", ".mgz", ".mgh", ".mnc", ".mnc.gz", ".gipl", ".gipl.gz", ".vti", ".tif", ".tiff", ".dcm",
-    ".dicom", ".ima",
-)  # fmt: skip
-"""Of images and labels that are not taken from a folder of volumes."""
+FILE_ENDINGS = LISTED
+DESCRIPTION = "dataset.json"
+IMAGES, LABELS = "imagesTr", "labelsTr"
+"""What a data set's folder holds, in nnU-Net's layout."""
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+NOT_READ = (
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.gz.gz", ".mgz", ".mgh", ".mnc", ".mnc.gz", ".gipl", ".gipl.gz",
+    ".vti",
+)  # fmt: skip
+"""Endings of images and labels that volseg reads nowhere."""
+INGESTED_ALONE = tuple(
+    suffix
+    for format in FORMATS
+    if format is not RAW  # which may be the voxels of a header beside it
+    for suffix in format.suffixes
+    if suffix not in (*LISTED, ".zip")
+)
+"""Endings of images and labels that are read, but not taken from a folder of volumes."""
+FOREIGN_ENDINGS = (*NOT_READ, *INGESTED_ALONE, *DICOM_ENDINGS)
+
 LOOKED_INTO = 32  # files of a folder that may tell that it is a DICOM series
 NAMED = 3
 
@@ -66,8 +80,8 @@ def foreign_text(folder: Path, foreign: Sequence[Path]) -> str:
     """What is said of them."""
     named = ", ".join(path.name for path in foreign[:NAMED])
     more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
-    dicom = all(path.is_dir() or path.name.lower().endswith(DICOM_ENDINGS) for path in foreign)
-    remedy = f"volseg ingest {foreign[0].name} -o CASE.nii.gz brings one in" if dicom else "convert them to .nii.gz"
+    read = all(path.is_dir() or not path.name.lower().endswith(NOT_READ) for path in foreign)
+    remedy = f"volseg ingest {foreign[0].name} -o CASE.nii.gz brings one in" if read else "convert them to .nii.gz"
     return f"{folder}: passed over, as a folder of volumes holds {', '.join(FILE_ENDINGS)}: {named}{more}; {remedy}"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from volseg.volumes.dicom.options import DicomOptions
+from volseg.volumes.formats.registry import format_at
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Volume
 
@@ -15,15 +16,15 @@ class ImageFile:
     """Where one image channel lies.
 
     path     a file, or a folder (.zarr, DICOM)
-    channel  which volume of a 4-D NIfTI file, counted from 0 along its fourth axis; None: the file holds one volume
+    channel  which volume of a file of several channels (4-D NIfTI), counted from 0; None: the file holds one
     """
 
     path: Path
     channel: int | None = None
 
-    def open(self, dicom: DicomOptions = DicomOptions()) -> Volume:  # noqa: B008  (frozen)
+    def open(self, options: OpenOptions = OpenOptions()) -> Volume:  # noqa: B008  (frozen)
         """Only headers are read. Raises as `open_volume` does."""
-        return open_volume(self.path, dicom, self.channel)
+        return open_volume(self.path, options, self.channel)
 
     def __str__(self) -> str:
         return str(self.path) if self.channel is None else f"{self.path}, channel {self.channel}"
@@ -36,9 +37,5 @@ def channels_of_file(path: Path, channels: int) -> tuple[ImageFile, ...]:
 
 def count_channels(path: Path) -> int:
     """How many channels a file holds: the fourth axis of a 4-D NIfTI file, else 1. Raises VolumeError."""
-    from volseg.volumes.nifti.header import read_header
-    from volseg.volumes.nifti.reading import is_nifti_name
-
-    if not (path.is_file() and is_nifti_name(path)):
-        return 1
-    return read_header(path, 0).channels
+    format = format_at(path)
+    return 1 if format is None or format.channels is None else format.channels(path)

@@ -1,4 +1,4 @@
-"""Bring a scan into one volume file: NIfTI, zarr or a DICOM series in, NIfTI or OME-Zarr out, every voxel looked at."""
+"""Bring a scan of any format into one volume file, every voxel looked at."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Progress, ignore
-from volseg.geometry import Box
 from volseg.volumes.checks import check_finite
-from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.ingest_report import IngestedMask, IngestReport, hash_inputs, write_report
+from volseg.volumes.kept_slices import SliceKeeper
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_source import open_labels
 from volseg.volumes.mask_values import together
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.output import Content, Unit
 from volseg.volumes.overlap import Overlap
 from volseg.volumes.reading import open_volume
@@ -39,10 +39,10 @@ from volseg.volumes.writing import (
 class IngestJob:
     """What to bring in, and what may be done to it on the way.
 
-    output           .nii.gz, .nii or .zarr
-    labels           also a mask: NIfTI, zarr, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
+    output           a name that ends in one of `formats.registry.WRITTEN`
+    labels           also a mask: a volume, a folder of one mask a structure, DICOM SEG or RTSTRUCT; or one of each
                      of several readers. They go beside the output (`labels_path`)
-    dicom            which series, and what may be mended
+    options          which series, what may be mended, what the file does not say
     spacing          resample to this, mm along the scan's own D, H, W; None keeps the grid
     resample_labels  bring a mask that lies on another grid onto the image's, by the nearest voxel
     overlap          which structure has a voxel of several
@@ -51,7 +51,7 @@ class IngestJob:
     source: Path
     output: Path
     labels: tuple[Path, ...] = ()
-    dicom: DicomOptions = field(default_factory=DicomOptions)
+    options: OpenOptions = field(default_factory=OpenOptions)
     spacing: tuple[float, float, float] | None = None
     resample_labels: bool = False
     overwrite: bool = False
@@ -126,7 +126,7 @@ def _open(job: IngestJob, communicator: Communicator, listen: Listener) -> tuple
     with communicator.together():
         check_output(job.output, job.overwrite)
         check_small_output(report_path(job.output), job.overwrite)
-        volume = open_volume(job.source, job.dicom)
+        volume = open_volume(job.source, job.options)
         for number, source in enumerate(job.labels, start=1):
             place = labels_path(job.output, number if len(job.labels) > 1 else None)
             check_output(place, job.overwrite)
@@ -172,29 +172,6 @@ def report_path(output: Path) -> Path:
     return output.with_name(output.name[: -len(volume_suffix(output))] + "_ingest.json")
 
 
-class SliceKeeper:
-    """Reads boxes of a volume, keeping the last slices of a compressed one for the boxes beside.
-
-    Boxes that share slices then cost one inflation or decoding of these slices, for the memory they take.
-    """
-
-    def __init__(self, volume: Volume) -> None:
-        self._volume = volume
-        self._box: Box | None = None
-        self._slices = np.empty(0)
-
-    def read(self, box: Box) -> np.ndarray:
-        """The voxels of `box`."""
-        _, h, w = self._volume.shape
-        slices = Box((box.start[0], 0, 0), (box.stop[0], h, w))
-        if not self._volume.whole_slices or box == slices:
-            return self._volume.read(box)
-        if self._box != slices:
-            self._slices = self._volume.read(slices)
-            self._box = slices
-        return self._slices[box.relative_to(slices).slices]
-
-
 def _copy(
     volume: Volume,
     image: Volume,
@@ -218,7 +195,7 @@ def _copy(
         done += sum(unit.box.size for unit in units if unit is not None)
         mine, voxels = units[communicator.rank], None
         if mine is not None:
-            voxels = keeper.read(mine.box)
+            voxels = keeper.read(mine.box, keep=mine.box.shape[1:] != volume.shape[1:])
             check_finite(voxels, mine.box, volume.path)
             np.maximum(extremes, [-float(voxels.min()), float(voxels.max())], out=extremes)
         listen(Progress(f"writing {output.name}", round(done / 1e6, 2), round(total / 1e6, 2), "Mvoxels"))

@@ -16,6 +16,7 @@ from volseg.volumes.audit import Audit, count_reasons
 
 LIBRARIES = (
     "numpy", "nibabel", "pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pyjpegls", "highdicom", "zarr", "mpi4py",
+    "tifffile", "h5py",
 )  # fmt: skip
 NAMES_SHOWN = 12
 

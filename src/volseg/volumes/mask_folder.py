@@ -16,24 +16,25 @@ import numpy as np
 from volseg.errors import VolumeError, first_few
 from volseg.geometry import Box
 from volseg.volumes.audit import Audit, Dropped
+from volseg.volumes.file_names import FILE_ENDINGS, ending_of
+from volseg.volumes.formats.zarr import is_zarr_store
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_values import Remark, no_remark, tidied
 from volseg.volumes.overlap import Overlap, overlap_warning
-from volseg.volumes.reading import is_zarr_store, open_volume
+from volseg.volumes.reading import open_volume
 from volseg.volumes.volume import Volume
 
-ENDINGS = (".nii.gz", ".nii", ".zarr")
 INSIDE = (1, 255)
 BACKGROUND = "background"
 Fit = Callable[[Volume], Volume]
 
 
 def is_mask_folder(path: Path) -> bool:
-    """Whether volumes of NIfTI or zarr lie in a folder, which is no zarr itself."""
+    """Whether volumes lie in a folder, which is no zarr itself."""
     return (
         path.is_dir()
         and not is_zarr_store(path)
-        and any(_ending(file) and not file.name.startswith(".") for file in path.iterdir())
+        and any(ending_of(file.name) and not file.name.startswith(".") for file in path.iterdir())
     )
 
 
@@ -42,12 +43,12 @@ def mask_files(folder: Path) -> tuple[dict[str, Path], list[Dropped]]:
     files: dict[str, Path] = {}
     others = []
     for file in sorted(folder.iterdir()):
-        ending = _ending(file)
+        ending = ending_of(file.name)
         name = file.name[: len(file.name) - len(ending)]
         if file.name.startswith("."):
             others.append(Dropped(file.name, "a hidden file"))
         elif not ending:
-            others.append(Dropped(file.name, "no mask of NIfTI or zarr"))
+            others.append(Dropped(file.name, "no mask of a format that is read"))
         elif name == BACKGROUND:
             others.append(Dropped(file.name, "the background is what no other mask has"))
         elif name in files:
@@ -55,7 +56,7 @@ def mask_files(folder: Path) -> tuple[dict[str, Path], list[Dropped]]:
         else:
             files[name] = file
     if not files:
-        raise VolumeError(f"{folder}: no mask in it ({', '.join(ENDINGS)})")
+        raise VolumeError(f"{folder}: no mask in it ({', '.join(FILE_ENDINGS)})")
     return dict(sorted(files.items())), others
 
 
@@ -176,8 +177,3 @@ def _like(mask: Volume, first: Volume | None) -> Volume:
     mask = in_order_of(mask, first.space)
     check_same_grid(first, mask, "a mask", "masks of one folder must lie on one grid")
     return mask
-
-
-def _ending(file: Path) -> str:
-    """The ending of a mask's name, whatever its case; empty where it is no mask's."""
-    return next((ending for ending in ENDINGS if file.name.lower().endswith(ending)), "")

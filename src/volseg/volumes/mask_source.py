@@ -14,11 +14,15 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.audit import Audit
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_same_grid
+from volseg.volumes.formats.dicom import DICOM
+from volseg.volumes.formats.registry import file_of
 from volseg.volumes.label_files import label_table_of
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.mask_folder import is_mask_folder, open_mask_folder, table_of_folder
 from volseg.volumes.mask_values import Remark, Tidied, check_bounded, no_remark, tidied
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.overlap import Overlap
+from volseg.volumes.placing import Size
 from volseg.volumes.reading import format_of, open_volume
 from volseg.volumes.volume import Volume
 
@@ -32,7 +36,7 @@ def open_labels(
 ) -> tuple[Volume, LabelTable | None]:  # fmt: skip
     """The labels at `path` on the grid and in the voxel order of `image`, and their names where the file has them.
 
-    path      a mask (NIfTI, .zarr), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder
+    path      a mask (a volume), a folder of one mask a structure, or a DICOM SEG or RTSTRUCT: the file, or a folder
               with one such file
     resample  bring a mask that lies on another grid onto the image's, by the nearest voxel; ``audit.fixes`` says so
     overlap   which structure has a voxel of several
@@ -45,24 +49,28 @@ def open_labels(
     they are read, where they are negative or not whole.
     """
     path = Path(path)
-    if not path.exists():
+    if not file_of(path).exists():
         raise VolumeError(f"{path}: no such file or folder")
     if is_mask_folder(path):
         fit = partial(_fitted, image=image, resample=resample)
         return open_mask_folder(path, overlap, remark, fit), table_of_folder(path)
-    if format_of(path) == "dicom":
+    if format_of(path) is DICOM:
         return _open_dicom(path, image, resample, overlap)
-    return _fitted(WholeNumbers(open_volume(path), remark), image, resample), label_table_of(path)
+    options = OpenOptions(size_if_unsaid=image.space.spacing, overlap=overlap, remark=remark)
+    mask = open_volume(path, options)
+    return _fitted(WholeNumbers(mask, remark), image, resample), label_table_of(path)
 
 
-def open_mask(path: str | Path, remark: Remark = no_remark) -> Volume:
+def open_mask(path: str | Path, remark: Remark = no_remark, size: Size | None = None) -> Volume:
     """The mask, or folder of one mask a structure, at `path` on its own grid, its values as `mask_values` has them.
+
+    size  sides of a voxel, mm along D, H, W, of a file that does not say
 
     What is no label is left in it, for a reader that lists all that is wrong. Raises VolumeError as `open_volume` does.
     """
     path = Path(path)
     if not is_mask_folder(path):
-        mask = open_volume(path)
+        mask = open_volume(path, OpenOptions(size_if_unsaid=size, remark=remark))
         return mask if mask.dtype.kind in "iu" else Tidied(mask, remark)
     masks = open_mask_folder(path, remark=remark)
     for warning in masks.audit.warnings:

@@ -86,6 +86,13 @@ class Output(ABC):
     def encode(self, unit: Unit, voxels: np.ndarray) -> Any:
         """A sized piece of the file for one unit."""
 
+    def note(self, piece: Any) -> Any:
+        """What all ranks must learn of this rank's piece, sent along with its size; None: nothing."""
+        return None
+
+    def hear(self, notes: Sequence[Any]) -> None:  # noqa: B027
+        """The notes on a round's pieces, in the order of the units. On every rank, before `store`."""
+
     @abstractmethod
     def store(self, unit: Unit | None, piece: Any, before: int, total: int) -> None:
         """Put this rank's piece in its place. Local.

@@ -6,52 +6,47 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from volseg.config.stored_run import is_run_folder
 from volseg.errors import VolumeError
+from volseg.volumes.contents import kind_of
 from volseg.volumes.dicom.options import DicomOptions
-from volseg.volumes.file_names import ending_of, names_in, stem_of
+from volseg.volumes.file_names import DESCRIPTION, IMAGES, ending_of, names_in, stem_of
+from volseg.volumes.formats.dicom import DICOM
+from volseg.volumes.formats.format import Format
+from volseg.volumes.formats.raw import RAW
+from volseg.volumes.formats.registry import file_of, format_at
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.signs import ANNEX_MARK
 from volseg.volumes.volume import Volume
 
 
 def open_volume(
-    path: str | Path, dicom: DicomOptions = DicomOptions(), channel: int | None = None  # noqa: B008  (frozen)
+    path: str | Path, options: OpenOptions = OpenOptions(), channel: int | None = None  # noqa: B008  (frozen)
 ) -> Volume:  # fmt: skip
-    """The volume at `path`: a NIfTI file (.nii, .nii.gz, .hdr + .img), a .zarr folder, or DICOM: a folder, a zip, a
-    DICOMDIR, a multi-frame file.
+    """The volume at `path`, of any format in `formats.registry`.
 
-    dicom    which series, and what may be mended
-    channel  which volume of a 4-D NIfTI file, counted from 0; None: the file must hold one
+    options  which series of DICOM, what may be mended, what a file does not say itself
+    channel  which volume of a file of several channels, counted from 0; None: the file must hold one
 
     Only headers are read. Each format's library is imported when a file of it is met.
 
-    Raises VolumeError where there is nothing, or nothing that can be read faithfully, or where `dicom` asks for
+    Raises VolumeError where there is nothing, or nothing that can be read faithfully, or where `options` ask for
     something of another format.
     """
     path = Path(path)
     try:
-        if not path.exists():
+        if not file_of(path).exists():
             raise VolumeError(f"{path}: {missing(path)}")
-        kind = format_of(path)
-        if channel is not None and kind != "nifti":
+        format = RAW if options.shape is not None and format_at(path) is None else format_of(path)
+        if channel is not None and format.channels is None:
             raise VolumeError(f"{path}: no NIfTI file; of other formats each channel must be a volume of its own")
-        if kind == "zarr":
-            _refuse_options(path, dicom)
-            from volseg.volumes.zarr.reading import open_zarr
-
-            return open_zarr(path)
-        if kind == "nifti":
-            _refuse_options(path, dicom)
-            from volseg.volumes.nifti.reading import open_nifti
-
-            return open_nifti(path, channel)
+        _refuse_options(path, format, options)
+        if format is not DICOM:
+            return format.open(path, options, channel)
         _refuse_volseg_folder(path)
-        from volseg.volumes.dicom.volume import open_dicom
-
         try:
-            return open_dicom(path, dicom)
+            return format.open(path, options, channel)
         except VolumeError:
             scans = sorted(names_in(path).values())
             if scans and not _holds_dicom(path):
@@ -70,37 +65,29 @@ def missing(path: Path) -> str:
     return f"a link to {target}, which is not there; {remedy}"
 
 
-def format_of(path: Path) -> Literal["zarr", "nifti", "dicom"]:
-    """What a path must be if it is a volume or labels at all, by its name and by what kind of thing it is.
+def format_of(path: Path) -> Format:
+    """What a path must be if it is a volume or labels at all, by its name, by what kind of thing it is, and by how it
+    begins.
 
-    Raises VolumeError for a file of another format, with what brings it in.
+    Raises VolumeError for a file of a format that is not read, with what brings it in.
     """
-    from volseg.volumes.nifti.reading import is_nifti_name
-
-    if path.is_dir() and (path.suffix.lower() == ".zarr" or is_zarr_store(path)):
-        return "zarr"
-    if not path.is_file():
-        return "dicom"
-    if is_nifti_name(path):
-        return "nifti"
-    from volseg.volumes.contents import kind_of
-
+    format = format_at(path)
+    if format is not None or not path.is_file():
+        return format or DICOM
     kind = kind_of(path)
-    if kind is not None and not (kind.is_nifti or kind.archive or kind.vague):
+    if kind is None:
+        return DICOM
+    if kind.read_as is None and not kind.vague:
         raise VolumeError(f"{path}: {kind}")
-    return "nifti" if kind is not None and kind.is_nifti else "dicom"
+    return kind.read_as or DICOM
 
 
-def is_zarr_store(path: Path) -> bool:
-    """Whether a folder holds zarr metadata, or has nothing but the name."""
-    if not path.is_dir():
-        return False
-    metadata = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
-    return metadata or (path.suffix.lower() == ".zarr" and not any(path.iterdir()))
-
-
-def _refuse_options(path: Path, dicom: DicomOptions) -> None:
-    if dicom != DicomOptions():
+def _refuse_options(path: Path, format: Format, options: OpenOptions) -> None:
+    if format is not RAW and (options.shape is not None or options.dtype is not None):
+        raise VolumeError(f"{path}: {format.noun}; --shape and --dtype are for raw voxels, which have no header")
+    if format.own_size and options.voxel_size is not None:
+        raise VolumeError(f"{path}: {format.noun}, which says how large its voxels are; --voxel-size is for others")
+    if format is not DICOM and options.dicom != DicomOptions():
         raise VolumeError(f"{path}: no DICOM; --series, --fix-tilt and --resample-gaps are for DICOM series")
 
 
@@ -126,8 +113,6 @@ def _one_at_a_time(folder: Path, scans: Sequence[Path]) -> str:
 
 
 def _refuse_volseg_folder(path: Path) -> None:
-    from volseg.volumes.dataset import DESCRIPTION, IMAGES  # which reads volumes itself
-
     if (path / DESCRIPTION).is_file():
         raise VolumeError(f"{path}: a data set folder; give one image of it, from {path / IMAGES}")
     if is_run_folder(path):

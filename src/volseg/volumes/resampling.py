@@ -11,7 +11,7 @@ Linear interpolation has no low-pass filter before it, as in SimpleITK's: thinni
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Literal
 
@@ -22,6 +22,7 @@ from volseg.geometry import Box, format_triple
 from volseg.volumes.canonical import in_order_of
 from volseg.volumes.checks import check_finite
 from volseg.volumes.interpolation import AxisMap, Points, interpolate_axes, interpolate_points, nearest, vote
+from volseg.volumes.kept_slices import SliceKeeper
 from volseg.volumes.volume import Space, Volume
 
 How = Literal["linear", "nearest", "labels"]
@@ -123,7 +124,7 @@ class _ResampledView(Volume):
         old, new = _mm(volume.space.spacing), _mm(space.spacing)
         change = f"from {old} to {new} mm" if old != new else f"onto another grid of {new} mm"
         self.audit = replace(volume.audit, fixes=(*volume.audit.fixes, f"resampled {change}, {_WORDS[how]}"))
-        self._source, self._how, self._outside = _ForwardReader(volume), how, outside
+        self._source, self._how, self._outside = SliceKeeper(volume), how, outside
         self._maps = maps or axis_maps(volume.space, space)
         if outside is None and self._maps is not None:
             d, h, w = (replace(axis, inside=np.ones_like(axis.inside)) for axis in self._maps)
@@ -188,36 +189,6 @@ class _ResampledView(Volume):
             out[...] = found
         else:
             np.copyto(out, found.astype(self.dtype), where=inside)
-
-
-@dataclass
-class _ForwardReader:
-    """Reads boxes of a volume. Of a compressed one it keeps the slices that the next run of planes needs again."""
-
-    volume: Volume
-    _start: int = 0
-    _slices: np.ndarray | None = None
-
-    def read(self, box: Box, *, keep: bool) -> np.ndarray:
-        """The voxels of `box`; with `keep` whole slices are read, and kept for the box after."""
-        if not (keep and self.volume.whole_slices):
-            return self.volume.read(box)
-        first, last = box.start[0], box.stop[0]
-        _, h, w = self.volume.shape
-        kept = None
-        if self._slices is not None and self._start <= first < self._start + len(self._slices):
-            kept = self._slices[first - self._start :]
-        begin = first if kept is None else first + len(kept)
-        if begin < last:
-            new = self.volume.read(Box((begin, 0, 0), (last, h, w)))
-            kept = new if kept is None else np.concatenate([kept, new])
-        assert kept is not None
-        self._start, self._slices = first, kept
-        return kept[: last - first, box.start[1] : box.stop[1], box.start[2] : box.stop[2]]
-
-    def close(self) -> None:
-        self._slices = None
-        self.volume.close()
 
 
 def _span(low: float, high: float, length: int) -> tuple[int, int]:

@@ -14,10 +14,10 @@ from volseg.geometry import Box, PerAxis, Triple
 from volseg.partition.layout import Layout, padded_shape
 from volseg.volumes.canonical import canonical
 from volseg.volumes.checks import check_finite
-from volseg.volumes.dicom.options import DicomOptions
 from volseg.volumes.image_file import ImageFile
 from volseg.volumes.intensity import UNCHANGED, ChannelScheme, Normalization, Pieces, measure_by
 from volseg.volumes.interpolation import AxisMap
+from volseg.volumes.open_options import OpenOptions
 from volseg.volumes.reading_order import Reading
 from volseg.volumes.resampling import Spacing, axis_maps, kept_where_close, resampled, resampled_space
 from volseg.volumes.volume import Space, Volume
@@ -199,9 +199,9 @@ def boxes_between(d: Sequence[int], h: Sequence[int], w: Sequence[int]) -> list[
     ]
 
 
-def open_channels(files: Sequence[ImageFile], dicom: DicomOptions = DicomOptions()) -> tuple[Volume, ...]:  # noqa: B008
+def open_channels(files: Sequence[ImageFile], options: OpenOptions = OpenOptions()) -> tuple[Volume, ...]:  # noqa: B008
     """Open the channels of one scan. Raises VolumeError where they do not lie on one grid."""
-    volumes = tuple(file.open(dicom) for file in files)
+    volumes = tuple(file.open(options) for file in files)
     for other in volumes[1:]:
         if not other.space.matches(volumes[0].space):
             raise VolumeError(f"{other.path}: another grid than {volumes[0].path}; resample the channels onto one grid")

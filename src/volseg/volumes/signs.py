@@ -41,6 +41,7 @@ class Form(Enum):
     TAR = auto()
     HDF5 = auto()
     NUMPY = auto()
+    TIFF = auto()
     PICTURE = auto()
     ZEROS = auto()
     TEXT = auto()
@@ -107,7 +108,8 @@ _SIGNS: dict[Form, Callable[[bytes], bool]] = {
     Form.TAR: lambda head: head[257:262] == b"ustar",
     Form.HDF5: _begins(b"\x89HDF", b"CDF\x01", b"CDF\x02"),
     Form.NUMPY: _begins(b"\x93NUMPY"),
-    Form.PICTURE: _begins(b"II*\0", b"MM\0*", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"%PDF"),
+    Form.TIFF: _begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    Form.PICTURE: _begins(b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"%PDF"),
     Form.TEXT: _is_text,
     Form.ZEROS: lambda head: not any(head),
 }

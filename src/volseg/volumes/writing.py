@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -22,14 +22,16 @@ import numpy.typing as npt
 from volseg.distributed.communicator import Communicator, portable
 from volseg.errors import VolumeError
 from volseg.files import DISK_FAULTS
+from volseg.volumes.file_names import ending_of
+from volseg.volumes.formats.format import Request
+from volseg.volumes.formats.registry import MASKS, WRITTEN, writer_of
+from volseg.volumes.formats.zarr import is_zarr_store
 from volseg.volumes.label_table import LabelTable
 from volseg.volumes.output import Content, Output, Unit
 from volseg.volumes.trial import check_room, try_place
 from volseg.volumes.volume import Space, Volume
 from volseg.volumes.zarr.label_image import LABELS, check_grid, check_store, foreign_entries, label_images, store_of
 
-SUFFIXES = (".nii.gz", ".nii", ".zarr")
-SEGMENTATION_SUFFIX = ".dcm"
 _P = ParamSpec("_P")
 Produce = Callable[[list[Unit | None]], np.ndarray | None]
 
@@ -92,7 +94,7 @@ def prepare_volume(
     fixes: Sequence[str] = (),
     produce_communicates: bool = False,
 ) -> Unpublished:
-    """Write a volume on `space` for `path`: .nii, .nii.gz or .zarr, a mask also for STORE.zarr/labels/NAME or .dcm.
+    """Write a volume on `space` for `path`, of an ending in `formats.registry`; a mask also for STORE.zarr/labels/NAME.
 
     Collective.
 
@@ -216,8 +218,6 @@ def check_output(path: str | Path, overwrite: bool = False, *, mask: bool = Fals
         return
     if not overwrite:
         raise VolumeError(f"{path}: exists already; give --overwrite, or another name")
-    from volseg.volumes.reading import is_zarr_store
-
     folder = store is not None or suffix == ".zarr"
     if folder and not is_zarr_store(path):
         raise VolumeError(f"{path}: exists and is no zarr store, so it is not overwritten; give another name")
@@ -256,22 +256,26 @@ def _check_folder(path: Path) -> None:
 
 
 def volume_suffix(path: Path, *, mask: bool = False) -> str:
-    """``.nii.gz``, ``.nii`` or ``.zarr``; of a `mask` also ``.dcm``, and nothing for STORE.zarr/labels/NAME.
+    """The ending of a volume's name, in lower case, of those that are written (`formats.registry.WRITTEN`); of a `mask`
+    also of `MASKS`, and nothing for STORE.zarr/labels/NAME.
 
     Raises VolumeError for any other name.
     """
     name = path.name.lower()
-    if mask and store_of(path) is not None and not name.endswith((".nii", ".nii.gz", SEGMENTATION_SUFFIX)):
+    suffix = ending_of(name, MASKS if mask else WRITTEN)
+    if mask and store_of(path) is not None and suffix in ("", ".zarr"):
         return ""
-    for suffix in (*SUFFIXES, SEGMENTATION_SUFFIX) if mask else SUFFIXES:
-        if name.endswith(suffix) and len(name) > len(suffix):
-            return suffix
+    if suffix and len(name) > len(suffix):
+        return suffix
+    masks_only = [ending for ending in MASKS if ending not in WRITTEN]
     more = (
-        ", or a mask's in .dcm, or be that of a label, SCAN.zarr/labels/NAME, or of a folder that is there"
+        f", or a mask's in {' or '.join(masks_only)}, or be that of a label, SCAN.zarr/labels/NAME, or of a folder "
+        "that is there"
         if mask
         else ""
     )
-    raise VolumeError(f"{path}: cannot write that format; let the name end in .nii.gz, .nii or .zarr{more}")
+    listed = f"{', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}"
+    raise VolumeError(f"{path}: cannot write that format; let the name end in {listed}{more}")
 
 
 def _output(path: Path, content: Content, source: Volume | None) -> Output:
@@ -279,19 +283,9 @@ def _output(path: Path, content: Content, source: Volume | None) -> Output:
     suffix = volume_suffix(path, mask=labels is not None)
     if labels is not None and (stored.kind not in "iu" or content.channels is not None):
         raise VolumeError(f"{path}: labels must be whole numbers of one channel, not {stored}; write them as a volume")
-    if suffix == SEGMENTATION_SUFFIX:
-        from volseg.volumes.dicom.seg.output import SegOutput
-
-        return SegOutput(path, content, source)
-    if suffix in ("", ".zarr"):
-        from volseg.volumes.zarr.output import ZarrOutput
-
-        return ZarrOutput(content, in_store=suffix == "")
-    from volseg.volumes.nifti.output import NiftiOutput
-
-    if source is not None and source.forms is not None and source.space.matches(content.space):
-        content = replace(content, forms=source.forms)
-    return NiftiOutput(content, compress=suffix == ".nii.gz")
+    writer = writer_of(suffix)
+    assert writer.output is not None
+    return writer.output(Request(path=path, suffix=suffix, content=content, source=source))
 
 
 def _round(
@@ -315,11 +309,12 @@ def _round(
             piece = output.encode(mine, _checked(mine, voxels))
     except Exception as raised:
         error = error or raised
-    outcomes = communicator.gather_all((None if error is None else portable(error), len(piece)))
-    first = next((rank for rank, (e, _) in enumerate(outcomes) if e is not None), None)
+    outcomes = communicator.gather_all((None if error is None else portable(error), len(piece), output.note(piece)))
+    first = next((rank for rank, (e, _, _) in enumerate(outcomes) if e is not None), None)
     if first is not None:
         raise error if error is not None and first == communicator.rank else outcomes[first][0]
-    sizes = [size for _, size in outcomes]
+    sizes = [size for _, size, _ in outcomes]
+    output.hear([note for _, _, note in outcomes if note is not None])
     return _attempt(path, lambda: output.store(mine, piece, sum(sizes[: communicator.rank]), sum(sizes)))
 
 

@@ -229,3 +229,21 @@ def test_bfloat16_is_rounded_as_torch_rounds(lanes: int) -> None:
     assert torch.equal(one[:4096].view(torch.int16), halves.view(torch.int16))
     assert torch.equal(back.view(torch.int32) >> 16, halves.view(torch.int16).to(torch.int32))
     assert (one[4096:].view(torch.int16) == halves[-1:].view(torch.int16)).all()
+
+
+def test_bringing_a_line_near_changes_nothing_and_may_lie_beyond_all_memory() -> None:
+    module = Module(8)
+
+    @module.entry
+    def copy(f: Function, first: Int, last: Int, scratch: Pointer, *, x: Pointer, out: Pointer) -> None:
+        with f.loop(last, start=first, step=f.lanes) as (i, _):
+            for place in (x + i, x + (i + 1) * 2**40, f.nothing()):
+                place.prefetch()
+                place.prefetch(to_write=False)
+            (out + i).store((x + i).load())
+
+    x, out = torch.randn(64), torch.zeros(64)
+    before = x.clone()
+    Library(module)["copy"].bind(x=x, out=out)(0, 64)
+    assert torch.equal(out, before)
+    assert torch.equal(x, before)

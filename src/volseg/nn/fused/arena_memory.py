@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from volseg.distributed.halo import ghost_widths
+from volseg.distributed.ghost_exchange import ghost_widths
 from volseg.geometry import Triple
 from volseg.networks.description import Network
 from volseg.nn.fused.operand import Operand, Workplace

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor as TorchTensor
 
-from volseg.distributed.halo import ghost_widths
+from volseg.distributed.ghost_exchange import ghost_widths
 from volseg.geometry import Triple
 from volseg.networks.description import IMAGE, Network
 from volseg.nn.fused.image import Image, read_planes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from volseg.distributed.ghost_exchange import ghost_widths
 from volseg.distributed.grid import ProcessGrid
-from volseg.distributed.halo import ghost_widths
 from volseg.distributed.meter import Meter
 from volseg.geometry import Triple
 from volseg.nn.fused.backend import Backend

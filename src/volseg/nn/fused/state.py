@@ -10,7 +10,7 @@ import torch
 from torch import Tensor as TorchTensor
 from torch import nn
 
-from volseg.distributed.halo import GhostExchange
+from volseg.distributed.ghost_exchange import GhostExchange
 from volseg.distributed.merging import LevelGrids
 from volseg.geometry import Triple
 from volseg.networks.description import Network

@@ -15,7 +15,9 @@ from volseg.networks.description import Interpolation
 from volseg.nn.fused.backend import Interpolation as Interpolating
 from volseg.nn.fused.backend import PackedPoint, PointConvolutions
 from volseg.nn.fused.operand import Operand, Workplace
+from volseg.nn.kernels import passes
 from volseg.nn.kernels.block_convolution import Target
+from volseg.nn.kernels.forms import readable
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.slabs import Lift, UpSlab, up_slabs, up_slabs_of, up_sources
 from volseg.partition.tiling import padded_channels
@@ -175,9 +177,11 @@ def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
     """Sums over all voxels of planes of a block, by default all, [C] float64."""
     if planes is not None:
         rows = rows.seen_from((planes[0], 0, 0), (planes[1] - planes[0], *rows.sides[1:]))
+    if readable(rows.buffer):
+        return passes.channel_sums(rows)
     own = rows.own
-    if own.dtype == torch.float32:
-        return own.sum((0, 1)).double().sum(0)
+    if own.dtype == torch.float32 or own.device.type != "cpu":  # a processor would make a copy of it all in float32
+        return own.sum((0, 1), dtype=torch.float32).double().sum(0)
     lines = torch.zeros(own.shape[2:], dtype=torch.float64, device=own.device)
     for plane in own:  # a copy in float32 of one plane at a time
         lines += plane.float().sum(0)

@@ -107,12 +107,15 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
                     (target + (x * stride + c)).copy_one(first + (x * channels + c))
             with aligned, f.loop(channels, step=lanes) as (c, _), f.either(source.scale.is_given()) as (scaled, bare):
                 with bare, f.loop(end, start=begin) as (x, _):
-                    (target + (x * stride + c)).store((first + (x * channels + c)).load())
+                    place = first + (x * channels + c)
+                    (place + source.line).prefetch(to_write=False)
+                    (target + (x * stride + c)).store(place.load())
                 with scaled:
                     reading = source.reading(f, kind, c)
                     with f.loop(end, start=begin) as (x, _):
-                        value = reading.activated((first + (x * channels + c)).load())
-                        (target + (x * stride + c)).store(value)
+                        place = first + (x * channels + c)
+                        (place + source.line).prefetch(to_write=False)
+                        (target + (x * stride + c)).store(reading.activated(place.load()))
 
     return fill_line
 
@@ -214,6 +217,8 @@ def _define_outer_sums(module: Module, layout: Registers, taps: int, in_vectors:
             starts = [out + ((channels * tap + a) * width_y + b) for tap in range(taps)]
             targets = [start + width_y * n for start in starts for n in range(pairs)]
             sums = [f.constant(0)] * (taps * pairs * vectors)
+            for place in (target + m * lanes for target in targets for m in range(vectors)):
+                place.prefetch()  # sums are short, and what they are added to lies far away
             with f.loop(count, carried=sums) as (r, state):
                 factors = [(y + (r * width_y + b + m * lanes)).load() for m in range(vectors)]
                 new = []

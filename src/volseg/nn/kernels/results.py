@@ -30,6 +30,7 @@ def define_store(module: Module, layout: Registers) -> Any:
                     with f.loop(results.x1, start=results.x0) as (x, _):
                         for n in range(vectors):
                             place, value = line + (x * target.channels + n * lanes), source + (x * width + n * lanes)
+                            (place + target.line).prefetch()
                             place.store(place.load() + value.load() if adds else value.load())
 
     return store

@@ -2,7 +2,6 @@
 
 from volseg.volumes.dataset.case import Case, Dataset, DataSource, Fault
 from volseg.volumes.dataset.description import (
-    DESCRIPTION,
     check_labels,
     image_name,
     read_ignored_value,
@@ -10,10 +9,9 @@ from volseg.volumes.dataset.description import (
     read_regions,
     write_dataset_json,
 )
-from volseg.volumes.dataset.layout import IMAGES, LABELS
 from volseg.volumes.dataset.reading import read_dataset, survey_dataset
 from volseg.volumes.dataset.references import description_near, reference_labels
-from volseg.volumes.file_names import FILE_ENDINGS
+from volseg.volumes.file_names import DESCRIPTION, FILE_ENDINGS, IMAGES, LABELS
 
 __all__ = [
     "DESCRIPTION", "FILE_ENDINGS", "IMAGES", "LABELS", "Case", "DataSource", "Dataset", "Fault", "check_labels",

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from volseg.errors import VolumeError, first_few
 from volseg.volumes.dataset.case import Case, Dataset
-from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.json_file import load_json
+from volseg.volumes.file_names import DESCRIPTION
 
 ANNOTATED = "annotated"
 

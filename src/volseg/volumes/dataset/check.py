@@ -12,9 +12,9 @@ from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Message, ignore
 from volseg.volumes.dataset.at_spacing import lost_labels
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
-from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.examination import examine
 from volseg.volumes.dataset.reading import survey_dataset
+from volseg.volumes.file_names import DESCRIPTION
 from volseg.volumes.fingerprint import Fingerprint
 
 

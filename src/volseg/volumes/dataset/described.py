@@ -16,7 +16,6 @@ from typing import Any
 from volseg.errors import VolumeError
 from volseg.volumes.dataset.case import Case, Dataset, Fault
 from volseg.volumes.dataset.description import (
-    DESCRIPTION,
     as_whole,
     ignored_value,
     image_name,
@@ -25,9 +24,18 @@ from volseg.volumes.dataset.description import (
     parse_regions,
 )
 from volseg.volumes.dataset.json_file import load_json
-from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, alike_text, is_own_output, nested_text
+from volseg.volumes.dataset.layout import CHANNEL_END, alike_text, is_own_output, nested_text
 from volseg.volumes.dataset.listed import follow_list, listed_files
-from volseg.volumes.file_names import FILE_ENDINGS, ending_of, foreign_in, names_in, volumes_in
+from volseg.volumes.file_names import (
+    DESCRIPTION,
+    FILE_ENDINGS,
+    IMAGES,
+    LABELS,
+    ending_of,
+    foreign_in,
+    names_in,
+    volumes_in,
+)
 from volseg.volumes.image_file import ImageFile, channels_of_file
 from volseg.volumes.readers import by_scan
 

@@ -19,9 +19,9 @@ import numpy as np
 from volseg.errors import VolumeError
 from volseg.files import write_text
 from volseg.volumes.dataset.json_file import load_json
+from volseg.volumes.file_names import DESCRIPTION
 from volseg.volumes.regions import Region, value_names
 
-DESCRIPTION = "dataset.json"
 IGNORE_LABEL = "ignore"
 
 

@@ -11,8 +11,9 @@ from volseg.errors import first_few
 from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import not_finite_text
 from volseg.volumes.dataset.case import Case, Dataset, Fault, Kind
-from volseg.volumes.dataset.description import DESCRIPTION, outside_message
+from volseg.volumes.dataset.description import outside_message
 from volseg.volumes.dataset.mixed_up import exchanged_text
+from volseg.volumes.file_names import DESCRIPTION
 from volseg.volumes.fingerprint import CaseFingerprint, Fingerprint
 from volseg.volumes.mask_values import together
 from volseg.volumes.volume import Space

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from volseg.volumes.dataset.description import DESCRIPTION
+from volseg.volumes.file_names import DESCRIPTION, IMAGES, LABELS
 
-IMAGES, LABELS = "imagesTr", "labelsTr"
 PARTS = (IMAGES, LABELS, "imagesTs", "labelsTs")
 CHANNEL_END = re.compile(r"_\d{4}$")
 OUTPUT_ENDS = ("_mask", "_mask_probabilities")

@@ -10,9 +10,9 @@ from typing import Any
 
 from volseg.errors import VolumeError
 from volseg.volumes.dataset.case import Case, Fault
-from volseg.volumes.dataset.description import DESCRIPTION, image_name
-from volseg.volumes.dataset.layout import CHANNEL_END, IMAGES, LABELS, is_own_output
-from volseg.volumes.file_names import ending_of, names_in, stem_of
+from volseg.volumes.dataset.description import image_name
+from volseg.volumes.dataset.layout import CHANNEL_END, is_own_output
+from volseg.volumes.file_names import DESCRIPTION, IMAGES, LABELS, ending_of, names_in, stem_of
 from volseg.volumes.image_file import ImageFile, channels_of_file
 from volseg.volumes.readers import READER_END
 

@@ -11,12 +11,11 @@ from volseg.errors import VolumeError
 from volseg.volumes.dataset.annotated import with_annotated
 from volseg.volumes.dataset.case import Dataset, DataSource, Fault
 from volseg.volumes.dataset.described import survey_described
-from volseg.volumes.dataset.description import DESCRIPTION
-from volseg.volumes.dataset.layout import IMAGES, LABELS, alike_text, nested_text, set_of_part
+from volseg.volumes.dataset.layout import alike_text, nested_text, set_of_part
 from volseg.volumes.dataset.undescribed import holds_volumes, survey_ingested, survey_pair
-from volseg.volumes.file_names import foreign_in, foreign_text
+from volseg.volumes.file_names import DESCRIPTION, IMAGES, LABELS, foreign_in, foreign_text
+from volseg.volumes.formats.zarr import is_zarr_store
 from volseg.volumes.label_map import label_map
-from volseg.volumes.reading import is_zarr_store
 
 
 def read_dataset(source: str | Path | DataSource) -> Dataset:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from volseg.errors import VolumeError
 from volseg.volumes.dataset.described import file_ending, twins_in
-from volseg.volumes.dataset.description import DESCRIPTION
 from volseg.volumes.dataset.json_file import load_json
-from volseg.volumes.dataset.layout import LABELS, set_of_part
+from volseg.volumes.dataset.layout import set_of_part
 from volseg.volumes.dataset.listed import ListedPaths, listed_files
-from volseg.volumes.file_names import FILE_ENDINGS, names_in
+from volseg.volumes.file_names import DESCRIPTION, FILE_ENDINGS, LABELS, names_in
 
 
 def description_near(path: Path) -> Path | None:

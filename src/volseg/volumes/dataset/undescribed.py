@@ -27,7 +27,8 @@ from volseg.volumes.readers import READER_END
 INGESTED = "_labels"
 MASK = "_mask"  # which `volseg segment` adds to a scan's name: never taken for labels without being asked
 LABEL_ENDS = (
-    INGESTED, "_label", "-labels", "-label", "_seg", "-seg", "_segmentation", "-segmentation", "_gt", "-gt",
+    INGESTED, "_label", "-labels", "-label", "_seg", "-seg", "_segmentation", "-segmentation", ".seg", "_gt",
+    "-gt",
 )  # fmt: skip
 """What people add to a scan's name for its labels; the first wins."""
 MOST_VALUES = 1024  # different ones; beyond them it is an image

@@ -22,8 +22,9 @@ from volseg.errors import VolumeError, first_line
 from volseg.geometry import Triple, format_triple
 from volseg.volumes.checks import check_affine
 from volseg.volumes.contents import kind_of
+from volseg.volumes.formats.nifti import NIFTI
+from volseg.volumes.inflate import DamagedGzip, SeekableGzip
 from volseg.volumes.nifti.forms import Forms, forms_of
-from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
 from volseg.volumes.nifti.library import nibabel
 from volseg.volumes.tolerance import OFF_GRID
 from volseg.volumes.volume import Space
@@ -323,6 +324,6 @@ def _mm(sides: np.ndarray) -> str:
 
 def _not_readable(path: Path, error: BaseException) -> VolumeError:
     kind = kind_of(path)
-    if kind is not None and not kind.is_nifti:
+    if kind is not None and kind.read_as is not NIFTI:
         return VolumeError(f"{path}: not a readable NIfTI file but {kind}")
     return VolumeError(f"{path}: not a readable NIfTI file ({first_line(error)}); copy or download it again")

@@ -8,47 +8,37 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import zlib
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from volseg.errors import VolumeError
-from volseg.files import flush_to_disk
-from volseg.geometry import Box, Triple
 from volseg.volumes.nifti.forms import set_forms
 from volseg.volumes.nifti.label_names import CARET, caret_extension
 from volseg.volumes.nifti.library import nibabel
-from volseg.volumes.output import Content, Unit, shrinks_to, units_of
-from volseg.volumes.shared_file import SharedFile
+from volseg.volumes.output import Content, Unit, shrinks_to
+from volseg.volumes.planes_output import PlanesOutput
 from volseg.volumes.volume import Space
 
-UNIT_BYTES = 1 << 20
 COMPRESSION_LEVEL = 4
 LONGEST_NIFTI1_SIDE = 32767
 
 
-class NiftiOutput(SharedFile):
+class NiftiOutput(PlanesOutput):
     """A single-file NIfTI-1, little-endian; NIfTI-2 where a side is too long for that, or where the scan is one."""
 
     def __init__(self, content: Content, *, compress: bool) -> None:
-        self.dtype = content.dtype.newbyteorder("<")
-        self.units = plane_units(content.space.shape, content.dtype, content.channels)
-        self._content, self._compress = content, compress
-        self.header = self._piece(header_bytes(content))
-        super().__init__(len(self.header))
+        self._compress = compress
+        super().__init__(content, self._piece(header_bytes(content)))
 
     @property
     def least_bytes(self) -> int:
-        content = self._content
-        voxels = math.prod(content.space.shape) * (content.channels or 1) * content.dtype.itemsize
-        return len(self.header) + (voxels // shrinks_to(content) if self._compress else voxels)
+        return len(self.header) + (
+            self.voxel_bytes // shrinks_to(self.content) if self._compress else self.voxel_bytes
+        )  # fmt: skip
 
     def rehearse(self) -> tuple[str, ...]:
-        longest = max(self._content.space.shape)
+        longest = max(self.content.space.shape)
         if longest <= LONGEST_NIFTI1_SIDE:
             return ()
         return (
@@ -56,31 +46,14 @@ class NiftiOutput(SharedFile):
             "ITK, Slicer and nnU-Net's SimpleITK reader open no NIfTI-2: give a .zarr for other tools",
         )
 
-    def create(self, temporary: Path) -> None:
-        with temporary.open("xb") as file:
-            file.write(self.header)
-
     def encode(self, unit: Unit, voxels: np.ndarray) -> bytes | memoryview:
-        raw = voxels.astype(self.dtype, order="C", casting="same_kind", copy=False)
-        return self._piece(raw.data.cast("B"))
-
-    def publish(self, temporary: Path, path: Path) -> None:
-        os.replace(temporary, path)
-        flush_to_disk(path.parent)
+        return self._piece(super().encode(unit, voxels))
 
     def _piece(self, raw: bytes | memoryview) -> bytes | memoryview:
         if not self._compress:
             return raw
         packer = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)  # no name, time 0: same bytes
         return packer.compress(raw) + packer.flush()
-
-
-def plane_units(shape: Triple, dtype: np.dtype[Any], channels: int | None) -> list[Unit]:
-    """Runs of whole planes of about `UNIT_BYTES`, in NIfTI's order: channel by channel, planes rising."""
-    d, h, w = shape
-    run = max(1, UNIT_BYTES // max(1, h * w * dtype.itemsize))
-    boxes = [Box((start, 0, 0), (min(d, start + run), h, w)) for start in range(0, d, run)]
-    return units_of(boxes, channels)
 
 
 def header_bytes(content: Content) -> bytes:

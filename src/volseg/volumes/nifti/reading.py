@@ -1,33 +1,22 @@
 """Reading NIfTI, a box at a time.
 
-``.nii`` is memory-mapped, so a box costs its own bytes. ``.nii.gz`` can only be inflated from its start: `inflate`
-keeps places to start from, so that reads in any order cost little more than the slices they need.
+How voxels come out of the file, compressed or not, is told in `stored`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from volseg.errors import VolumeError
-from volseg.geometry import Box
 from volseg.volumes.audit import Audit
 from volseg.volumes.checks import exact_dtype
 from volseg.volumes.nifti.header import NiftiHeader, read_header
-from volseg.volumes.nifti.inflate import DENSEST, DamagedGzip, SeekableGzip
+from volseg.volumes.stored import Stored, open_stored
 from volseg.volumes.volume import Volume
 
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 FLOAT32_BITS = 24  # of precision
-
-
-def is_nifti_name(path: Path) -> bool:
-    """Whether the file's name ends like NIfTI's: .nii, .nii.gz, or a .hdr + .img pair."""
-    return path.name.lower().endswith(SUFFIXES)
 
 
 def open_nifti(path: Path, channel: int | None = None) -> Volume:
@@ -44,102 +33,16 @@ def open_nifti(path: Path, channel: int | None = None) -> Volume:
     or has no usable affine.
     """
     header = read_header(path, channel)
-    kind = _CompressedNifti if header.packed else _PlainNifti
-    return kind(header)
-
-
-class _Nifti(Volume):
-    def __init__(self, header: NiftiHeader) -> None:
-        self.path, self.space, self.header = header.path, header.space, header
-        self.dtype, self.forms = _dtype(header), header.forms
-        _, h, w = header.space.shape
-        self.row_bytes = w * header.raw.itemsize
-        self.plane_bytes = h * self.row_bytes
-        self.end = header.end
-        self.audit = Audit(
-            used=(header.path.name,), inputs=header.files, warnings=(*header.warnings, *_precision(header, self.dtype)),
-            facts=(*header.facts, ("read as", self.dtype.name)),
-        )  # fmt: skip
-
-    def _rescale(self, raw: np.ndarray, out: np.ndarray) -> None:
-        """Scaled voxels of `raw` into `out`."""
-        slope, intercept = self.header.slope, self.header.intercept
-        if slope == 1 and intercept == 0:
-            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which every reader checks for
-                out[...] = raw
-        elif self.dtype.kind == "i":
-            out[...] = raw.astype(np.int64) * int(slope) + int(intercept)
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                out[...] = raw.astype(np.float64) * slope + intercept
-
-    def _promise(self) -> str:
-        size = self.header.data.stat().st_size
-        return f"{self.header.data}: truncated: {size} bytes, its header promises {self.end}; copy or download it again"
-
-
-class _PlainNifti(_Nifti):
-    """An uncompressed file, memory-mapped."""
-
-    format = "NIfTI"
-
-    def __init__(self, header: NiftiHeader) -> None:
-        super().__init__(header)
-        if header.data.stat().st_size < self.end:
-            raise VolumeError(self._promise())
-
-    def read(self, box: Box) -> np.ndarray:
-        out = np.empty(box.shape, self.dtype)
-        if out.size:
-            stored = np.memmap(self.header.data, self.header.raw, "r", self.header.offset, self.shape)
-            self._rescale(stored[box.slices], out)
-        return out
-
-
-class _CompressedNifti(_Nifti):
-    """A gzip file. One thread at a time may read it."""
-
-    format = "NIfTI, gzip"
-    whole_slices = True
-
-    def __init__(self, header: NiftiHeader) -> None:
-        super().__init__(header)
-        if header.data.stat().st_size * DENSEST < self.end:  # no gzip file of this size can hold that much
-            raise VolumeError(self._promise())
-        self.contents = SeekableGzip(header.data, self.end)
-
-    def read(self, box: Box) -> np.ndarray:
-        out = np.empty(box.shape, self.dtype)
-        if not out.size:
-            return out
-        header, (_, h0, w0), (d1, h1, w1) = self.header, box.start, box.stop
-        rows = bytearray((h1 - h0) * self.row_bytes)
-        for index in range(box.shape[0]):
-            plane = box.start[0] + index
-            with self._faults(plane):
-                self.contents.read(header.offset + plane * self.plane_bytes + h0 * self.row_bytes, rows)
-            self._rescale(np.frombuffer(rows, header.raw).reshape(h1 - h0, self.shape[2])[:, w0:w1], out[index])
-        if header.offset + d1 * self.plane_bytes == self.end:
-            with self._faults(d1):
-                self.contents.check_end()
-        return out
-
-    def close(self) -> None:
-        """Let go of the file; the next read opens it again and inflates it from its start."""
-        self.contents.close()
-
-    @contextmanager
-    def _faults(self, plane: int) -> Iterator[None]:
-        file = self.header.data
-        try:
-            yield
-        except EOFError:
-            self.close()
-            where = f"after {plane} of {self.shape[0]} slices"
-            raise VolumeError(f"{file}: truncated {where}; copy or download it again") from None
-        except (OSError, DamagedGzip) as error:
-            self.close()
-            raise VolumeError(f"{file}: damaged ({error}); copy or download it again") from error
+    dtype = _dtype(header)
+    stored = Stored(
+        data=header.data, shape=header.space.shape, offset=header.offset, end=header.end, raw=header.raw, dtype=dtype,
+        slope=header.slope, intercept=header.intercept, packed=header.packed,
+    )  # fmt: skip
+    audit = Audit(
+        used=(header.path.name,), inputs=header.files, warnings=(*header.warnings, *_precision(header, dtype)),
+        facts=(*header.facts, ("read as", dtype.name)),
+    )  # fmt: skip
+    return open_stored(stored, path, header.space, "NIfTI", audit, header.forms)
 
 
 def _dtype(header: NiftiHeader) -> np.dtype[Any]:

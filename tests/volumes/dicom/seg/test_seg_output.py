@@ -321,9 +321,9 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path, when, monkeypat
 
 @pytest.mark.parallel([1, 2, 4])
 def test_ranks_write_one_segmentation_together(tmp_path, communicator, monkeypatch):
-    from volseg.volumes.nifti import output as nifti_output
+    from volseg.volumes import planes_output
 
-    monkeypatch.setattr(nifti_output, "UNIT_BYTES", 120)  # a plane
+    monkeypatch.setattr(planes_output, "UNIT_BYTES", 120)  # a plane
     folder = Path(communicator.broadcast(str(tmp_path)))
     source = Series()
     segmentation = write(folder / "mask.dcm", labelled(), source, communicator)

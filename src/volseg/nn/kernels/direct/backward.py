@@ -202,6 +202,11 @@ def _define_outer_sums(module: Module, layout: Registers, together: int, pairs: 
             offsets = [(group.table + (tap + n) * 2).integer() for n in range(together)]
             places = [window + (offset + group.column + a) for offset in offsets]
             sums = [f.constant(0)] * (together * pairs * vectors)
+            starts = [out + ((group.term + (tap + number) * inner + a) * channels + b) for number in range(together)]
+            rows_of_sums = [start + channels * n for start in starts for n in range(pairs)]
+            for start in rows_of_sums:
+                for m in range(vectors):
+                    (start + m * lanes).prefetch()
             with f.loop(block.planes, carried=sums) as (z, deep):
                 with f.loop(block.lines, carried=deep.values) as (y, high):
                     rows = [place + (z * view.step.z * view.plane + y * view.line) for place in places]
@@ -216,11 +221,9 @@ def _define_outer_sums(module: Module, layout: Registers, together: int, pairs: 
                         state.values = new
                     high.values = state.values
                 deep.values = high.values
-            for number in range(together):
-                start = out + ((group.term + (tap + number) * inner + a) * channels + b)
-                for n in range(pairs):
-                    for m in range(vectors):
-                        place = start + (channels * n + m * lanes)
-                        place.store(place.load() + deep.values[(number * pairs + n) * vectors + m])
+            for number, start in enumerate(rows_of_sums):
+                for m in range(vectors):
+                    place = start + m * lanes
+                    place.store(place.load() + deep.values[number * vectors + m])
 
     return outer_sums

@@ -128,16 +128,21 @@ class Vector:
 
 
 class Element(Enum):
-    """What numbers in memory are; all are computed with in float32, or, of `DOUBLE`, in float64."""
+    """What numbers in memory are; all are computed with in float32, or, of `DOUBLE`, in float64.
+
+    A `BYTE` is a whole number from 0 to 255, which is read one by one, and not written.
+    """
 
     FLOAT = 4
     DOUBLE = 8
     BFLOAT16 = 2
+    BYTE = 1
 
     @property
     def stored(self) -> Any:
         """Its type in memory: of bfloat16, the upper half of a float32's bits."""
-        return {Element.FLOAT: FLOAT, Element.DOUBLE: DOUBLE, Element.BFLOAT16: HALF}[self]
+        kinds = {Element.FLOAT: FLOAT, Element.DOUBLE: DOUBLE, Element.BFLOAT16: HALF, Element.BYTE: ir.IntType(8)}
+        return kinds[self]
 
 
 class Pointer:
@@ -167,6 +172,13 @@ class Pointer:
         value = self.f.rounded(numbers.value) if self.element is Element.BFLOAT16 else numbers.value
         self.f.builder.store(value, self._typed(value.type), align=self.element.value)
 
+    def prefetch(self, to_write: bool = True) -> None:
+        """Bring the cache line of this address near, to be written or read; it may lie beyond all memory."""
+        how, to_keep, data = (ir.Constant(INDEX, n) for n in (int(to_write), 3, 1))
+        kinds = [self.value.type, INDEX, INDEX, INDEX]
+        function = self.f.known("llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), kinds))
+        self.f.builder.call(function, [self.value, how, to_keep, data])
+
     def splat(self) -> Vector:
         """The one number here in all lanes."""
         return self.f.splat(self._single())
@@ -174,6 +186,8 @@ class Pointer:
     def _single(self) -> Any:
         """The one number here, as a float32."""
         number = self.f.builder.load(self._typed(self.element.stored))
+        if self.element is Element.BYTE:
+            return self.f.builder.uitofp(number, FLOAT)
         return self.f.widened(number) if self.element is Element.BFLOAT16 else number
 
     def integer(self) -> Int:
@@ -181,7 +195,7 @@ class Pointer:
         return Int(self.f, self.f.builder.load(self._typed(INT)))
 
     def copy_one(self, source: Pointer) -> None:
-        """Write the one number that `source` points to; neither may be a float64."""
+        """Write the one number that `source` points to; neither may be a float64, and this one no byte."""
         number = source._single()
         value = self.f.rounded(number) if self.element is Element.BFLOAT16 else number
         self.f.builder.store(value, self._typed(value.type))
@@ -253,12 +267,15 @@ class Function:
 
     def fma(self, a: Vector, b: Vector, c: Vector) -> Vector:
         """``a * b + c``, rounded once."""
-        name = f"llvm.fma.v{self.lanes}f32"
-        module = self.function.module
-        known = module.globals.get(name)
         kind = self.vector_type
-        fma = known if known is not None else ir.Function(module, ir.FunctionType(kind, [kind] * 3), name)
+        fma = self.known(f"llvm.fma.v{self.lanes}f32", ir.FunctionType(kind, [kind] * 3))
         return Vector(self, self.builder.call(fma, [a.value, b.value, c.value]))
+
+    def known(self, name: str, kind: Any) -> Any:
+        """LLVM's own function of this name and type."""
+        module = self.function.module
+        function = module.globals.get(name)
+        return ir.Function(module, kind, name) if function is None else function
 
     def power_of_two(self, shifted: Vector) -> Vector:
         """2^n of whole numbers n from -126 to 127, made from ``n + 1.5 * 2^23``, whose last bits are those of n."""
@@ -266,6 +283,17 @@ class Function:
         places, bias = (ir.Constant(kind, [value] * self.lanes) for value in (23, 0x3F800000))
         bits = self.builder.shl(self.builder.bitcast(shifted.value, kind), places)
         return Vector(self, self.builder.bitcast(self.builder.add(bits, bias), self.vector_type))
+
+    def split_power(self, x: Vector) -> tuple[Vector, Vector]:
+        """Whole numbers n and fractions from 1 to 2 with ``x = 2^n * fraction``, of normal numbers above zero."""
+        kind, builder = ir.VectorType(INDEX, self.lanes), self.builder
+        bits = builder.bitcast(x.value, kind)
+        power = builder.sub(builder.lshr(bits, _constant(kind, 23)), _constant(kind, 127))
+        fraction = builder.or_(builder.and_(bits, _constant(kind, 0x7FFFFF)), _constant(kind, 0x3F800000))
+        return (
+            Vector(self, builder.sitofp(power, self.vector_type)),
+            Vector(self, builder.bitcast(fraction, self.vector_type)),
+        )
 
     def widened(self, halves: Any) -> Any:
         """LLVM float32 number or vector, from the 16 bits of bfloat16 numbers."""
@@ -325,6 +353,12 @@ class Function:
     def take_where_above(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
         """Lane by lane `new` where ``a > b``, else `old`."""
         return Vector(self, self.builder.select(self._above(a, b), new.value, old.value))
+
+    def take_where_equal(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
+        """Lane by lane `new` where ``a == b``, else `old`."""
+        return Vector(
+            self, self.builder.select(self.builder.fcmp_ordered("==", a.value, b.value), new.value, old.value)
+        )
 
     def _above(self, a: Vector, b: Vector) -> Any:
         return self.builder.fcmp_ordered(">", a.value, b.value)

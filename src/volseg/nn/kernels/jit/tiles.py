@@ -48,10 +48,8 @@ class Tiles:
         self._f = f
 
     def _call(self, name: str, *arguments: Any) -> None:
-        name, module = f"llvm.x86.{name}", self._f.function.module
-        known = module.globals.get(name)
         kinds = [argument.type for argument in arguments]
-        function = known if known is not None else ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+        function = self._f.known(f"llvm.x86.{name}", ir.FunctionType(ir.VoidType(), kinds))
         self._f.builder.call(function, list(arguments))
 
     def configure(self, configuration: Pointer) -> None:

@@ -10,6 +10,7 @@ from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Results, Source, Target
 from volseg.nn.kernels.parts import move_to_total
 from volseg.nn.kernels.winograd.blocks import TILE_PLANES, Block, Kit, Memory, Tiling, Window
+from volseg.nn.kernels.winograd.transforms import How
 from volseg.partition.tiling import Registers
 
 
@@ -122,11 +123,12 @@ def _fill_tiles(
             with f.when(b.data.is_given()):
                 kit.parts.fill_line(forms[1].activation)(f, line + a.channels, *extent, b.at(z, y))
 
-    def transform(lines: Pointer, layer: Int, first_position: int) -> None:
+    def transform(how: How, first: Pointer, second: Pointer, layer: Int, first_position: int) -> None:
         place = memory.tile + (memory.tile_position * first_position + layer * layer_size)
         with f.loop(tiling.pairs) as (pair, _):
-            kit.transforms.tiles(
-                f, lines + pair * 2 * line_stride, line_stride, place + pair * tiling.tiles * tiles.stride,
+            first_line = pair * 2 * line_stride
+            kit.transforms.tiles(how)(
+                f, first + first_line, second + first_line, line_stride, place + pair * tiling.tiles * tiles.stride,
                 memory.tile_position, tiling.tiles, tiles.stride,
             )  # fmt: skip
 

@@ -23,7 +23,7 @@ from volseg.nn.kernels.forms import Form
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
 from volseg.nn.kernels.operands import Ranges, Results, Source
 from volseg.nn.kernels.parts import Parts
-from volseg.nn.kernels.winograd.transforms import Mix, Transforms
+from volseg.nn.kernels.winograd.transforms import How, Mix, Transforms
 from volseg.partition.tiling import PAIRED_POSITIONS, PAIRED_SIDE, PLANE_POSITIONS, Registers
 
 
@@ -146,7 +146,7 @@ class Kit:
         columns, per_plane = tiling.tiles * 2, tiling.pairs * tiling.tiles
         lines = f.larger(
             (tiling.pairs * 2 + 2) * (columns + 2) * window.stride, tiling.pairs * 2 * columns * tile_stride
-        ) * (PAIRED_SIDE + 1 if self.paired else 1)  # fmt: skip
+        ) * (PAIRED_SIDE if self.paired else 1)  # fmt: skip
         window_rows = self.layers(tiling.planes, window) * per_plane + self.layout.columns
         position = window_rows * window.stride
         tile_position, product_position = (
@@ -185,11 +185,12 @@ class Kit:
         def fill(lines: Pointer, number: Int) -> None:
             self._fill_plane(f, sources, block, tiling, window, lines, first + number)
 
-        def transform(lines: Pointer, layer: Int, first_position: int) -> None:
+        def transform(how: How, a: Pointer, b: Pointer, layer: Int, first_position: int) -> None:
             place = memory.window + (memory.position * first_position + layer * per_plane * lanes)
             with f.loop(tiling.pairs) as (pair, _):
-                self.transforms.window(
-                    f, lines + pair * 2 * line_stride, line_stride, place + pair * tiling.tiles * lanes,
+                first_line = pair * 2 * line_stride
+                self.transforms.window(how)(
+                    f, a + first_line, b + first_line, line_stride, place + pair * tiling.tiles * lanes,
                     memory.position, memory.rows, tiling.tiles, window.stride,
                 )  # fmt: skip
 
@@ -204,18 +205,18 @@ class Kit:
 
     def fill_layers(
         self, f: Function, layers: Int, lines: Pointer, size: Int, mixes: Sequence[Mix],
-        fill: Callable[[Pointer, Int], None], transform: Callable[[Pointer, Int, int], None],
+        fill: Callable[[Pointer, Int], None], transform: Callable[[How, Pointer, Pointer, Int, int], None],
     ) -> None:  # fmt: skip
         """Write down: layers made of planes, one each, or `mixes` of some each, those of neighbours overlapping.
 
         lines      room for planes of `size` floats
         fill       writes down: the plane of a number, counted from the first layer's first
-        transform  writes down: a plane's lines transformed to a layer, from a position on
+        transform  writes down: what is made of two planes' lines, transformed to a layer, from a position on
         """
         if not self.paired:
             with f.loop(layers) as (layer, _):
                 fill(lines, layer)
-                transform(lines, layer, 0)
+                transform("itself", lines, lines, layer, 0)
             return
         planes = 1 + max(plane for _, *both in mixes for plane in both)
         with f.loop(layers) as (layer, _):
@@ -223,11 +224,8 @@ class Kit:
                 number = layer * 2 + n
                 fill(lines + number % planes * size, number)
             places = [lines + (layer * 2 + n) % planes * size for n in range(planes)]
-            mixed = lines + size * planes
             for product, (how, a, b) in enumerate(mixes):
-                if how != "itself":
-                    self.transforms.mix(how)(f, mixed, places[a], places[b], size)
-                transform(places[a] if how == "itself" else mixed, layer, PLANE_POSITIONS * product)
+                transform(how, places[a], places[b], layer, PLANE_POSITIONS * product)
 
     def _fill_plane(
         self, f: Function, sources: Sequence[tuple[Source, Form]], block: Block, tiling: Tiling, window: Window,

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer, Vector
-from volseg.partition.tiling import Registers
+from volseg.partition.tiling import PLANE_POSITIONS, Registers
 
 How = Literal["sum", "difference", "negative", "itself"]
 Mix = tuple[How, int, int]
@@ -26,23 +26,20 @@ class Transforms:
 
     def __init__(self, module: Module, layout: Registers) -> None:
         self._module, self._layout = module, layout
-        self._mix: dict[How, Any] = {}
+        self._windows: dict[How, Any] = {}
+        self._tiles: dict[How, Any] = {}
 
-    @cached_property
-    def window(self) -> Any:
-        """``window(f, line, stride, out, position, rows, tiles, channels)``"""
-        return _define_window(self._module)
+    def window(self, how: How) -> Any:
+        """``window(how)(f, a, b, stride, out, position, rows, tiles, channels)``"""
+        if how not in self._windows:
+            self._windows[how] = _define_window(self._module, how)
+        return self._windows[how]
 
-    @cached_property
-    def tiles(self) -> Any:
-        """``tiles(f, line, stride, out, position, tiles, channels)``"""
-        return _define_tiles(self._module)
-
-    def mix(self, how: How) -> Any:
-        """``mix(how)(f, out, a, b, count)``"""
-        if how not in self._mix:
-            self._mix[how] = _define_mix(self._module, how)
-        return self._mix[how]
+    def tiles(self, how: How) -> Any:
+        """``tiles(how)(f, a, b, stride, out, position, tiles, channels)``"""
+        if how not in self._tiles:
+            self._tiles[how] = _define_tiles(self._module, how)
+        return self._tiles[how]
 
     def backs(self, paired: bool) -> Sequence[Any]:
         """``back(f, products, position, first, count, pairs, tiles, out, bias)`` for each 16 positions in turn."""
@@ -57,53 +54,71 @@ class Transforms:
         return [_define_back(self._module, self._layout, 2, step) for step in _PAIRED_BACK]
 
 
-def _define_window(module: Module) -> Any:
+def _mixed(how: How, a: Pointer, b: Pointer, offset: Int) -> Vector:
+    """What is made of the numbers of two planes at a place."""
+    first = (a + offset).load()
+    if how == "itself":
+        return first
+    if how == "negative":
+        return -first
+    second = (b + offset).load()
+    return first + second if how == "sum" else first - second
+
+
+def _define_window(module: Module, how: How) -> Any:
     lanes = module.lanes
 
     @module.define
     def window(
-        f: Function, line: Pointer, stride: Int, out: Pointer, position: Int, rows: Int, tiles: Int, channels: Int
-    ) -> None:
-        """B^T d B of the 4x4 windows along four lines.
+        f: Function, a: Pointer, b: Pointer, stride: Int, out: Pointer, position: Int, rows: Int, tiles: Int,
+        channels: Int,
+    ) -> None:  # fmt: skip
+        """B^T d B of the 4x4 windows along four lines d, which are what `how` makes of those of two planes.
 
-        line  [4, 2 tiles + 2, channels], the lines `stride` floats apart
+        a, b  [4, 2 tiles + 2, channels], the lines `stride` floats apart
         out   [16 positions `position` floats apart][channels / lanes][`rows` of which tiles][lanes]
         """
         with f.loop(channels, step=lanes) as (c, _):
 
             def column(x: int | Int) -> list[Vector]:
-                d = [(line + (n * stride + f.number(x) * channels + c)).load() for n in range(4)]
+                d = [_mixed(how, a, b, n * stride + f.number(x) * channels + c) for n in range(4)]
                 return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
             with f.loop(tiles, carried=column(0) + column(1)) as (t, state):
                 first, second = state.values[:4], state.values[4:]
                 third, fourth = column(t * 2 + 2), column(t * 2 + 3)
                 place = out + (c * rows + t * lanes)
+                _expect(place + lanes, position)
                 for n in range(4):
-                    a, b, d, e = first[n], second[n], third[n], fourth[n]
-                    for m, value in enumerate((a - d, b + d, d - b, b - e)):
+                    d = first[n], second[n], third[n], fourth[n]
+                    for m, value in enumerate((d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3])):
                         (place + position * (4 * n + m)).store(value)
                 state.values = third + fourth
 
     return window
 
 
-def _define_tiles(module: Module) -> Any:
+def _define_tiles(module: Module, how: How) -> Any:
     lanes = module.lanes
 
     @module.define
-    def tiles(f: Function, line: Pointer, stride: Int, out: Pointer, position: Int, tiles: Int, channels: Int) -> None:
-        """A y A^T of the 2x2 tiles along two lines: what the products' gradient is made of.
+    def tiles(
+        f: Function, a: Pointer, b: Pointer, stride: Int, out: Pointer, position: Int, tiles: Int, channels: Int
+    ) -> None:
+        """A y A^T of the 2x2 tiles along two lines y, which are what `how` makes of those of two planes.
 
-        line  [2, 2 tiles, channels], the lines `stride` floats apart
+        The products' gradient is made of it.
+
+        a, b  [2, 2 tiles, channels], the lines `stride` floats apart
         out   [16 positions `position` floats apart][tiles, channels]
         """
         with f.loop(channels, step=lanes) as (c, _), f.loop(tiles) as (t, _):
             left, right = (
-                _spread_two(*((line + (n * stride + (t * 2 + x) * channels + c)).load() for n in range(2)))
+                _spread_two(*(_mixed(how, a, b, n * stride + (t * 2 + x) * channels + c) for n in range(2)))
                 for x in range(2)
             )
             place = out + (t * channels + c)
+            _expect(place + channels, position)
             for n in range(4):
                 for m, value in enumerate(_spread_two(left[n], right[n])):
                     (place + position * (4 * n + m)).store(value)
@@ -111,20 +126,15 @@ def _define_tiles(module: Module) -> Any:
     return tiles
 
 
+def _expect(place: Pointer, position: Int) -> None:
+    """Write down: what the next tile writes comes near. Sixteen lines that come when they are written hold it up."""
+    for n in range(PLANE_POSITIONS):
+        (place + position * n).prefetch()
+
+
 def _spread_two(a: Vector, b: Vector) -> list[Vector]:
     """A of Winograd's F(2, 3) times a column of two."""
     return [a, a + b, a - b, -b]
-
-
-def _define_mix(module: Module, how: How) -> Any:
-    @module.define
-    def mix(f: Function, out: Pointer, a: Pointer, b: Pointer, count: Int) -> None:
-        """The sum or the difference of `count` numbers, or the negative of the first; a multiple of `lanes`."""
-        with f.loop(count, step=f.lanes) as (n, _):
-            x, y = (a + n).load(), (b + n).load()
-            (out + n).store(x + y if how == "sum" else x - y if how == "difference" else -x)
-
-    return mix
 
 
 Step = Literal["first", "plus", "minus", "last", "last plus", "last minus"]

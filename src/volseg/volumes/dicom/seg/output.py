@@ -30,8 +30,9 @@ from volseg.volumes.dicom.seg.headers import number_of, text_of
 from volseg.volumes.dicom.seg.overlapping import overlapping_planes, region_segments
 from volseg.volumes.dicom.seg.source import Series, check_source, open_series
 from volseg.volumes.label_table import LabelTable
-from volseg.volumes.nifti.output import NiftiOutput, plane_units
+from volseg.volumes.nifti.output import NiftiOutput
 from volseg.volumes.output import Content, Unit
+from volseg.volumes.planes_output import plane_units
 from volseg.volumes.shared_file import SharedFile
 from volseg.volumes.volume import Volume
 

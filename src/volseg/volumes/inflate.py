@@ -1,4 +1,4 @@
-"""Any part of a gzip file's contents, without inflating what lies before it over and over.
+"""Any part of the contents of a file of gzip or zlib, without inflating what lies before it over and over.
 
 Deflate has no index: to know byte n one must inflate all before it. On its way forward `SeekableGzip` therefore keeps
 copies of the decompressor's state (its 32 KiB window and some bookkeeping), evenly spread over the contents; a later
@@ -25,8 +25,9 @@ class DamagedGzip(Exception):
 
 
 class SeekableGzip:
-    """The contents of a gzip file of one or several members, read by offset.
+    """The contents of a gzip file of one or several members, or of a zlib stream, read by offset.
 
+    start     bytes of the file before them
     size      bytes of the contents that the caller will ask for; what follows them is only checked
     inflated  bytes inflated so far, for whoever counts
 
@@ -34,11 +35,11 @@ class SeekableGzip:
     One thread at a time may read.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.inflated = path, 0
+    def __init__(self, path: Path, size: int, start: int = 0) -> None:
+        self.path, self.inflated, self._start = path, 0, start
         self._every = max(CHECKPOINT_BYTES, -(-size // MOST_CHECKPOINTS))
         self._file: BinaryIO | None = None
-        self._state: _State = _fresh()
+        self._state: _State = _fresh(self._start)
         self._checkpoints: list[_State] = []
         self._sound = False
 
@@ -76,12 +77,12 @@ class SeekableGzip:
         """Let go of the file and of the checkpoints; a later read starts anew."""
         if self._file is not None:
             self._file.close()
-        self._file, self._state, self._checkpoints = None, _fresh(), []
+        self._file, self._state, self._checkpoints = None, _fresh(self._start), []
 
     def _go_to(self, offset: int) -> None:
         if self._file is None:
             self._file = self.path.open("rb")
-            self._state, self._checkpoints = _fresh(), [_fresh()]
+            self._state, self._checkpoints = _fresh(self._start), [_fresh(self._start)]
         nearest = self._checkpoints[bisect_right(self._checkpoints, offset, key=lambda state: state.contents) - 1]
         if not nearest.contents <= self._state.contents <= offset:
             self._state = nearest.copy()
@@ -140,8 +141,8 @@ class _State(NamedTuple):
 
 
 def _decompressor() -> Any:
-    return zlib.decompressobj(16 + zlib.MAX_WBITS)
+    return zlib.decompressobj(32 + zlib.MAX_WBITS)  # which tells gzip from zlib by its first bytes
 
 
-def _fresh() -> _State:
-    return _State(0, 0, _decompressor(), False)
+def _fresh(start: int) -> _State:
+    return _State(0, start, _decompressor(), False)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from volseg.volumes.nifti import inflate
-from volseg.volumes.nifti.inflate import DamagedGzip, SeekableGzip
+from volseg.volumes import inflate
+from volseg.volumes.inflate import DamagedGzip, SeekableGzip
 
 SIZE = 3_000_000
 
