@@ -89,8 +89,8 @@ class FusedNetwork(nn.Module):
     or processors, or these are of two kinds and the precision is bfloat16; ConfigError where the precision does not.
 
     What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, another
-    device than the backend's, float64) goes through the layers of `partition_module`; which of the two it is follows from model and
-    input alone, so it is the same on all ranks. There all ranks take part in all stages.
+    device than the backend's, float64) goes through the layers of `partition_module`; which of the two it is follows
+    from model and input alone, so it is the same on all ranks. There all ranks take part in all stages.
     """
 
     def __init__(
