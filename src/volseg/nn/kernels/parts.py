@@ -124,7 +124,7 @@ _CHANNELS_A_TURN = 4
 """Of the loop over those of a vector, where most voxels go through."""
 
 _LONG_SUM = 128
-"""Terms of sums whose places are brought near while they are added up; for shorter ones that costs more than it saves."""
+"""Terms of sums whose places are brought near meanwhile; for shorter ones that costs more than it saves."""
 
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
