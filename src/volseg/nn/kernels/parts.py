@@ -128,6 +128,9 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
 _CHANNELS_A_TURN = 4
 """Of the loop over those of a vector, where most voxels go through."""
 
+_LONG_SUM = 128
+"""Terms of sums whose places are brought near meanwhile; for shorter ones that costs more than it saves."""
+
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
 
@@ -178,6 +181,9 @@ def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
             tile, stop = replace(layout, rows=rows), start + (end - start) // rows * rows
             with f.loop(stop, start=start, step=rows) as (r, _):
                 sums = [f.constant(0)] * (rows * vectors)
+                with f.when(taps * channels >= _LONG_SUM):
+                    for n in range(rows * vectors):
+                        (out + (r * width + n * lanes)).prefetch()
                 with f.loop(taps, carried=sums) as (tap, outer):
                     row, weights = r + tap * shift, weight + tap * channels * width
                     if in_vectors:
