@@ -144,6 +144,35 @@ def test_weights_of_one_change_no_bit() -> None:
     assert torch.equal(alone, ones)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("voxels", "classes"), [(1, 2), (127, 3), (300, 9)])
+def test_the_kernel_equals_torchs_operators_in_float64(voxels: int, classes: int, dtype: torch.dtype) -> None:
+    """On logits with channels that are stored and not there, whose gradient is written in their place."""
+    torch.manual_seed(voxels)
+    stored = (torch.randn(1, voxels, classes + 5) * 4).to(dtype)
+    logits, target = stored[..., :classes], torch.randint(classes, (1, voxels)).to(torch.uint8)
+    target[:, 1::5] = IGNORE
+    for weights in ([], [0.5 + n for n in range(classes)]):
+        kernel, exact = LossSums(classes, weights), LossSums(classes, weights)
+        beyond, gradient = stored.clone(), torch.empty(logits.shape, dtype=torch.float64)
+        kernel.add(logits, target)
+        exact.add(logits.double(), target)
+        (loss, dice), (true_loss, true_dice) = (sums.finish(SerialCommunicator()) for sums in (kernel, exact))
+        assert relative_error(loss, true_loss) <= 1e-6
+        assert relative_error(dice.nan_to_num(), true_dice.nan_to_num()) <= 1e-6
+        kernel.gradient(logits, target, 2.0, beyond[..., :classes])
+        exact.gradient(logits.double(), target, 2.0, gradient)
+        assert relative_error(beyond[..., :classes].double(), gradient) <= (2e-6 if dtype == torch.float32 else 2**-8)
+        assert torch.equal(beyond[..., classes:], stored[..., classes:])
+        assert not beyond[:, 1::5, :classes].any()
+
+
+def test_logits_that_are_no_numbers_make_a_loss_that_is_none() -> None:
+    logits, target = case("all classes")
+    logits[0, 2, 1, 1, 1] = torch.nan
+    assert dice_cross_entropy(logits, target, SerialCommunicator())[0].isnan()
+
+
 def test_gradient_against_finite_differences() -> None:
     logits, target = case("ignored voxels", torch.float64)
     logits, target = logits[:1, :3, :2, :4, 4:6].clone().requires_grad_(), target[:1, :2, :4, 4:6].clamp(max=IGNORE)

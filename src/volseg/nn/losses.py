@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from volseg.distributed.communicator import Communicator
+from volseg.nn.kernels import forms, softmax_loss
 from volseg.program.kinds import Kind
 
 IGNORE = 255
@@ -19,8 +20,9 @@ IGNORE = 255
 _SMOOTH = 1e-5
 
 
-_PIECE = 2**16
-"""Voxels taken at a time, so that their probabilities stay in the cache and are never held for the volume."""
+_PIECE, _PIECE_ELSEWHERE = 2**14, 2**16
+"""Voxels taken at a time by torch's operators, so that their probabilities stay in the cache and take next to no
+memory; on other devices more, as it takes long there to begin."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,12 @@ class LossSums(VolumeLoss):
     def add(self, logits: Tensor, target: Tensor) -> None:
         """Take in some voxels."""
         k = self.outputs
+        if self._by_kernel(logits, target):
+            new = softmax_loss.add(*_in_order(logits, target), self._classes)
+            if self._unknown:
+                new[2:].view(softmax_loss.SUMS, k)[:, self._unlabelled] = 0
+            self._sums += new
+            return
         for piece, labels, _ in pieces(logits, target, logits):
             largest = piece.amax(0)
             powers = (piece - largest).exp_()
@@ -166,6 +174,10 @@ class LossSums(VolumeLoss):
         """`factor` times the loss's gradient in some logits, to `out`, which may be the logits themselves."""
         hit, everywhere = self._dice_slopes(factor)
         share = factor / self._total
+        if self._by_kernel(logits, target) and out.dtype == logits.dtype:
+            rows, labels = _in_order(logits, target)
+            softmax_loss.gradient(rows, labels, self._classes, share, (hit, everywhere), _as_list(out))
+            return
         for piece, labels, place in pieces(logits, target, out):
             p = (piece - piece.amax(0)).exp_()
             p /= p.sum(0)
@@ -182,17 +194,32 @@ class LossSums(VolumeLoss):
             slopes *= labels != IGNORE
             place.copy_(slopes)
 
+    def _by_kernel(self, logits: Tensor, target: Tensor) -> bool:
+        """Whether voxels go to `softmax_loss`; other devices, and float64, to torch's operators."""
+        return target.dtype == torch.uint8 and forms.readable(logits)
+
+    @property
+    def _classes(self) -> softmax_loss.Classes:
+        weights = None if self._weights is None else self._weights[: self.outputs]
+        return softmax_loss.Classes(weights, self._unknown, IGNORE)
+
     def _counts(self, labels: Tensor, like: Tensor) -> Tensor:
         """How much each voxel counts in the cross-entropy."""
         return labels != IGNORE if self._weights is None else self._weights.to(like)[labels.long()]
+
+
+def _in_order(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, K], where they lie if strides allow it, and labels [n] one after another."""
+    return logits.detach().reshape(-1, logits.shape[-1]), target.reshape(-1).contiguous()
 
 
 def pieces(logits: Tensor, target: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Logits [K, n], labels [n] and the place [K, n] of `out`, of some voxels after the others."""
     classes = logits.shape[-1]
     flat, there, labels = logits.reshape(-1, classes), _as_list(out), target.reshape(-1)
-    for start in range(0, labels.numel(), _PIECE):
-        part = slice(start, start + _PIECE)
+    step = _PIECE if logits.device.type == "cpu" else _PIECE_ELSEWHERE
+    for start in range(0, labels.numel(), step):
+        part = slice(start, start + step)
         yield flat[part].t().contiguous(), labels[part], there[part].t()
 
 

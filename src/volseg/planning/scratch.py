@@ -46,8 +46,7 @@ from volseg.program.ops import Convolve, ConvolveBackward
 from volseg.program.tensors import Lifted, Source
 
 FLOAT = 4
-_LOSS_PIECE = 2**16
-_LOSS_TENSORS = 5
+_LOSS_PORTION = 128
 
 
 @dataclass(frozen=True)
@@ -190,10 +189,9 @@ def is_minimal(kernel: Triple, stride: Triple) -> bool:
     return kernel[1:] == (3, 3) and stride == (1, 1, 1)
 
 
-def loss_floats(voxels: int, classes: int) -> int:
-    """Values that `losses.LossSums` holds of a slab of so many voxels: a piece of it, several times.
+def loss_floats(classes: int) -> int:
+    """Scratch memory of a thread of `kernels.softmax_loss`: of some voxels all classes twice, and three numbers.
 
-    Where the slab has several pieces, one tensor of the last is still there when those of the next are made.
+    The loss of regions holds pieces of a slab, which are small.
     """
-    tensors = _LOSS_TENSORS + (voxels > _LOSS_PIECE)
-    return tensors * min(voxels, _LOSS_PIECE) * classes
+    return (2 * classes + 3) * _LOSS_PORTION

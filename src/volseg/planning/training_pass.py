@@ -171,13 +171,13 @@ class TrainingPass:
         self._largest_message = max(self._largest_message, self.share.message(stage, tensor.stored))
 
     def _loss(self, op: Classify) -> Work:
-        """A slab of logits, its gradient, and what the loss holds of it; deeper, the input's gradient, too."""
+        """A slab of logits, its gradient, and what the loss works in; deeper, the input's gradient, too."""
         sides, classes, width = self.share.sides[op.node.stage], op.node.channels, op.source.tensor.stored
         deep = op.node.stage > 0
         planes = deep_slab_planes(sides, classes, width) if deep else head_slab_planes(sides, classes)
         voxels = planes * sides[1] * sides[2]
         logits = voxels * (2 * padded_channels(classes) + width * deep)
-        return Work(logits + loss_floats(voxels, classes), 0)
+        return Work(logits, loss_floats(classes))
 
     def _worked(self, work: Work) -> None:
         """The threads' scratch memory stays from layer to layer."""

@@ -15,7 +15,7 @@ from volseg.networks.description import ActivationKind
 from volseg.nn.elementwise import activate
 from volseg.nn.kernels import block_convolution as kernels
 from volseg.nn.kernels import interpolation, passes, pointwise, winograd
-from volseg.nn.kernels.activations import activated, exponential, gradient_before
+from volseg.nn.kernels.activations import activated, exponential, gradient_before, logarithm
 from volseg.nn.kernels.forms import Form, forms_of
 from volseg.nn.kernels.jit.compiler import Library
 from volseg.nn.kernels.jit.language import Element, Function, Int, Module, Pointer
@@ -34,6 +34,11 @@ def library(kind: ActivationKind, lanes: int = 8) -> Library:
     def power(f: Function, first: Int, last: Int, scratch: Pointer, *, x: Pointer, out: Pointer) -> None:
         with f.loop(last, start=first, step=lanes) as (i, _):
             (out + i).store(exponential(f, (x + i).load()))
+
+    @module.entry
+    def log(f: Function, first: Int, last: Int, scratch: Pointer, *, x: Pointer, out: Pointer) -> None:
+        with f.loop(last, start=first, step=lanes) as (i, _):
+            (out + i).store(logarithm(f, (x + i).load()))
 
     @module.entry
     def both(
@@ -69,6 +74,17 @@ def test_the_exponential_of_what_lies_beyond_is_that_of_the_ends_and_not_a_numbe
     assert torch.equal(out[:7], out[[2, 2, 2, 3, 4, 4, 4]])
     assert out[3] == 1
     assert out[7].isnan()
+
+
+def test_the_logarithm_is_within_one_unit_of_the_last_place_or_1e_7() -> None:
+    x = torch.cat([torch.logspace(-37, 37, 1 << 16), torch.linspace(0.5, 2, 1 << 16), torch.tensor([1, torch.nan] * 4)])
+    out = torch.empty_like(x)
+    library("silu")["log"].bind(x=x, out=out)(0, x.numel())
+    true = np.log(x[:-8].double().numpy())
+    error = np.abs(out[:-8].double().numpy() - true)
+    assert (error <= np.maximum(np.spacing(np.abs(true).astype(np.float32)), 1e-7)).all()
+    assert out[-8] == 0
+    assert out[-7].isnan()
 
 
 @pytest.mark.parametrize("kind", CURVED)

@@ -137,6 +137,13 @@ def test_pooling_and_passes(kind: ActivationKind) -> None:
     check(run)
 
 
+@pytest.mark.parametrize("breadth", [1, 7, 16])
+def test_sums_over_the_voxels_of_a_block_leave_its_ghosts_out(breadth: int) -> None:
+    for dtype in (HALF, torch.float32):
+        x = rows(dtype, (3, 2, breadth))
+        assert torch.allclose(passes.channel_sums(x), x.own.double().sum((0, 1, 2)), rtol=1e-6, atol=1e-5)
+
+
 def test_sums_of_two() -> None:
     def run(dtype: torch.dtype) -> Sequence[Tensor]:
         x, other, out = read(dtype), read(dtype, "gelu", seed=4), rows(dtype, seed=7)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from volseg.networks.description import Interpolation
 from volseg.nn.fused.operand import Operand, Workplace
-from volseg.nn.kernels import interpolation, point_convolution
+from volseg.nn.kernels import interpolation, passes, point_convolution
 from volseg.nn.kernels.block_convolution import Target
+from volseg.nn.kernels.forms import readable
 from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.slabs import Lift, UpSlab, up_slabs, up_slabs_of, up_sources
 from volseg.partition.tiling import padded_channels
@@ -166,6 +167,8 @@ def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
     """Sums over all voxels of planes of a block, by default all, [C] float64."""
     if planes is not None:
         rows = rows.seen_from((planes[0], 0, 0), (planes[1] - planes[0], *rows.sides[1:]))
+    if readable(rows.buffer):
+        return passes.channel_sums(rows)
     own = rows.own
     if own.dtype == torch.float32:
         return own.sum((0, 1)).double().sum(0)

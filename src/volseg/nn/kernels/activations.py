@@ -78,6 +78,29 @@ def exponential(f: Function, x: Vector) -> Vector:
     return value * f.power_of_two(shifted)
 
 
+_LOGARITHM = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+
+
+def logarithm(f: Function, x: Vector) -> Vector:
+    """Write down ln x of normal numbers above zero, 1 ulp from the true value or 1e-7 where that is near zero.
+
+    Moshier's logf of the Cephes library: with x = 2^n * (1 + r), r from sqrt(1/2) - 1 to sqrt(2) - 1, ln(1 + r) is
+    r - r^2 / 2 + r^3 times a polynomial of degree 8, and n ln 2 is added in two parts. Of 1 it is exactly zero;
+    not a number stays that.
+    """
+    unit, border = f.constant(1), f.constant(sqrt(2))
+    n, fraction = f.split_power(x)
+    n = f.take_where_above(fraction, border, n + unit, n)
+    rest = f.take_where_above(fraction, border, fraction * f.constant(0.5), fraction) - unit
+    square = rest * rest
+    value = f.fma(n, f.constant(_LN2_LOW), _polynomial(f, rest, _LOGARITHM) * rest * square)
+    value = f.fma(n, f.constant(_LN2_HIGH), f.fma(square, f.constant(-0.5), value) + rest)
+    return f.take_where_equal(x, x, value, x)
+
+
 def _polynomial(f: Function, x: Vector, coefficients: Sequence[float]) -> Vector:
     """Horner's rule, the highest power first."""
     return reduce(lambda total, c: f.fma(total, x, c), [f.constant(c) for c in coefficients])

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from volseg.networks.description import ActivationKind
+from volseg.nn.kernels.jit.compiler import widest_vector
 from volseg.nn.kernels.jit.language import Element
 from volseg.nn.kernels.rows import Activation, Rows
 
-_ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT16}
+ELEMENTS = {torch.float32: Element.FLOAT, torch.bfloat16: Element.BFLOAT16}
+"""What the numbers of a tensor are that kernels read."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,14 @@ Forms = tuple[Form, ...]
 """Of a kernel's tensors, in their order."""
 
 
+def readable(values: Tensor) -> bool:
+    """Whether kernels read such numbers: float32 or bfloat16 in the memory of a processor that has kernels."""
+    return values.device.type == "cpu" and values.dtype in ELEMENTS and widest_vector() > 0
+
+
 def element_of(rows: Rows) -> Element:
     """What the numbers of a tensor are. Raises KeyError for a type that no kernel reads."""
-    return _ELEMENTS[rows.buffer.dtype]
+    return ELEMENTS[rows.buffer.dtype]
 
 
 def forms_of(tensors: Sequence[Activation], count: int) -> Forms:

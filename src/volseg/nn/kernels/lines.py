@@ -38,10 +38,13 @@ def scaled(x: Activation) -> Activation:
     return Activation(x.rows, affine_of(x))
 
 
-def run_summed(entry: Entry, values: dict[str, object], sums: dict[str, Tensor | None], lines: int) -> None:
+def run_summed(
+    entry: Entry, values: dict[str, object], sums: dict[str, Tensor | None], lines: int, floats: int = 0
+) -> None:
     """Run a pass with sums of its own for each thread, and add them in the order of the threads.
 
-    sums  by the parameter's name, [2, C] float64, added to; None where nobody wants them
+    sums    by the parameter's name, float64, added to; None where nobody wants them
+    floats  of scratch memory that each thread needs
     """
     threads = len(workers.shares(lines))
     by_thread = {
@@ -52,7 +55,7 @@ def run_summed(entry: Entry, values: dict[str, object], sums: dict[str, Tensor |
         entry.bind(**values, **{name: None if own is None else own[n] for name, own in by_thread.items()})
         for n in range(threads)
     ]
-    workers.run(jobs, lines)
+    workers.run(jobs, lines, floats)
     for name, total in sums.items():
         own = by_thread[name]
         if total is not None and own is not None:

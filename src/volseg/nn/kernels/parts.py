@@ -77,6 +77,11 @@ class Parts:
         return define_pool(self._module, self._layout)
 
 
+_LINES_AHEAD = 2
+"""Of a tensor, that are asked for while a line is read: by itself a processor looks ahead within a page of memory,
+which is about a line."""
+
+
 def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -> Any:
     lanes = layout.lanes
 
@@ -100,6 +105,7 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
         zero_voxels(f, target, stride, 0, begin, channels)
         zero_voxels(f, target, stride, end, count, channels)
         first = source.data + start * channels
+        ahead = first + source.line * _LINES_AHEAD
         with f.either((channels % lanes).equals(0)) as (aligned, odd):
             with odd:  # an image: few channels, as they are
                 zero_voxels(f, target, stride, begin, end, channels)
@@ -107,10 +113,12 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
                     (target + (x * stride + c)).copy_one(first + (x * channels + c))
             with aligned, f.loop(channels, step=lanes) as (c, _), f.either(source.scale.is_given()) as (scaled, bare):
                 with bare, f.loop(end, start=begin) as (x, _):
+                    (ahead + (x * channels + c)).prefetch()
                     (target + (x * stride + c)).store((first + (x * channels + c)).load())
                 with scaled:
                     reading = source.reading(f, kind, c)
                     with f.loop(end, start=begin) as (x, _):
+                        (ahead + (x * channels + c)).prefetch()
                         value = reading.activated((first + (x * channels + c)).load())
                         (target + (x * stride + c)).store(value)
 

@@ -1,4 +1,4 @@
-"""Passes over rows: activation, and the gradient of a normalisation, in place.
+"""Passes over rows: activation, the gradient of a normalisation, in place, and sums over all voxels.
 
 They move a few numbers for each that they compute, so what counts is that each value is read and written once. Sums of
 two tensors are in `addition.py`, pooling in `pooling.py`.
@@ -6,6 +6,7 @@ two tensors are in `addition.py`, pooling in `pooling.py`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from volseg.nn.kernels import lines
@@ -20,7 +21,7 @@ from volseg.nn.kernels.rows import Activation, Rows
 from volseg.partition.tiling import LANES
 from volseg.partition.window import Range
 
-__all__ = ["activate", "add", "combine", "divide", "pool", "unpool"]
+__all__ = ["activate", "add", "channel_sums", "combine", "divide", "pool", "unpool"]
 
 
 @compiled_once
@@ -67,6 +68,42 @@ def _library(of_raw: Element, of_gradient: Element) -> Library:
                 place.store(f.fma(place.load(), factor, value))
 
     return Library(module)
+
+
+_CHAINS = 4
+"""Sums of a line side by side, for an addition takes as long as four that do not wait for one another."""
+
+
+@compiled_once
+def _summing_library(element: Element) -> Library:
+    module = Module(LANES)
+
+    @module.entry
+    def add_lines(
+        f: Function, first: Int, last: Int, scratch: Pointer, *,
+        height: Int, breadth: Int, channels: Int, raw: Pointer, raw_plane: Int, raw_line: Int, sums: Pointer,
+    ) -> None:  # fmt: skip
+        """Lines first ... last, counted over planes: add up each in float32, and all to sums [channels] float64."""
+        wide, whole = sums.wide(), breadth // _CHAINS * _CHAINS
+        with f.loop(last, start=first) as (number, _), f.loop(channels, step=LANES) as (c, _):
+            source = raw.of(element) + (number // height * raw_plane + number % height * raw_line + c)
+            with f.loop(whole, step=_CHAINS, carried=[f.constant(0)] * _CHAINS) as (x, state):
+                state.values = [total + (source + (x + n) * channels).load() for n, total in enumerate(state.values)]
+            a, b, *others = state.values
+            with f.loop(breadth, start=whole, carried=[sum(others, a + b)]) as (x, state):
+                state.values = (state.values[0] + (source + x * channels).load(),)
+            (wide + c).store((wide + c).load() + state.values[0].wide())
+
+    return Library(module)
+
+
+def channel_sums(rows: Rows) -> Tensor:
+    """Sums over all voxels of a block, [C] float64."""
+    sums = torch.zeros(rows.channels, dtype=torch.float64)
+    values = {**lines.shape(rows), **lines.place("raw", rows)}
+    entry = _summing_library(element_of(rows))["add_lines"]
+    lines.run_summed(entry, values, {"sums": sums}, rows.sides[0] * rows.sides[1])
+    return sums
 
 
 def activate(x: Activation, out: Rows, planes: Range | None = None) -> None:

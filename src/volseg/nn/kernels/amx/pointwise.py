@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ class PointWeight:
 
 def pack_point(weight: Tensor, bias: Tensor | None) -> PointWeight:
     """The weight of a 1x1x1 convolution, [K, C, 1, 1, 1]; outputs are rounded up to vectors."""
-    return _pack(weight.detach()[None, None, :, :, 0, 0, 0], bias, (1, 1, 1))
+    taps = _padded(weight.detach(), 0, padded_channels(weight.shape[0]))
+    return _pack(taps[None, None, None, :, :, 0, 0, 0], bias, (1, 1, 1))
 
 
 def pack_up(weight: Tensor, bias: Tensor | None) -> PointWeight:
@@ -71,7 +73,7 @@ def pack_up(weight: Tensor, bias: Tensor | None) -> PointWeight:
     k, wide = taps.shape[1], taps.shape[4]
     if bias is not None:
         bias = _padded(bias.detach(), 0, k).repeat(wide)
-    return _pack(taps.permute(2, 3, 4, 1, 0).flatten(2, 3), bias, (taps.shape[2], taps.shape[3], wide))
+    return _pack(taps.permute(2, 3, 4, 1, 0).unsqueeze(2), bias, (taps.shape[2], taps.shape[3], wide))
 
 
 def _up_taps(weight: Tensor) -> Tensor:
@@ -83,18 +85,20 @@ def _up_taps(weight: Tensor) -> Tensor:
 
 def _padded(values: Tensor, dim: int, length: int) -> Tensor:
     """Zeros behind, up to a length."""
+    if values.shape[dim] == length:
+        return values
     return torch.nn.functional.pad(values, [0, 0] * (values.dim() - dim - 1) + [0, length - values.shape[dim]])
 
 
 def _pack(taps: Tensor, bias: Tensor | None, spread: Triple) -> PointWeight:
-    """The weight of `apply` from taps [deep, high, N, C]."""
-    deep, high, n, c = taps.shape
-    taps = _padded(_padded(taps, 2, padded_channels(n)), 3, padded_channels(c))
+    """The weight of `apply` from taps [deep, high, 1, results' channels .., C], those of results as they are stored."""
+    deep, high, channels = taps.shape[0], taps.shape[1], prod(taps.shape[3:-1])
+    taps = _padded(taps, taps.dim() - 1, padded_channels(taps.shape[-1]))
     if bias is not None:
-        bias = _padded(bias.detach(), 0, taps.shape[2]).contiguous()
+        bias = _padded(bias.detach(), 0, channels).contiguous()
     groups = [TapGroup((p, q, 0), ([(0, p)], [(0, q)], [(0, 0)])) for p, q in product(range(deep), range(high))]
-    layout = layout_for([taps.shape[2]], [taps.shape[3]])
-    return PointWeight(packed(taps.unsqueeze(2), groups, layout, (deep, high, 1), (1, 1, 1)), bias, spread)
+    layout = layout_for([channels], [taps.shape[-1]])
+    return PointWeight(packed(taps, groups, layout, (deep, high, 1), (1, 1, 1)), bias, spread)
 
 
 def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = None) -> None:
@@ -121,22 +125,22 @@ def apply(x: Activation, weight: PointWeight, out: Rows, planes: Range | None = 
 
 def pack_turned_point(weight: Tensor, stored: int) -> PointWeight:
     """The weight of `gradients` for a 1x1x1 convolution, [K, C, 1, 1, 1], whose output has `stored` channels."""
-    return _pack_turned(_padded(weight.detach(), 0, stored)[None, None, :, :, 0, 0, 0], (1, 1, 1))
+    return _pack_turned(_padded(weight.detach(), 0, stored)[None, None, None, :, :, 0, 0, 0], (1, 1, 1))
 
 
 def pack_turned_up(weight: Tensor) -> PointWeight:
     """The weight of `gradients` for a transposed convolution whose stride is its kernel, [C, K, sd, sh, sw]."""
     taps = _up_taps(weight)
-    return _pack_turned(taps.permute(2, 3, 4, 1, 0).flatten(2, 3), (taps.shape[2], taps.shape[3], taps.shape[4]))
+    return _pack_turned(taps.permute(2, 3, 4, 1, 0).unsqueeze(2), (taps.shape[2], taps.shape[3], taps.shape[4]))
 
 
 def _pack_turned(taps: Tensor, spread: Triple) -> PointWeight:
-    """The weight of `gradients` from taps [deep, high, N, C]."""
-    taps = _padded(taps, 3, padded_channels(taps.shape[3]))
-    deep, high, n, c = taps.shape
+    """The weight of `gradients` from taps [deep, high, 1, results' channels .., C]."""
+    taps = _padded(taps, taps.dim() - 1, padded_channels(taps.shape[-1]))
+    deep, high, n, c = taps.shape[0], taps.shape[1], prod(taps.shape[3:-1]), taps.shape[-1]
     group = TapGroup((0, 0, 0), ([(p, p) for p in range(deep)], [(q, q) for q in range(high)], [(0, 0)]))
-    turned = taps.transpose(2, 3).unsqueeze(2)
-    return PointWeight(packed(turned, [group], layout_for([c], [n]), (deep, high, 1), (1, 1, 1)), None, spread)
+    turned, inner = taps.movedim(-1, 3), taps.dim() - 4
+    return PointWeight(packed(turned, [group], layout_for([c], [n]), (deep, high, 1), (1, 1, 1), inner), None, spread)
 
 
 def gradients(
@@ -152,4 +156,6 @@ def gradients(
     into = Sums((deep, high, 1), own.groups, own.voxel, [rows.channels], voxels)
     windows = Windows(lines, Reach((deep, high, 1), (0, 0, 0), (deep, high, 1)), (1, 1, 1))
     run_gradients(windows, [x], own, [Target(target, sums, add)], into, first_last)
-    return into.by_tap().double().reshape(deep * high, own.voxel, rows.channels)
+    by_tap = torch.empty(deep, high, 1, own.voxel, rows.channels)
+    into.finish_to(by_tap.permute(3, 4, 0, 1, 2), range(rows.channels))
+    return by_tap.double().view(deep * high, own.voxel, rows.channels)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from volseg.geometry import Triple
+from volseg.nn.kernels.amx import packing
 from volseg.nn.kernels.direct.weights import (
     TapGroup,
     as_stored,
     backward_groups,
     forward_groups,
     kernel_of,
-    without_padding,
 )
 from volseg.nn.kernels.jit import workers
 from volseg.nn.kernels.jit.tiles import INNER, ROWS
@@ -70,62 +70,30 @@ def pack_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 
     """
     kernel, stored = kernel_of(weight), as_stored(weight.detach(), sources)
     layout = layout_for([stored.shape[0]], [padded_channels(s) for s in sources])
-    # Rounded first, then taps apart as a matrix turned: torch turns matrices much faster than it permutes.
-    by_tap = stored.bfloat16().reshape(-1, prod(kernel)).t().contiguous().view(*kernel, *stored.shape[:2])
-    return packed(by_tap, forward_groups(kernel), layout, kernel, stride)
+    return packed(stored.permute(2, 3, 4, 0, 1), forward_groups(kernel), layout, kernel, stride)
 
 
 def pack_turned_weight(weight: Tensor, sources: Sequence[int], stride: Triple = (1, 1, 1)) -> Weight:
     """The weight of the input gradient, for `backward`: inputs and outputs exchanged, taps by the inputs they reach."""
     kernel, stored = kernel_of(weight), as_stored(weight.detach(), sources)
     layout = layout_for([padded_channels(s) for s in sources], [stored.shape[0]])
-    outputs, channels = stored.shape[:2]
-    turned = stored.bfloat16().reshape(outputs, -1).t().contiguous().view(channels, *kernel, outputs)
-    return packed(turned.permute(1, 2, 3, 0, 4), backward_groups(kernel, stride), layout, kernel, stride)
+    return packed(stored.permute(2, 3, 4, 1, 0), backward_groups(kernel, stride), layout, kernel, stride)
 
 
 def packed(
-    by_tap: Tensor, groups: Sequence[TapGroup], layout: Registers, kernel: Triple, stride: Triple
+    by_tap: Tensor, groups: Sequence[TapGroup], layout: Registers, kernel: Triple, stride: Triple, inner: int = 1
 ) -> Weight:  # fmt: skip
-    """A `Weight` from [kd, kh, kw, results' channels, windows' channels]."""
-    (channels, voxel), width = by_tap.shape[3:], layout.width
-    terms = [_terms(group, voxel) for group in groups]
-    memory = workers.take("weight", -(-channels * sum(terms) // 2))
-    whole = memory.view(torch.bfloat16)[: channels * sum(terms)].view(channels // width, -1)
-    taps = by_tap.bfloat16()
-    columns, at = min(width, ROWS), 0
-    for group, count in zip(groups, terms, strict=True):
-        if count:
-            factors = _in_pairs(_taps_of(group, taps)).unflatten(1, (channels // width, -1, columns))
-            part = whole[:, at * width : (at + count) * width].view(torch.int32)
-            part = part.view(channels // width, len(factors), *factors.shape[4:6], -1, INNER // 2, columns)
-            part.copy_(factors.permute(1, 0, 4, 5, 2, 6, 3))
-        at += count
-    return Weight(whole, layout, groups, voxel, channels, kernel, stride, memory)
+    """A `Weight` from [kd, kh, kw, results' channels .., windows' channels ..] float32, of any strides.
 
-
-def _taps_of(group: TapGroup, taps: Tensor) -> Tensor:
-    """A group's part of [kd, kh, kw, ..], in its order."""
-    places = [group.taps(axis) for axis in range(3)]
-    if places == [list(range(side)) for side in taps.shape[:3]]:
-        return taps.contiguous()
-    matrices = torch.stack([taps[z, y, x] for z, y, x in product(*places)])
-    return matrices.view(*map(len, places), *taps.shape[3:])
-
-
-def _in_pairs(taps: Tensor) -> Tensor:
-    """Pairs of numbers, as int32, [taps on D and H, channels, taps on W, tiles, pairs of a tile].
-
-    Where a tap's channels are no whole tiles, all taps on W count as one, whose tiles the channels of all fill.
-
-    taps  [kd, kh, kw, channels, voxel] bfloat16
+    inner  dimensions of the windows' channels
     """
-    rows = taps.flatten(0, 1).transpose(1, 2)
-    if rows.shape[3] % INNER:
-        rows = rows.flatten(2)
-        rows = torch.nn.functional.pad(rows, [0, -rows.shape[2] % INNER]).unsqueeze(2)
-    pairs: Tensor = rows.unflatten(3, (-1, INNER)).view(torch.int32)
-    return pairs
+    last = by_tap.dim() - inner
+    channels, voxel = prod(by_tap.shape[3:last]), prod(by_tap.shape[last:])
+    terms = sum(_terms(group, voxel) for group in groups)
+    memory = workers.take("weight", -(-channels * terms // 2))
+    whole = memory.view(torch.bfloat16)[: channels * terms]
+    packing.pack(by_tap.float(), inner, groups, layout.width, min(layout.width, ROWS), whole)
+    return Weight(whole, layout, groups, voxel, channels, kernel, stride, memory)
 
 
 def _terms(group: TapGroup, voxel: int) -> int:
@@ -187,25 +155,21 @@ class Sums:
             table += offsets + [0] * (terms - len(offsets))
         return {"table": torch.tensor(table or [0]), "numbers": torch.tensor(numbers), "count": len(self.groups)}
 
-    def by_tap(self) -> Tensor:
-        """[kd, kh, kw, voxel, tile], float32 or float64: the sums of all threads. Gives their memory back."""
+    def finish_to(self, out: Tensor, stored: Sequence[int]) -> None:
+        """The sums of all threads. Gives their memory back.
+
+        out     [windows' channels, tile's channels, kd, kh, kw] float32, of any strides
+        stored  which of the tile's channels are wanted
+        """
         whole = self.sums if self.totals is None else self.totals
-        added = whole[0] if len(whole) == 1 else whole.sum(0)
-        by_tap = added.new_empty(*self.kernel, self.voxel, self.blocks * ROWS)
+        added = (whole[0] if len(whole) == 1 else whole.sum(0)).float()
         at = 0
         for group in self.groups:
-            terms, (d, h, w) = self._terms(group), group.counts
-            size = self.blocks * terms * ROWS * self.columns
+            terms = self._terms(group)
             if terms:
-                part = added[at : at + size].view(self.blocks, terms, ROWS, self.columns)
-                part = part[:, : d * h * w * self.voxel // self.columns].unflatten(1, (-1, d, h, w))
-                z, y, x = (torch.tensor(group.taps(axis)) for axis in range(3))
-                by_tap[z[:, None, None], y[:, None], x] = part.permute(2, 3, 4, 1, 6, 0, 5).reshape(
-                    d, h, w, self.voxel, -1
-                )
-            at += size
+                packing.unpack(added[at:], group, terms, self.columns, stored, out)
+            at += self.blocks * terms * ROWS * self.columns
         workers.give("weight gradient", self._memory)
-        return by_tap[..., : self.tile]
 
 
 class WeightSums(Sums):
@@ -226,4 +190,9 @@ class WeightSums(Sums):
 
     def finish(self) -> Tensor:
         """[K, C, kd, kh, kw] float32: this rank's part of the gradient. Gives the sums' memory back."""
-        return without_padding(self.by_tap().float().permute(3, 4, 0, 1, 2), self._shape, self._sources)
+        gradient, stored, first = torch.empty(*self._shape, *self.kernel), list[int](), 0
+        for channels in self._sources:
+            stored += range(first, first + channels)
+            first += padded_channels(channels)
+        self.finish_to(gradient, stored)
+        return gradient

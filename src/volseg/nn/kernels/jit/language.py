@@ -25,6 +25,7 @@ from volseg.nn.kernels.jit.structures import assemble, disassemble, numbers_of
 
 FLOAT, DOUBLE, INT, BOOL, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(1), ir.IntType(32)
 HALF = ir.IntType(16)
+_PREFETCH = "llvm.prefetch.p0"
 
 
 class _BFloat16(ir.Type):  # type: ignore[misc]
@@ -128,16 +129,21 @@ class Vector:
 
 
 class Element(Enum):
-    """What numbers in memory are; all are computed with in float32, or, of `DOUBLE`, in float64."""
+    """What numbers in memory are; all are computed with in float32, or, of `DOUBLE`, in float64.
+
+    A `BYTE` is a whole number from 0 to 255, which is read one by one, and not written.
+    """
 
     FLOAT = 4
     DOUBLE = 8
     BFLOAT16 = 2
+    BYTE = 1
 
     @property
     def stored(self) -> Any:
         """Its type in memory: of bfloat16, the upper half of a float32's bits."""
-        return {Element.FLOAT: FLOAT, Element.DOUBLE: DOUBLE, Element.BFLOAT16: HALF}[self]
+        kinds = {Element.FLOAT: FLOAT, Element.DOUBLE: DOUBLE, Element.BFLOAT16: HALF, Element.BYTE: ir.IntType(8)}
+        return kinds[self]
 
 
 class Pointer:
@@ -174,6 +180,8 @@ class Pointer:
     def _single(self) -> Any:
         """The one number here, as a float32."""
         number = self.f.builder.load(self._typed(self.element.stored))
+        if self.element is Element.BYTE:
+            return self.f.builder.uitofp(number, FLOAT)
         return self.f.widened(number) if self.element is Element.BFLOAT16 else number
 
     def integer(self) -> Int:
@@ -181,10 +189,19 @@ class Pointer:
         return Int(self.f, self.f.builder.load(self._typed(INT)))
 
     def copy_one(self, source: Pointer) -> None:
-        """Write the one number that `source` points to; neither may be a float64."""
+        """Write the one number that `source` points to; neither may be a float64, and this one no byte."""
         number = source._single()
         value = self.f.rounded(number) if self.element is Element.BFLOAT16 else number
         self.f.builder.store(value, self._typed(value.type))
+
+    def prefetch(self) -> None:
+        """Begin to bring what lies here into the second cache; the address need not be one of the process's memory."""
+        module, kinds = self.f.function.module, [FLOAT.as_pointer(), INDEX, INDEX, INDEX]
+        known = module.globals.get(_PREFETCH)
+        kind = ir.FunctionType(ir.VoidType(), kinds)
+        prefetch = known if known is not None else ir.Function(module, kind, _PREFETCH)
+        read, second_cache, data = INDEX(0), INDEX(2), INDEX(1)
+        self.f.builder.call(prefetch, [self.value, read, second_cache, data])
 
     def wide(self) -> Pointer:
         """The same address, of float64 numbers."""
@@ -267,6 +284,17 @@ class Function:
         bits = self.builder.shl(self.builder.bitcast(shifted.value, kind), places)
         return Vector(self, self.builder.bitcast(self.builder.add(bits, bias), self.vector_type))
 
+    def split_power(self, x: Vector) -> tuple[Vector, Vector]:
+        """Whole numbers n and fractions from 1 to 2 with ``x = 2^n * fraction``, of normal numbers above zero."""
+        kind, builder = ir.VectorType(INDEX, self.lanes), self.builder
+        bits = builder.bitcast(x.value, kind)
+        power = builder.sub(builder.lshr(bits, _constant(kind, 23)), _constant(kind, 127))
+        fraction = builder.or_(builder.and_(bits, _constant(kind, 0x7FFFFF)), _constant(kind, 0x3F800000))
+        return (
+            Vector(self, builder.sitofp(power, self.vector_type)),
+            Vector(self, builder.bitcast(fraction, self.vector_type)),
+        )
+
     def widened(self, halves: Any) -> Any:
         """LLVM float32 number or vector, from the 16 bits of bfloat16 numbers."""
         bits = _like(halves.type, INDEX)
@@ -325,6 +353,12 @@ class Function:
     def take_where_above(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
         """Lane by lane `new` where ``a > b``, else `old`."""
         return Vector(self, self.builder.select(self._above(a, b), new.value, old.value))
+
+    def take_where_equal(self, a: Vector, b: Vector, new: Vector, old: Vector) -> Vector:
+        """Lane by lane `new` where ``a == b``, else `old`."""
+        return Vector(
+            self, self.builder.select(self.builder.fcmp_ordered("==", a.value, b.value), new.value, old.value)
+        )
 
     def _above(self, a: Vector, b: Vector) -> Any:
         return self.builder.fcmp_ordered(">", a.value, b.value)
