@@ -97,9 +97,16 @@ class Slurm:
         return facts
 
     def wait_until_idle(self, seconds: float = 30) -> None:
-        """Wait until no machine has anything left of a job; fails after so many seconds."""
+        """Wait until no machine has anything left of a job; fails after so many seconds.
+
+        The controller calls a machine idle a moment before the job's own daemon there has ended, and while that is
+        there the machine refuses to start the job again.
+        """
         deadline = time.monotonic() + seconds
-        while self.run("sinfo", "--noheader", "-o", "%T %D").stdout.split() != ["idle", str(len(NODES))]:
+        while True:
+            states = self.run("sinfo", "--noheader", "-o", "%T %D").stdout.split()
+            if states == ["idle", str(len(NODES))] and not self.run("pgrep", "-f", "^slurmstepd: ").stdout:
+                return
             assert time.monotonic() < deadline, self.run("sinfo", "-N").stdout
             time.sleep(0.2)
 
