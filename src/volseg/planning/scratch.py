@@ -147,7 +147,9 @@ def _on_tiles(op: Convolve, sides: Triple, image: int, threads: int) -> Work:
     cut = plan_tiles((0, d), h, w, reach, inner, 4 * layout.width, products, (1, 1, 1), threads)
     window = window_of(cut, reach, inner, kernel[2])
     room = window.size + results_floats(cut, window, reach.step[2], layout.width)
-    return Work(_packing(counts, inner, width), room)
+    # An up-convolution's weight is there as well, in the memory of an earlier one that may be as large.
+    weights = 2 if any(isinstance(source, Lifted) for source in op.sources) else 1
+    return Work(weights * _packed(counts, inner, width), room)
 
 
 def _backward_on_tiles(op: ConvolveBackward, sides: Triple, image: int, threads: int) -> Work:
@@ -162,23 +164,13 @@ def _backward_on_tiles(op: ConvolveBackward, sides: Triple, image: int, threads:
     sums = prod(kernel) * width * -(-inner // ROWS) * ROWS
     copies = threads * (3 if prod(sides) > 4 * FLUSH_VOXELS * threads else 1)
     # The sums are made into the gradient when the turned weight has been given back, whose memory stays.
-    made = max(_packing(counts, width, inner), _packed(counts, width, inner) + 2 * sums)
-    return Work(copies * sums + made, room.floats)
+    return Work(copies * sums + _packed(counts, width, inner) + prod(kernel) * width * inner, room.floats)
 
 
 def _packed(counts: Sequence[Triple], voxel: int, channels: int) -> int:
     """Floats of a weight in bfloat16 whose products fill whole tiles."""
     terms = sum(d * h * -(-w * voxel // INNER) * INNER for d, h, w in counts)
     return channels * terms // 2
-
-
-def _packing(counts: Sequence[Triple], voxel: int, channels: int) -> int:
-    """Floats of a weight in bfloat16 while it is made ready: as it is, by taps, at last in tiles.
-
-    Where it is not yet in tiles, the memory that an earlier weight gave back is still there, about as large.
-    """
-    taps, packed = sum(map(prod, counts)) * voxel * channels // 2, _packed(counts, voxel, channels)
-    return packed + max(2 * taps, taps if voxel % INNER == 0 else 2 * taps + packed)
 
 
 def is_minimal(kernel: Triple, stride: Triple) -> bool:
