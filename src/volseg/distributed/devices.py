@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,9 +109,8 @@ def free_memory(device: Device, communicator: Communicator) -> int | None:
     return int(communicator.reduce_all(np.array([own]), "min")[0])
 
 
-def peak_of_device(device: Device, communicator: Communicator) -> int | None:
-    """The most bytes that tensors had on a GPU so far, the largest of all ranks'; None on the processor. Collective."""
-    if not device.is_gpu:
-        return None
-    own = torch.cuda.max_memory_allocated(torch.device(device.name))
-    return int(communicator.reduce_all(np.array([own]), "max")[0])
+def device_facts(device: Device, communicator: Communicator) -> list[dict[str, Any]]:
+    """Device of every rank, and the most bytes that tensors had on it, as they stand in a report. Collective."""
+    peak = torch.cuda.max_memory_allocated(torch.device(device.name)) if device.is_gpu else None
+    own = {"device": device.name, "title": device.title, "sharing": device.sharing, "peak_bytes": peak}
+    return communicator.gather_all(own)

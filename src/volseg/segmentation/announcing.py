@@ -12,24 +12,24 @@ from volseg.distributed.communicator import Communicator
 from volseg.events import Caution, Listener, Message, Progress, ignore
 from volseg.geometry import format_triple
 from volseg.machine import gibibytes
-from volseg.models.stored import ModelCard
 from volseg.segmentation.choosing import Chosen
 from volseg.segmentation.job import SegmentationJob
-from volseg.segmentation.opening import LaidOut
+from volseg.segmentation.opening import LaidOut, Opened
 from volseg.volumes.scan import Scan
 
 STEPS = ("components", "mask", "statistics", "preview")
 """What follows the network, in its order."""
 
 
-def announce(job: SegmentationJob, card: ModelCard, laid: LaidOut, chosen: Chosen, listen: Listener) -> None:
+def announce(job: SegmentationJob, opened: Opened, laid: LaidOut, chosen: Chosen, listen: Listener) -> None:
     """Say what is about to be done, and what is doubtful about it."""
-    scan, grid, choice = laid.scan, laid.grid, chosen.choice
+    scan, grid, choice, card = laid.scan, laid.grid, chosen.choice, opened.card
+    where = f", on {opened.device.described}" if opened.device.is_gpu else ""
     ranks = grid.communicator.size
     listen(
         Message(
             f"{job.scan}: {format_triple(scan.native.shape)} voxels on {ranks} rank{'s' if ranks > 1 else ''} as "
-            f"{format_triple(grid.dims)}{chosen.stages.described}, {torch.get_num_threads()} threads each"
+            f"{format_triple(grid.dims)}{chosen.stages.described}, {torch.get_num_threads()} threads each{where}"
         )
     )
     listen(Message(f"{choice.schedule}: {choice.reason}; planned {gibibytes(choice.plan.peak)}"))

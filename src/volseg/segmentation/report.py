@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -34,6 +35,8 @@ class SegmentationReport:
     audit    of the scan
     agglomeration  which levels ran on fewer ranks
     precision  in which the network's tensors were stored
+    devices    of the ranks, and the memory that tensors had on them (`distributed.devices`)
+    mpi_library  None without one
     windows  by which the scan was gone through; None: the whole volume at once
     folds    models whose logits were averaged
     mirrored  the axes over whose mirror images they were averaged too
@@ -65,6 +68,8 @@ class SegmentationReport:
     network_planned: tuple[TimePlan | None, Machine | None]
     agglomeration: str = "none"
     precision: Precision = FLOAT32
+    devices: Sequence[dict[str, Any]] = ()
+    mpi_library: str | None = None
     windows: Windows | None = None
     folds: int = 1
     mirrored: tuple[int, ...] = ()
@@ -107,6 +112,8 @@ def write_report(path: Path, report: SegmentationReport) -> None:
         "parts": report.parts,
         "placement": report.placement,
         "precision": report.precision,
+        "devices": list(report.devices),
+        "mpi_library": report.mpi_library,
         "schedule": report.choice.schedule,
         "schedule_reason": report.choice.reason,
         "seconds": round(report.seconds, 3),

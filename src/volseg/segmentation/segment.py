@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import device_facts
 from volseg.distributed.meter import communication_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import account_of_time
@@ -59,7 +60,7 @@ def segment(job: SegmentationJob, communicator: Communicator, listen: Listener =
     parts = _prepare(job, communicator)
     largest = max(parts, key=lambda part: part.chosen.choice.plan.peak)
     opened, laid, chosen = largest.opened, largest.laid, largest.chosen
-    announce(job, opened.card, laid, chosen, listen)
+    announce(job, opened, laid, chosen, listen)
     ran = run_all(job, parts, listen)
     written = _write(job, opened, laid, ran.result, listen)
     if ran.state is not None:
@@ -187,6 +188,8 @@ def _report(
         network_planned=(_planned_time(parts), chosen.machine),
         agglomeration=str(chosen.stages),
         precision=opened.precision,
+        devices=device_facts(opened.device, communicator),
+        mpi_library=communicator.library,
         windows=opened.windows,
         folds=opened.folds,
         mirrored=opened.mirrored,

@@ -51,12 +51,16 @@ def _describe(setup: Setup) -> str:
         f"{dataset.folder}: {len(setup.cases)} cases to train on, {held_out}, labels {', '.join(dataset.label_names)}",
         f"{NAMES[model.architecture]} of {format_triple(setup.model.network.widths)} channels{apart}; "
         f"{_describe_resolution(setup.finest)}, "
-        f"{torch.get_num_threads()} threads each" + (f", {batch} cases a step" if batch > 1 else ""),
+        f"{torch.get_num_threads()} threads each{_on_device(setup)}" + (f", {batch} cases a step" if batch > 1 else ""),
     ]
     if len(setup.resolutions) > 1:
         coarse = "; ".join(_describe_resolution(resolution) for resolution in setup.resolutions[1:])
         lines.append(f"multigrid, {setup.config.multigrid.cycle}: also {coarse}")
     return "\n".join(lines)
+
+
+def _on_device(setup: Setup) -> str:
+    return f", on {setup.device.described}" if setup.device.is_gpu else ""
 
 
 def _describe_resolution(resolution: Resolution) -> str:

@@ -15,6 +15,7 @@ import torch
 from volseg.config import config_tables
 from volseg.config.stored_run import REPORT
 from volseg.distributed.communicator import Communicator
+from volseg.distributed.devices import device_facts
 from volseg.distributed.placement import placement_facts
 from volseg.distributed.time_account import TimeAccount, account_of_time, phase_facts
 from volseg.files import write_text
@@ -114,6 +115,7 @@ def make_report(
         else {"level": validation.level, "by_class": by_class, "by_case": validation.case_means},
         "memory": memory_facts(peaks, planned)
         | {"peak_at": setup.planned.peak_at, "planned_parts": setup.planned.parts},
+        "devices": device_facts(setup.device, communicator),
         "communication": communication,
         "time": time,
         "off_plan": off_plan(planned / max(peaks), time["planned_over_measured"]),
