@@ -122,17 +122,23 @@ def steps(run: Path) -> int:
     return len(losses(run)) if (run / "log.csv").is_file() else 0
 
 
+def submitted(bed, path: Path, dataset: Path, run: Path, count: int) -> int:
+    """The number of the job that trains, when it has made so many steps."""
+    job = bed.submit(path, dataset, run)
+    deadline = time.monotonic() + 90
+    while steps(run) < count:
+        assert time.monotonic() < deadline, (path.parent / f"slurm-{job}.out").read_text()
+        time.sleep(0.2)
+    return job
+
+
 def test_the_printed_script_saves_and_goes_on_until_the_run_is_done(bed, tmp_path, training_script):
     path, dataset = training_script
     text = path.read_text()
     assert "--signal=USR1@120" in text
     path.write_text(text.replace("$MORE --partition", "$MORE --epochs 12 --validation 0 --partition"))
     run = tmp_path / "run"
-    job = bed.submit(path, dataset, run)
-    deadline = time.monotonic() + 60
-    while steps(run) < 3:
-        assert time.monotonic() < deadline, (tmp_path / f"slurm-{job}.out").read_text()
-        time.sleep(0.2)
+    job = submitted(bed, path, dataset, run, 3)
     bed.run("scancel", "--signal=USR1", job)  # as Slurm does before the limit
     bed.wait(job, ("PENDING", "COMPLETED", "FAILED"))
     bed.wait_until_idle()
@@ -150,11 +156,7 @@ def test_a_killed_rank_ends_the_printed_script_soon(bed, tmp_path, training_scri
     path, dataset = training_script
     path.write_text(path.read_text().replace("$MORE --partition", "$MORE --epochs 4000 --partition"))
     run = tmp_path / "run"
-    job = bed.submit(path, dataset, run)
-    deadline = time.monotonic() + 60
-    while steps(run) < 2:
-        assert time.monotonic() < deadline, (tmp_path / f"slurm-{job}.out").read_text()
-        time.sleep(0.2)
+    job = submitted(bed, path, dataset, run, 2)
     ranks = bed.run("pgrep", "-f", f"train {dataset} -o {run}").stdout.split()
     victims = [one for one in map(int, ranks) if Path(f"/proc/{one}/comm").read_text().strip() in ("volseg", "python")]
     os.kill(victims[-1], signal.SIGKILL)

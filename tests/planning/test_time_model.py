@@ -1,19 +1,25 @@
 """The time model: what work there is, and what messages cost."""
 
+from dataclasses import replace
 from math import log2, prod
 
 import pytest
 
 from volseg.config import ModelConfig, TrainingConfig
+from volseg.geometry import Triple
+from volseg.networks.description import IMAGE, Convolution
 from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
 from volseg.planning.operations import Family
 from volseg.planning.planner import forward_halo_bytes
 from volseg.planning.profile import Cost, Network, Profile, Setting
 from volseg.planning.time_model import Placing, TimePlan, segmenting_time, step_seconds, training_time
-from volseg.planning.work import segmenting_work, training_work
+from volseg.planning.work import effort, segmenting_work, training_work
+from volseg.precision import FLOAT32
 from volseg.program.kinds import Kind
+from volseg.program.ops import Convolve
 from volseg.program.schedule import RECOMPUTE
+from volseg.program.tensors import Tensor, View
 
 MODEL = ModelConfig(in_channels=1, classes=3, base_channels=8, levels=2)
 ALPHA, BETA, REDUCTION = 1e-5, 1e9, 2e-5
@@ -138,3 +144,38 @@ def test_what_is_done_once_a_step_is_counted_once():
         plan.add("optimizer", Kind.OPTIMIZER, 0, 1.0)
     assert step_seconds([one]) == 4
     assert step_seconds([one, other, one]) == 12
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "expected"),
+    [
+        (16, (3, 3, 3), (1, 1, 1), 1),
+        (16, (1, 3, 3), (1, 1, 1), 1),  # as many products a tap on D
+        (64, (3, 3, 3), (1, 1, 1), 1),
+        (64, (1, 3, 3), (1, 1, 1), 1.5),  # where a cube has pairs of planes
+        (16, (3, 3, 3), (2, 2, 2), 2.25),
+        (64, (1, 1, 1), (1, 1, 1), 1.5 * 2.25),
+    ],
+)
+def test_kernels_that_were_not_measured_take_their_products_by_their_own_way(
+    channels: int, kernel: Triple, stride: Triple, expected: float
+) -> None:
+    """Of a convolution in float32; an image of few channels is summed directly, whatever the kernel."""
+    node = Convolution("one", ("half",), 0, channels, kernel, stride, False, "one")
+    half = Tensor("half", 0, 0, channels)
+    op = Convolve(node, (View(half, None),), Tensor("one", 0, 0, channels))
+    assert effort(op, 1, FLOAT32) == pytest.approx(expected)
+    image = replace(op, sources=(View(Tensor(IMAGE, 0, 0, 1), None),))
+    assert effort(image, 1, FLOAT32) == 1
+
+
+def test_what_is_counted_as_done_are_the_products_of_direct_sums_whatever_computes_them() -> None:
+    """So that rates in GF/s compare: of kernels of other sizes and of strides, too."""
+    network = unet(replace(MODEL, kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), down="stride"))
+    work = segmenting_work(network, layouts((32, 32, 32), (1, 1, 1)))
+    done = {one.layer: one.flops for one in work.operations if one.kind is Kind.CONVOLUTION}
+    nodes = [node for node in network.nodes if isinstance(node, Convolution) and node.name in done]
+    assert len(nodes) == len(done) > 8
+    for node in nodes:
+        products = prod(node.kernel) * sum(network.inputs_of(node)) * node.channels * 32**3 / 8**node.stage
+        assert done[node.name] == pytest.approx(2 * products), node.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +14,9 @@ from volseg.errors import PartitionError
 from volseg.networks.description import Network
 from volseg.networks.unet import unet
 from volseg.partition.layout import Layout
-from volseg.planning.memory import segmenting_memories
+from volseg.planning.memory import COMPILER, segmenting_memories
 from volseg.program.schedule import IN_PLACE, LAYERS, RECOMPUTE, SPILL, Schedule
+from volseg.segmentation.choosing import DICOM_LIBRARIES, process_bytes
 from volseg.segmentation.job import SegmentationJob
 from volseg.segmentation.limit import BesideVoxels, Choice, choose, memory_limit
 from volseg.segmentation.segment import segment
@@ -42,6 +44,21 @@ def test_the_fastest_that_fits_is_chosen_and_says_why(tmp_path: Path) -> None:
     assert "the fastest that fits" in choice.reason
     assert "in-place needs" in choice.reason
     assert chosen(enough(IN_PLACE), schedule=RECOMPUTE).schedule is RECOMPUTE
+
+
+@pytest.mark.parametrize(("form", "more"), [("DICOM", DICOM_LIBRARIES), ("NIfTI", 0)])
+def test_a_process_without_a_compiler_and_one_with_decoders_are_planned_for(
+    form: str, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = SimpleNamespace(images=[SimpleNamespace(format=form)])
+    monkeypatch.setattr("volseg.segmentation.choosing.compiled_modules", lambda: 1)
+    assert process_bytes(scan, SERIAL) == more  # type: ignore[arg-type]
+    monkeypatch.setattr("volseg.segmentation.choosing.compiled_modules", lambda: 0)
+    monkeypatch.setattr("volseg.segmentation.choosing.has_kept_code", lambda: True)
+    fewer = process_bytes(scan, SERIAL)  # type: ignore[arg-type]
+    assert fewer == more - COMPILER
+    plan = BesideVoxels(process=fewer).added_to(PLANS[IN_PLACE], 512**3)
+    assert plan.peak == sum(plan.parts.values()) == PLANS[IN_PLACE].peak + fewer
 
 
 def test_spilling_is_the_last_resort_and_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,9 @@ class FusedNetwork(nn.Module):
     To make one is collective. Raises PartitionError, on all ranks, where the agglomeration does not suit network, grid
     or processors, or these are of two kinds and the precision is bfloat16; ConfigError where the precision does not.
 
-    What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, other
-    devices and types) goes through the layers of `partition_module`; which of the two it is follows from model and
-    input alone, so it is the same on all ranks. There all ranks take part in all stages.
+    What the program does not cover (`networks.coverage`; several samples together, a gradient for the image, another
+    device than the backend's, float64) goes through the layers of `partition_module`; which of the two it is follows
+    from model and input alone, so it is the same on all ranks. There all ranks take part in all stages.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ IGNORE = 255
 _SMOOTH = 1e-5
 
 
-_PIECE, _PIECE_ELSEWHERE = 2**14, 2**16
+_PIECE, _PIECE_ELSEWHERE = 2**14, 2**18
 """Voxels taken at a time by torch's operators, so that their probabilities stay in the cache and take next to no
 memory; on other devices more, as it takes long there to begin."""
 

@@ -26,10 +26,12 @@ from volseg.program.build import train_program
 from volseg.program.schedule import IN_PLACE, LAYERS, Schedule, schedules_of
 
 TRAINING_PROCESS = 480 * 2**20
-SEGMENTING_PROCESS = 320 * 2**20
+SEGMENTING_PROCESS = 334 * 2**20
+COMPILER = 34 * 2**20
 MPI = 19 * 2**20
 """Python, torch and their libraries, and with several ranks MPI: measured by running on small volumes (docs/memory.md).
-Training has torch's optimizers, which bring its compiler along, and the pictures."""
+Training has torch's optimizers, which bring its compiler along, and the pictures. Both are processes that compile their
+kernels by LLVM, for which COMPILER is needed; `segment` takes it off where an earlier process kept them."""
 
 FREED_HEAP = 64 * 2**20
 """What glibc may keep of freed memory (`machine.prepare_for_torch`); small tensors leave a tenth of the whole there."""

@@ -47,7 +47,8 @@ class Operation:
     layer            as the meter names it, such as "decoder 1.1, backward"
     inputs, outputs  channels; of the optimizer 1 and 1
     voxels           of the rank's block at the operation's output; of the optimizer the number of weights
-    times            how often it is done
+    times            how often it is done, or of kernels of other sizes the share of a 3x3x3 one's products
+    effort           time of a product over that of a 3x3x3 kernel's, which machines are measured by
     """
 
     layer: str
@@ -58,6 +59,7 @@ class Operation:
     outputs: int
     voxels: int
     times: float = 1.0
+    effort: float = 1.0
 
     @property
     def flops(self) -> float:

@@ -55,7 +55,7 @@ class Setting:
         key = operation.family, operation.inputs, operation.outputs, operation.voxels
         if key not in self._known:
             self._known[key] = self._find(*key)
-        return operation.times * self._known[key]
+        return operation.times * operation.effort * self._known[key]
 
     @cached_property
     def _known(self) -> dict[tuple[Family, int, int, int], float]:

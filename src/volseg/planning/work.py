@@ -7,11 +7,12 @@ from dataclasses import replace
 from math import prod
 
 from volseg.geometry import Triple
-from volseg.networks.description import IMAGE, Convolution, Interpolation, Network, Normalization
+from volseg.networks.description import IMAGE, Interpolation, Network, Normalization
 from volseg.partition.layout import Layout
-from volseg.partition.tiling import padded_channels
-from volseg.planning.operations import DOUBLE, GRADIENTS, Exchange, Family, Operation, Reduction, Transfer, Work
-from volseg.planning.scratch import FLOAT, is_minimal
+from volseg.partition.tiling import Taps, is_thin, padded_channels
+from volseg.planning.operations import DOUBLE, GRADIENTS, Family, Operation, Reduction, Work
+from volseg.planning.scratch import FLOAT, is_minimal, on_tiles, stored_inputs
+from volseg.planning.work_messages import Messages
 from volseg.precision import FLOAT32, Precision
 from volseg.program import ops
 from volseg.program.build import segment_program, train_program
@@ -40,8 +41,8 @@ def training_work(
     work = _WorkPass(network, layouts, segmenting=False, precision=precision)
     parameters = network.parameters(training=True)
     work.operate("other", Kind.FILES, Family.LOAD, 0, network.in_channels, 1)
-    work.reduce("other", 0, 2 * sum(layouts[0].dims) * DOUBLE)  # where the blocks lie
-    work.exchange("other", Tensor(IMAGE, 0, 0, network.in_channels), network.in_channels)
+    work.messages.reduce("other", 0, 2 * sum(layouts[0].dims) * DOUBLE)  # where the blocks lie
+    work.messages.exchange("other", Tensor(IMAGE, 0, 0, network.in_channels), network.in_channels)
     for step in program.steps:
         work.go_through(step)
     ranks = prod(layouts[0].dims) * replicas
@@ -84,42 +85,43 @@ def merges_of(layouts: Sequence[Layout]) -> frozenset[int]:
     return frozenset(n for n in range(1, len(layouts)) if layouts[n].dims != layouts[n - 1].dims)
 
 
-_DIRECT = 2.25
-"""Products of a direct sum for each of Winograd's minimal filtering on two axes."""
+_DIRECT, _UNPAIRED = 2.25, 1.5
+"""Products of a direct sum for each of minimal filtering on H and W, and of that for each of one on D as well."""
 
 
-def _of_a_cube(node: Convolution) -> float:
-    """The time of a convolution as a share of that of one with a 3x3x3 kernel, which machines are measured by.
+def effort(op: Convolve | ops.ConvolveBackward, image: int, precision: Precision) -> float:
+    """The time of a convolution, product for product, over that of a 3x3x3 one of its channels with stride 1.
 
-    Winograd's has as many products a tap on D; a direct sum has those that minimal filtering saves besides.
+    That is what machines are measured by, and what has the kernel that its channels get: direct sums on an image of few
+    channels or on tiles of bfloat16, else minimal filtering, from some channels on over pairs of planes, too.
+
+    image  channels of the image
     """
+    node, inputs = op.node, stored_inputs(op.sources, image)
+    of_image = isinstance(op, Convolve) or not op.targets
+    if on_tiles(op.sources, image, precision) or (of_image and is_thin(inputs)):
+        return 1.0
+    unpaired = _UNPAIRED if Taps.of(3, 1, sum(inputs), padded_channels(node.channels)).paired else 1.0
     if is_minimal(node.kernel, node.stride):
-        return node.kernel[0] / 3
-    return _DIRECT * prod(node.kernel) / 27
+        return 1.0 if node.kernel[0] == 3 else unpaired
+    return _DIRECT * unpaired
 
 
 class _WorkPass:
-    """Goes through the steps of the ranks that lead in all stages.
-
-    halo  widths of the ghosts of each stage; `own` on the stage's own process grid
-    """
+    """Goes through the steps of the ranks that lead in all stages."""
 
     def __init__(
         self, network: Network, layouts: Sequence[Layout], *, segmenting: bool, precision: Precision
     ) -> None:  # fmt: skip
-        self.network, self.layouts, self.segmenting, self._size = network, layouts, segmenting, precision.size
+        self.network, self.layouts, self.segmenting, self.precision = network, layouts, segmenting, precision
         self.voxels = [prod(layout.largest_block) for layout in layouts]
-        self.ranks = [prod(layout.dims) for layout in layouts]
-        self.halo: Sequence[Triple] = network.halo
-        self.own: Sequence[Triple] = network.halo
         self.done = Work()
-        self._merges = merges_of(layouts)
-        self._ghosts: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        self.messages = Messages(network, layouts, precision.size, self.done)
 
     def widen_ghosts(self, steps: Sequence[Step]) -> None:
         """Widen the ghosts by those that passes among these steps read."""
-        self.halo = halo_with_passes(self.network, steps)
-        self.own = halo_of_own_grids(self.network, self.halo, self._merges)
+        self.messages.halo = halo_with_passes(self.network, steps)
+        self.messages.own = halo_of_own_grids(self.network, self.messages.halo, merges_of(self.layouts))
 
     def go_through(self, step: Step) -> None:
         """Enter the work of a step."""
@@ -140,7 +142,7 @@ class _WorkPass:
             case ops.InterpolateBackward() as op:
                 self._pass_over(label, Kind.UP, op.gradient)
             case ops.Exchange() as op:
-                self.exchange(label, op.tensor, op.tensor.stored)
+                self.messages.exchange(label, op.tensor, op.tensor.stored)
             case ops.Normalize() as op:
                 self._normalize(label, op.view.node, op.view.tensor)
             case ops.Classify() as op:
@@ -148,7 +150,7 @@ class _WorkPass:
             case ops.NormalizeBackward() as op if op.view.node is not None and op.view.node.norm != "none":
                 tensor = op.view.tensor
                 self.operate(label, Kind.NORM, Family.NORM_BACKWARD, tensor.stage, 1, tensor.channels)
-                self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
+                self.messages.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
             case ops.ConvolveBackward() as op:
                 self._convolve_backward(label, op)
             case ops.Add() as op:
@@ -165,38 +167,43 @@ class _WorkPass:
                 tensor = op.target.tensor
                 self.operate(label, Kind.POOLING, Family.POOLING, tensor.stage, 1, tensor.channels)
             case ops.Gather() as op:
-                self._transfer(label, op.stage, op.source)
+                self.messages.transfer(label, op.stage, op.source)
             case ops.GatherTarget() as op:
                 voxels = layout_of(replace(op.source, grid=op.stage), self.network, self.layouts).largest_block
-                self._moved(label, op.stage, prod(voxels))
+                self.messages.moved(label, op.stage, prod(voxels))
             case ops.GatherBackward() as op:
-                self._transfer(label, op.stage, op.target)
+                self.messages.transfer(label, op.stage, op.target)
             case ops.Scatter() as op:
-                self._transfer(label, op.stage, op.target.tensor)
+                self.messages.transfer(label, op.stage, op.target.tensor)
                 if op.target.node is not None:
-                    self._tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
+                    self.messages.tell_group(label, op.stage, 2 * op.target.tensor.stored * FLOAT)
             case ops.ScatterBackward() as op:
-                self._transfer(label, op.stage, op.source)
+                self.messages.transfer(label, op.stage, op.source)
                 if op.through:
-                    self._tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
+                    self.messages.tell_group(label, op.stage, 2 * op.source.stored * DOUBLE)
 
     def operate(
         self, layer: str, kind: Kind, family: Family, stage: int, inputs: int, outputs: int, voxels: int | None = None,
-        times: float = 1.0,
+        times: float = 1.0, effort: float = 1.0,
     ) -> None:  # fmt: skip
         """Enter an operation on the largest block of a stage."""
         family = _SEGMENTING.get(family, family) if self.segmenting else family
         count = self.voxels[stage] if voxels is None else voxels
-        self.done.operations.append(Operation(layer, kind, family, stage, inputs, outputs, count, times))
+        self.done.operations.append(Operation(layer, kind, family, stage, inputs, outputs, count, times, effort))
 
     def _convolve(self, label: str, op: Convolve, times: float = 1.0) -> None:
         """A convolution, and the up-convolution or interpolation that it reads."""
-        node = op.node
         for source in op.sources:
             if isinstance(source, Lifted):
                 self._lift(label, Family.UP, source, times)
-        inputs, times = sum(self.network.inputs_of(node)), times * _of_a_cube(node)
-        self.operate(label, Kind.CONVOLUTION, Family.FORWARD, node.stage, inputs, node.channels, times=times)
+        self._products(label, Family.FORWARD, op, times)
+
+    def _products(self, label: str, family: Family, op: Convolve | ops.ConvolveBackward, times: float = 1.0) -> None:
+        node, inputs = op.node, sum(self.network.inputs_of(op.node))
+        self.operate(
+            label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels, times=times * prod(node.kernel) / 27,
+            effort=effort(op, self.network.in_channels, self.precision),
+        )  # fmt: skip
 
     def _lift(self, label: str, family: Family, source: Lifted, times: float = 1.0) -> None:
         """What a convolution reads of a tensor that is never whole, made for it; an interpolation's is made again."""
@@ -247,7 +254,7 @@ class _WorkPass:
         if self._takes_statistics(node):
             self.operate(label, Kind.NORM, Family.NORM, tensor.stage, 1, tensor.channels)
             for _ in range(2):
-                self.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
+                self.messages.reduce(label, tensor.grid, 2 * tensor.channels * DOUBLE)
 
     def _pass_over(self, label: str, kind: Kind, tensor: Tensor, times: float = 1.0) -> None:
         """Enter a pass that reads two tensors and writes one, as the backward of a norm does."""
@@ -259,58 +266,10 @@ class _WorkPass:
             self.operate(label, Kind.HEAD, Family.SEGMENT_HEAD, 0, channels, classes)
             return
         self.operate(label, Kind.HEAD, Family.HEAD, op.node.stage, channels, classes)
-        self.reduce(label, 0, (2 + 4 * classes) * DOUBLE)  # of all ranks, wherever the logits are
+        self.messages.reduce(label, 0, (2 + 4 * classes) * DOUBLE)  # of all ranks, wherever the logits are
 
     def _convolve_backward(self, label: str, op: ops.ConvolveBackward) -> None:
-        node: Convolution = op.node
-        family = Family.BACKWARD if op.targets else Family.IMAGE_BACKWARD
-        inputs = sum(self.network.inputs_of(node))
-        self.operate(label, Kind.CONVOLUTION, family, node.stage, inputs, node.channels, times=_of_a_cube(node))
+        self._products(label, Family.BACKWARD if op.targets else Family.IMAGE_BACKWARD, op)
         for source in op.sources:
             if isinstance(source, Lifted):
                 self._lift(label, Family.UP_BACKWARD, source)
-
-    # messages
-
-    def reduce(self, layer: str, grid: int, size: int) -> None:
-        """Enter a reduction of so many bytes over the ranks of a stage's grid."""
-        if self.ranks[grid] > 1:
-            self.done.reductions.append(Reduction(layer, grid, size, self.ranks[grid]))
-
-    def exchange(self, layer: str, tensor: Tensor, stored: int) -> None:
-        """Enter the ghosts of a tensor of so many stored channels."""
-        where = tensor.stage, tensor.grid
-        if where not in self._ghosts:
-            self._ghosts[where] = self._ghosts_of(tensor)
-        size = stored * (FLOAT if tensor.name == IMAGE else self._size)
-        if axes := tuple((axis, messages, voxels * size) for axis, messages, voxels in self._ghosts[where]):
-            self.done.exchanges.append(Exchange(layer, tensor.stage, axes, tensor.grid))
-
-    def _ghosts_of(self, tensor: Tensor) -> list[tuple[int, int, int]]:
-        """Axes on which a tensor's ghosts come from neighbours, how many these are, and how many voxels they send."""
-        layout = layout_of(tensor, self.network, self.layouts)
-        halo = self.own if tensor.grid == tensor.stage else self.halo
-        sides, axes = list(layout.largest_block), []
-        for axis, (parts, width) in enumerate(zip(layout.dims, halo[tensor.stage], strict=True)):
-            if parts == 1 or not width:
-                continue
-            neighbours = min(2, parts - 1)
-            axes.append((axis, neighbours, neighbours * width * (prod(sides) // sides[axis])))
-            sides[axis] += neighbours * width
-        return axes
-
-    def _merged(self, stage: int) -> int:
-        """Ranks of the stage above whose blocks make one here."""
-        return self.ranks[stage - 1] // self.ranks[stage]
-
-    def _transfer(self, layer: str, stage: int, tensor: Tensor) -> None:
-        self._moved(layer, stage, self.voxels[stage] * padded_channels(tensor.channels) * self._size)
-
-    def _moved(self, layer: str, stage: int, size: int) -> None:
-        """Enter a leader's block of so many bytes, made of its group's."""
-        merged = self._merged(stage)
-        self.done.transfers.append(Transfer(layer, stage, merged - 1, size * (merged - 1) // merged))
-
-    def _tell_group(self, layer: str, stage: int, size: int) -> None:
-        """Enter something small, from a leader to its group or summed over it."""
-        self.done.reductions.append(Reduction(layer, stage, size, self._merged(stage), group=True))

@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from volseg.distributed.communicator import Communicator
 from volseg.distributed.devices import free_memory
 from volseg.models.forecast import Machine, agglomeration_of_run, this_machine
+from volseg.nn.kernels.jit.code_folder import has_kept_code
+from volseg.nn.kernels.jit.machine_code import compiled_modules
 from volseg.partition.agglomeration import NONE, Agglomeration
+from volseg.planning.memory import COMPILER
 from volseg.program.kinds import Kind
 from volseg.segmentation.averaging import passes_bytes
 from volseg.segmentation.job import SegmentationJob, rehearse_outputs
@@ -27,6 +31,9 @@ from volseg.volumes.zarr.label_image import store_of
 SEG_LIBRARIES = 120 * 2**20
 """What highdicom adds to the process that writes a DICOM SEG, measured on 20 x 512 x 512 voxels; its frames come on top
 (see `dicom.seg.output`)."""
+DICOM_LIBRARIES = 30 * 2**20
+"""What pydicom and the decoders of pixels add to the process that reads a DICOM series, with the buffers of one slice's
+decoding: 28 to 34 MiB with 20 slices of 512², 5 more with 400."""
 PICTURE_LIBRARIES = 30 * 2**20
 """What Pillow and a preview add to the process that draws it: 17 MiB with planes of 128² voxels, 46 with 700²."""
 
@@ -84,7 +91,9 @@ def _choose(
     job: SegmentationJob, opened: Opened, scan: Scan, scratch: Path, communicator: Communicator
 ) -> tuple[Machine | None, Agglomeration, Choice]:
     """The machine, which levels run on fewer ranks, and the schedule. Collective."""
-    network, beside, threads = opened.network, _beside(job, opened, scan), torch.get_num_threads()
+    network, threads = opened.network, torch.get_num_threads()
+    machine = this_machine(network, communicator)  # a convolution is timed: whether it was compiled tells of others
+    beside = replace(_beside(job, opened, scan), process=process_bytes(scan, communicator))
     limit = job.memory_limit or free_memory(opened.device, communicator)
     if opened.windows is not None:
         choice = choose_windows(
@@ -92,7 +101,6 @@ def _choose(
             limit=limit, precision=opened.precision,
         )  # fmt: skip
         return None, NONE, choice
-    machine = this_machine(network, communicator)
     stages = agglomeration_of_run(
         job.agglomerate, "segment", network, opened.card.config.training, scan.layout, machine, communicator
     )
@@ -102,6 +110,14 @@ def _choose(
         precision=opened.precision,
     )  # fmt: skip
     return machine, stages, choice
+
+
+def process_bytes(scan: Scan, communicator: Communicator) -> int:
+    """Bytes that a rank's process has more than plans of segmenting count, which compiles its kernels. Collective."""
+    compiled = compiled_modules() > 0 or not has_kept_code()
+    compiles = bool(communicator.reduce_all(np.array([int(compiled)]), "max")[0])
+    reads_dicom = any(volume.format.startswith("DICOM") for volume in scan.images)
+    return DICOM_LIBRARIES * reads_dicom - COMPILER * (not compiles)
 
 
 def _beside(job: SegmentationJob, opened: Opened, scan: Scan) -> BesideVoxels:

@@ -52,7 +52,8 @@ class Choice:
 class BesideVoxels:
     """What is held beside the network (`planning.memory.Beside`), in bytes a voxel of a rank's block.
 
-    once        bytes whatever the block
+    once        bytes whatever the block, when the network is done
+    process     bytes that the process has from beginning to end, more than plans count or, below 0, fewer
     throughout  held from the beginning of the work to its end
     folds       models whose weights are held, of which one at a time is run
     """
@@ -61,6 +62,7 @@ class BesideVoxels:
     mask: float = 0
     afterwards: float = 0
     once: int = 0
+    process: int = 0
     throughout: float = 0
     folds: int = 1
 
@@ -71,13 +73,18 @@ class BesideVoxels:
     def added_to(self, plan: MemoryPlan, voxels: int) -> MemoryPlan:
         """The plan of a pass over a block of so many voxels, with what is there beside every pass."""
         sums, others = int(self.throughout * voxels), plan.weights * (self.folds - 1)
-        if not sums + others:
-            return plan
-        parts = {**plan.parts, "sums of passes": sums, "weights": plan.weights + others}
-        return replace(
-            plan, weights=plan.weights + others, activations=plan.activations + sums,
-            by_level=(plan.by_level[0] + sums, *plan.by_level[1:]), parts=parts,
-        )  # fmt: skip
+        if sums + others:
+            parts = {**plan.parts, "sums of passes": sums, "weights": plan.weights + others}
+            plan = replace(
+                plan, weights=plan.weights + others, activations=plan.activations + sums,
+                by_level=(plan.by_level[0] + sums, *plan.by_level[1:]), parts=parts,
+            )  # fmt: skip
+        return self.in_process(plan)
+
+    def in_process(self, plan: MemoryPlan) -> MemoryPlan:
+        """The plan for a process that has `process` bytes more."""
+        whole = plan.process + self.process
+        return replace(plan, process=whole, parts={**plan.parts, "process": whole}) if self.process else plan
 
 
 def memory_limit(communicator: Communicator) -> int:

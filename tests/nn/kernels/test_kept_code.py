@@ -18,7 +18,7 @@ import torch
 
 import volseg
 from volseg.nn.kernels.jit import code_key
-from volseg.nn.kernels.jit.code_folder import CodeFolder, chosen_folder
+from volseg.nn.kernels.jit.code_folder import CodeFolder, chosen_folder, has_kept_code
 from volseg.nn.kernels.jit.code_key import digest_of, file_name, key_of, source_files
 from volseg.nn.kernels.jit.compiler import Library, compiled_once, widest_vector
 from volseg.nn.kernels.jit.language import Function, Int, Module, Pointer
@@ -71,7 +71,9 @@ def kept(folder: Path) -> list[Path]:
 
 
 def test_a_second_start_compiles_nothing(folder: Path) -> None:
+    assert not has_kept_code()
     assert start() == 1
+    assert has_kept_code()
     assert start() == 0
     assert start(4) == 1, "another argument is another kernel"
     assert [file.suffix for file in kept(folder)] == [".kernels"] * 2
@@ -83,6 +85,7 @@ def test_off_keeps_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("VOLSEG_CACHE", "off")
     assert (start(), start()) == (1, 1)
     assert not kept(folder)
+    assert not has_kept_code()
 
 
 def test_the_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

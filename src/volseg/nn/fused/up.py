@@ -180,8 +180,8 @@ def bias_sums(rows: Rows, planes: Range | None = None) -> Tensor:
     if readable(rows.buffer):
         return passes.channel_sums(rows)
     own = rows.own
-    if own.dtype == torch.float32:
-        return own.sum((0, 1)).double().sum(0)
+    if own.dtype == torch.float32 or own.device.type != "cpu":  # a processor would make a copy of it all in float32
+        return own.sum((0, 1), dtype=torch.float32).double().sum(0)
     lines = torch.zeros(own.shape[2:], dtype=torch.float64, device=own.device)
     for plane in own:  # a copy in float32 of one plane at a time
         lines += plane.float().sum(0)

@@ -77,6 +77,11 @@ class Parts:
         return define_pool(self._module, self._layout)
 
 
+_LINES_AHEAD = 2
+"""Of a tensor, that are asked for while a line is read: by itself a processor looks ahead within a page of memory,
+which is about a line."""
+
+
 def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -> Any:
     lanes = layout.lanes
 
@@ -100,6 +105,7 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
         zero_voxels(f, target, stride, 0, begin, channels)
         zero_voxels(f, target, stride, end, count, channels)
         first = source.data + start * channels
+        ahead = first + source.line * _LINES_AHEAD
         with f.either((channels % lanes).equals(0)) as (aligned, odd):
             with odd:  # an image: few channels, as they are
                 zero_voxels(f, target, stride, begin, end, channels)
@@ -107,21 +113,23 @@ def _define_fill_line(module: Module, layout: Registers, kind: ActivationKind) -
                     (target + (x * stride + c)).copy_one(first + (x * channels + c))
             with aligned, f.loop(channels, step=lanes) as (c, _), f.either(source.scale.is_given()) as (scaled, bare):
                 with bare, f.loop(end, start=begin) as (x, _):
-                    place = first + (x * channels + c)
-                    (place + source.line).prefetch(to_write=False)
-                    (target + (x * stride + c)).store(place.load())
+                    (ahead + (x * channels + c)).prefetch(to_write=False)
+                    (target + (x * stride + c)).store((first + (x * channels + c)).load())
                 with scaled:
                     reading = source.reading(f, kind, c)
                     with f.loop(end, start=begin) as (x, _):
-                        place = first + (x * channels + c)
-                        (place + source.line).prefetch(to_write=False)
-                        (target + (x * stride + c)).store(reading.activated(place.load()))
+                        (ahead + (x * channels + c)).prefetch(to_write=False)
+                        value = reading.activated((first + (x * channels + c)).load())
+                        (target + (x * stride + c)).store(value)
 
     return fill_line
 
 
 _CHANNELS_A_TURN = 4
 """Of the loop over those of a vector, where most voxels go through."""
+
+_LONG_SUM = 128
+"""Terms of sums whose places are brought near meanwhile; for shorter ones that costs more than it saves."""
 
 _ROWS_OF_POINTER = 6
 """Rows that have a pointer together: their distances from it, one to five steps, fit into the registers beside it."""
@@ -173,6 +181,9 @@ def _define_product(module: Module, layout: Registers, in_vectors: bool) -> Any:
             tile, stop = replace(layout, rows=rows), start + (end - start) // rows * rows
             with f.loop(stop, start=start, step=rows) as (r, _):
                 sums = [f.constant(0)] * (rows * vectors)
+                with f.when(taps * channels >= _LONG_SUM):
+                    for n in range(rows * vectors):
+                        (out + (r * width + n * lanes)).prefetch()
                 with f.loop(taps, carried=sums) as (tap, outer):
                     row, weights = r + tap * shift, weight + tap * channels * width
                     if in_vectors:

@@ -99,9 +99,9 @@ class TorchPointConvolutions:
             for some in self.work.planes(planes or (0, x.rows.sides[0]), x.rows.sides, len(taps) + taps.shape[1]):
                 box = box_of(x.rows, some)
                 whole = region(upstream, _finer(box, weight.spread)).to(self.work.device)
-                given = _spread(whole, weight.spread, k).float().reshape(-1, taps.shape[1])
-                total += given.t() @ self._values(x, box, weight.stored)
-                part = (given @ taps.t()).view(_lines(box, x.rows.channels))
+                of_outputs = _spread(whole, weight.spread, k).float().reshape(-1, taps.shape[1])
+                total += of_outputs.t() @ self._values(x, box, weight.stored)
+                part = (of_outputs @ taps.t()).view(_lines(box, x.rows.channels))
                 hand_over(part, x.rows, x.affine, box, target, sums, add, self.work)
         return total.view(weight.spread[0] * weight.spread[1], -1, len(taps))
 

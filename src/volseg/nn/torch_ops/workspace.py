@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 import torch
 from torch import Tensor
@@ -27,14 +28,8 @@ class Workspace:
 
     def room(self, purpose: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Uninitialised memory that lasts until the next call for this purpose."""
-        count = 1
-        for side in shape:
-            count *= side
+        count = prod(shape)
         return grown(self._kept, (purpose, dtype), count, dtype, self.device)[:count].view(shape)
-
-    def release(self) -> None:
-        """Return the memory to the system."""
-        self._kept.clear()
 
     def computing(self, stored: torch.dtype) -> torch.dtype:
         """The type in which convolutions get tensors that are stored in `stored`.

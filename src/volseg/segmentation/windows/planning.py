@@ -119,7 +119,8 @@ def _plan(
     parts |= {"process": process, "weights": weights}
     later = beside.of(prod(layout.largest_block))
     activations = max(plan.activations + more, later.mask + later.afterwards - plan.work)
-    return replace(
+    plan = replace(
         plan, process=process, weights=weights, activations=activations, parts=parts,
         by_level=(plan.by_level[0] + activations - plan.activations, *plan.by_level[1:]),
     )  # fmt: skip
+    return beside.in_process(plan)

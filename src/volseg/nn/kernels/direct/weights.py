@@ -251,10 +251,10 @@ class WeightSums:
             at += terms
         workers.give("weight gradient", self._memory)
         gradient = by_tap.permute(*((4, 3) if self.image else (3, 4)), 0, 1, 2)
-        return without_padding(gradient, self.shape, [] if self.image else self.sources)
+        return _without_padding(gradient, self.shape, [] if self.image else self.sources)
 
 
-def without_padding(gradient: Tensor, shape: Sequence[int], sources: Sequence[int]) -> Tensor:
+def _without_padding(gradient: Tensor, shape: Sequence[int], sources: Sequence[int]) -> Tensor:
     """[K, C, kd, kh, kw] from a gradient whose channels are stored rounded up to vectors.
 
     shape    (K, C)

@@ -38,6 +38,12 @@ def chosen_folder() -> Path | None:
         return None
 
 
+def has_kept_code() -> bool:
+    """Whether an earlier process left machine code here, so that this one will most likely compile none or little."""
+    path = chosen_folder()
+    return path is not None and CodeFolder(path).has_files()
+
+
 class CodeFolder:
     """Files known by names, in a folder that only this user writes to; of at most `limit` bytes in all."""
 
@@ -58,6 +64,12 @@ class CodeFolder:
                         os.utime(descriptor)
                 return content
         return None
+
+    def has_files(self) -> bool:
+        """Whether there are any, of whatever names, that may be trusted."""
+        with suppress(OSError), self._entered() as folder:
+            return any(name.endswith(_SUFFIX) for name in os.listdir(folder))
+        return False
 
     def write(self, name: str, content: bytes) -> None:
         """Keep a file, if that is possible; the least recently used files go where there are too many bytes."""
