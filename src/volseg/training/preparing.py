@@ -24,6 +24,7 @@ from volseg.training.job import TrainingJob
 from volseg.training.opening import Opened, open_run
 from volseg.training.optimization import make_optimizer
 from volseg.training.resolution import Hierarchy
+from volseg.training.room_on_device import check_room
 from volseg.training.setup import Setup
 from volseg.volumes.dataset import Fault
 from volseg.volumes.dataset.at_spacing import lost_in, lost_labels
@@ -36,6 +37,7 @@ def prepare(job: TrainingJob, communicator: Communicator, listen: Listener) -> S
     """
     opened = open_run(job, communicator, listen)
     setup = _built(job, opened, communicator, listen)
+    check_room(setup.planned, setup.device, communicator)
     said: list[str] = []
     if opened.begun.path is not None:
         setup, said = _going_on(job, setup, opened.begun.path)
