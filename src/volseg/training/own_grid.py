@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,11 +55,8 @@ def counts_on_own_grid(
     labels  on the grid of that mask, in the network's order
     mask  filled: on the grid that the network sees, for pictures
     """
-    head, regions, meter = (
-        copy.deepcopy(twin.twin.logits_layer).cpu(),
-        blocks.dataset.regions,
-        blocks.grid.communicator.meter,
-    )
+    head, regions, meter = twin.twin.logits_layer, blocks.dataset.regions, blocks.grid.communicator.meter
+    weight, bias = head.weight.cpu(), None if head.bias is None else head.bias.cpu()
     assert scan.back is not None
     box, shape = scan.seen_box, mask.shape[1:]
     far = [int(stop < whole) for stop, whole in zip(scan.block.stop, scan.layout.shape, strict=True)]
@@ -74,17 +70,17 @@ def counts_on_own_grid(
             whole = labels.read(box)
     for (first, last), made in twin.feature_slabs(sample.image.to(twin.device), scan.layout):
         with meter.doing(Kind.HEAD):
-            features = made.cpu()
-            inside = features[:, :, : last - first, : shape[1], : shape[2]]
-            labels_of(head(inside)[0].numpy(), regions, mask[0, first:last].numpy())
+            inside = made[:, :, : last - first, : shape[1], : shape[2]]
+            labels_of(head(inside)[0].cpu().numpy(), regions, mask[0, first:last].numpy())
         start, stop = (int(n) for n in np.searchsorted(on_d.low, (first, last)))
         planes = Box((box.start[0] + start, *box.start[1:]), (box.start[0] + stop, *box.stop[1:]))
         if not planes.size or error is not None:
             continue
         found = np.empty(planes.shape, dtype=np.uint8)
         with meter.doing(Kind.HEAD):
+            features = made.cpu()
             maps = [on_d[start:stop].relative_to(first, features.shape[2]), on_h, on_w]
-            bring_back(features, head.weight, head.bias, maps, found, regions=regions)
+            bring_back(features, weight, bias, maps, found, regions=regions)
         try:
             with meter.doing(Kind.FILES):
                 stored = labels.read(planes) if whole is None else whole[planes.relative_to(box).slices]
