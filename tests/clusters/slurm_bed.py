@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +106,22 @@ class Slurm:
         deadline = time.monotonic() + seconds
         while True:
             states = self.run("sinfo", "--noheader", "-o", "%T %D").stdout.split()
-            if states == ["idle", str(len(NODES))] and not self.run("pgrep", "-f", "^slurmstepd: ").stdout:
+            if states == ["idle", str(len(NODES))] and not self.step_daemons():
                 return
             assert time.monotonic() < deadline, self.run("sinfo", "-N").stdout
             time.sleep(0.2)
+
+    def step_daemons(self) -> list[int]:
+        """The processes of this Slurm that look after a step of a job."""
+        mine = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
+        daemons = []
+        for process in self.run("pgrep", "-f", "^slurmstepd: ").stdout.split():
+            try:
+                if mine in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
+                    daemons.append(int(process))
+            except OSError:  # ended meanwhile
+                continue
+        return daemons
 
 
 def _free_ports(count: int) -> list[int]:
@@ -165,6 +178,9 @@ def slurm(folder: Path, environment: Mapping[str, str]) -> Iterator[Slurm]:
         deadline = time.monotonic() + 30
         while bed.run("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:
             time.sleep(0.2)
+        for daemon in bed.step_daemons():  # of a step that does not end; its machine's daemon would leave it behind
+            with suppress(ProcessLookupError):
+                os.kill(daemon, signal.SIGKILL)
         for process in reversed(processes):
             process.terminate()
         for process in reversed(processes):
