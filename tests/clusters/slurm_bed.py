@@ -89,7 +89,7 @@ class Slurm:
         run = self.run("scontrol", "show", "job", job)
         return dict(word.split("=", 1) for word in run.stdout.split() if "=" in word)
 
-    def wait(self, job: int, states: tuple[str, ...], seconds: float = 90) -> dict[str, str]:
+    def wait(self, job: int, states: tuple[str, ...], seconds: float = 150) -> dict[str, str]:
         """Wait until a job is in one of these states; fails after so many seconds."""
         deadline = time.monotonic() + seconds
         while (facts := self.facts(job)).get("JobState") not in states:
@@ -98,11 +98,7 @@ class Slurm:
         return facts
 
     def wait_until_idle(self, seconds: float = 30) -> None:
-        """Wait until no machine has anything left of a job; fails after so many seconds.
-
-        The controller calls a machine idle a moment before the job's own daemon there has ended, and while that is
-        there the machine refuses to start the job again.
-        """
+        """Wait until all machines are there and nothing of a job is left on them; fails after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
             states = self.run("sinfo", "--noheader", "-o", "%T %D").stdout.split()
