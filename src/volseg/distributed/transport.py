@@ -69,7 +69,7 @@ class _Lying:
 
 
 class HostTransport:
-    """Of tensors in the host's memory."""
+    """Hands on faces of tensors in the host's memory."""
 
     def pack(self, face: Tensor) -> _Lying:
         """As `Transport.pack`."""
@@ -152,7 +152,7 @@ class _Staged:
 
 
 class StagedTransport:
-    """Of tensors on a device whose MPI knows only the host's memory.
+    """Hands on faces of tensors on a device whose MPI knows only the host's memory.
 
     Faces are made contiguous on the device and copied to pinned memory on a stream of their own, while the device
     computes; what comes back takes the same way. Pinned memory is slow to make, and is used again.
@@ -215,7 +215,7 @@ class _OnDevice:
 
 
 class DirectTransport:
-    """Of tensors on a device whose memory the MPI library reads and writes itself."""
+    """Hands on faces of tensors on a device whose memory the MPI library reads and writes itself."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
